@@ -1,0 +1,96 @@
+//! Clusters: a group of replicas with one policy (xDS CDS; gRFC A27, A32).
+
+use std::time::Duration;
+
+use super::UpstreamTls;
+use crate::name::{ClusterName, EndpointsName};
+
+/// Default of [`Cluster::connect_timeout`] (Envoy `Cluster.connect_timeout`).
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A cluster resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Resource name.
+    pub name: ClusterName,
+    /// Where the endpoints come from.
+    pub discovery: Discovery,
+    /// How one endpoint is chosen.
+    pub lb_policy: LbPolicy,
+    /// Limits on load.
+    pub circuit_breakers: CircuitBreakers,
+    /// Limit of TCP connect and TLS handshake together. Default [`DEFAULT_CONNECT_TIMEOUT`].
+    pub connect_timeout: Duration,
+    /// Which HTTP version to speak.
+    pub http_version: HttpVersion,
+    /// TLS settings; `None` is plaintext.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// EDS, by `service_name`, or by the cluster's own name where the resource has none.
+    Eds(EndpointsName),
+}
+
+/// How an endpoint is chosen, as declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// Each in turn, from a random start.
+    RoundRobin,
+    /// The least loaded of `choice_count` random ones (gRFC A48).
+    LeastRequest {
+        /// 2 to 10. Default 2.
+        choice_count: u32,
+    },
+    /// A random one.
+    Random,
+}
+
+/// Which HTTP version a cluster's endpoints speak (`HttpProtocolOptions`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/2 for gRPC requests, HTTP/1.1 for the others.
+    ByRequest,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// Limits on a cluster's load (gRFC A32; Envoy `CircuitBreakers.Thresholds`, priority DEFAULT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitBreakers {
+    /// Requests in flight from this process. Default 1024; `u32::MAX` is no limit.
+    pub max_requests: u32,
+    /// Limit on retries.
+    pub retry_budget: RetryBudget,
+}
+
+impl Default for CircuitBreakers {
+    fn default() -> Self {
+        Self {
+            max_requests: 1024,
+            retry_budget: RetryBudget::default(),
+        }
+    }
+}
+
+/// How many retries may be in flight (Envoy `Thresholds.RetryBudget`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Share of the requests in flight, in percent, 0 to 100. Default 20.
+    pub percent: u32,
+    /// Always allowed. Default 3.
+    pub min_retry_concurrency: u32,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self {
+            percent: 20,
+            min_retry_concurrency: 3,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Listeners: what a client dials, and what a server accepts (xDS LDS; gRFC A27, A36).
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{DownstreamTls, Rbac, RouteConfig};
+use crate::name::{ListenerName, RouteConfigName};
+
+/// A listener resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Resource name.
+    pub name: ListenerName,
+    /// Client or server side.
+    pub kind: ListenerKind,
+}
+
+/// Which side a [`Listener`] is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenerKind {
+    /// For a client (`api_listener`).
+    Api(ApiListener),
+    /// For a server (`filter_chains`).
+    Inbound(InboundListener),
+}
+
+/// What a client that dials the listener's name does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiListener {
+    /// Where the routes come from.
+    pub routes: RouteSource,
+    /// Limit of a stream's life, `None` for no limit
+    /// (`common_http_protocol_options.max_stream_duration`).
+    pub max_stream_duration: Option<Duration>,
+}
+
+/// Where a listener's routes come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteSource {
+    /// A resource of its own (RDS).
+    Rds(RouteConfigName),
+    /// Written into the listener.
+    Inline(Arc<RouteConfig>),
+}
+
+/// What a server does with connections on one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundListener {
+    /// The address the server must listen on; `None` when any will do.
+    pub address: Option<SocketAddr>,
+    /// Tried by [`TransportMatch`], the most specific first; no match closes the connection.
+    pub filter_chains: Vec<FilterChain>,
+}
+
+/// How connections of one kind are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterChain {
+    /// For people.
+    pub name: String,
+    /// Which connections.
+    pub transport: TransportMatch,
+    /// TLS settings; `None` is plaintext.
+    pub tls: Option<DownstreamTls>,
+    /// Authorisation, every filter must permit (gRFC A41); in order.
+    pub rbac: Vec<Rbac>,
+    /// Routes; a request without a route is refused.
+    pub routes: RouteSource,
+}
+
+/// Which connections a [`FilterChain`] takes (`filter_chain_match.transport_protocol`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportMatch {
+    /// All.
+    Any,
+    /// Those that do not begin with a TLS record.
+    RawBuffer,
+    /// Those that begin with a TLS record.
+    Tls,
+}

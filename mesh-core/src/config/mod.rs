@@ -1,0 +1,34 @@
+//! What the control plane declared, already valid.
+//!
+//! Plain data with public fields and `Eq`. Stage: the output of decode (client side) and of
+//! compile (control plane side); it is never read on the request path, only through the tables
+//! compiled from it. Constructors parse: a value of these types needs no further validation.
+
+mod cluster;
+mod endpoint;
+mod listener;
+mod matcher;
+mod route;
+mod security;
+
+pub use cluster::{
+    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
+    RetryBudget,
+};
+pub use endpoint::{ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoints, LocalityId};
+pub use listener::{
+    ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
+};
+pub(crate) use matcher::joined;
+pub use matcher::{
+    Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, REGEX_SIZE_MAX, Regex,
+    StringMatcher, StringPattern,
+};
+pub use route::{
+    Backoff, Forward, MaxStreamDuration, RETRIES_MAX, RetryOn, RetryPolicy, Route, RouteAction,
+    RouteConfig, RouteMatch, VirtualHost, WeightedCluster,
+};
+pub use security::{
+    CertificateSource, DownstreamTls, Permission, Principal, Rbac, RbacAction, RbacPolicy, Secret,
+    TrustBundle, TrustSource, UpstreamTls,
+};

@@ -1,0 +1,164 @@
+//! TLS, trust and authorisation, as declared (gRFC A29, A41; Envoy SDS).
+
+use std::{collections::BTreeMap, fmt};
+
+use bytes::Bytes;
+
+use super::{HeaderMatcher, StringMatcher};
+use crate::name::SecretName;
+
+/// TLS towards a cluster's endpoints (`UpstreamTlsContext`). What cannot be applied fails the
+/// connection; it never falls back to plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Our certificate; `None` sends none.
+    pub identity: Option<CertificateSource>,
+    /// Whom to trust.
+    pub roots: TrustSource,
+    /// One of the peer's subject alternative names must match one of these; empty accepts every
+    /// certificate that chains to the roots.
+    pub subject_alt_names: Vec<StringMatcher>,
+    /// Server name indication; `None` sends none.
+    pub sni: Option<String>,
+}
+
+/// TLS of a server (`DownstreamTlsContext`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DownstreamTls {
+    /// Our certificate.
+    pub identity: CertificateSource,
+    /// Whom to trust; `None` asks for no client certificate.
+    pub roots: Option<TrustSource>,
+    /// Refuse clients without a certificate.
+    pub require_client_certificate: bool,
+}
+
+/// Where a certificate with its key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// A provider named in the bootstrap (gRFC A29), or the process's own identity.
+    Provider {
+        /// Name in the bootstrap, `default` by convention.
+        instance: String,
+    },
+    /// A secret over SDS.
+    Sds(SecretName),
+}
+
+/// Where trusted roots come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustSource {
+    /// A provider named in the bootstrap (gRFC A29).
+    Provider {
+        /// Name in the bootstrap.
+        instance: String,
+    },
+    /// A trust bundle over SDS.
+    Sds(SecretName),
+}
+
+/// A secret resource (xDS SDS).
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// Trusted roots.
+    TrustBundle(TrustBundle),
+    /// A certificate with its key; served only to clients that cannot make a CSR.
+    Certificate {
+        /// Resource name.
+        name: SecretName,
+        /// PEM, leaf first.
+        chain_pem: String,
+        /// PEM; never printed.
+        key_pem: String,
+    },
+}
+
+impl Secret {
+    /// Resource name.
+    pub fn name(&self) -> &SecretName {
+        match self {
+            Self::TrustBundle(bundle) => &bundle.name,
+            Self::Certificate { name, .. } => name,
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({})", self.name())
+    }
+}
+
+/// Trusted root certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustBundle {
+    /// Resource name, `ROOTCA` by convention.
+    pub name: SecretName,
+    /// DER certificates.
+    pub roots: Vec<Bytes>,
+}
+
+/// An authorisation filter (gRFC A41, Envoy `config.rbac.v3.RBAC`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rbac {
+    /// What a match means.
+    pub action: RbacAction,
+    /// By name. `Allow` without any policy refuses everything.
+    pub policies: BTreeMap<String, RbacPolicy>,
+}
+
+/// What a matching policy of an [`Rbac`] filter means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RbacAction {
+    /// Permit if and only if a policy matches.
+    Allow,
+    /// Refuse if a policy matches.
+    Deny,
+    /// Write an audit line if a policy matches; never refuses.
+    Log,
+}
+
+/// Matches when any principal and any permission match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RbacPolicy {
+    /// Who.
+    pub principals: Vec<Principal>,
+    /// What.
+    pub permissions: Vec<Permission>,
+}
+
+/// A predicate over the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    /// Everybody.
+    Any,
+    /// All of them.
+    And(Vec<Principal>),
+    /// One of them.
+    Or(Vec<Principal>),
+    /// Not this.
+    Not(Box<Principal>),
+    /// Authenticated by mTLS, and one of its names matches where a matcher is given.
+    Authenticated(Option<StringMatcher>),
+    /// A header of the request.
+    Header(HeaderMatcher),
+}
+
+/// A predicate over what is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Everything.
+    Any,
+    /// All of them.
+    And(Vec<Permission>),
+    /// One of them.
+    Or(Vec<Permission>),
+    /// Not this.
+    Not(Box<Permission>),
+    /// The path, without its query.
+    Path(StringMatcher),
+    /// A header of the request; `:method` and `:authority` too.
+    Header(HeaderMatcher),
+    /// The port the request arrived on.
+    DestinationPort(u16),
+}

@@ -1,0 +1,8 @@
+//! State that requests feed and that limits requests.
+//!
+//! Stage 10. Circuit breaking here means a limit on requests in flight (gRFC A32), not a reaction
+//! to failures.
+
+mod circuit;
+
+pub use circuit::Circuit;
