@@ -24,6 +24,8 @@ pub mod rng;
 pub mod route;
 pub mod snapshot;
 pub mod stats;
+#[cfg(feature = "test-util")]
+pub mod testing;
 
 pub use error::ConfigError;
 pub use name::{ClusterName, EndpointsName, ListenerName, RouteConfigName, SecretName};

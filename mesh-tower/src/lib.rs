@@ -1,1 +1,48 @@
-//! mesh-tower
+//! Tower services that run the mesh's decisions for any `http::Request`.
+//!
+//! ```text
+//! request ─► MeshService ─► route ─► permit ─► deadline ─► attempts ─► pick ─► endpoint ─► wire
+//!                                                                                │
+//! application ◄─ Server ◄─ deadline ◄─ authorisation ◄─ identity ◄─ TLS ◄────────┘
+//! ```
+//!
+//! [`Mesh`] is the handle an application holds: it makes clients and serves. [`MeshService`] works
+//! without it, from a hand-made snapshot.
+//!
+//! Modules import only downward in this order:
+//! `mesh → {http_client, service} → call → {listener, response} → {cluster, connect} →
+//! {server, tls} → {telemetry, context, identity, body, error}`.
+
+mod body;
+mod call;
+mod cluster;
+pub mod connect;
+pub mod context;
+mod error;
+mod ext;
+#[cfg(feature = "xds")]
+mod http_client;
+pub mod identity;
+mod listener;
+#[cfg(feature = "xds")]
+mod mesh;
+mod record;
+mod response;
+mod rng;
+pub mod server;
+mod service;
+pub mod telemetry;
+pub mod tls;
+
+pub use body::{Body, REPLAY_BYTES_MAX};
+pub use call::{CONNECTING_WAIT_MAX, TRANSPARENT_RETRIES_MAX};
+pub use cluster::{EndpointContext, EndpointService, MakeEndpoint};
+pub use error::{BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin};
+pub use ext::SelectedEndpoint;
+#[cfg(feature = "xds")]
+pub use http_client::{AUTHORITIES_MAX, HttpClient};
+pub use listener::FIRST_CONFIG_WAIT_MAX;
+#[cfg(feature = "xds")]
+pub use mesh::{Mesh, MeshBuilder, SetupError};
+pub use response::ResponseBody;
+pub use service::{MeshService, ResponseFuture};

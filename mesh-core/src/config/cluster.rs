@@ -77,12 +77,13 @@ impl Default for CircuitBreakers {
     }
 }
 
-/// How many retries may be in flight (Envoy `Thresholds.RetryBudget`).
+/// How many retries there may be (Envoy `Thresholds.RetryBudget`; see
+/// [`Circuit`](crate::health::Circuit) for how the share is counted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
-    /// Share of the requests in flight, in percent, 0 to 100. Default 20.
+    /// Retries for each hundred requests, 0 to 100. Default 20.
     pub percent: u32,
-    /// Always allowed. Default 3.
+    /// Retries in flight that are always allowed. Default 3.
     pub min_retry_concurrency: u32,
 }
 

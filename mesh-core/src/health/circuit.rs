@@ -2,8 +2,13 @@
 //!
 //! Limits are passed in at each call because they change with the configuration while requests
 //! are in flight; changing a limit does not reset a count (gRFC A32).
+//!
+//! The retry budget's share is earned by requests and spent by retries, as in Finagle, instead of
+//! being compared with the requests in flight at the moment, as in Envoy: when an endpoint dies,
+//! all of its requests fail at the same moment, and a share of those in flight would refuse most
+//! of the retries that this is for. Over time the share is the same.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::config::{CircuitBreakers, RetryBudget};
 
@@ -13,7 +18,12 @@ pub struct Circuit {
     requests: AtomicU32,
     retries: AtomicU32,
     dropped: AtomicU64,
+    /// Retries that were earned and not spent yet, in hundredths.
+    earned: AtomicI64,
 }
+
+/// Unspent retries kept at most: how many requests may fail at one moment and all be tried again.
+pub const RETRIES_EARNED_MAX: u32 = 100;
 
 impl Circuit {
     /// Takes a permit for a request; give it back with [`release`](Self::release). `false` when
@@ -21,6 +31,11 @@ impl Circuit {
     pub fn try_acquire(&self, limits: &CircuitBreakers) -> bool {
         // Add first and undo on refusal: exact under contention, and one operation when permitted.
         if self.requests.fetch_add(1, Relaxed) < limits.max_requests {
+            // In steady state the balance is full and this is a read.
+            if self.earned.load(Relaxed) < i64::from(RETRIES_EARNED_MAX) * 100 {
+                self.earned
+                    .fetch_add(i64::from(limits.retry_budget.percent), Relaxed);
+            }
             return true;
         }
         self.requests.fetch_sub(1, Relaxed);
@@ -34,11 +49,14 @@ impl Circuit {
     }
 
     /// Takes a permit for a retry; give it back with [`release_retry`](Self::release_retry).
-    /// `false` when as many retries are in flight as the budget allows.
+    /// `false` when the budget's share is spent and its minimum is in flight.
     pub fn try_acquire_retry(&self, budget: &RetryBudget) -> bool {
-        let share = u64::from(self.requests.load(Relaxed)) * u64::from(budget.percent) / 100;
-        let allowed = share.max(u64::from(budget.min_retry_concurrency));
-        if u64::from(self.retries.fetch_add(1, Relaxed)) < allowed {
+        let in_flight = self.retries.fetch_add(1, Relaxed);
+        if self.earned.fetch_sub(100, Relaxed) >= 100 {
+            return true;
+        }
+        self.earned.fetch_add(100, Relaxed);
+        if in_flight < budget.min_retry_concurrency {
             return true;
         }
         self.retries.fetch_sub(1, Relaxed);
@@ -90,29 +108,32 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_is_a_share_of_the_requests_in_flight_but_never_below_its_minimum() {
+    fn the_budget_is_earned_by_requests_spent_by_retries_and_has_a_minimum() {
         let circuit = Circuit::default();
+        let limits = CircuitBreakers {
+            max_requests: u32::MAX,
+            ..CircuitBreakers::default()
+        };
         let budget = RetryBudget {
             percent: 20,
             min_retry_concurrency: 3,
         };
-        assert_eq!(
-            (0..10)
+        let retries = || {
+            (0..1_000)
                 .filter(|_| circuit.try_acquire_retry(&budget))
-                .count(),
-            3
-        );
+                .count()
+        };
+        assert_eq!(retries(), 3, "the minimum, nothing was earned");
         for _ in 0..50 {
-            assert!(circuit.try_acquire(&CircuitBreakers::default()));
+            assert!(circuit.try_acquire(&limits));
+            circuit.release();
         }
-        assert_eq!(
-            (0..100)
-                .filter(|_| circuit.try_acquire_retry(&budget))
-                .count(),
-            7
-        );
+        assert_eq!(retries(), 10, "20 % of 50, although nothing is in flight");
         circuit.release_retry();
-        assert!(circuit.try_acquire_retry(&budget));
-        assert_eq!(circuit.retries(), 10);
+        assert_eq!(retries(), 0, "more than the minimum is in flight");
+        for _ in 0..100_000 {
+            assert!(circuit.try_acquire(&limits));
+        }
+        assert_eq!(retries(), RETRIES_EARNED_MAX as usize);
     }
 }

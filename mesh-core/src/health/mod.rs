@@ -5,4 +5,4 @@
 
 mod circuit;
 
-pub use circuit::Circuit;
+pub use circuit::{Circuit, RETRIES_EARNED_MAX};

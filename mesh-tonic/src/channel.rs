@@ -1,0 +1,129 @@
+//! The channel that generated clients take.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response, Uri, uri};
+#[cfg(feature = "xds")]
+use mesh_tower::Mesh;
+use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
+use tonic::Status;
+use tower::Service;
+
+#[cfg(feature = "xds")]
+use crate::{Target, TargetError};
+use crate::{ResponseBody, to_status};
+
+/// A gRPC channel over the mesh.
+///
+/// Cloning is cheap and clones share everything. It is always ready; a limit that is reached fails
+/// the call instead. Errors are [`tonic::Status`] whose source is a [`mesh_tower::Error`].
+pub struct Channel<M: MakeEndpoint = HyperConnector> {
+    service: MeshService<M>,
+    authority: uri::Authority,
+}
+
+impl<M: MakeEndpoint> Channel<M> {
+    /// A channel over `service`. Calls carry the dialled name as their authority.
+    ///
+    /// # Errors
+    /// When the service's name is not usable as an authority.
+    pub fn new(service: MeshService<M>) -> Result<Self, uri::InvalidUri> {
+        let authority = service.name().parse()?;
+        Ok(Self { service, authority })
+    }
+
+    /// Waits for the first configuration.
+    ///
+    /// # Errors
+    /// When there is none, with the reason.
+    pub async fn ready(&self) -> Result<(), Status> {
+        self.service.ready().await.map_err(to_status)
+    }
+}
+
+impl<M: MakeEndpoint> Clone for Channel<M> {
+    fn clone(&self) -> Self {
+        Self { service: self.service.clone(), authority: self.authority.clone() }
+    }
+}
+
+impl<M: MakeEndpoint> fmt::Debug for Channel<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("authority", &self.authority).finish()
+    }
+}
+
+impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
+    type Response = Response<ResponseBody<M>>;
+    type Error = Status;
+    type Future = ResponseFuture<M>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<tonic::body::Body>) -> ResponseFuture<M> {
+        // The scheme is set where it is known whether the connection has TLS.
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(uri::Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = std::mem::take(request.uri_mut()).into_parts().path_and_query;
+        if parts.path_and_query.is_none() {
+            parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
+        }
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        ResponseFuture { inner: self.service.call(request) }
+    }
+}
+
+/// The response to come.
+pub struct ResponseFuture<M: MakeEndpoint = HyperConnector> {
+    inner: mesh_tower::ResponseFuture<M>,
+}
+
+impl<M: MakeEndpoint> Future for ResponseFuture<M> {
+    type Output = Result<Response<ResponseBody<M>>, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(Pin::new(&mut self.inner).poll(cx));
+        Poll::Ready(match response {
+            Ok(response) => Ok(response.map(ResponseBody::new)),
+            Err(error) => Err(to_status(error)),
+        })
+    }
+}
+
+impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "xds")]
+/// Makes channels from a [`Mesh`].
+pub trait MeshExt {
+    /// A channel to `target`, for example `xds:///greeter.default`. Returns at once; the first
+    /// call waits for the configuration.
+    ///
+    /// # Errors
+    /// When the target is not of the form `xds:///NAME`.
+    fn channel(&self, target: &str) -> Result<Channel, TargetError>;
+}
+
+#[cfg(feature = "xds")]
+impl MeshExt for Mesh {
+    fn channel(&self, target: &str) -> Result<Channel, TargetError> {
+        let parsed: Target = target.parse()?;
+        self.service(parsed.name())
+            .map_err(|_| TargetError::new(target, "the bootstrap's listener template refuses it"))
+            .and_then(|service| {
+                Channel::new(service)
+                    .map_err(|_| TargetError::new(target, "the name is not a valid authority"))
+            })
+    }
+}

@@ -1,0 +1,66 @@
+//! The seam between the mesh and what sends a request to one address.
+
+use std::{fmt, future::Future, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use mesh_core::{
+    config::Cluster,
+    stats::{Connectivity, EndpointStats},
+};
+use tokio::sync::Notify;
+
+use crate::{Body, BoxError, error::DispatchError};
+
+/// Makes the [`EndpointService`] of an address.
+pub trait MakeEndpoint: Send + Sync + 'static {
+    /// What it makes.
+    type Endpoint: EndpointService;
+
+    /// Makes the service of one endpoint. Must not block and must not connect yet.
+    fn make(&self, context: EndpointContext) -> Self::Endpoint;
+}
+
+/// Sends requests to one address and keeps the connections for it.
+pub trait EndpointService: Send + Sync + 'static {
+    /// Body of the responses.
+    type ResponseBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin;
+
+    /// Connects and stays connected, reporting through
+    /// [`EndpointContext::set_connectivity`]. Called once or more often, not on every request.
+    fn connect(&self);
+
+    /// Sends one request.
+    fn dispatch(
+        &self,
+        request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Self::ResponseBody>, DispatchError>> + Send;
+}
+
+/// What an endpoint knows of itself.
+#[derive(Clone)]
+pub struct EndpointContext {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Policy of the cluster.
+    pub cluster: Arc<Cluster>,
+    pub(crate) stats: Arc<EndpointStats>,
+    pub(crate) changed: Arc<Notify>,
+}
+
+impl EndpointContext {
+    /// Reports whether requests can be sent; wakes the requests that wait for it.
+    pub fn set_connectivity(&self, connectivity: Connectivity) {
+        self.stats.set_connectivity(connectivity);
+        self.changed.notify_waiters();
+    }
+}
+
+impl fmt::Debug for EndpointContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointContext")
+            .field("address", &self.address)
+            .field("cluster", &self.cluster.name)
+            .finish_non_exhaustive()
+    }
+}

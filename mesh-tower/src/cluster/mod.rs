@@ -1,0 +1,13 @@
+//! From a cluster to one endpoint.
+//!
+//! Stages 10 and 11. A [`ClusterRuntime`] lives as long as its cluster's name is in use and holds
+//! what must outlive snapshots: the circuit and the connections. The request path loads one
+//! pointer; a follower task makes and drops endpoints.
+
+mod endpoint;
+mod registry;
+mod runtime;
+
+pub use endpoint::{EndpointContext, EndpointService, MakeEndpoint};
+pub(crate) use registry::ClusterRegistry;
+pub(crate) use runtime::{CircuitPermit, ClusterRuntime, Picked, RetryPermit};

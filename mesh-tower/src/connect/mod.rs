@@ -1,0 +1,47 @@
+//! Endpoints over hyper: HTTP/2 and HTTP/1.1, over TCP or mTLS.
+//!
+//! Stages 11 and 12. Each endpoint has one keeper task that connects, drives the HTTP/2 connection
+//! and reconnects; a request clones a handle and sends, without a queue or a task of its own.
+
+mod dial;
+mod endpoint;
+mod http1;
+mod keeper;
+
+use std::fmt;
+
+pub use endpoint::{HyperBody, HyperEndpoint};
+
+use crate::{
+    cluster::{EndpointContext, MakeEndpoint},
+    identity::Identity,
+};
+
+/// Makes endpoints that connect over TCP, with mTLS where the cluster asks for it.
+#[derive(Clone)]
+pub struct HyperConnector {
+    identity: Option<Identity>,
+}
+
+impl HyperConnector {
+    /// A connector; without an `identity`, clusters that ask for TLS fail.
+    pub fn new(identity: Option<Identity>) -> Self {
+        Self { identity }
+    }
+}
+
+impl fmt::Debug for HyperConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HyperConnector")
+            .field("has_identity", &self.identity.is_some())
+            .finish()
+    }
+}
+
+impl MakeEndpoint for HyperConnector {
+    type Endpoint = HyperEndpoint;
+
+    fn make(&self, context: EndpointContext) -> HyperEndpoint {
+        HyperEndpoint::new(context, self.identity.as_ref())
+    }
+}

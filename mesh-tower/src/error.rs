@@ -1,0 +1,249 @@
+//! Why a request failed.
+//!
+//! Stage 13. Every error says what failed and why in one line, where it came from, and whether
+//! sending the request again is safe.
+
+use std::{error, fmt, net::SocketAddr};
+
+use http::Request;
+use mesh_core::outcome::Outcome;
+
+use crate::{Body, telemetry::Code};
+
+/// A boxed error of a body or a connection.
+pub type BoxError = Box<dyn error::Error + Send + Sync>;
+
+/// A request that got no response.
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    attempts: u32,
+    endpoint: Option<SocketAddr>,
+    source: Option<BoxError>,
+}
+
+/// What kind of failure an [`Error`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request itself cannot be sent, for example because it names no authority.
+    InvalidRequest,
+    /// There is no configuration for the dialled name.
+    NoConfig,
+    /// No route matches the request.
+    NoRoute,
+    /// The route or the cluster cannot be used by this version.
+    Unsupported,
+    /// The cluster has no endpoint, or none that can be reached.
+    NoEndpoint,
+    /// The cluster has as many requests in flight as its limit allows.
+    CircuitOpen,
+    /// The deadline passed.
+    DeadlineExceeded,
+    /// No connection could be made.
+    Connect,
+    /// The endpoint did not take the request; it was never processed.
+    Refused,
+    /// The connection or the stream ended before the response.
+    Reset,
+    /// An attempt took longer than its limit.
+    PerTryTimeout,
+}
+
+/// Where an [`Error`] comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Decided in this process.
+    Local,
+    /// The endpoint or the way to it.
+    Upstream,
+    /// Configuration that is missing or unusable.
+    ControlPlane,
+}
+
+impl From<ErrorKind> for Code {
+    fn from(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::InvalidRequest
+            | ErrorKind::NoConfig
+            | ErrorKind::NoRoute
+            | ErrorKind::Unsupported
+            | ErrorKind::NoEndpoint => Self::Unroutable,
+            ErrorKind::CircuitOpen => Self::Overload,
+            ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Self::Timeout,
+            ErrorKind::Connect => Self::ConnectFailure,
+            ErrorKind::Refused => Self::Refused,
+            ErrorKind::Reset => Self::Reset,
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                message,
+                attempts: 0,
+                endpoint: None,
+                source: None,
+            }),
+        }
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.inner.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn with_attempt(mut self, attempts: u32, endpoint: Option<SocketAddr>) -> Self {
+        self.inner.attempts = attempts;
+        self.inner.endpoint = endpoint;
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
+    }
+
+    /// Where it comes from.
+    pub fn origin(&self) -> Origin {
+        match self.inner.kind {
+            ErrorKind::NoConfig | ErrorKind::NoRoute | ErrorKind::Unsupported => {
+                Origin::ControlPlane
+            }
+            ErrorKind::InvalidRequest | ErrorKind::CircuitOpen | ErrorKind::DeadlineExceeded => {
+                Origin::Local
+            }
+            ErrorKind::NoEndpoint
+            | ErrorKind::Connect
+            | ErrorKind::Refused
+            | ErrorKind::Reset
+            | ErrorKind::PerTryTimeout => Origin::Upstream,
+        }
+    }
+
+    /// Whether no endpoint can have processed the request.
+    pub fn is_retry_safe(&self) -> bool {
+        !matches!(
+            self.inner.kind,
+            ErrorKind::Reset | ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout
+        )
+    }
+
+    /// Attempts that were made.
+    pub fn attempts(&self) -> u32 {
+        self.inner.attempts
+    }
+
+    /// The endpoint of the last attempt.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.inner.endpoint
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.message)?;
+        if let Some(endpoint) = self.inner.endpoint {
+            write!(f, " (endpoint {endpoint}, attempt {})", self.inner.attempts)?;
+        }
+        let mut source = self.inner.source.as_deref().map(|e| e as &dyn error::Error);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.inner.kind)
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.inner
+            .source
+            .as_deref()
+            .map(|e| e as &(dyn error::Error + 'static))
+    }
+}
+
+/// Why an endpoint gave no response.
+#[derive(Debug)]
+pub struct DispatchError {
+    kind: DispatchErrorKind,
+    source: BoxError,
+    request: Option<Box<Request<Body>>>,
+}
+
+/// What an endpoint knows of its failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DispatchErrorKind {
+    /// No connection could be made.
+    Connect,
+    /// The request was not processed.
+    Refused,
+    /// It is not known whether the request was processed.
+    Reset,
+}
+
+impl DispatchError {
+    /// An error of `kind` caused by `source`.
+    pub fn new(kind: DispatchErrorKind, source: impl Into<BoxError>) -> Self {
+        Self {
+            kind,
+            source: source.into(),
+            request: None,
+        }
+    }
+
+    /// Gives the request back: it never left, so it can be sent elsewhere.
+    #[must_use]
+    pub fn with_request(mut self, request: Request<Body>) -> Self {
+        self.request = Some(Box::new(request));
+        self
+    }
+
+    pub(crate) fn take_request(&mut self) -> Option<Request<Body>> {
+        self.request.take().map(|request| *request)
+    }
+
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self.kind {
+            DispatchErrorKind::Connect => Outcome::ConnectFailure,
+            DispatchErrorKind::Refused => Outcome::Refused,
+            DispatchErrorKind::Reset => Outcome::Reset,
+        }
+    }
+
+    pub(crate) fn into_error(self, cluster: &str) -> Error {
+        let (kind, text) = match self.kind {
+            DispatchErrorKind::Connect => (ErrorKind::Connect, "cannot connect"),
+            DispatchErrorKind::Refused => (ErrorKind::Refused, "the request was not taken"),
+            DispatchErrorKind::Reset => (ErrorKind::Reset, "no response"),
+        };
+        Error::new(kind, format!("cluster {cluster}: {text}")).with_source(self.source)
+    }
+}
+
+impl fmt::Display for DispatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl error::Error for DispatchError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.source.source()
+    }
+}

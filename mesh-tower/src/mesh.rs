@@ -1,0 +1,369 @@
+//! The handle an application holds.
+//!
+//! The one module that knows the xDS client. It starts it, feeds certificates and trust from it to
+//! TLS, makes clients, and serves.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use mesh_core::config::TrustBundle;
+use mesh_xds_client::{Bootstrap, StreamStatus, XdsClient};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    HttpClient, MeshService,
+    cluster::ClusterRegistry,
+    connect::HyperConnector,
+    identity::{Certificate, Identity},
+    listener::ListenerRuntime,
+    server::{InboundState, MeshApplication, ServeError, Server},
+    telemetry::Telemetry,
+};
+
+/// How long [`Mesh::shutdown`] waits for requests in flight, unless the builder says otherwise.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The SDS name of the trust bundle when the bootstrap names no other.
+const TRUST_BUNDLE: &str = "ROOTCA";
+
+/// The certificate provider that is this process's own identity (gRFC A29 `default` by convention).
+const IDENTITY_PROVIDER: &str = "default";
+
+/// A member of the mesh.
+///
+/// Cloning costs one reference count. The connection to the control plane closes when the last
+/// clone, client and server made from it are gone.
+#[derive(Clone)]
+pub struct Mesh {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    xds: XdsClient,
+    clusters: Arc<ClusterRegistry<HyperConnector>>,
+    identity: Option<Identity>,
+    telemetry: Telemetry,
+    drain_timeout: Duration,
+    /// Becomes true when servers shall drain.
+    shutdown: watch::Sender<bool>,
+    /// Servers that have not drained yet.
+    servers: Arc<Servers>,
+}
+
+#[derive(Default)]
+struct Servers {
+    running: AtomicUsize,
+    changed: tokio::sync::Notify,
+    errors: Mutex<Vec<String>>,
+}
+
+/// Configures a [`Mesh`].
+#[derive(Debug, Default)]
+#[must_use]
+pub struct MeshBuilder {
+    bootstrap: Option<Bootstrap>,
+    identity: Option<Identity>,
+    telemetry: Option<Telemetry>,
+    drain_timeout: Option<Duration>,
+}
+
+impl MeshBuilder {
+    /// The bootstrap. Default: gRPC's environment variables `GRPC_XDS_BOOTSTRAP` (a path) and
+    /// `GRPC_XDS_BOOTSTRAP_CONFIG` (JSON).
+    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
+        self.bootstrap = Some(bootstrap);
+        self
+    }
+
+    /// Our certificate and trust. Default: the bootstrap's certificate provider `default`, or none.
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// Spans and metrics. Default: [`Telemetry::from_env`].
+    pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
+        self.telemetry = Some(telemetry);
+        self
+    }
+
+    /// How long [`Mesh::shutdown`] waits for requests in flight. Default [`DRAIN_TIMEOUT`].
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.drain_timeout = Some(limit);
+        self
+    }
+
+    /// Joins the mesh. Does not wait for the control plane. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the bootstrap is missing or unusable, or telemetry cannot be set up.
+    pub async fn build(self) -> Result<Mesh, SetupError> {
+        let bootstrap = match self.bootstrap {
+            Some(bootstrap) => bootstrap,
+            None => Bootstrap::from_env().map_err(SetupError::new)?,
+        };
+        let telemetry = match self.telemetry {
+            Some(telemetry) => telemetry,
+            None => Telemetry::from_env().map_err(SetupError::new)?,
+        };
+        let xds = XdsClient::new(bootstrap).map_err(SetupError::new)?;
+        let identity = match self.identity {
+            Some(identity) => Some(identity),
+            None => identity_from_bootstrap(&xds)?,
+        };
+        let connector = HyperConnector::new(identity.clone());
+        let clusters = Arc::new(ClusterRegistry::new(
+            Arc::new(connector),
+            telemetry.metrics().clone(),
+        ));
+        let (shutdown, _) = watch::channel(false);
+        Ok(Mesh {
+            inner: Arc::new(Inner {
+                xds,
+                clusters,
+                identity,
+                telemetry,
+                drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+                shutdown,
+                servers: Arc::default(),
+            }),
+        })
+    }
+}
+
+impl Mesh {
+    /// Joins the mesh as the environment says; see [`MeshBuilder`].
+    ///
+    /// # Errors
+    /// As [`MeshBuilder::build`].
+    pub async fn from_env() -> Result<Self, SetupError> {
+        Self::builder().build().await
+    }
+
+    /// Joins the mesh with options.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// A client of one name, for example `greeter.default` or `greeter.default:8080`. Returns at
+    /// once; the first request waits for the configuration.
+    ///
+    /// # Errors
+    /// When the bootstrap's listener template cannot take the name.
+    pub fn service(&self, name: &str) -> Result<MeshService<HyperConnector>, SetupError> {
+        let inner = &self.inner;
+        let resource = inner.xds.client_listener_name(name);
+        let reader = inner.xds.watch_listener(&resource, name);
+        let listener = ListenerRuntime::new(name, reader, Arc::clone(&inner.clusters));
+        Ok(MeshService::from_parts(listener, inner.telemetry.clone()))
+    }
+
+    /// A client of any name, routed by the request's authority.
+    pub fn http_client(&self) -> HttpClient {
+        HttpClient::new(self.clone())
+    }
+
+    /// Serves `application` on `listener` as the control plane says: TLS, authorisation, deadlines
+    /// and telemetry. Runs until [`shutdown`](Self::shutdown), then drains.
+    ///
+    /// # Errors
+    /// When the listener's address or the bootstrap cannot be used. What fails later, for example
+    /// a connection, fails alone.
+    pub async fn serve<A: MeshApplication>(
+        &self,
+        listener: TcpListener,
+        application: A,
+    ) -> Result<(), ServeError> {
+        let address = listener.local_addr().map_err(ServeError::from)?;
+        let server = self.server(address)?;
+        let mut shutdown = self.inner.shutdown.subscribe();
+        let running = Running::begin(Arc::clone(&self.inner.servers));
+        let drain = async move { _ = shutdown.wait_for(|shutdown| *shutdown).await };
+        let served = server.serve(listener, application, drain).await;
+        if let Err(error) = &served {
+            let mut errors = self
+                .inner
+                .servers
+                .errors
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            errors.push(error.to_string());
+        }
+        drop(running);
+        served
+    }
+
+    fn server(&self, address: SocketAddr) -> Result<Server, ServeError> {
+        let inner = &self.inner;
+        let resource = inner
+            .xds
+            .server_listener_name(address)
+            .map_err(|error| ServeError::config(error.to_string()))?;
+        let mut inbound = inner.xds.watch_inbound(&resource);
+        let (tx, state) = watch::channel(InboundState::Pending);
+        tokio::spawn(async move {
+            loop {
+                let next = match inbound.load_and_mark() {
+                    mesh_xds_client::InboundState::Pending => InboundState::Pending,
+                    mesh_xds_client::InboundState::Ready(listener) => InboundState::Ready(listener),
+                    mesh_xds_client::InboundState::Failed(error) => InboundState::Failed(error),
+                };
+                tx.send_replace(next);
+                tokio::select! {
+                    open = inbound.changed() => if !open { return },
+                    () = tx.closed() => return,
+                }
+            }
+        });
+        let mut server = Server::builder(state)
+            .telemetry(inner.telemetry.clone())
+            .drain_timeout(inner.drain_timeout);
+        if let Some(identity) = &inner.identity {
+            server = server.identity(identity.clone());
+        }
+        Ok(server.build())
+    }
+
+    /// Waits until there is a certificate and a trust bundle; returns at once without mTLS.
+    pub async fn ready(&self) {
+        if let Some(identity) = &self.inner.identity {
+            identity.ready().await;
+        }
+    }
+
+    /// Our certificate and trust, `None` without mTLS.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.inner.identity.as_ref()
+    }
+
+    /// Spans and metrics of this process.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.inner.telemetry
+    }
+
+    /// The state of the stream to the control plane.
+    pub fn control_plane_status(&self) -> watch::Receiver<StreamStatus> {
+        self.inner.xds.status()
+    }
+
+    /// Stops taking connections, waits for requests in flight up to the drain timeout, and flushes
+    /// telemetry.
+    pub async fn shutdown(&self) {
+        self.inner.shutdown.send_replace(true);
+        let servers = &self.inner.servers;
+        let drained = async {
+            loop {
+                let changed = servers.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if servers.running.load(Relaxed) == 0 {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if tokio::time::timeout(self.inner.drain_timeout, drained)
+            .await
+            .is_err()
+        {
+            tracing::warn!(target: "mesh", "requests were still in flight at the drain timeout");
+        }
+        self.inner.telemetry.shutdown().await;
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mesh")
+            .field("node", &self.inner.xds.bootstrap().node.id)
+            .finish()
+    }
+}
+
+/// Counts a server as running until dropped.
+struct Running(Arc<Servers>);
+
+impl Running {
+    fn begin(servers: Arc<Servers>) -> Self {
+        servers.running.fetch_add(1, Relaxed);
+        Self(servers)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// The identity that the bootstrap's certificate provider `default` describes.
+fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupError> {
+    let bootstrap = xds.bootstrap();
+    let Some(provider) = bootstrap.certificate_providers.get(IDENTITY_PROVIDER) else {
+        return Ok(None);
+    };
+    let mut certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
+    let mut bundles = xds.watch_trust_bundle(provider.trust_bundle().unwrap_or(TRUST_BUNDLE));
+
+    let (tx, certificate) = watch::channel(None);
+    tokio::spawn(async move {
+        loop {
+            let current = certificates.borrow_and_update().clone();
+            tx.send_replace(current.map(|held| Arc::new(Certificate::from(&*held))));
+            tokio::select! {
+                changed = certificates.changed() => if changed.is_err() { return },
+                () = tx.closed() => return,
+            }
+        }
+    });
+    let (tx, trust) = watch::channel(None::<Arc<TrustBundle>>);
+    tokio::spawn(async move {
+        loop {
+            tx.send_replace(bundles.load_and_mark());
+            tokio::select! {
+                open = bundles.changed() => if !open { return },
+                () = tx.closed() => return,
+            }
+        }
+    });
+    Ok(Some(Identity::new(certificate, trust)))
+}
+
+/// Why a process cannot join the mesh.
+pub struct SetupError {
+    source: crate::BoxError,
+}
+
+impl SetupError {
+    fn new(source: impl Into<crate::BoxError>) -> Self {
+        Self {
+            source: source.into(),
+        }
+    }
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot join the mesh: {}", self.source)
+    }
+}
+
+impl fmt::Debug for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for SetupError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.source()
+    }
+}

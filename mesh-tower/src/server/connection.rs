@@ -1,0 +1,261 @@
+//! One connection: which filter chain takes it, its handshake, and its HTTP.
+//!
+//! A connection that is refused is closed without a byte of HTTP. The handshake timeout bounds
+//! everything before the first request, so that a silent client costs a socket for seconds only.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
+
+use super::{
+    MeshApplication, Shared,
+    inbound::{Inbound, Security, Transport},
+    request,
+};
+use crate::{
+    identity::PeerIdentity,
+    tls::{TlsError, server::ServerTls},
+};
+
+/// First byte of a TLS record that holds a handshake (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+/// Longest time an HTTP/1.1 connection waits for the next request's head. Longer than clients keep
+/// idle connections, so that it is the client who closes them.
+const HTTP1_IDLE_MAX: Duration = Duration::from_secs(300);
+/// An HTTP/2 peer that is silent for so long is asked whether it is still there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// And so long it may take to answer.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The connection a request came on. Every served request's extensions hold one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// The caller's address.
+    pub remote: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// Whether it is encrypted.
+    pub is_tls: bool,
+}
+
+/// An established connection.
+pub(super) struct Connection {
+    pub(super) shared: Arc<Shared>,
+    pub(super) transport: Transport,
+    pub(super) peer: Option<PeerIdentity>,
+    pub(super) info: ConnectionInfo,
+}
+
+/// Why a connection is not served.
+#[derive(Debug)]
+pub(super) struct Refused {
+    reason: &'static str,
+    error: Option<TlsError>,
+}
+
+impl Refused {
+    pub(super) fn new(reason: &'static str) -> Self {
+        Self {
+            reason,
+            error: None,
+        }
+    }
+
+    pub(super) fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
+impl From<TlsError> for Refused {
+    fn from(error: TlsError) -> Self {
+        Self {
+            reason: error.kind().as_str(),
+            error: Some(error),
+        }
+    }
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>, Option<PeerIdentity>),
+    /// The client closed before it said anything, like a health check does.
+    Silent,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve<A: MeshApplication>(
+    shared: Arc<Shared>,
+    application: A,
+    stream: TcpStream,
+    remote: SocketAddr,
+    mut drain: watch::Receiver<bool>,
+) {
+    let local = stream.local_addr().unwrap_or(shared.local);
+    let established = tokio::select! {
+        established = establish(&shared, stream) => established,
+        _ = drain.wait_for(|drain| *drain) => return,
+    };
+    let connection = |transport, peer| {
+        let info = ConnectionInfo {
+            remote,
+            local,
+            is_tls: transport == Transport::Tls,
+        };
+        Arc::new(Connection {
+            shared: Arc::clone(&shared),
+            transport,
+            peer,
+            info,
+        })
+    };
+    match established {
+        Ok(Stream::Silent) => {}
+        Ok(Stream::Plain(stream)) => {
+            drive(connection(Transport::Raw, None), application, stream, drain).await;
+        }
+        Ok(Stream::Tls(stream, peer)) => {
+            drive(connection(Transport::Tls, peer), application, stream, drain).await;
+        }
+        Err(refused) => {
+            shared.refused(&refused);
+            let error = refused.error.as_ref().map(tracing::field::display);
+            let reason = refused.reason;
+            tracing::info!(target: "mesh::server", %remote, %local, reason, error, "refused");
+        }
+    }
+}
+
+async fn establish(shared: &Shared, stream: TcpStream) -> Result<Stream, Refused> {
+    wait_for_config(shared).await?;
+    let handshake = async {
+        // Latency is lost without it, and a socket that cannot do it is about to fail anyway.
+        _ = stream.set_nodelay(true);
+        let mut first = [0];
+        match stream.peek(&mut first).await {
+            Ok(1) => {}
+            Ok(_) | Err(_) => return Ok(Stream::Silent),
+        }
+        let is_tls = first[0] == TLS_HANDSHAKE;
+        let transport = if is_tls {
+            Transport::Tls
+        } else {
+            Transport::Raw
+        };
+        match admit(&shared.inbound.load(), transport)? {
+            None => Ok(Stream::Plain(stream)),
+            Some(tls) => {
+                let (stream, peer) = tls.accept(stream).await?;
+                Ok(Stream::Tls(Box::new(stream), peer))
+            }
+        }
+    };
+    let limit = shared.options.handshake_timeout;
+    timeout(limit, handshake)
+        .await
+        .unwrap_or_else(|_| Err(Refused::new("handshake_timeout")))
+}
+
+async fn wait_for_config(shared: &Shared) -> Result<(), Refused> {
+    let is_pending = || matches!(**shared.inbound.load(), Inbound::Pending);
+    let mut generation = shared.generation.subscribe();
+    let ready = async {
+        while is_pending() {
+            // The sender lives in `shared`.
+            _ = generation.changed().await;
+        }
+    };
+    let limit = shared.options.config_timeout;
+    timeout(limit, ready)
+        .await
+        .map_err(|_| Refused::new("no_config"))
+}
+
+/// The TLS of a new connection, `None` for plaintext.
+fn admit(inbound: &Inbound, transport: Transport) -> Result<Option<Arc<ServerTls>>, Refused> {
+    if let Inbound::Refusing(_) = inbound {
+        return Err(Refused::new("config"));
+    }
+    let chain = inbound
+        .chain(transport)
+        .ok_or_else(|| Refused::new("no_filter_chain"))?;
+    match (&chain.security, transport) {
+        (Security::Plaintext, Transport::Raw) => Ok(None),
+        (Security::Tls(tls), Transport::Tls) => Ok(Some(Arc::clone(tls))),
+        (Security::Tls(_), Transport::Raw) => Err(Refused::new("plaintext")),
+        (Security::Plaintext, Transport::Tls) => Err(Refused::new("tls_not_configured")),
+        (Security::Unusable, _) => Err(Refused::new("config")),
+    }
+}
+
+async fn drive<A, I>(
+    connection: Arc<Connection>,
+    application: A,
+    io: I,
+    mut drain: watch::Receiver<bool>,
+) where
+    A: MeshApplication,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut changes = connection.shared.generation.subscribe();
+    let service = service_fn({
+        let connection = Arc::clone(&connection);
+        move |request| request::serve(Arc::clone(&connection), application.clone(), request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP1_IDLE_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+    tokio::pin!(serving);
+    let mut is_draining = !connection.is_admitted();
+    if is_draining {
+        serving.as_mut().graceful_shutdown();
+    }
+    loop {
+        tokio::select! {
+            ended = serving.as_mut() => {
+                if let Err(error) = ended {
+                    let remote = connection.info.remote;
+                    tracing::debug!(target: "mesh::server", %remote, error, "connection ended");
+                }
+                return;
+            }
+            _ = drain.wait_for(|drain| *drain), if !is_draining => {}
+            Ok(()) = changes.changed(), if !is_draining => {
+                if connection.is_admitted() {
+                    continue;
+                }
+            }
+        }
+        is_draining = true;
+        serving.as_mut().graceful_shutdown();
+    }
+}
+
+impl Connection {
+    /// Whether the connection still fits the configuration.
+    fn is_admitted(&self) -> bool {
+        let inbound = self.shared.inbound.load();
+        inbound
+            .chain_of_live(self.transport, self.peer.is_some())
+            .is_some()
+    }
+}

@@ -1,0 +1,228 @@
+//! A server's configuration, ready to decide about connections and requests.
+//!
+//! Compiled when the listener changes. TLS whose settings did not change keeps its sessions.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mesh_core::{
+    authz::Authorizer,
+    config::{
+        FilterChain, InboundListener, PathPattern, RouteAction, RouteConfig, RouteMatch,
+        RouteSource, TransportMatch,
+    },
+    rng::Rng,
+    route::{RequestView, virtual_host},
+};
+
+use super::{InboundState, refusal::Refusal};
+use crate::{identity::Identity, rng, tls::server::ServerTls};
+
+/// What to do with connections and requests.
+pub(super) enum Inbound {
+    /// No configuration yet.
+    Pending,
+    /// None that can be used.
+    Refusing(String),
+    /// Serve by these.
+    Serving(Box<[Chain]>),
+}
+
+/// A filter chain.
+pub(super) struct Chain {
+    transport: TransportMatch,
+    pub(super) security: Security,
+    pub(super) authorizer: Authorizer,
+    gate: RouteGate,
+}
+
+/// How connections of a chain are secured.
+pub(super) enum Security {
+    Plaintext,
+    Tls(Arc<ServerTls>),
+    /// The settings cannot be used: connections are refused.
+    Unusable,
+}
+
+/// What the first byte of a connection says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Raw,
+    Tls,
+}
+
+/// The part of a chain's routes that a server needs: whether a request is served here.
+enum RouteGate {
+    /// Everything is.
+    Open,
+    Routes(Arc<RouteConfig>),
+    /// The routes are not known.
+    Closed,
+}
+
+impl Inbound {
+    /// Compiles `state`; `None` changes nothing.
+    pub(super) fn compile(
+        state: &InboundState,
+        previous: &Self,
+        local: SocketAddr,
+        identity: &Identity,
+    ) -> Option<Self> {
+        let listener = match state {
+            InboundState::Pending => return None,
+            InboundState::Failed(error) => return Some(Self::Refusing(error.to_string())),
+            InboundState::Ready(listener) => listener,
+        };
+        if !is_for(listener, local) {
+            let declared = listener.address.map_or_else(String::new, |a| a.to_string());
+            let reason = format!("the listener is for {declared}, this server is at {local}");
+            return Some(Self::Refusing(reason));
+        }
+        let chains = listener.filter_chains.iter();
+        Some(Self::Serving(
+            chains
+                .map(|chain| Chain::compile(chain, previous, identity))
+                .collect(),
+        ))
+    }
+
+    /// The most specific chain for a connection.
+    pub(super) fn chain(&self, transport: Transport) -> Option<&Chain> {
+        let Self::Serving(chains) = self else {
+            return None;
+        };
+        let wanted = match transport {
+            Transport::Raw => TransportMatch::RawBuffer,
+            Transport::Tls => TransportMatch::Tls,
+        };
+        let find = |wanted| chains.iter().find(|chain| chain.transport == wanted);
+        find(wanted).or_else(|| find(TransportMatch::Any))
+    }
+
+    /// The chain of a live connection's requests; `None` when the connection does not fit any more.
+    pub(super) fn chain_of_live(
+        &self,
+        transport: Transport,
+        is_authenticated: bool,
+    ) -> Option<&Chain> {
+        self.chain(transport)
+            .filter(|chain| match (&chain.security, transport) {
+                (Security::Plaintext, Transport::Raw) => true,
+                (Security::Tls(tls), Transport::Tls) => {
+                    is_authenticated || !tls.settings().require_client_certificate
+                }
+                _ => false,
+            })
+    }
+}
+
+impl Chain {
+    fn compile(chain: &FilterChain, previous: &Inbound, identity: &Identity) -> Self {
+        let security = match &chain.tls {
+            None => Security::Plaintext,
+            Some(settings) => match previous.held_tls(settings) {
+                Some(held) => Security::Tls(held),
+                None => match ServerTls::new(settings, identity.clone()) {
+                    Ok(tls) => Security::Tls(Arc::new(tls)),
+                    Err(error) => {
+                        let name = &chain.name;
+                        tracing::error!(target: "mesh::server", chain = name, %error, "refusing");
+                        Security::Unusable
+                    }
+                },
+            },
+        };
+        Self {
+            transport: chain.transport,
+            security,
+            authorizer: Authorizer::compile(&chain.rbac),
+            gate: RouteGate::compile(&chain.routes),
+        }
+    }
+
+    /// Whether a route serves the request here.
+    ///
+    /// # Errors
+    /// The refusal when none does.
+    pub(super) fn check_route(&self, request: &RequestView<'_>) -> Result<(), Refusal> {
+        let config = match &self.gate {
+            RouteGate::Open => return Ok(()),
+            RouteGate::Closed => return Err(Refusal::UNUSABLE_ROUTE),
+            RouteGate::Routes(config) => config,
+        };
+        let host = virtual_host(config, request.authority).ok_or(Refusal::NO_ROUTE)?;
+        let route = host
+            .routes
+            .iter()
+            .find(|route| matches(&route.matcher, request));
+        match route.map(|route| &route.action) {
+            Some(RouteAction::NonForwarding) => Ok(()),
+            Some(_) => Err(Refusal::UNUSABLE_ROUTE),
+            None => Err(Refusal::NO_ROUTE),
+        }
+    }
+}
+
+impl Inbound {
+    fn held_tls(&self, settings: &mesh_core::config::DownstreamTls) -> Option<Arc<ServerTls>> {
+        let Self::Serving(chains) = self else {
+            return None;
+        };
+        chains.iter().find_map(|chain| match &chain.security {
+            Security::Tls(tls) if tls.settings() == settings => Some(Arc::clone(tls)),
+            _ => None,
+        })
+    }
+}
+
+impl RouteGate {
+    fn compile(routes: &RouteSource) -> Self {
+        match routes {
+            RouteSource::Rds(_) => Self::Closed,
+            RouteSource::Inline(config) if serves_everything(config) => Self::Open,
+            RouteSource::Inline(config) => Self::Routes(Arc::clone(config)),
+        }
+    }
+}
+
+/// One virtual host for everybody whose first route takes everything, which is the usual case.
+fn serves_everything(config: &RouteConfig) -> bool {
+    let [host] = &config.virtual_hosts[..] else {
+        return false;
+    };
+    host.domains.iter().any(|domain| domain == "*")
+        && host.routes.first().is_some_and(|route| {
+            route.action == RouteAction::NonForwarding
+                && route.matcher.headers.is_empty()
+                && route.matcher.fraction.is_none()
+                && match &route.matcher.path.pattern {
+                    PathPattern::Prefix(prefix) => prefix.is_empty() || prefix == "/",
+                    _ => false,
+                }
+        })
+}
+
+fn matches(matcher: &RouteMatch, request: &RequestView<'_>) -> bool {
+    let header = |name: &str| request.header(name);
+    matcher.path.is_match(request.path)
+        && matcher
+            .headers
+            .iter()
+            .all(|m| m.is_match(header(&m.name).as_deref()))
+        && matcher
+            .fraction
+            .is_none_or(|fraction| fraction.contains(rng::fork().next_u64()))
+}
+
+/// gRFC A36: the address of the resource must be the one listened on; a wildcard address or port 0
+/// on either side stands for any.
+fn is_for(listener: &InboundListener, local: SocketAddr) -> bool {
+    listener.address.is_none_or(|declared| {
+        let ip = declared.ip() == local.ip()
+            || declared.ip().is_unspecified()
+            || local.ip().is_unspecified();
+        ip && (declared.port() == local.port() || declared.port() == 0)
+    })
+}
+
+#[cfg(test)]
+mod tests;

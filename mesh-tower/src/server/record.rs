@@ -1,0 +1,73 @@
+//! The counters and the span of one served request, which end exactly once.
+//!
+//! Stage 13. Dropping a record that was not ended means that the caller went away.
+
+use std::{sync::Arc, time::Instant};
+
+use super::Shared;
+use crate::telemetry::{Code, Protocol, ServerSpan, metrics::InFlight};
+
+pub(super) struct Record {
+    shared: Arc<Shared>,
+    protocol: Protocol,
+    started: Instant,
+    in_flight: Option<InFlight>,
+    span: Option<ServerSpan>,
+    /// What is recorded when nobody says how it ended.
+    code: Code,
+}
+
+impl Record {
+    pub(super) fn begin(shared: &Arc<Shared>, protocol: Protocol, span: ServerSpan) -> Self {
+        let metrics = shared.options.telemetry.metrics().server();
+        Self {
+            shared: Arc::clone(shared),
+            protocol,
+            started: tokio::time::Instant::now().into_std(),
+            in_flight: Some(metrics.start()),
+            span: Some(span),
+            code: Code::Cancelled,
+        }
+    }
+
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    pub(super) fn span(&self) -> Option<&ServerSpan> {
+        self.span.as_ref()
+    }
+
+    /// Counts a refusal by authorisation.
+    pub(super) fn denied(&self, policy: Option<&str>) {
+        self.shared
+            .options
+            .telemetry
+            .metrics()
+            .server()
+            .denied(policy);
+    }
+
+    /// An HTTP response counts by its head, even if the caller does not read all of its body.
+    pub(super) fn head(&mut self, code: Code) {
+        self.code = code;
+    }
+
+    pub(super) fn end(mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        drop(self.in_flight.take());
+        let elapsed = tokio::time::Instant::now()
+            .into_std()
+            .saturating_duration_since(self.started);
+        let metrics = self.shared.options.telemetry.metrics().server();
+        metrics.finish(self.protocol, self.code, elapsed);
+        if let Some(span) = self.span.take() {
+            span.end(self.code);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! One request: may it pass, until when, and what became of it.
+//!
+//! The configuration is loaded once per request, so that a policy applies to the next request of a
+//! live connection. The order matters: the authority must mean one thing before anything compares
+//! it; the deadline is read before the application runs, and the application is dropped with it.
+
+use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+
+use http::{HeaderName, Request, Response, header};
+use hyper::body::Incoming;
+use mesh_core::{authz::AuthzRequest, route::RequestView};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+
+use super::{
+    MeshApplication, ServedBody, audit,
+    body::Guard,
+    connection::Connection,
+    inbound::{Chain, Transport},
+    record::Record,
+    refusal::Refusal,
+};
+use crate::{
+    context::{RequestContext, parse_grpc_timeout},
+    telemetry::{Protocol, ServerHead},
+};
+
+/// Written by proxies that terminate TLS. We are the one who terminates it, so a value that comes
+/// in is the caller's own claim.
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+pub(super) async fn serve<A: MeshApplication>(
+    connection: Arc<Connection>,
+    application: A,
+    mut request: Request<Incoming>,
+) -> Result<Response<ServedBody<A::Body>>, Infallible> {
+    request.headers_mut().remove(FORWARDED_CLIENT_CERT);
+    let protocol = Protocol::of(request.headers());
+    let record = begin(&connection, &request, protocol);
+    let deadline = match check(&connection, &request, &record) {
+        Ok(deadline) => deadline,
+        Err(refusal) => return Ok(refuse(&refusal, record)),
+    };
+    if let Some(peer) = &connection.peer {
+        request.extensions_mut().insert(peer.clone());
+    }
+    request.extensions_mut().insert(connection.info);
+    let context = RequestContext {
+        deadline: deadline.map(Instant::into_std),
+        peer: connection.peer.clone(),
+    };
+    let answer = RequestContext::scope(context.clone(), application.answer(request));
+    let answered = {
+        let span = record.span();
+        let answer = async {
+            match span {
+                Some(span) => span.run(answer).await,
+                None => answer.await,
+            }
+        };
+        match deadline {
+            Some(deadline) => timeout_at(deadline, answer).await,
+            None => Ok(answer.await),
+        }
+    };
+    let response = match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => {
+            tracing::error!(target: "mesh::server", error, "the application failed");
+            return Ok(refuse(&Refusal::FAILED, record));
+        }
+        Err(_) => return Ok(refuse(&Refusal::DEADLINE, record)),
+    };
+    let (parts, body) = response.into_parts();
+    let deadline: Option<Pin<Box<Sleep>>> = deadline.map(|at| Box::pin(sleep_until(at)));
+    let guard = Guard {
+        record,
+        context,
+        deadline,
+    };
+    let body = ServedBody::streaming(body, &parts.headers, parts.status.as_u16(), guard);
+    Ok(Response::from_parts(parts, body))
+}
+
+fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protocol) -> Record {
+    let shared = &connection.shared;
+    let span = shared.options.telemetry.start_server_span(ServerHead {
+        protocol,
+        method: request.method(),
+        path: request.uri().path(),
+        authority: authority(request).unwrap_or_default(),
+        is_tls: connection.transport == Transport::Tls,
+        remote: connection.info.remote,
+        headers: request.headers(),
+    });
+    if let Some(peer) = &connection.peer {
+        span.set_principal(peer.principal());
+    }
+    Record::begin(shared, protocol, span)
+}
+
+/// Whether the request may pass, and until when.
+fn check(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    record: &Record,
+) -> Result<Option<Instant>, Refusal> {
+    let authority = authority(request)?;
+    let inbound = connection.shared.inbound.load();
+    let chain = inbound
+        .chain_of_live(connection.transport, connection.peer.is_some())
+        .ok_or(Refusal::NOT_SERVING)?;
+    authorize(connection, chain, request, authority, record)?;
+    chain.check_route(&RequestView {
+        method: request.method(),
+        path: request.uri().path(),
+        authority,
+        headers: request.headers(),
+    })?;
+    match asked_timeout(request, record.protocol())? {
+        // Nobody waits for the answer any more.
+        Some(Duration::ZERO) => Err(Refusal::DEADLINE),
+        Some(timeout) => Ok(Instant::now().checked_add(timeout)),
+        None => Ok(None),
+    }
+}
+
+fn authorize(
+    connection: &Connection,
+    chain: &Chain,
+    request: &Request<Incoming>,
+    authority: &str,
+    record: &Record,
+) -> Result<(), Refusal> {
+    if chain.authorizer.is_empty() {
+        return Ok(());
+    }
+    let asked = AuthzRequest {
+        principals: connection.peer.as_ref().map_or(&[], |peer| peer.names()),
+        authenticated: connection.peer.is_some(),
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        authority,
+        headers: request.headers(),
+        destination_port: connection.info.local.port(),
+    };
+    let decision = chain.authorizer.decide(&asked);
+    if !decision.allowed || !decision.audit.is_empty() {
+        audit::write(
+            &connection.shared.options,
+            &asked,
+            connection.info.remote,
+            &decision,
+        );
+    }
+    if decision.allowed {
+        return Ok(());
+    }
+    record.denied(decision.policy.as_deref());
+    Err(Refusal::DENIED)
+}
+
+/// The one authority of a request: `:authority`, the absolute form's, or `host`. Empty when it has
+/// none.
+///
+/// # Errors
+/// When there is more than one: what is compared here and what the application sees would differ.
+fn authority(request: &Request<Incoming>) -> Result<&str, Refusal> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err(Refusal::AMBIGUOUS_AUTHORITY),
+        (None, None) => None,
+        (Some(host), None) => Some(host.to_str().map_err(|_| Refusal::AMBIGUOUS_AUTHORITY)?),
+    };
+    let target = request.uri().authority().map(http::uri::Authority::as_str);
+    match (target, host) {
+        (Some(target), Some(host)) if !target.eq_ignore_ascii_case(host) => {
+            Err(Refusal::AMBIGUOUS_AUTHORITY)
+        }
+        (target, host) => Ok(target.or(host).unwrap_or_default()),
+    }
+}
+
+/// How long the caller waits. Plain HTTP may say it too; there a malformed value is not an error.
+fn asked_timeout(
+    request: &Request<Incoming>,
+    protocol: Protocol,
+) -> Result<Option<Duration>, Refusal> {
+    match (
+        request.headers().get(GRPC_TIMEOUT).map(parse_grpc_timeout),
+        protocol,
+    ) {
+        (None, _) | (Some(None), Protocol::Http) => Ok(None),
+        (Some(None), Protocol::Grpc) => Err(Refusal::MALFORMED_TIMEOUT),
+        (Some(timeout), _) => Ok(timeout),
+    }
+}
+
+fn refuse<B>(refusal: &Refusal, record: Record) -> Response<ServedBody<B>> {
+    let protocol = record.protocol();
+    record.end(refusal.code(protocol));
+    refusal.response(protocol)
+}

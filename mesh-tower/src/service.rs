@@ -1,0 +1,148 @@
+//! The assembled client: one `Service` over one listener.
+//!
+//! It is a leaf: it owns everything beneath it, down to the connections. The order inside is in
+//! [`call`](crate::call).
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use mesh_core::snapshot::SnapshotReader;
+use tower::Service;
+
+use crate::{
+    Body, BoxError, Error, ResponseBody,
+    call::{Call, call},
+    cluster::{ClusterRegistry, MakeEndpoint},
+    listener::ListenerRuntime,
+    telemetry::Telemetry,
+};
+
+/// Sends requests the way one listener's configuration says.
+///
+/// Cloning costs two reference counts, and clones share everything. It is always ready; a limit that is
+/// reached fails the call instead. Errors are [`Error`].
+pub struct MeshService<M: MakeEndpoint> {
+    listener: Arc<ListenerRuntime<M>>,
+    telemetry: Telemetry,
+}
+
+impl<M: MakeEndpoint> MeshService<M> {
+    /// A service over the snapshots of `reader`; endpoints are made by `make`. Must be called
+    /// inside a tokio runtime.
+    pub fn new(name: &str, reader: SnapshotReader, make: M) -> Self {
+        Self::with_telemetry(name, reader, make, Telemetry::disabled())
+    }
+
+    /// The same with spans and metrics.
+    pub fn with_telemetry(
+        name: &str,
+        reader: SnapshotReader,
+        make: M,
+        telemetry: Telemetry,
+    ) -> Self {
+        let clusters = ClusterRegistry::new(Arc::new(make), telemetry.metrics().clone());
+        Self {
+            listener: ListenerRuntime::new(name, reader, Arc::new(clusters)),
+            telemetry,
+        }
+    }
+
+    pub(crate) fn from_parts(listener: Arc<ListenerRuntime<M>>, telemetry: Telemetry) -> Self {
+        Self {
+            listener,
+            telemetry,
+        }
+    }
+
+    /// The dialled name.
+    pub fn name(&self) -> &str {
+        self.listener.name()
+    }
+
+    /// Waits for the first configuration.
+    ///
+    /// # Errors
+    /// When there is none, with the reason.
+    pub async fn ready(&self) -> Result<(), Error> {
+        self.listener.ready().await.map(|_| ())
+    }
+}
+
+impl<M: MakeEndpoint> Clone for MeshService<M> {
+    fn clone(&self) -> Self {
+        Self {
+            listener: Arc::clone(&self.listener),
+            telemetry: self.telemetry.clone(),
+        }
+    }
+}
+
+impl<M: MakeEndpoint> fmt::Debug for MeshService<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshService")
+            .field("listener", &self.listener.name())
+            .finish()
+    }
+}
+
+impl<M, B> Service<Request<B>> for MeshService<M>
+where
+    M: MakeEndpoint,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<M>>;
+    type Error = Error;
+    type Future = ResponseFuture<M>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture<M> {
+        let call_of = Call {
+            listener: Arc::clone(&self.listener),
+            telemetry: self.telemetry.clone(),
+            request: request.map(Body::new),
+        };
+        ResponseFuture {
+            inner: Box::pin(call(call_of)),
+        }
+    }
+}
+
+type CallResult<M> = Result<Response<ResponseBody<M>>, Error>;
+
+/// The response to come. Dropping it cancels the request and gives back every permit.
+pub struct ResponseFuture<M: MakeEndpoint> {
+    inner: Pin<Box<dyn Future<Output = CallResult<M>> + Send>>,
+}
+
+impl<M: MakeEndpoint> ResponseFuture<M> {
+    pub(crate) fn failed(error: Error) -> Self {
+        Self {
+            inner: Box::pin(std::future::ready(Err(error))),
+        }
+    }
+}
+
+impl<M: MakeEndpoint> Future for ResponseFuture<M> {
+    type Output = CallResult<M>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.inner.as_mut().poll(cx)
+    }
+}
+
+impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

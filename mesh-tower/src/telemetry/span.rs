@@ -1,0 +1,459 @@
+//! Spans of served requests, of calls, and of their attempts.
+//!
+//! Stage 13. A served request is one `SERVER` span whose parent comes from the caller's
+//! `traceparent`; it is current while the application runs. A call is one `CLIENT` span, each of
+//! its attempts a child, and the attempt's identity goes out as `traceparent`. Names and attributes
+//! follow the OpenTelemetry conventions; `mesh.*` is ours. When nothing is exported every function
+//! here is one branch.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use http::{HeaderMap, Method, Request};
+use opentelemetry::{
+    Context, ContextGuard, KeyValue,
+    propagation::TextMapPropagator,
+    trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
+};
+use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
+use pin_project_lite::pin_project;
+
+use super::{Code, Protocol, Telemetry, Tracing, code::grpc_name};
+
+/// What a server span is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerHead<'r> {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Method.
+    pub method: &'r Method,
+    /// Path without query.
+    pub path: &'r str,
+    /// Authority or host header.
+    pub authority: &'r str,
+    /// Whether the connection is encrypted.
+    pub is_tls: bool,
+    /// The caller's address.
+    pub remote: SocketAddr,
+    /// Headers, for the caller's trace.
+    pub headers: &'r HeaderMap,
+}
+
+/// What a call span is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct CallHead<'r> {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Method.
+    pub method: &'r Method,
+    /// Path without query.
+    pub path: &'r str,
+    /// Where the application wants to go.
+    pub authority: &'r str,
+}
+
+impl<'r> CallHead<'r> {
+    /// The head of `request`, whose authority is `dialled` when it names none.
+    pub fn of<B>(dialled: &'r str, request: &'r Request<B>, protocol: Protocol) -> Self {
+        let uri = request.uri();
+        let named = uri.authority().map(http::uri::Authority::as_str);
+        Self {
+            protocol,
+            method: request.method(),
+            path: uri.path(),
+            authority: named.unwrap_or(dialled),
+        }
+    }
+}
+
+impl Telemetry {
+    /// Begins the span of a served request.
+    pub fn start_server_span(&self, head: ServerHead<'_>) -> ServerSpan {
+        match &self.tracing {
+            None => ServerSpan { context: None },
+            Some(tracing) => ServerSpan {
+                context: Some(tracing.server(&head)),
+            },
+        }
+    }
+
+    /// Begins the span of a call, as a child of the current one.
+    pub fn start_call_span(&self, head: CallHead<'_>) -> CallSpan {
+        match &self.tracing {
+            None => CallSpan { inner: None },
+            Some(tracing) => CallSpan {
+                inner: Some(Box::new(tracing.call(&head))),
+            },
+        }
+    }
+}
+
+impl Tracing {
+    fn server(&self, head: &ServerHead<'_>) -> Context {
+        let extractor = HeaderExtractor(head.headers);
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &extractor);
+        let parent = BaggagePropagator::new().extract_with_context(&parent, &extractor);
+        let mut attributes = Vec::with_capacity(8);
+        describe(
+            &mut attributes,
+            head.protocol,
+            head.method,
+            head.path,
+            head.authority,
+        );
+        attributes.push(KeyValue::new(
+            "network.peer.address",
+            head.remote.ip().to_string(),
+        ));
+        attributes.push(KeyValue::new(
+            "network.peer.port",
+            i64::from(head.remote.port()),
+        ));
+        if head.protocol == Protocol::Http {
+            attributes.push(KeyValue::new("url.path", head.path.to_owned()));
+            let scheme = if head.is_tls { "https" } else { "http" };
+            attributes.push(KeyValue::new("url.scheme", scheme));
+        }
+        let name = span_name(head.protocol, head.method, head.path);
+        self.start(name, SpanKind::Server, attributes, &parent)
+    }
+
+    fn call(self: &Arc<Self>, head: &CallHead<'_>) -> Call {
+        let mut attributes = Vec::with_capacity(6);
+        describe(
+            &mut attributes,
+            head.protocol,
+            head.method,
+            head.path,
+            head.authority,
+        );
+        if head.protocol == Protocol::Http {
+            // The query may hold secrets.
+            let url = format!("http://{}{}", head.authority, head.path);
+            attributes.push(KeyValue::new("url.full", url));
+        }
+        let name = span_name(head.protocol, head.method, head.path);
+        let context = self.start(
+            name.clone(),
+            SpanKind::Client,
+            attributes.clone(),
+            &Context::current(),
+        );
+        Call {
+            tracing: Arc::clone(self),
+            protocol: head.protocol,
+            context,
+            name,
+            attributes,
+        }
+    }
+
+    fn start(
+        &self,
+        name: Cow<'static, str>,
+        kind: SpanKind,
+        attributes: Vec<KeyValue>,
+        parent: &Context,
+    ) -> Context {
+        let builder = SpanBuilder::from_name(name)
+            .with_kind(kind)
+            .with_attributes(attributes);
+        parent.with_span(self.tracer.build_with_context(builder, parent))
+    }
+}
+
+/// The span of a served request. Dropped without [`ServerSpan::end`] it ends without a status.
+#[must_use]
+pub struct ServerSpan {
+    context: Option<Context>,
+}
+
+impl ServerSpan {
+    /// The context with this span, `None` when nothing is exported.
+    pub fn context(&self) -> Option<&Context> {
+        self.context.as_ref()
+    }
+
+    /// Notes who called.
+    pub fn set_principal(&self, principal: &str) {
+        if let Some(context) = &self.context {
+            context
+                .span()
+                .set_attribute(KeyValue::new("mesh.principal", principal.to_owned()));
+        }
+    }
+
+    /// Runs `future` with this span as the current one.
+    pub fn run<F: Future>(&self, future: F) -> InContext<F> {
+        InContext {
+            context: self.context.clone(),
+            future,
+        }
+    }
+
+    /// Makes this span the current one of this thread while the guard lives.
+    pub(crate) fn enter(&self) -> Option<ContextGuard> {
+        self.context.clone().map(Context::attach)
+    }
+
+    /// Ends the span.
+    pub fn end(self, code: Code) {
+        if let Some(context) = &self.context {
+            end_span(context, code, code.is_server_error());
+        }
+    }
+}
+
+/// The span of a call. Dropped without [`CallSpan::end`] it ends without a status.
+#[must_use]
+pub struct CallSpan {
+    inner: Option<Box<Call>>,
+}
+
+struct Call {
+    tracing: Arc<Tracing>,
+    protocol: Protocol,
+    context: Context,
+    name: Cow<'static, str>,
+    attributes: Vec<KeyValue>,
+}
+
+impl CallSpan {
+    /// A call without a span.
+    pub fn none() -> Self {
+        Self { inner: None }
+    }
+
+    /// The context with this span, `None` when nothing is exported.
+    pub fn context(&self) -> Option<&Context> {
+        self.inner.as_ref().map(|call| &call.context)
+    }
+
+    /// Notes the cluster that the route chose.
+    pub fn set_cluster(&self, cluster: &str) {
+        if let Some(call) = &self.inner {
+            let attribute = KeyValue::new("mesh.cluster", cluster.to_owned());
+            call.context.span().set_attribute(attribute);
+        }
+    }
+
+    /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
+    /// headers that go out.
+    pub fn start_attempt(
+        &self,
+        number: u32,
+        cluster: &str,
+        endpoint: SocketAddr,
+        headers: &mut HeaderMap,
+    ) -> AttemptSpan {
+        match &self.inner {
+            None => AttemptSpan { context: None },
+            Some(call) => AttemptSpan {
+                context: Some(call.attempt(number, cluster, endpoint, headers)),
+            },
+        }
+    }
+
+    /// Ends the span.
+    pub fn end(self, code: Code) {
+        if let Some(call) = &self.inner {
+            end_span(&call.context, code, code.is_client_error());
+        }
+    }
+}
+
+impl Call {
+    fn attempt(
+        &self,
+        number: u32,
+        cluster: &str,
+        endpoint: SocketAddr,
+        headers: &mut HeaderMap,
+    ) -> Context {
+        let mut attributes = self.attributes.clone();
+        attributes.extend([
+            KeyValue::new("network.peer.address", endpoint.ip().to_string()),
+            KeyValue::new("network.peer.port", i64::from(endpoint.port())),
+            KeyValue::new("mesh.cluster", cluster.to_owned()),
+            KeyValue::new("mesh.endpoint", endpoint.to_string()),
+            KeyValue::new("mesh.attempt", i64::from(number)),
+        ]);
+        if number > 1 && self.protocol == Protocol::Http {
+            let count = i64::from(number) - 1;
+            attributes.push(KeyValue::new("http.request.resend_count", count));
+        }
+        let context = self.tracing.start(
+            self.name.clone(),
+            SpanKind::Client,
+            attributes,
+            &self.context,
+        );
+        let mut injector = HeaderInjector(headers);
+        TraceContextPropagator::new().inject_context(&context, &mut injector);
+        BaggagePropagator::new().inject_context(&context, &mut injector);
+        context
+    }
+}
+
+/// The span of an attempt. Dropped without [`AttemptSpan::end`] it ends without a status.
+#[must_use]
+pub struct AttemptSpan {
+    context: Option<Context>,
+}
+
+impl AttemptSpan {
+    /// Ends the span.
+    pub fn end(self, code: Code) {
+        if let Some(context) = &self.context {
+            end_span(context, code, code.is_client_error());
+        }
+    }
+}
+
+macro_rules! opaque_debug {
+    ($($name:ident)*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+opaque_debug!(ServerSpan CallSpan AttemptSpan);
+
+pin_project! {
+    /// A future that runs with a span as the current one.
+    pub struct InContext<F> {
+        context: Option<Context>,
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for InContext<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _guard = this.context.clone().map(Context::attach);
+        this.future.poll(cx)
+    }
+}
+
+impl<F> fmt::Debug for InContext<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InContext").finish_non_exhaustive()
+    }
+}
+
+fn span_name(protocol: Protocol, method: &Method, path: &str) -> Cow<'static, str> {
+    match protocol {
+        Protocol::Grpc => Cow::Owned(path.trim_start_matches('/').to_owned()),
+        Protocol::Http => Cow::Borrowed(known_method(method).unwrap_or("HTTP")),
+    }
+}
+
+/// A method of a client's own invention must not become a name.
+fn known_method(method: &Method) -> Option<&'static str> {
+    const KNOWN: [&str; 9] = [
+        "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT",
+    ];
+    KNOWN.into_iter().find(|known| *known == method.as_str())
+}
+
+fn describe(
+    attributes: &mut Vec<KeyValue>,
+    protocol: Protocol,
+    method: &Method,
+    path: &str,
+    authority: &str,
+) {
+    match protocol {
+        Protocol::Grpc => {
+            attributes.push(KeyValue::new("rpc.system.name", "grpc"));
+            let full = path.trim_start_matches('/').to_owned();
+            attributes.push(KeyValue::new("rpc.method", full));
+        }
+        Protocol::Http => {
+            let known = known_method(method);
+            attributes.push(KeyValue::new(
+                "http.request.method",
+                known.unwrap_or("_OTHER"),
+            ));
+            if known.is_none() {
+                let original = method.as_str().to_owned();
+                attributes.push(KeyValue::new("http.request.method_original", original));
+            }
+        }
+    }
+    let (host, port) = host_and_port(authority);
+    if !host.is_empty() {
+        attributes.push(KeyValue::new("server.address", host.to_owned()));
+    }
+    if let Some(port) = port {
+        attributes.push(KeyValue::new("server.port", i64::from(port)));
+    }
+}
+
+fn host_and_port(authority: &str) -> (&str, Option<u16>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => match port.parse() {
+            Ok(port) => (host, Some(port)),
+            Err(_) => (authority, None),
+        },
+        _ => (authority, None),
+    }
+}
+
+fn end_span(context: &Context, code: Code, is_error: bool) {
+    let span = context.span();
+    match code {
+        Code::Grpc(status) => {
+            span.set_attribute(KeyValue::new("rpc.response.status_code", grpc_name(status)));
+        }
+        Code::Http(status) => {
+            span.set_attribute(KeyValue::new(
+                "http.response.status_code",
+                i64::from(status),
+            ));
+        }
+        _ => {}
+    }
+    if is_error {
+        let kind = match code {
+            Code::Http(status) => Cow::Owned(status.to_string()),
+            other => Cow::Borrowed(other.label()),
+        };
+        span.set_attribute(KeyValue::new("error.type", kind.clone()));
+        span.set_status(Status::error(kind));
+    }
+    span.end();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_are_split() {
+        for (authority, expected) in [
+            ("a.b:80", ("a.b", Some(80))),
+            ("a.b", ("a.b", None)),
+            ("[::1]:80", ("[::1]", Some(80))),
+            ("[::1]", ("[::1]", None)),
+            ("a:x", ("a:x", None)),
+            ("", ("", None)),
+        ] {
+            assert_eq!(host_and_port(authority), expected, "{authority}");
+        }
+    }
+}

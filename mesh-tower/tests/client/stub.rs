@@ -1,0 +1,206 @@
+//! Endpoints that answer as a test says, and remember what they were asked.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full};
+use mesh_core::stats::Connectivity;
+use mesh_tower::{
+    Body, DispatchError, DispatchErrorKind, EndpointContext, EndpointService, MakeEndpoint,
+};
+
+/// What an endpoint was asked.
+pub(crate) struct Asked {
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    request: Request<Body>,
+}
+
+/// What it answers.
+pub(crate) enum Answer {
+    Response(Response<Full<Bytes>>),
+    Later(Duration, u16),
+    Echo(Request<Body>),
+    Failed(DispatchError),
+    StalledBody,
+}
+
+impl Answer {
+    pub(crate) fn status(status: u16) -> Self {
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        Self::Response(response)
+    }
+
+    pub(crate) fn later(after: Duration, status: u16) -> Self {
+        Self::Later(after, status)
+    }
+
+    pub(crate) fn echo(asked: Asked) -> Self {
+        Self::Echo(asked.request)
+    }
+
+    pub(crate) fn reset() -> Self {
+        Self::Failed(DispatchError::new(
+            DispatchErrorKind::Reset,
+            "reset by the test",
+        ))
+    }
+
+    pub(crate) fn unsent(asked: Asked) -> Self {
+        let error = DispatchError::new(DispatchErrorKind::Refused, "closed by the test");
+        Self::Failed(error.with_request(asked.request))
+    }
+
+    pub(crate) fn stalled_body() -> Self {
+        Self::StalledBody
+    }
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Log {
+    seen: Arc<Mutex<Vec<(u16, HeaderMap)>>>,
+}
+
+impl Log {
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(port, _)| *port)
+            .collect()
+    }
+
+    pub(crate) fn headers(&self) -> Vec<HeaderMap> {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, headers)| headers.clone())
+            .collect()
+    }
+}
+
+type AnswerFn = dyn Fn(Asked) -> Answer + Send + Sync;
+
+#[derive(Clone)]
+pub(crate) struct Stub {
+    answer: Arc<AnswerFn>,
+    connectivity: Connectivity,
+    log: Log,
+}
+
+impl Stub {
+    pub(crate) fn answering(answer: impl Fn(Asked) -> Answer + Send + Sync + 'static) -> Self {
+        let log = Log::default();
+        Self {
+            answer: Arc::new(answer),
+            connectivity: Connectivity::Ready,
+            log,
+        }
+    }
+
+    /// Endpoints that never get ready.
+    pub(crate) fn connecting(connectivity: Connectivity) -> Self {
+        Self {
+            connectivity,
+            ..Self::answering(|_| Answer::status(200))
+        }
+    }
+
+    pub(crate) fn log(&self) -> Log {
+        self.log.clone()
+    }
+}
+
+impl MakeEndpoint for Stub {
+    type Endpoint = StubEndpoint;
+
+    fn make(&self, context: EndpointContext) -> StubEndpoint {
+        StubEndpoint {
+            stub: self.clone(),
+            context,
+        }
+    }
+}
+
+pub(crate) struct StubEndpoint {
+    stub: Stub,
+    context: EndpointContext,
+}
+
+impl EndpointService for StubEndpoint {
+    type ResponseBody = StubBody;
+
+    fn connect(&self) {
+        self.context.set_connectivity(self.stub.connectivity);
+    }
+
+    async fn dispatch(&self, request: Request<Body>) -> Result<Response<StubBody>, DispatchError> {
+        let endpoint = self.context.address;
+        let headers = request.headers().clone();
+        self.stub
+            .log
+            .seen
+            .lock()
+            .unwrap()
+            .push((endpoint.port(), headers.clone()));
+        let path = request.uri().path().to_owned();
+        match (self.stub.answer)(Asked {
+            endpoint,
+            path,
+            headers,
+            request,
+        }) {
+            Answer::Response(response) => Ok(response.map(StubBody::Full)),
+            Answer::Later(after, status) => {
+                tokio::time::sleep(after).await;
+                let mut response = Response::new(StubBody::Full(Full::default()));
+                *response.status_mut() = StatusCode::from_u16(status).unwrap();
+                Ok(response)
+            }
+            Answer::Echo(request) => match request.into_body().collect().await {
+                Ok(body) => Ok(Response::new(StubBody::Full(Full::new(body.to_bytes())))),
+                Err(error) => Err(DispatchError::new(DispatchErrorKind::Reset, error)),
+            },
+            // What a real connection would have sent before it broke off.
+            Answer::Failed(error) => Err(error),
+            Answer::StalledBody => Ok(Response::new(StubBody::Stalled)),
+        }
+    }
+}
+
+pub(crate) enum StubBody {
+    Full(Full<Bytes>),
+    Stalled,
+}
+
+impl http_body::Body for StubBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut *self {
+            Self::Full(body) => Pin::new(body).poll_frame(cx),
+            Self::Stalled => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Full(body) if body.is_end_stream())
+    }
+}

@@ -1,0 +1,8 @@
+//! The serving side over real sockets: mutual TLS, authorisation, deadlines, life cycle, telemetry.
+
+mod authorization;
+mod deadline;
+mod kit;
+mod lifecycle;
+mod mutual_tls;
+mod telemetry;
