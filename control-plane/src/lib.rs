@@ -1,1 +1,27 @@
-//! control-plane
+//! The control plane: reads intent from files, compiles it, serves xDS and certificates.
+//!
+//! ```text
+//! source ─► model ─► compile ─► encode ─► cache ─► server
+//!                                         ca ─────┘
+//! ```
+//!
+//! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
+//! import only downward in this order:
+//! `cli → admin → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
+//! `diagnostic` and `metrics` beside them.
+
+pub mod admin;
+pub mod ca;
+pub mod cache;
+pub mod check;
+pub mod cli;
+pub mod compile;
+pub mod diagnostic;
+pub mod encode;
+pub mod metrics;
+pub mod model;
+mod run;
+pub mod server;
+pub mod source;
+
+pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, XDS_PORT};

@@ -14,9 +14,9 @@ use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
 use tonic::Status;
 use tower::Service;
 
+use crate::{ResponseBody, to_status};
 #[cfg(feature = "xds")]
 use crate::{Target, TargetError};
-use crate::{ResponseBody, to_status};
 
 /// A gRPC channel over the mesh.
 ///
@@ -48,13 +48,18 @@ impl<M: MakeEndpoint> Channel<M> {
 
 impl<M: MakeEndpoint> Clone for Channel<M> {
     fn clone(&self) -> Self {
-        Self { service: self.service.clone(), authority: self.authority.clone() }
+        Self {
+            service: self.service.clone(),
+            authority: self.authority.clone(),
+        }
     }
 }
 
 impl<M: MakeEndpoint> fmt::Debug for Channel<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channel").field("authority", &self.authority).finish()
+        f.debug_struct("Channel")
+            .field("authority", &self.authority)
+            .finish()
     }
 }
 
@@ -72,12 +77,16 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
         let mut parts = uri::Parts::default();
         parts.scheme = Some(uri::Scheme::HTTP);
         parts.authority = Some(self.authority.clone());
-        parts.path_and_query = std::mem::take(request.uri_mut()).into_parts().path_and_query;
+        parts.path_and_query = std::mem::take(request.uri_mut())
+            .into_parts()
+            .path_and_query;
         if parts.path_and_query.is_none() {
             parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
         }
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        ResponseFuture { inner: self.service.call(request) }
+        ResponseFuture {
+            inner: self.service.call(request),
+        }
     }
 }
 

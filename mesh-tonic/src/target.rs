@@ -37,22 +37,34 @@ impl FromStr for Target {
                 _ => return fail("xDS authorities are not supported yet: write xds:///NAME"),
             },
         };
-        if name.is_empty() || name.contains(['/', '?', '#', '@']) || name.contains(char::is_whitespace) {
+        if name.is_empty()
+            || name.contains(['/', '?', '#', '@'])
+            || name.contains(char::is_whitespace)
+        {
             return fail("the name must look like greeter.default or greeter.default:8080");
         }
-        Ok(Self { name: name.to_owned() })
+        Ok(Self {
+            name: name.to_owned(),
+        })
     }
 }
 
 impl TargetError {
     pub(crate) fn new(target: &str, reason: &'static str) -> Self {
-        Self { target: target.to_owned(), reason }
+        Self {
+            target: target.to_owned(),
+            reason,
+        }
     }
 }
 
 impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "target {:?} cannot be dialled: {}", self.target, self.reason)
+        write!(
+            f,
+            "target {:?} cannot be dialled: {}",
+            self.target, self.reason
+        )
     }
 }
 

@@ -78,7 +78,9 @@ fn request() -> Request<tonic::body::Body> {
     let mut request = Request::new(tonic::body::Body::new(message));
     *request.uri_mut() = http::Uri::from_static("/greeter.v1.Greeter/SayHello");
     let content_type = HeaderValue::from_static("application/grpc");
-    request.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+    request
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, content_type);
     request
 }
 
@@ -86,7 +88,9 @@ fn request() -> Request<tonic::body::Body> {
 fn finish(channel: &mut Channel<Instant>, request: Request<tonic::body::Body>) {
     let mut cx = Context::from_waker(Waker::noop());
     let response = pin!(channel.call(request)).poll(&mut cx);
-    let Poll::Ready(Ok(response)) = response else { panic!("the stub answers at once") };
+    let Poll::Ready(Ok(response)) = response else {
+        panic!("the stub answers at once")
+    };
     let mut body = pin!(response.into_body());
     while let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut cx) {
         frame.expect("the stub does not fail");
@@ -95,8 +99,9 @@ fn finish(channel: &mut Channel<Instant>, request: Request<tonic::body::Body>) {
 
 #[tokio::test]
 async fn a_call_allocates_at_most_its_budget() {
-    let endpoints: Vec<SocketAddr> =
-        (1..=10).map(|port| SocketAddr::from(([10, 0, 0, 1], port))).collect();
+    let endpoints: Vec<SocketAddr> = (1..=10)
+        .map(|port| SocketAddr::from(([10, 0, 0, 1], port)))
+        .collect();
     for (with_retry, allowed) in [false, true].into_iter().zip(ALLOCATIONS_MAX) {
         let (mut config, reader) = HandMade::new();
         let mut channel = Channel::new(MeshService::new("greeter", reader, Instant)).unwrap();

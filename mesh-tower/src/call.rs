@@ -28,9 +28,9 @@ use crate::{
     error::{DispatchError, Error, ErrorKind},
     listener::{ListenerRuntime, Live},
     record::CallRecord,
-    response::{InFlight, grpc_status},
+    response::InFlight,
     rng,
-    telemetry::{AttemptSpan, CallHead, Protocol, Telemetry},
+    telemetry::{AttemptSpan, CallHead, Protocol, Telemetry, grpc_status},
 };
 
 /// How long a request without a deadline waits for an endpoint that is connecting.

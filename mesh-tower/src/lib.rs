@@ -6,8 +6,8 @@
 //! application ◄─ Server ◄─ deadline ◄─ authorisation ◄─ identity ◄─ TLS ◄────────┘
 //! ```
 //!
-//! [`Mesh`] is the handle an application holds: it makes clients and serves. [`MeshService`] works
-//! without it, from a hand-made snapshot.
+//! `Mesh` (feature `xds`, on by default) is the handle an application holds: it makes clients and
+//! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
 //! `mesh → {http_client, service} → call → {listener, response} → {cluster, connect} →
@@ -43,6 +43,6 @@ pub use ext::SelectedEndpoint;
 pub use http_client::{AUTHORITIES_MAX, HttpClient};
 pub use listener::FIRST_CONFIG_WAIT_MAX;
 #[cfg(feature = "xds")]
-pub use mesh::{Mesh, MeshBuilder, SetupError};
+pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
 pub use response::ResponseBody;
 pub use service::{MeshService, ResponseFuture};

@@ -7,7 +7,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use crate::{
     HttpClient, MeshService,
     cluster::ClusterRegistry,
     connect::HyperConnector,
-    identity::{Certificate, Identity},
+    identity::{Certificate, Identity, IdentityError},
     listener::ListenerRuntime,
     server::{InboundState, MeshApplication, ServeError, Server},
     telemetry::Telemetry,
@@ -61,7 +61,6 @@ struct Inner {
 struct Servers {
     running: AtomicUsize,
     changed: tokio::sync::Notify,
-    errors: Mutex<Vec<String>>,
 }
 
 /// Configures a [`Mesh`].
@@ -187,15 +186,6 @@ impl Mesh {
         let running = Running::begin(Arc::clone(&self.inner.servers));
         let drain = async move { _ = shutdown.wait_for(|shutdown| *shutdown).await };
         let served = server.serve(listener, application, drain).await;
-        if let Err(error) = &served {
-            let mut errors = self
-                .inner
-                .servers
-                .errors
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            errors.push(error.to_string());
-        }
         drop(running);
         served
     }
@@ -232,9 +222,13 @@ impl Mesh {
     }
 
     /// Waits until there is a certificate and a trust bundle; returns at once without mTLS.
-    pub async fn ready(&self) {
-        if let Some(identity) = &self.inner.identity {
-            identity.ready().await;
+    ///
+    /// # Errors
+    /// When one of them is missing and nothing will provide it any more.
+    pub async fn ready(&self) -> Result<(), IdentityError> {
+        match &self.inner.identity {
+            Some(identity) => identity.ready().await,
+            None => Ok(()),
         }
     }
 
@@ -317,7 +311,17 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
     tokio::spawn(async move {
         loop {
             let current = certificates.borrow_and_update().clone();
-            tx.send_replace(current.map(|held| Arc::new(Certificate::from(&*held))));
+            if let Some(held) = current {
+                match Certificate::new(held.chain.clone(), held.key.clone_key()) {
+                    Ok(certificate) => {
+                        tx.send_replace(Some(Arc::new(certificate)));
+                    }
+                    // The one that is held stays in use until its end.
+                    Err(error) => tracing::error!(
+                        target: "mesh::identity", %error, "the new certificate cannot be used"
+                    ),
+                }
+            }
             tokio::select! {
                 changed = certificates.changed() => if changed.is_err() { return },
                 () = tx.closed() => return,

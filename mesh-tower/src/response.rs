@@ -21,7 +21,7 @@ use crate::{
     cluster::{CircuitPermit, EndpointService, MakeEndpoint, Picked, RetryPermit},
     error::ErrorKind,
     record::CallRecord,
-    telemetry::{AttemptSpan, Code, Protocol},
+    telemetry::{AttemptSpan, Code, Protocol, grpc_status},
 };
 
 /// The body of a response. Errors are [`Error`].
@@ -218,9 +218,4 @@ impl<M: MakeEndpoint> Drop for InFlight<M> {
             record.end(code);
         }
     }
-}
-
-/// The gRPC status in a response's head or trailers.
-pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }

@@ -1,1 +1,51 @@
-//! mesh-xds-client
+//! From an ADS stream to complete configuration, and from a CSR to a certificate.
+//!
+//! [`XdsClient`] keeps one stream to the control plane and publishes what it learns as
+//! [`mesh_core`] snapshots. It opens no connection to an application, and it never sees or decides
+//! about a request. [`certificate`] obtains the process's own certificate.
+//!
+//! ```text
+//! transport ─► ads ─► resource ─► cache ─► graph ─► mesh_core::snapshot
+//! ```
+//!
+//! | feature | specification | status |
+//! |---|---|---|
+//! | aggregated stream, state of the world | xDS protocol, gRFC A27, A40 | yes |
+//! | incremental variant | xDS protocol | no |
+//! | partial acceptance, NACK per resource | gRFC A46 | yes |
+//! | does-not-exist timers | gRFC A57 | yes |
+//! | data errors keep the last good resource | gRFC A88 | yes, always |
+//! | `resource_errors` | xRFC TP3 | yes |
+//! | LDS, RDS, CDS, EDS of clients | gRFC A27, A28, A31, A32, A44, A48 | yes |
+//! | server listeners with RBAC | gRFC A36, A41 | yes, with inline routes |
+//! | TLS by provider instance and by SDS | gRFC A29, Envoy SDS | yes |
+//! | complete or nothing | gRFC A74 | yes |
+//! | fallback servers, federation | gRFC A71, A47 | no, warned about |
+//! | load reports, status service | LRS, CSDS | no |
+//!
+//! Modules import only downward in this order:
+//! `client → driver → {transport, ads, graph}`, `graph → cache → resource`, and `certificate` and
+//! `bootstrap` beside them.
+
+mod ads;
+pub mod bootstrap;
+mod cache;
+pub mod certificate;
+mod client;
+mod driver;
+mod error;
+mod graph;
+#[allow(
+    deprecated,
+    reason = "Istio and older control planes send the deprecated fields too"
+)]
+mod resource;
+mod transport;
+mod watch;
+
+pub use bootstrap::Bootstrap;
+pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
+pub use driver::Driver;
+pub use error::Error;
+pub use transport::StreamStatus;
+pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -133,11 +133,11 @@ pub enum Principal {
     /// Everybody.
     Any,
     /// All of them.
-    And(Vec<Principal>),
+    And(Vec<Self>),
     /// One of them.
-    Or(Vec<Principal>),
+    Or(Vec<Self>),
     /// Not this.
-    Not(Box<Principal>),
+    Not(Box<Self>),
     /// Authenticated by mTLS, and one of its names matches where a matcher is given.
     Authenticated(Option<StringMatcher>),
     /// A header of the request.
@@ -150,11 +150,11 @@ pub enum Permission {
     /// Everything.
     Any,
     /// All of them.
-    And(Vec<Permission>),
+    And(Vec<Self>),
     /// One of them.
-    Or(Vec<Permission>),
+    Or(Vec<Self>),
     /// Not this.
-    Not(Box<Permission>),
+    Not(Box<Self>),
     /// The path, without its query.
     Path(StringMatcher),
     /// A header of the request; `:method` and `:authority` too.

@@ -1,6 +1,6 @@
 //! One consistent configuration, ready to answer requests.
 //!
-//! Stages 6 and 7: [`compile`] turns declared config into immutable tables, [`store`] publishes
+//! Stages 6 and 7: `compile` turns declared config into immutable tables, `store` publishes
 //! them by pointer. A route table is published complete or not at all (gRFC A74): every cluster it
 //! names has a value or a recorded error.
 

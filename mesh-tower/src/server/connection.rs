@@ -30,9 +30,9 @@ use crate::{
 
 /// First byte of a TLS record that holds a handshake (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// Longest time an HTTP/1.1 connection waits for the next request's head. Longer than clients keep
-/// idle connections, so that it is the client who closes them.
-const HTTP1_IDLE_MAX: Duration = Duration::from_secs(300);
+/// Longest time an HTTP/1.1 connection waits for the whole head of its next request. Longer than
+/// hyper's clients keep idle connections (90 s), so that it is the client who closes them.
+const HTTP1_HEAD_WAIT_MAX: Duration = Duration::from_secs(120);
 /// An HTTP/2 peer that is silent for so long is asked whether it is still there.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// And so long it may take to answer.
@@ -217,7 +217,7 @@ async fn drive<A, I>(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HTTP1_IDLE_MAX);
+        .header_read_timeout(HTTP1_HEAD_WAIT_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())

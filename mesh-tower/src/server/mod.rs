@@ -22,12 +22,7 @@ mod record;
 mod refusal;
 mod request;
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use mesh_core::{ConfigError, config::InboundListener};
@@ -239,7 +234,6 @@ struct Shared {
     inbound: ArcSwap<Inbound>,
     /// Moves after each swap of `inbound`.
     generation: watch::Sender<u64>,
-    has_reported: AtomicBool,
 }
 
 impl Shared {
@@ -249,7 +243,6 @@ impl Shared {
             options,
             inbound: ArcSwap::from_pointee(Inbound::Pending),
             generation: watch::Sender::new(0),
-            has_reported: AtomicBool::new(false),
         }
     }
 
@@ -265,8 +258,7 @@ impl Shared {
                 tracing::error!(target: "mesh::server", local = %self.local, reason, "refusing");
             }
             Inbound::Serving(_) | Inbound::Pending => {
-                let first = !self.has_reported.swap(true, Ordering::Relaxed);
-                tracing::info!(target: "mesh::server", local = %self.local, first, "serving");
+                tracing::info!(target: "mesh::server", local = %self.local, "configuration applied");
             }
         }
         self.inbound.store(Arc::new(next));

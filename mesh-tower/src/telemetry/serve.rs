@@ -3,7 +3,7 @@
 //! For Prometheus and people; `GET /metrics` alone. It is plaintext and unauthenticated: bind it
 //! where only the scraper comes.
 
-use std::{convert::Infallible, io, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -16,17 +16,23 @@ use super::Metrics;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const CONNECTIONS_MAX: usize = 64;
+/// Pause after the listening socket failed, for example because there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const HEADER_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Serves `metrics` on `listener` until the future is dropped. At most 64 connections at a time;
 /// more are closed.
-///
-/// # Errors
-/// When the listening socket fails.
-pub async fn serve_metrics(listener: TcpListener, metrics: Metrics) -> io::Result<()> {
+pub async fn serve_metrics(listener: TcpListener, metrics: Metrics) {
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(target: "mesh::telemetry", %error, "cannot accept a scrape");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         while connections.try_join_next().is_some() {}
         if connections.len() >= CONNECTIONS_MAX {
             continue;

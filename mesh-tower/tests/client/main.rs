@@ -209,11 +209,7 @@ async fn a_storm_of_failures_costs_at_most_the_budget() {
 #[tokio::test(start_paused = true)]
 async fn requests_past_the_limit_fail_at_once_and_permits_come_back_when_bodies_end() {
     let (mut config, reader) = HandMade::new();
-    let service = MeshService::new(
-        "l",
-        reader,
-        Stub::answering(|request| Answer::echo(request)),
-    );
+    let service = MeshService::new("l", reader, Stub::answering(Answer::echo));
     config.publish(
         &tree("l")
             .cluster_with("a", &addresses(1), |cluster| {

@@ -36,29 +36,29 @@ use tokio::{
 };
 
 /// What must happen happens within this time.
-pub const MUST_HAPPEN: Duration = Duration::from_secs(10);
+pub(crate) const MUST_HAPPEN: Duration = Duration::from_secs(10);
 
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(MUST_HAPPEN, future)
         .await
         .expect("in time")
 }
 
 /// A root that issues certificates.
-pub struct Ca {
+pub(crate) struct Ca {
     issuer: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
 }
 
-pub const ALICE: &str = "spiffe://cluster.local/ns/default/sa/alice";
-pub const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
+pub(crate) const ALICE: &str = "spiffe://cluster.local/ns/default/sa/alice";
+pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
 
 impl Ca {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         Self::named(&format!("root {}", NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 
-    pub fn named(name: &str) -> Self {
+    pub(crate) fn named(name: &str) -> Self {
         let key = rcgen::KeyPair::generate().expect("key");
         let mut params = rcgen::CertificateParams::default();
         params
@@ -70,11 +70,11 @@ impl Ca {
         }
     }
 
-    pub fn issue(&self, id: &str) -> Certificate {
+    pub(crate) fn issue(&self, id: &str) -> Certificate {
         self.issue_until(id, SystemTime::now() + Duration::from_secs(3600))
     }
 
-    pub fn issue_until(&self, id: &str, not_after: SystemTime) -> Certificate {
+    pub(crate) fn issue_until(&self, id: &str, not_after: SystemTime) -> Certificate {
         let key = rcgen::KeyPair::generate().expect("key");
         let mut params = rcgen::CertificateParams::default();
         params.not_before = (SystemTime::now() - Duration::from_secs(86_400)).into();
@@ -85,16 +85,16 @@ impl Ca {
         Certificate::new(vec![CertificateDer::from(leaf.der().to_vec())], key).expect("SVID")
     }
 
-    pub fn bundle(&self) -> TrustBundle {
+    pub(crate) fn bundle(&self) -> TrustBundle {
         bundle(&[self])
     }
 
-    pub fn identity(&self, id: &str) -> Identity {
+    pub(crate) fn identity(&self, id: &str) -> Identity {
         Identity::fixed(self.issue(id), self.bundle())
     }
 }
 
-pub fn bundle(roots: &[&Ca]) -> TrustBundle {
+pub(crate) fn bundle(roots: &[&Ca]) -> TrustBundle {
     let roots = roots
         .iter()
         .map(|ca| Bytes::copy_from_slice(ca.issuer.der()))
@@ -105,7 +105,7 @@ pub fn bundle(roots: &[&Ca]) -> TrustBundle {
     }
 }
 
-pub fn downstream(require_client_certificate: bool) -> DownstreamTls {
+pub(crate) fn downstream(require_client_certificate: bool) -> DownstreamTls {
     DownstreamTls {
         identity: CertificateSource::Sds("default".into()),
         roots: Some(TrustSource::Sds("ROOTCA".into())),
@@ -113,7 +113,7 @@ pub fn downstream(require_client_certificate: bool) -> DownstreamTls {
     }
 }
 
-pub fn upstream(names: &[&str]) -> UpstreamTls {
+pub(crate) fn upstream(names: &[&str]) -> UpstreamTls {
     UpstreamTls {
         identity: Some(CertificateSource::Sds("default".into())),
         roots: TrustSource::Sds("ROOTCA".into()),
@@ -127,13 +127,13 @@ pub fn upstream(names: &[&str]) -> UpstreamTls {
 
 /// How a port is secured, in Istio's words.
 #[derive(Clone, Copy)]
-pub enum Mode {
+pub(crate) enum Mode {
     Disable,
     Permissive,
     Strict,
 }
 
-pub fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
+pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
     let matcher = RouteMatch {
         path: PathMatcher::any(),
         headers: vec![],
@@ -175,7 +175,7 @@ pub fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
     }))
 }
 
-pub fn rbac(action: RbacAction, name: &str, principal: Principal) -> Rbac {
+pub(crate) fn rbac(action: RbacAction, name: &str, principal: Principal) -> Rbac {
     let policy = RbacPolicy {
         principals: vec![principal],
         permissions: vec![Permission::Any],
@@ -186,7 +186,7 @@ pub fn rbac(action: RbacAction, name: &str, principal: Principal) -> Rbac {
     }
 }
 
-pub fn deny_all() -> Rbac {
+pub(crate) fn deny_all() -> Rbac {
     Rbac {
         action: RbacAction::Allow,
         policies: BTreeMap::new(),
@@ -194,23 +194,23 @@ pub fn deny_all() -> Rbac {
 }
 
 /// A running server and what it is made from.
-pub struct World {
-    pub addr: SocketAddr,
-    pub state: watch::Sender<InboundState>,
-    pub certificate: watch::Sender<Option<Arc<Certificate>>>,
-    pub trust: watch::Sender<Option<Arc<TrustBundle>>>,
-    pub audit: Arc<Mutex<Vec<AuditRecord>>>,
-    pub telemetry: Telemetry,
-    pub shutdown: Option<oneshot::Sender<()>>,
-    pub serving: JoinHandle<()>,
+pub(crate) struct World {
+    pub(crate) addr: SocketAddr,
+    pub(crate) state: watch::Sender<InboundState>,
+    pub(crate) certificate: watch::Sender<Option<Arc<Certificate>>>,
+    pub(crate) trust: watch::Sender<Option<Arc<TrustBundle>>>,
+    pub(crate) audit: Arc<Mutex<Vec<AuditRecord>>>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) shutdown: Option<oneshot::Sender<()>>,
+    pub(crate) serving: JoinHandle<()>,
 }
 
 impl World {
-    pub async fn start(ca: &Ca, state: InboundState) -> Self {
+    pub(crate) async fn start(ca: &Ca, state: InboundState) -> Self {
         Self::with(ca, state, router(), |server| server).await
     }
 
-    pub async fn with(
+    pub(crate) async fn with(
         ca: &Ca,
         state: InboundState,
         router: Router,
@@ -219,7 +219,7 @@ impl World {
         Self::traced(ca, state, router, Telemetry::disabled(), options).await
     }
 
-    pub async fn traced(
+    pub(crate) async fn traced(
         ca: &Ca,
         state: InboundState,
         router: Router,
@@ -259,12 +259,12 @@ impl World {
         }
     }
 
-    pub fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         self.telemetry.metrics().encode()
     }
 
     /// Waits until the metrics hold `line`, which is counted by a task of the server.
-    pub async fn counted(&self, line: &str) {
+    pub(crate) async fn counted(&self, line: &str) {
         within(async {
             while !self.metrics().contains(line) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -275,7 +275,7 @@ impl World {
 }
 
 /// `/who` answers the caller's name; the rest says nothing of interest.
-pub fn router() -> Router {
+pub(crate) fn router() -> Router {
     Router::new()
         .route(
             "/who",
@@ -292,20 +292,20 @@ pub fn router() -> Router {
         .route("/", any(|| async { "hello" }))
 }
 
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub trailers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) trailers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("text")
     }
 
     /// `grpc-status` of a trailers-only response or of its trailers.
-    pub fn grpc_status(&self) -> Option<&str> {
+    pub(crate) fn grpc_status(&self) -> Option<&str> {
         let status = self
             .headers
             .get("grpc-status")
@@ -315,24 +315,24 @@ impl Answer {
 }
 
 /// One connection.
-pub enum Client {
+pub(crate) enum Client {
     H1(hyper::client::conn::http1::SendRequest<Full<Bytes>>),
     H2(hyper::client::conn::http2::SendRequest<Full<Bytes>>),
 }
 
 impl Client {
     /// Over plaintext.
-    pub async fn plain(addr: SocketAddr, alpn: Alpn) -> Result<Self, BoxError> {
+    pub(crate) async fn plain(addr: SocketAddr, alpn: Alpn) -> Result<Self, BoxError> {
         Self::over(TcpStream::connect(addr).await?, alpn).await
     }
 
     /// Over mutual TLS, HTTP/2.
-    pub async fn tls(addr: SocketAddr, identity: Identity) -> Result<Self, BoxError> {
+    pub(crate) async fn tls(addr: SocketAddr, identity: Identity) -> Result<Self, BoxError> {
         let tls = ClientTls::new(&upstream(&[SERVER]), identity, Alpn::Http2);
         Ok(Self::with_tls(addr, &tls).await?)
     }
 
-    pub async fn with_tls(addr: SocketAddr, tls: &ClientTls) -> Result<Self, TlsError> {
+    pub(crate) async fn with_tls(addr: SocketAddr, tls: &ClientTls) -> Result<Self, TlsError> {
         let tcp = TcpStream::connect(addr).await.map_err(TlsError::from_io)?;
         let stream = tls.connect(tcp, addr).await?;
         let alpn = match mesh_tower::tls::client::is_http2(&stream) {
@@ -342,7 +342,7 @@ impl Client {
         Ok(Self::over(stream, alpn).await.expect("HTTP handshake"))
     }
 
-    pub async fn over<IO>(io: IO, alpn: Alpn) -> Result<Self, BoxError>
+    pub(crate) async fn over<IO>(io: IO, alpn: Alpn) -> Result<Self, BoxError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -363,12 +363,12 @@ impl Client {
         }
     }
 
-    pub async fn get(&mut self, path: &str) -> Result<Answer, hyper::Error> {
+    pub(crate) async fn get(&mut self, path: &str) -> Result<Answer, hyper::Error> {
         self.send(path, &[]).await
     }
 
     /// A gRPC call without a message.
-    pub async fn grpc(
+    pub(crate) async fn grpc(
         &mut self,
         path: &str,
         headers: &[(&'static str, &str)],
@@ -378,7 +378,7 @@ impl Client {
         self.send(path, &all).await
     }
 
-    pub async fn send(
+    pub(crate) async fn send(
         &mut self,
         path: &str,
         headers: &[(&'static str, &str)],

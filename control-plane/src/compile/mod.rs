@@ -1,0 +1,163 @@
+//! From objects to class-neutral config.
+//!
+//! A bad object affects only its own traffic: a route to what is not there fails its own share, and
+//! a security object that cannot be used closes its own target. It does no I/O, and the same
+//! objects always give the same result.
+
+mod routes;
+mod security;
+mod services;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use mesh_core::{
+    ClusterName, EndpointsName, RouteConfigName,
+    config::{
+        ApiListener, Cluster, ClusterEndpoints, Listener, ListenerKind, RouteConfig, RouteSource,
+    },
+};
+
+use crate::{
+    diagnostic::Diagnostic,
+    model::{ObjectSet, Spec},
+};
+use security::SecurityPolicies;
+pub use services::{PortInfo, ServiceInfo, Workload};
+
+/// What holds for the whole mesh.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// Trust domain of identities. Default `cluster.local`.
+    pub trust_domain: String,
+    /// Suffix of service names. Default `cluster.local`.
+    pub cluster_domain: String,
+    /// Policies in this namespace are for all. Default `istio-system`.
+    pub root_namespace: String,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+        }
+    }
+}
+
+/// Everything the mesh knows, ready to be encoded.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// By `outbound|PORT|SUBSET|FQDN`.
+    pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
+    /// By the same names.
+    pub endpoints: BTreeMap<EndpointsName, Arc<ClusterEndpoints>>,
+    /// By `outbound|PORT||FQDN`.
+    pub routes: BTreeMap<RouteConfigName, Arc<RouteConfig>>,
+    /// By full name.
+    pub services: BTreeMap<String, ServiceInfo>,
+    names: BTreeMap<String, String>,
+    workloads: BTreeMap<SocketAddr, Workload>,
+    security: SecurityPolicies,
+}
+
+/// Compiles all objects.
+pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<Diagnostic>) {
+    let mut findings = Vec::new();
+    let security = SecurityPolicies::collect(objects, options, &mut findings);
+    let services = services::collect(objects, options, &mut findings);
+    let mut compiled = Compiled {
+        security,
+        ..Compiled::default()
+    };
+    for service in services.values() {
+        for (spelling, weight) in service.spellings(&options.cluster_domain) {
+            // The name in full belongs to its service, short forms to whoever is first.
+            if weight == 0 || !compiled.names.contains_key(&spelling) {
+                compiled.names.insert(spelling, service.fqdn.clone());
+            }
+        }
+        for workload in &service.workloads {
+            for address in workload.addresses.values() {
+                compiled
+                    .workloads
+                    .entry(*address)
+                    .or_insert_with(|| workload.clone());
+            }
+        }
+    }
+    let mut rules = BTreeMap::new();
+    for object in objects.values() {
+        if let Spec::DestinationRule(rule) = &object.spec {
+            let namespace = &object.key.namespace;
+            match services::find(&services, &rule.host, namespace, &options.cluster_domain) {
+                Some(service) => {
+                    rules.insert(service.fqdn.clone(), (object, rule));
+                }
+                None => findings.push(services::unknown_host(object, "spec.host", &rule.host)),
+            }
+        }
+    }
+    for service in services.values() {
+        let rule = rules.get(&service.fqdn).copied();
+        services::compile_clusters(service, rule, options, &mut compiled, &mut findings);
+    }
+    routes::compile(objects, &services, options, &mut compiled, &mut findings);
+    compiled.services = services;
+    (compiled, findings)
+}
+
+impl Compiled {
+    /// The client listener of a dialled name: `greeter`, `greeter.default`, `greeter.default.svc`,
+    /// `greeter.default.svc.cluster.local`, each with or without `:PORT`. Without a port it is 80
+    /// if the service has it, else the service's first.
+    pub fn resolve_listener(&self, requested: &str, client_namespace: &str) -> Option<Listener> {
+        let (host, port) = match requested.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
+            None => (requested, None),
+        };
+        let service = self.service(host, client_namespace)?;
+        let port = service.port(port)?;
+        let routes = RouteSource::Rds(format!("outbound|{}||{}", port.number, service.fqdn).into());
+        let api = ApiListener {
+            routes,
+            max_stream_duration: None,
+        };
+        Some(Listener {
+            name: requested.into(),
+            kind: ListenerKind::Api(api),
+        })
+    }
+
+    /// The service that a client in `namespace` means with `host`.
+    fn service(&self, host: &str, namespace: &str) -> Option<&ServiceInfo> {
+        let host = host.to_ascii_lowercase();
+        let fqdn = self
+            .names
+            .get(&host)
+            .or_else(|| self.names.get(&format!("{host}.{namespace}")))?;
+        self.services.get(fqdn)
+    }
+
+    /// The listener of a server at `address`: mTLS mode and authorisation of the workload there. An
+    /// address that no service has is judged by the `namespace` and `labels` that the node says.
+    pub fn inbound_listener(
+        &self,
+        requested: &str,
+        address: SocketAddr,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Listener {
+        let mut labels = labels.clone();
+        let mut namespace = namespace.to_owned();
+        if let Some(workload) = self.workloads.get(&address) {
+            namespace.clone_from(&workload.namespace);
+            labels.extend(workload.labels.clone());
+        }
+        self.security
+            .inbound_listener(requested, address, &namespace, &labels)
+    }
+}

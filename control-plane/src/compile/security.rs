@@ -1,0 +1,480 @@
+//! What servers ask of connections and requests.
+//!
+//! PeerAuthentication: the port beats the workload beats the namespace beats the mesh; unset is
+//! PERMISSIVE, as in Istio. AuthorizationPolicy: AUDIT, then DENY, then ALLOW; as soon as one ALLOW
+//! policy selects a workload, what none allows is refused. Objects that cannot be used close what
+//! they select.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use mesh_core::config::{
+    CertificateSource, DownstreamTls, FilterChain, HeaderMatcher, HeaderPredicate, InboundListener,
+    Listener, ListenerKind, PathMatcher, Permission, Principal, Rbac, RbacAction, RbacPolicy,
+    Route, RouteAction, RouteConfig, RouteMatch, RouteSource, StringMatcher, StringPattern,
+    TransportMatch, TrustSource, VirtualHost,
+};
+
+use super::CompileOptions;
+use crate::{
+    diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED},
+    model::{
+        AuthorizationPolicy, Mtls, Object, ObjectSet, Operation, PeerAuthentication, Rule, Source,
+        Spec,
+    },
+};
+
+type Labels = BTreeMap<String, String>;
+
+/// What a server takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MtlsMode {
+    /// Plaintext alone.
+    Disable,
+    /// Both on one port.
+    Permissive,
+    /// mTLS alone.
+    Strict,
+}
+
+/// All security objects, ready to be asked about a workload.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SecurityPolicies {
+    root_namespace: String,
+    authentication: Vec<Scoped<Authentication>>,
+    authorization: Vec<Scoped<Authorization>>,
+}
+
+/// Something for the workloads that it selects.
+#[derive(Clone, Debug)]
+struct Scoped<T> {
+    name: String,
+    namespace: String,
+    labels: Labels,
+    value: T,
+}
+
+#[derive(Clone, Debug)]
+struct Authentication {
+    mode: Option<MtlsMode>,
+    ports: BTreeMap<u16, Option<MtlsMode>>,
+}
+
+#[derive(Clone, Debug)]
+struct Authorization {
+    action: RbacAction,
+    rules: Vec<RbacPolicy>,
+}
+
+impl<T> Scoped<T> {
+    fn selects(&self, root: &str, namespace: &str, labels: &Labels) -> bool {
+        (self.namespace == namespace || self.namespace == root)
+            && self
+                .labels
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+    }
+
+    /// The narrower, the larger.
+    fn narrowness(&self, root: &str) -> u8 {
+        u8::from(self.namespace != root) + 2 * u8::from(!self.labels.is_empty())
+    }
+}
+
+impl SecurityPolicies {
+    pub(super) fn collect(
+        objects: &ObjectSet,
+        options: &CompileOptions,
+        findings: &mut Vec<Diagnostic>,
+    ) -> Self {
+        let mut policies = Self {
+            root_namespace: options.root_namespace.clone(),
+            ..Self::default()
+        };
+        for object in objects.values() {
+            match &object.spec {
+                Spec::PeerAuthentication(spec) => {
+                    policies
+                        .authentication
+                        .push(authentication(object, spec, findings));
+                }
+                Spec::AuthorizationPolicy(spec) => {
+                    policies
+                        .authorization
+                        .push(authorization(object, spec, options, findings));
+                }
+                Spec::Unreadable if object.key.kind == "PeerAuthentication" => {
+                    let value = Authentication {
+                        mode: Some(MtlsMode::Strict),
+                        ports: BTreeMap::new(),
+                    };
+                    policies
+                        .authentication
+                        .push(scoped(object, Labels::new(), value));
+                }
+                Spec::Unreadable => {
+                    // Allows nothing.
+                    let value = Authorization {
+                        action: RbacAction::Allow,
+                        rules: Vec::new(),
+                    };
+                    policies
+                        .authorization
+                        .push(scoped(object, Labels::new(), value));
+                }
+                _ => {}
+            }
+        }
+        policies
+    }
+
+    /// The mode of a port of a workload.
+    pub(super) fn mode(&self, namespace: &str, labels: &Labels, port: u16) -> MtlsMode {
+        let root = &self.root_namespace;
+        let mut found: Vec<_> = self
+            .authentication
+            .iter()
+            .filter(|scoped| scoped.selects(root, namespace, labels))
+            .collect();
+        found.sort_by_key(|scoped| scoped.narrowness(root));
+        // Ports first, then from the narrowest to the widest; unset inherits.
+        let by_port = found
+            .iter()
+            .rev()
+            .find_map(|scoped| *scoped.value.ports.get(&port)?);
+        let by_scope = || found.iter().rev().find_map(|scoped| scoped.value.mode);
+        by_port.or_else(by_scope).unwrap_or(MtlsMode::Permissive)
+    }
+
+    pub(super) fn inbound_listener(
+        &self,
+        requested: &str,
+        address: SocketAddr,
+        namespace: &str,
+        labels: &Labels,
+    ) -> Listener {
+        let rbac = self.rbac(namespace, labels);
+        let chain = |name: &str, transport, tls| FilterChain {
+            name: name.into(),
+            transport,
+            tls,
+            rbac: rbac.clone(),
+            routes: serve_everything(),
+        };
+        let mtls = || {
+            Some(DownstreamTls {
+                identity: CertificateSource::Provider {
+                    instance: "default".into(),
+                },
+                roots: Some(TrustSource::Sds("ROOTCA".into())),
+                require_client_certificate: true,
+            })
+        };
+        let filter_chains = match self.mode(namespace, labels, address.port()) {
+            MtlsMode::Strict => vec![chain("mtls", TransportMatch::Tls, mtls())],
+            MtlsMode::Disable => vec![chain("plaintext", TransportMatch::Any, None)],
+            MtlsMode::Permissive => vec![
+                chain("mtls", TransportMatch::Tls, mtls()),
+                chain("plaintext", TransportMatch::RawBuffer, None),
+            ],
+        };
+        let inbound = InboundListener {
+            address: Some(address),
+            filter_chains,
+        };
+        Listener {
+            name: requested.into(),
+            kind: ListenerKind::Inbound(inbound),
+        }
+    }
+
+    fn rbac(&self, namespace: &str, labels: &Labels) -> Vec<Rbac> {
+        let mut filters = Vec::new();
+        for action in [RbacAction::Log, RbacAction::Deny, RbacAction::Allow] {
+            let selected: Vec<_> = self
+                .authorization
+                .iter()
+                .filter(|scoped| scoped.value.action == action)
+                .filter(|scoped| scoped.selects(&self.root_namespace, namespace, labels))
+                .collect();
+            if selected.is_empty() {
+                continue;
+            }
+            let mut policies = BTreeMap::new();
+            for scoped in selected {
+                for (index, rule) in scoped.value.rules.iter().enumerate() {
+                    let name = format!("{}/{}[{index}]", scoped.namespace, scoped.name);
+                    policies.insert(name, rule.clone());
+                }
+            }
+            // Without any rule DENY and AUDIT match nothing, and ALLOW allows nothing.
+            if action == RbacAction::Allow || !policies.is_empty() {
+                filters.push(Rbac { action, policies });
+            }
+        }
+        filters
+    }
+}
+
+fn scoped<T>(object: &Object, labels: Labels, value: T) -> Scoped<T> {
+    let (name, namespace) = (object.key.name.clone(), object.key.namespace.clone());
+    Scoped {
+        name,
+        namespace,
+        labels,
+        value,
+    }
+}
+
+fn serve_everything() -> RouteSource {
+    let route = Route {
+        name: "inbound".into(),
+        matcher: RouteMatch {
+            path: PathMatcher::any(),
+            headers: Vec::new(),
+            fraction: None,
+        },
+        action: RouteAction::NonForwarding,
+    };
+    RouteSource::Inline(Arc::new(RouteConfig {
+        name: "inbound".into(),
+        virtual_hosts: vec![VirtualHost {
+            name: "inbound".into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+        }],
+    }))
+}
+
+fn authentication(
+    object: &Object,
+    spec: &PeerAuthentication,
+    findings: &mut Vec<Diagnostic>,
+) -> Scoped<Authentication> {
+    let mut read = |field: &str, mtls: &Mtls| match mtls.mode.as_deref() {
+        None | Some("UNSET") => None,
+        Some("DISABLE") => Some(MtlsMode::Disable),
+        Some("PERMISSIVE") => Some(MtlsMode::Permissive),
+        Some("STRICT") => Some(MtlsMode::Strict),
+        Some(other) => {
+            let message = format!("{other:?} is not a mode: STRICT is used");
+            let help = "write STRICT, PERMISSIVE or DISABLE";
+            findings.push(object.diagnose(FAILS_CLOSED, field, message, help));
+            Some(MtlsMode::Strict)
+        }
+    };
+    let mode = spec
+        .mtls
+        .as_ref()
+        .and_then(|mtls| read("spec.mtls.mode", mtls));
+    let ports = spec.port_level_mtls.iter().map(|(port, mtls)| {
+        (
+            *port,
+            read(&format!("spec.portLevelMtls.{port}.mode"), mtls),
+        )
+    });
+    let ports = ports.collect();
+    let labels = spec.selector.clone().unwrap_or_default().match_labels;
+    scoped(object, labels, Authentication { mode, ports })
+}
+
+fn authorization(
+    object: &Object,
+    spec: &AuthorizationPolicy,
+    options: &CompileOptions,
+    findings: &mut Vec<Diagnostic>,
+) -> Scoped<Authorization> {
+    let labels = spec.selector.clone().unwrap_or_default().match_labels;
+    let mut closed = |field: &str, message: String, help: &str| {
+        findings.push(object.diagnose(FAILS_CLOSED, field, message, help));
+    };
+    let action = match spec.action.as_deref() {
+        None | Some("ALLOW") => RbacAction::Allow,
+        Some("DENY") => RbacAction::Deny,
+        Some("AUDIT") => RbacAction::Log,
+        Some(other) => {
+            let help = "write ALLOW, DENY or AUDIT";
+            closed(
+                "spec.action",
+                format!("{other:?} is not supported: its target is closed"),
+                help,
+            );
+            let value = Authorization {
+                action: RbacAction::Allow,
+                rules: Vec::new(),
+            };
+            return scoped(object, labels, value);
+        }
+    };
+    let mut rules = Vec::new();
+    for (index, rule) in spec.rules.iter().enumerate() {
+        match compile_rule(rule, options) {
+            Ok(policy) => rules.push(policy),
+            Err((part, message)) => {
+                let field = format!("spec.rules[{index}].{part}");
+                findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
+                // A broken ALLOW rule allows nothing; a broken DENY rule refuses everything.
+                if action == RbacAction::Deny {
+                    rules.push(anything());
+                }
+            }
+        }
+    }
+    scoped(object, labels, Authorization { action, rules })
+}
+
+fn anything() -> RbacPolicy {
+    RbacPolicy {
+        principals: vec![Principal::Any],
+        permissions: vec![Permission::Any],
+    }
+}
+
+type Wrong = (String, String);
+type Compile<'c> = dyn Fn(&String) -> Result<Permission, Wrong> + 'c;
+
+fn compile_rule(rule: &Rule, options: &CompileOptions) -> Result<RbacPolicy, Wrong> {
+    let mut policy = anything();
+    if !rule.from.is_empty() {
+        policy.principals = rule
+            .from
+            .iter()
+            .map(|from| principal(&from.source, options))
+            .collect::<Result<_, _>>()?;
+    }
+    if !rule.to.is_empty() {
+        policy.permissions = rule
+            .to
+            .iter()
+            .map(|to| permission(&to.operation))
+            .collect::<Result<_, _>>()?;
+    }
+    Ok(policy)
+}
+
+fn principal(source: &Source, options: &CompileOptions) -> Result<Principal, Wrong> {
+    let mut all = Vec::new();
+    let by_name = |name: &String| match name.as_str() {
+        "*" => Ok(Principal::Authenticated(None)),
+        name => {
+            let name = match name.strip_prefix('*') {
+                Some(_) => name.to_owned(),
+                None => format!("spiffe://{name}"),
+            };
+            let matcher = pattern(&name).map_err(|m| ("from.source.principals".to_owned(), m))?;
+            Ok(Principal::Authenticated(Some(matcher)))
+        }
+    };
+    let by_namespace = |namespace: &String| {
+        let text = match namespace.as_str() {
+            "*" => return Ok(Principal::Authenticated(None)),
+            namespace => format!("spiffe://{}/ns/{namespace}/sa/*", options.trust_domain),
+        };
+        if namespace.contains('*') {
+            let message = format!("{namespace:?}: wildcards inside a namespace are not supported");
+            return Err(("from.source.namespaces".to_owned(), message));
+        }
+        let matcher = pattern(&text).map_err(|m| ("from.source.namespaces".to_owned(), m))?;
+        Ok(Principal::Authenticated(Some(matcher)))
+    };
+    let any = |names: &[String], one: &dyn Fn(&String) -> Result<Principal, Wrong>| {
+        names
+            .iter()
+            .map(one)
+            .collect::<Result<Vec<_>, _>>()
+            .map(Principal::Or)
+    };
+    let not = |principal| Principal::Not(Box::new(principal));
+    if !source.principals.is_empty() {
+        all.push(any(&source.principals, &by_name)?);
+    }
+    if !source.not_principals.is_empty() {
+        all.push(not(any(&source.not_principals, &by_name)?));
+    }
+    if !source.namespaces.is_empty() {
+        all.push(any(&source.namespaces, &by_namespace)?);
+    }
+    if !source.not_namespaces.is_empty() {
+        all.push(not(any(&source.not_namespaces, &by_namespace)?));
+    }
+    // A source that says nothing is everybody, as Istio has it.
+    Ok(if all.is_empty() {
+        Principal::Any
+    } else {
+        Principal::And(all)
+    })
+}
+
+fn permission(operation: &Operation) -> Result<Permission, Wrong> {
+    let header = |header: &'static str, field: &'static str| {
+        move |text: &String| {
+            let predicate = match text.as_str() {
+                "*" => HeaderPredicate::Present(true),
+                text => HeaderPredicate::String(
+                    pattern(text)
+                        .map_err(|m| (format!("to.operation.{field}"), m))?
+                        // Hosts are compared without case.
+                        .ignore_case(header == ":authority"),
+                ),
+            };
+            Ok(Permission::Header(HeaderMatcher::new(header, predicate)))
+        }
+    };
+    let path = |text: &String| match text.as_str() {
+        "*" => Ok(Permission::Any),
+        text if text.contains("{*}") || text.contains("{**}") => Err((
+            "to.operation.paths".to_owned(),
+            format!("{text:?}: path templates are not supported yet"),
+        )),
+        text => {
+            Ok(Permission::Path(pattern(text).map_err(|message| {
+                ("to.operation.paths".to_owned(), message)
+            })?))
+        }
+    };
+    let port = |text: &String| match text.parse() {
+        Ok(port) => Ok(Permission::DestinationPort(port)),
+        Err(_) => Err((
+            "to.operation.ports".to_owned(),
+            format!("{text:?} is not a port"),
+        )),
+    };
+    let hosts = header(":authority", "hosts");
+    let methods = header(":method", "methods");
+    let mut all = Vec::new();
+    let fields: [(&[String], &[String], &Compile<'_>); 4] = [
+        (&operation.hosts, &operation.not_hosts, &hosts),
+        (&operation.ports, &operation.not_ports, &port),
+        (&operation.methods, &operation.not_methods, &methods),
+        (&operation.paths, &operation.not_paths, &path),
+    ];
+    for (is, is_not, one) in fields {
+        let any = |texts: &[String]| {
+            texts
+                .iter()
+                .map(one)
+                .collect::<Result<Vec<_>, _>>()
+                .map(Permission::Or)
+        };
+        if !is.is_empty() {
+            all.push(any(is)?);
+        }
+        if !is_not.is_empty() {
+            all.push(Permission::Not(Box::new(any(is_not)?)));
+        }
+    }
+    Ok(if all.is_empty() {
+        Permission::Any
+    } else {
+        Permission::And(all)
+    })
+}
+
+/// Istio's text patterns: exact, `prefix*` or `*suffix`.
+fn pattern(text: &str) -> Result<StringMatcher, String> {
+    let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(suffix), _) => StringPattern::Suffix(suffix.to_owned()),
+        (None, Some(prefix)) => StringPattern::Prefix(prefix.to_owned()),
+        (None, None) => StringPattern::Exact(text.to_owned()),
+    };
+    StringMatcher::new(pattern)
+}

@@ -1,0 +1,196 @@
+//! What objects mean together.
+
+use mesh_core::config::*;
+
+use super::*;
+use crate::source::load_text;
+
+const GREETER: &str = "
+kind: ServiceEntry
+metadata: {name: greeter}
+spec:
+  hosts: [greeter.default.svc.cluster.local]
+  resolution: STATIC
+  ports: [{number: 8080, name: grpc, protocol: GRPC}]
+  endpoints:
+  - {address: 127.0.0.1, ports: {grpc: 1}, labels: {version: v1}, serviceAccount: greeter}
+  - {address: 127.0.0.1, ports: {grpc: 2}, labels: {version: v2}, serviceAccount: greeter}
+---
+kind: DestinationRule
+metadata: {name: greeter}
+spec:
+  host: greeter
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+";
+const FQDN: &str = "greeter.default.svc.cluster.local";
+
+fn compile_text(text: &str) -> (Compiled, Vec<String>) {
+    let loaded = load_text("t.yaml", text);
+    assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+    let (compiled, findings) = compile(&loaded.objects, &CompileOptions::default());
+    (compiled, findings.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn names_are_found_in_every_spelling() {
+    let (compiled, findings) = compile_text(GREETER);
+    assert_eq!(findings, [""; 0]);
+    for (requested, namespace, found) in [
+        ("greeter", "default", true),
+        ("greeter", "other", false),
+        ("greeter.default", "other", true),
+        ("greeter.default.svc", "other", true),
+        ("greeter.default.svc.cluster.local", "other", true),
+        ("greeter.default:8080", "other", true),
+        ("Greeter.default:8080", "other", true),
+        ("greeter.default:8081", "other", false),
+        ("nobody", "default", false),
+    ] {
+        let listener = compiled.resolve_listener(requested, namespace);
+        assert_eq!(listener.is_some(), found, "{requested} in {namespace}");
+        if let Some(listener) = listener {
+            assert_eq!(listener.name.as_str(), requested);
+        }
+    }
+}
+
+#[test]
+fn subsets_are_clusters_of_their_own() {
+    let (compiled, _) = compile_text(GREETER);
+    for (subset, ports) in [("", vec![1, 2]), ("v1", vec![1]), ("v2", vec![2])] {
+        let name = format!("outbound|8080|{subset}|{FQDN}");
+        let endpoints = &compiled.endpoints[name.as_str()];
+        let held: Vec<_> = endpoints
+            .localities
+            .iter()
+            .flat_map(|l| l.endpoints.iter().map(|e| e.address.port()))
+            .collect();
+        assert_eq!(held, ports, "{subset}");
+        assert_eq!(
+            compiled.clusters[name.as_str()].http_version,
+            HttpVersion::Http2
+        );
+    }
+}
+
+#[test]
+fn a_route_to_what_is_not_there_fails_its_share_alone() {
+    let text = format!(
+        "{GREETER}---
+kind: VirtualService
+metadata: {{name: greeter}}
+spec:
+  hosts: [greeter]
+  http:
+  - route:
+    - {{destination: {{host: greeter, subset: v1}}, weight: 90}}
+    - {{destination: {{host: greeter, subset: v9}}, weight: 10}}
+"
+    );
+    let (compiled, findings) = compile_text(&text);
+    assert_eq!(findings.len(), 1);
+    let place = "t.yaml:25: error[MESH0104]: VirtualService default/greeter: \
+                 spec.http[0].route[1].destination.subset";
+    assert!(findings[0].starts_with(place), "{findings:?}");
+    let missing = format!("outbound|8080|v9|{FQDN}");
+    assert!(compiled.endpoints[missing.as_str()].localities.is_empty());
+    let routes = &compiled.routes[format!("outbound|8080||{FQDN}").as_str()];
+    let RouteAction::Forward(forward) = &routes.virtual_hosts[0].routes[0].action else {
+        panic!()
+    };
+    assert_eq!(forward.clusters.len(), 2);
+}
+
+fn inbound(text: &str, port: u16) -> InboundListener {
+    let (compiled, _) = compile_text(text);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = compiled.inbound_listener("l", address, "default", &BTreeMap::new());
+    let ListenerKind::Inbound(inbound) = listener.kind else {
+        panic!()
+    };
+    inbound
+}
+
+#[test]
+fn the_narrowest_mode_wins_and_clients_follow() {
+    let policy = |namespace: &str, selector: &str, mode: &str| {
+        format!(
+            "---\nkind: PeerAuthentication\nmetadata: {{name: p{mode}{}, namespace: {namespace}}}\n\
+             spec: {{{selector}mtls: {{mode: {mode}}}}}\n",
+            selector.len()
+        )
+    };
+    let v1 = "selector: {matchLabels: {version: v1}}, ";
+    for (policies, chains, is_mtls) in [
+        (
+            String::new(),
+            vec![TransportMatch::Tls, TransportMatch::RawBuffer],
+            false,
+        ),
+        (
+            policy("istio-system", "", "STRICT"),
+            vec![TransportMatch::Tls],
+            true,
+        ),
+        (
+            policy("istio-system", "", "STRICT") + &policy("default", "", "DISABLE"),
+            vec![TransportMatch::Any],
+            false,
+        ),
+        (
+            policy("default", "", "DISABLE") + &policy("default", v1, "STRICT"),
+            vec![TransportMatch::Tls],
+            true,
+        ),
+    ] {
+        let text = format!("{GREETER}{policies}");
+        let held: Vec<_> = inbound(&text, 1)
+            .filter_chains
+            .iter()
+            .map(|chain| chain.transport)
+            .collect();
+        assert_eq!(held, chains, "{policies}");
+        let (compiled, _) = compile_text(&text);
+        let cluster = &compiled.clusters[format!("outbound|8080|v1|{FQDN}").as_str()];
+        assert_eq!(cluster.tls.is_some(), is_mtls, "{policies}");
+        if let Some(tls) = &cluster.tls {
+            let account = "spiffe://cluster.local/ns/default/sa/greeter";
+            assert_eq!(tls.subject_alt_names, [StringMatcher::exact(account)]);
+        }
+    }
+}
+
+#[test]
+fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
+    let policy = |spec: &str| {
+        let head = "---\nkind: AuthorizationPolicy\nmetadata: {name: p}\n";
+        format!("{GREETER}{head}spec: {spec}\n")
+    };
+    assert_eq!(inbound(GREETER, 1).filter_chains[0].rbac, []);
+    let deny_all = Rbac {
+        action: RbacAction::Allow,
+        policies: BTreeMap::new(),
+    };
+    assert_eq!(
+        inbound(&policy("{}"), 1).filter_chains[0].rbac,
+        std::slice::from_ref(&deny_all)
+    );
+    assert_eq!(
+        inbound(&policy("{action: WHAT}"), 1).filter_chains[0].rbac,
+        [deny_all]
+    );
+    let allow_all = &inbound(&policy("{rules: [{}]}"), 1).filter_chains[0].rbac[0];
+    assert_eq!(
+        allow_all.policies["default/p[0]"].principals,
+        [Principal::Any]
+    );
+
+    let unreadable = load_text("t.yaml", &policy("{rulez: []}"));
+    let (compiled, _) = compile(&unreadable.objects, &CompileOptions::default());
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let listener = compiled.inbound_listener("l", address, "default", &BTreeMap::new());
+    let ListenerKind::Inbound(inbound) = listener.kind else {
+        panic!()
+    };
+    assert!(inbound.filter_chains[0].rbac[0].policies.is_empty());
+}

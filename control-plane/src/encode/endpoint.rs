@@ -1,0 +1,64 @@
+//! Endpoints (EDS).
+
+use envoy_types::pb::envoy::config::{
+    core::v3::{HealthStatus as ProtoHealth, Locality},
+    endpoint::v3::{
+        ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints,
+        lb_endpoint,
+    },
+};
+use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus};
+
+use super::{socket, uint32};
+
+/// Encodes endpoints.
+pub fn endpoints(config: &ClusterEndpoints) -> ClusterLoadAssignment {
+    let localities = config
+        .localities
+        .iter()
+        .map(|locality| LocalityLbEndpoints {
+            locality: Some(Locality {
+                region: locality.locality.region.clone(),
+                zone: locality.locality.zone.clone(),
+                sub_zone: locality.locality.sub_zone.clone(),
+            }),
+            lb_endpoints: locality.endpoints.iter().map(endpoint).collect(),
+            load_balancing_weight: Some(uint32(locality.weight)),
+            priority: locality.priority,
+            ..LocalityLbEndpoints::default()
+        });
+    ClusterLoadAssignment {
+        cluster_name: config.name.to_string(),
+        endpoints: localities.collect(),
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+/// "There are none": calls fail at once instead of waiting for an answer.
+pub fn empty_endpoints(name: &str) -> ClusterLoadAssignment {
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+fn endpoint(config: &Endpoint) -> LbEndpoint {
+    let health = match config.health {
+        HealthStatus::Unknown => ProtoHealth::Unknown,
+        HealthStatus::Healthy => ProtoHealth::Healthy,
+        HealthStatus::Unhealthy => ProtoHealth::Unhealthy,
+        HealthStatus::Draining => ProtoHealth::Draining,
+        HealthStatus::Timeout => ProtoHealth::Timeout,
+        HealthStatus::Degraded => ProtoHealth::Degraded,
+    };
+    LbEndpoint {
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(ProtoEndpoint {
+            address: Some(socket(config.address)),
+            hostname: config.hostname.clone(),
+            ..ProtoEndpoint::default()
+        })),
+        health_status: health as i32,
+        load_balancing_weight: Some(uint32(config.weight)),
+        ..LbEndpoint::default()
+    }
+}

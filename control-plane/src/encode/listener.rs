@@ -1,0 +1,158 @@
+//! Listeners (LDS).
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::HttpProtocolOptions,
+            listener::v3::{
+                ApiListener as ProtoApiListener, Filter, FilterChain as ProtoFilterChain,
+                FilterChainMatch, Listener as ProtoListener, filter,
+            },
+        },
+        extensions::filters::{
+            http::router::v3::Router,
+            network::http_connection_manager::v3::{
+                HttpConnectionManager, HttpFilter, Rds,
+                http_connection_manager::{CodecType, RouteSpecifier},
+                http_filter,
+            },
+        },
+    },
+    google::protobuf::Any,
+};
+use mesh_core::config::{
+    FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
+};
+
+use super::{ClientClass, ads, any, duration, rbac, route_config, socket, tls};
+
+const MANAGER: &str = "envoy.filters.network.http_connection_manager";
+
+/// Encodes a listener.
+pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
+    let name = config.name.to_string();
+    match &config.kind {
+        ListenerKind::Api(api) => {
+            let mut manager = manager(&api.routes, Vec::new(), class);
+            manager.common_http_protocol_options =
+                api.max_stream_duration.map(|limit| HttpProtocolOptions {
+                    max_stream_duration: Some(duration(limit)),
+                    ..HttpProtocolOptions::default()
+                });
+            let api_listener = Some(ProtoApiListener {
+                api_listener: Some(any(&manager)),
+            });
+            ProtoListener {
+                name,
+                api_listener,
+                ..ProtoListener::default()
+            }
+        }
+        ListenerKind::Inbound(inbound) => inbound_listener(name, inbound, class),
+    }
+}
+
+/// The one listener of an Envoy beside an application: HTTP on the loopback address, routed by
+/// authority with the route configuration `outbound`.
+pub fn envoy_outbound_listener(name: &str, port: u16) -> ProtoListener {
+    let routes = RouteSource::Rds(name.into());
+    let manager = manager(&routes, Vec::new(), ClientClass::Envoy);
+    ProtoListener {
+        name: name.to_owned(),
+        address: Some(socket(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
+        filter_chains: vec![ProtoFilterChain {
+            filters: vec![manager_filter(&manager)],
+            ..ProtoFilterChain::default()
+        }],
+        ..ProtoListener::default()
+    }
+}
+
+fn inbound_listener(name: String, config: &InboundListener, class: ClientClass) -> ProtoListener {
+    let mut chains: Vec<&FilterChain> = config.filter_chains.iter().collect();
+    if class == ClientClass::Grpc && chains.len() > 1 {
+        // A gRPC server cannot tell TLS from plaintext on one port: PERMISSIVE is plaintext there.
+        tracing::warn!(
+            listener = name,
+            "PERMISSIVE is served as plaintext by gRPC servers: use STRICT or DISABLE"
+        );
+        chains.retain(|chain| chain.transport != TransportMatch::Tls);
+    }
+    ProtoListener {
+        name,
+        address: config.address.map(socket),
+        filter_chains: chains
+            .into_iter()
+            .map(|chain| filter_chain(chain, class))
+            .collect(),
+        ..ProtoListener::default()
+    }
+}
+
+fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
+    let transport = match (config.transport, class) {
+        (TransportMatch::Any, _) | (_, ClientClass::Grpc) => "",
+        (TransportMatch::RawBuffer, _) => "raw_buffer",
+        (TransportMatch::Tls, _) => "tls",
+    };
+    let chain_match = (!transport.is_empty()).then(|| FilterChainMatch {
+        transport_protocol: transport.to_owned(),
+        ..FilterChainMatch::default()
+    });
+    let filters = config.rbac.iter().enumerate().map(|(index, rbac)| {
+        http_filter(
+            format!("envoy.filters.http.rbac.{index}"),
+            any(&rbac::filter(rbac)),
+        )
+    });
+    let manager = manager(&config.routes, filters.collect(), class);
+    ProtoFilterChain {
+        name: config.name.clone(),
+        filter_chain_match: chain_match,
+        filters: vec![manager_filter(&manager)],
+        transport_socket: config.tls.as_ref().map(|tls| tls::downstream(tls, class)),
+        ..ProtoFilterChain::default()
+    }
+}
+
+fn manager_filter(manager: &HttpConnectionManager) -> Filter {
+    Filter {
+        name: MANAGER.to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(any(manager))),
+    }
+}
+
+fn manager(
+    routes: &RouteSource,
+    mut http_filters: Vec<HttpFilter>,
+    class: ClientClass,
+) -> HttpConnectionManager {
+    http_filters.push(http_filter(
+        "envoy.filters.http.router".to_owned(),
+        any(&Router::default()),
+    ));
+    let route_specifier = match routes {
+        RouteSource::Rds(name) => RouteSpecifier::Rds(Rds {
+            config_source: Some(ads()),
+            route_config_name: name.to_string(),
+        }),
+        RouteSource::Inline(config) => RouteSpecifier::RouteConfig(route_config(config, class)),
+    };
+    HttpConnectionManager {
+        codec_type: CodecType::Auto as i32,
+        stat_prefix: "mesh".to_owned(),
+        http_filters,
+        route_specifier: Some(route_specifier),
+        ..HttpConnectionManager::default()
+    }
+}
+
+fn http_filter(name: String, config: Any) -> HttpFilter {
+    HttpFilter {
+        name,
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    }
+}

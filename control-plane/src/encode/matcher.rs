@@ -1,0 +1,70 @@
+//! Text, header and path matchers.
+
+use envoy_types::pb::envoy::{
+    config::route::v3::{HeaderMatcher as ProtoHeaderMatcher, header_matcher, route_match},
+    r#type::{
+        matcher::v3::{
+            PathMatcher as ProtoPathMatcher, RegexMatcher, StringMatcher as ProtoStringMatcher,
+            path_matcher, string_matcher::MatchPattern,
+        },
+        v3::Int64Range,
+    },
+};
+use mesh_core::config::{
+    HeaderMatcher, HeaderPredicate, PathPattern, Regex, StringMatcher, StringPattern,
+};
+
+pub(super) fn string(matcher: &StringMatcher) -> ProtoStringMatcher {
+    let pattern = match &matcher.pattern {
+        StringPattern::Exact(text) => MatchPattern::Exact(text.clone()),
+        StringPattern::Prefix(text) => MatchPattern::Prefix(text.clone()),
+        StringPattern::Suffix(text) => MatchPattern::Suffix(text.clone()),
+        StringPattern::Contains(text) => MatchPattern::Contains(text.clone()),
+        StringPattern::Regex(source) => MatchPattern::SafeRegex(regex(source)),
+    };
+    ProtoStringMatcher {
+        ignore_case: matcher.ignore_case,
+        match_pattern: Some(pattern),
+    }
+}
+
+pub(super) fn regex(regex: &Regex) -> RegexMatcher {
+    RegexMatcher {
+        regex: regex.as_str().to_owned(),
+        ..RegexMatcher::default()
+    }
+}
+
+pub(super) fn header(matcher: &HeaderMatcher) -> ProtoHeaderMatcher {
+    use header_matcher::HeaderMatchSpecifier as Specifier;
+    let specifier = match &matcher.predicate {
+        HeaderPredicate::String(text) => Specifier::StringMatch(string(text)),
+        HeaderPredicate::Range { start, end } => Specifier::RangeMatch(Int64Range {
+            start: *start,
+            end: *end,
+        }),
+        HeaderPredicate::Present(present) => Specifier::PresentMatch(*present),
+    };
+    ProtoHeaderMatcher {
+        name: matcher.name.clone(),
+        invert_match: matcher.invert,
+        treat_missing_header_as_empty: matcher.treat_missing_as_empty,
+        header_match_specifier: Some(specifier),
+    }
+}
+
+pub(super) fn path(pattern: &PathPattern) -> route_match::PathSpecifier {
+    use route_match::PathSpecifier as Specifier;
+    match pattern {
+        PathPattern::Prefix(text) => Specifier::Prefix(text.clone()),
+        PathPattern::SeparatedPrefix(text) => Specifier::PathSeparatedPrefix(text.clone()),
+        PathPattern::Exact(text) => Specifier::Path(text.clone()),
+        PathPattern::Regex(source) => Specifier::SafeRegex(regex(source)),
+    }
+}
+
+pub(super) fn url_path(matcher: &StringMatcher) -> ProtoPathMatcher {
+    ProtoPathMatcher {
+        rule: Some(path_matcher::Rule::Path(string(matcher))),
+    }
+}

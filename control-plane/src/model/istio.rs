@@ -1,0 +1,333 @@
+//! Istio's traffic and security objects, as far as they are honoured.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// A map of labels.
+type Labels = BTreeMap<String, String>;
+
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
+    };
+}
+
+object! {
+    /// Hosts with addresses.
+    ServiceEntry {
+        /// Names.
+        hosts: Vec<String>,
+        /// Ports.
+        ports: Vec<ServiceEntryPort>,
+        /// `MESH_INTERNAL` or `MESH_EXTERNAL`; external hosts speak no mTLS.
+        location: Option<String>,
+        /// `STATIC`.
+        resolution: Option<String>,
+        /// Addresses.
+        endpoints: Vec<WorkloadEntry>,
+        /// Names that may appear in the endpoints' certificates, besides those of their accounts.
+        subject_alt_names: Vec<String>,
+    }
+}
+object! {
+    /// A port of a ServiceEntry.
+    ServiceEntryPort {
+        /// Number that clients use.
+        number: u16,
+        /// Name.
+        name: String,
+        /// For example `GRPC` or `HTTP`.
+        protocol: String,
+        /// Number at the endpoints; default the same.
+        target_port: Option<u16>,
+    }
+}
+object! {
+    /// One address.
+    WorkloadEntry {
+        /// IP address.
+        address: String,
+        /// Port numbers by port name.
+        ports: BTreeMap<String, u16>,
+        /// Labels.
+        labels: Labels,
+        /// `region/zone/sub_zone`.
+        locality: Option<String>,
+        /// Share; default 1.
+        weight: Option<u32>,
+        /// Service account, for its identity.
+        service_account: Option<String>,
+    }
+}
+object! {
+    /// Routes of hosts.
+    VirtualService {
+        /// Names, short or full.
+        hosts: Vec<String>,
+        /// HTTP and gRPC routes.
+        http: Vec<HttpRoute>,
+    }
+}
+object! {
+    /// A route.
+    HttpRoute {
+        /// For people.
+        name: String,
+        /// Any of these; none is everything.
+        r#match: Vec<HttpMatch>,
+        /// Where to.
+        route: Vec<RouteDestination>,
+        /// Limit over all attempts.
+        timeout: Option<String>,
+        /// When to try again.
+        retries: Option<Retries>,
+    }
+}
+object! {
+    /// All of these.
+    HttpMatch {
+        /// For people.
+        name: String,
+        /// Path.
+        uri: Option<StringMatch>,
+        /// Method.
+        method: Option<StringMatch>,
+        /// Authority.
+        authority: Option<StringMatch>,
+        /// Headers.
+        headers: BTreeMap<String, StringMatch>,
+        /// Headers that must not match.
+        without_headers: BTreeMap<String, StringMatch>,
+        /// Compare the path without case.
+        ignore_uri_case: bool,
+    }
+}
+object! {
+    /// One of these; none asks for presence.
+    StringMatch {
+        /// Equal.
+        exact: Option<String>,
+        /// Begins with.
+        prefix: Option<String>,
+        /// Matches in full.
+        regex: Option<String>,
+    }
+}
+object! {
+    /// A destination and its share.
+    RouteDestination {
+        /// Where to.
+        destination: Weighted,
+        /// Share; a single destination needs none.
+        weight: Option<u32>,
+    }
+}
+object! {
+    /// A host, and a part of it.
+    Weighted {
+        /// Name, short or full.
+        host: String,
+        /// Subset of a DestinationRule.
+        subset: Option<String>,
+        /// Port; default the route's.
+        port: Option<PortSelector>,
+    }
+}
+object! {
+    /// A port by number.
+    PortSelector {
+        /// Number.
+        number: u16,
+    }
+}
+object! {
+    /// Retry policy.
+    Retries {
+        /// Retries; 0 is none.
+        attempts: u32,
+        /// Limit of an attempt.
+        per_try_timeout: Option<String>,
+        /// Conditions, and HTTP codes.
+        retry_on: Option<String>,
+        /// First pause.
+        backoff: Option<String>,
+    }
+}
+object! {
+    /// Policy of a host.
+    DestinationRule {
+        /// Name, short or full.
+        host: String,
+        /// Policy of all.
+        traffic_policy: Option<TrafficPolicy>,
+        /// Parts by label.
+        subsets: Vec<Subset>,
+    }
+}
+object! {
+    /// A part of a host.
+    Subset {
+        /// Name.
+        name: String,
+        /// Labels of its endpoints.
+        labels: Labels,
+        /// Policy instead of the host's.
+        traffic_policy: Option<TrafficPolicy>,
+    }
+}
+object! {
+    /// Policy.
+    TrafficPolicy {
+        /// Balancing.
+        load_balancer: Option<LoadBalancer>,
+        /// Limits.
+        connection_pool: Option<ConnectionPool>,
+        /// Limit on retries.
+        retry_budget: Option<BudgetSpec>,
+        /// TLS.
+        tls: Option<TlsSpec>,
+    }
+}
+object! {
+    /// Balancing.
+    LoadBalancer {
+        /// `ROUND_ROBIN`, `LEAST_REQUEST` or `RANDOM`.
+        simple: Option<String>,
+    }
+}
+object! {
+    /// Limits.
+    ConnectionPool {
+        /// Of connections.
+        tcp: Option<TcpSettings>,
+        /// Of requests.
+        http: Option<HttpSettings>,
+    }
+}
+object! {
+    /// Limits of connections.
+    TcpSettings {
+        /// Limit of connecting.
+        connect_timeout: Option<String>,
+    }
+}
+object! {
+    /// Limits of requests.
+    HttpSettings {
+        /// Requests in flight.
+        http2_max_requests: Option<u32>,
+    }
+}
+object! {
+    /// Limit on retries.
+    BudgetSpec {
+        /// Retries for each hundred requests; default 20.
+        percent: Option<f64>,
+        /// Retries in flight that are always allowed; default 3.
+        min_retry_concurrency: Option<u32>,
+    }
+}
+object! {
+    /// TLS towards a host.
+    TlsSpec {
+        /// `DISABLE` or `ISTIO_MUTUAL`.
+        mode: String,
+    }
+}
+object! {
+    /// Which workloads.
+    Selector {
+        /// Labels that they have.
+        match_labels: Labels,
+    }
+}
+object! {
+    /// What servers ask of connections.
+    PeerAuthentication {
+        /// Which workloads; none is the namespace.
+        selector: Option<Selector>,
+        /// For all ports.
+        mtls: Option<Mtls>,
+        /// By port.
+        port_level_mtls: BTreeMap<u16, Mtls>,
+    }
+}
+object! {
+    /// A mode.
+    Mtls {
+        /// `UNSET`, `DISABLE`, `PERMISSIVE` or `STRICT`.
+        mode: Option<String>,
+    }
+}
+object! {
+    /// Who may do what.
+    AuthorizationPolicy {
+        /// Which workloads; none is the namespace.
+        selector: Option<Selector>,
+        /// `ALLOW` (default), `DENY` or `AUDIT`.
+        action: Option<String>,
+        /// Any of these; none matches nothing.
+        rules: Vec<Rule>,
+    }
+}
+object! {
+    /// A rule; an empty one matches everything.
+    Rule {
+        /// Any of these.
+        from: Vec<From>,
+        /// Any of these.
+        to: Vec<To>,
+    }
+}
+object! {
+    /// Who.
+    From {
+        /// Who.
+        source: Source,
+    }
+}
+object! {
+    /// What.
+    To {
+        /// What.
+        operation: Operation,
+    }
+}
+object! {
+    /// All that are given.
+    Source {
+        /// `TRUST_DOMAIN/ns/NS/sa/SA`, with `*` first or last.
+        principals: Vec<String>,
+        /// None of these.
+        not_principals: Vec<String>,
+        /// Namespaces.
+        namespaces: Vec<String>,
+        /// None of these.
+        not_namespaces: Vec<String>,
+    }
+}
+object! {
+    /// All that are given.
+    Operation {
+        /// Authorities.
+        hosts: Vec<String>,
+        /// Ports.
+        ports: Vec<String>,
+        /// Methods.
+        methods: Vec<String>,
+        /// Paths.
+        paths: Vec<String>,
+        /// None of these.
+        not_hosts: Vec<String>,
+        /// None of these.
+        not_ports: Vec<String>,
+        /// None of these.
+        not_methods: Vec<String>,
+        /// None of these.
+        not_paths: Vec<String>,
+    }
+}

@@ -1,0 +1,166 @@
+//! The operator's objects, one type per kind, as they are written.
+//!
+//! Unknown fields of a spec are errors, never silence. What the fields mean together is compile's.
+
+mod istio;
+mod kubernetes;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde::Deserialize;
+
+use crate::diagnostic::{Diagnostic, Severity};
+
+pub use istio::{
+    AuthorizationPolicy, DestinationRule, HttpMatch, HttpRoute, LoadBalancer, Mtls, Operation,
+    PeerAuthentication, Retries, RouteDestination, Rule, ServiceEntry, ServiceEntryPort, Source,
+    StringMatch, Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
+};
+pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+
+/// Namespace of objects that name none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// What an object is called.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Kind.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// `metadata` of an object. Other fields of it mean nothing to the mesh.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Metadata {
+    /// Name.
+    pub name: String,
+    /// Namespace; default `default`.
+    pub namespace: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Where an object is written.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// File.
+    pub file: Arc<str>,
+    /// Line of its first line, from 1.
+    pub line: usize,
+    /// Its text.
+    pub text: Arc<str>,
+}
+
+impl Place {
+    /// The line of a field, as near as the text tells: each part is looked for behind the one
+    /// before it, and `[n]` is the n-th item of the list that begins there.
+    pub fn line_of(&self, field: &str) -> usize {
+        let lines: Vec<&str> = self.text.lines().collect();
+        let mut at = 0;
+        for part in field.split('.') {
+            let (name, index) = match part.split_once('[') {
+                Some((name, index)) => (name, index.trim_end_matches(']').parse().ok()),
+                None => (part, None),
+            };
+            let key = format!("{name}:");
+            let Some(found) = lines[at..].iter().position(|line| line.contains(&key)) else {
+                break;
+            };
+            at += found;
+            if let Some(index) = index {
+                at = item(&lines, at, index).unwrap_or(at);
+            }
+        }
+        self.line + at
+    }
+}
+
+/// The line of item `index` of the list behind the key at line `at`.
+fn item(lines: &[&str], at: usize, index: usize) -> Option<usize> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let is_item = |line: &str| line.trim_start().starts_with("- ");
+    let first = (at + 1..lines.len()).find(|i| !lines[*i].trim().is_empty())?;
+    let depth = indent(lines[first]);
+    if !is_item(lines[first]) {
+        return None;
+    }
+    let mut items = (first..lines.len())
+        .take_while(|i| lines[*i].trim().is_empty() || indent(lines[*i]) >= depth)
+        .filter(|i| indent(lines[*i]) == depth && is_item(lines[*i]));
+    items.nth(index)
+}
+
+/// An object and where it is from.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// What it is called.
+    pub key: ObjectKey,
+    /// Its metadata.
+    pub metadata: Metadata,
+    /// Where it is written.
+    pub place: Place,
+    /// What it says.
+    pub spec: Spec,
+}
+
+impl Object {
+    /// A finding about this object.
+    pub fn diagnose(
+        &self,
+        code: &'static str,
+        field: &str,
+        message: impl Into<String>,
+        help: &str,
+    ) -> Diagnostic {
+        Diagnostic {
+            code,
+            severity: Severity::Error,
+            file: self.place.file.to_string(),
+            line: self.place.line_of(field),
+            object: self.key.to_string(),
+            field: field.to_owned(),
+            message: message.into(),
+            help: help.to_owned(),
+        }
+    }
+}
+
+/// What an object says.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Spec {
+    /// Kubernetes Service.
+    Service(Service),
+    /// Kubernetes EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// Istio ServiceEntry.
+    ServiceEntry(ServiceEntry),
+    /// Istio VirtualService.
+    VirtualService(VirtualService),
+    /// Istio DestinationRule.
+    DestinationRule(DestinationRule),
+    /// Istio PeerAuthentication.
+    PeerAuthentication(PeerAuthentication),
+    /// Istio AuthorizationPolicy.
+    AuthorizationPolicy(AuthorizationPolicy),
+    /// A security object that cannot be read: its namespace is closed.
+    Unreadable,
+}
+
+/// Kinds whose loss would open what they close.
+pub const SECURITY_KINDS: [&str; 2] = ["PeerAuthentication", "AuthorizationPolicy"];
+
+/// All objects, by key.
+pub type ObjectSet = BTreeMap<ObjectKey, Arc<Object>>;

@@ -1,0 +1,504 @@
+//! The protocol's rules, one test each, over both variants where both have them.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::{
+    envoy::{
+        config::endpoint::v3::ClusterLoadAssignment,
+        service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse},
+    },
+    google::{protobuf::Any, rpc::Status},
+};
+use mesh_core::config::TrustBundle;
+
+use super::{delta::Delta, sotw::Sotw, *};
+use crate::{
+    compile::{CompileOptions, compile},
+    encode::ClientClass,
+    source,
+};
+
+const GREETER: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: greeter, namespace: default}
+spec:
+  hosts: [greeter.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 8080, name: grpc, protocol: GRPC}]
+  endpoints: [{address: 127.0.0.1, ports: {grpc: 5000}}]
+";
+const CLUSTER: &str = "outbound|8080||greeter.default.svc.cluster.local";
+
+fn world(yaml: &str) -> World {
+    let loaded = source::load_text("test.yaml", yaml);
+    assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+    let (compiled, found) = compile(&loaded.objects, &CompileOptions::default());
+    assert!(found.is_empty(), "{found:?}");
+    World::new(
+        compiled,
+        TrustBundle {
+            name: "ROOTCA".into(),
+            roots: vec![],
+        },
+    )
+}
+
+fn client(class: ClientClass) -> Client {
+    Client {
+        class,
+        node_id: "n".into(),
+        namespace: "default".into(),
+        labels: BTreeMap::new(),
+        outbound_port: 1,
+    }
+}
+
+fn view<'w>(world: &'w World, client: &'w Client) -> View<'w> {
+    View {
+        world,
+        client,
+        leaf: None,
+    }
+}
+
+fn sotw(kind: ResourceType, names: &[&str], nonce: &str) -> DiscoveryRequest {
+    DiscoveryRequest {
+        type_url: kind.url(),
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        response_nonce: nonce.into(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+fn delta(kind: ResourceType, subscribe: &[&str], unsubscribe: &[&str]) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: kind.url(),
+        resource_names_subscribe: subscribe.iter().map(ToString::to_string).collect(),
+        resource_names_unsubscribe: unsubscribe.iter().map(ToString::to_string).collect(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+#[test]
+fn sotw_ack_is_not_answered_and_a_stale_nonce_is_ignored() {
+    let (world, client) = (world(GREETER), client(ClientClass::Rust));
+    let (view, kind) = (view(&world, &client), ResourceType::Cluster);
+    let mut stream = Sotw::default();
+    stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
+    let first = stream.answer(kind, &view, false).unwrap();
+    assert_eq!(first.resources.len(), 1);
+    let heard = stream.hear(sotw(kind, &[CLUSTER], &first.nonce)).unwrap();
+    assert!(heard.ack && heard.nack.is_none());
+    assert!(stream.answer(kind, &view, false).is_none());
+    assert_eq!(stream.hear(sotw(kind, &[], "stale")), None);
+    assert!(stream.answer(kind, &view, false).is_none());
+}
+
+#[test]
+fn sotw_nack_is_not_answered_until_the_content_changes() {
+    let client = client(ClientClass::Rust);
+    let kind = ResourceType::Endpoints;
+    let mut stream = Sotw::default();
+    let held = world(GREETER);
+    stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
+    let first = stream.answer(kind, &view(&held, &client), false).unwrap();
+    let mut refusal = sotw(kind, &[CLUSTER], &first.nonce);
+    refusal.error_detail = Some(Status {
+        code: 3,
+        message: "no".into(),
+        details: vec![],
+    });
+    let heard = stream.hear(refusal).unwrap();
+    assert_eq!((heard.ack, heard.nack.as_deref()), (false, Some("no")));
+    assert!(stream.answer(kind, &view(&held, &client), false).is_none());
+    let changed = world(&GREETER.replace("5000", "5001"));
+    let second = stream
+        .answer(kind, &view(&changed, &client), false)
+        .unwrap();
+    assert_ne!(first.version_info, second.version_info);
+}
+
+#[test]
+fn an_empty_list_is_a_wildcard_first_and_unsubscribes_later() {
+    let (world, client) = (world(GREETER), client(ClientClass::Envoy));
+    let (view, kind) = (view(&world, &client), ResourceType::Cluster);
+    let mut stream = Sotw::default();
+    stream.hear(sotw(kind, &[], "")).unwrap();
+    assert_eq!(
+        stream.answer(kind, &view, false).unwrap().resources.len(),
+        1
+    );
+
+    let mut stream = Sotw::default();
+    stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
+    let first = stream.answer(kind, &view, false).unwrap();
+    stream.hear(sotw(kind, &[], &first.nonce)).unwrap();
+    assert!(stream.answer(kind, &view, false).is_none());
+}
+
+#[test]
+fn unknown_endpoints_are_answered_empty_and_unknown_clusters_with_an_error() {
+    let (world, client) = (world(GREETER), client(ClientClass::Rust));
+    let view = view(&world, &client);
+    let mut stream = Sotw::default();
+    stream
+        .hear(sotw(ResourceType::Endpoints, &["nobody"], ""))
+        .unwrap();
+    let answer = stream
+        .answer(ResourceType::Endpoints, &view, false)
+        .unwrap();
+    assert_eq!(
+        (answer.resources.len(), answer.resource_errors.len()),
+        (1, 0)
+    );
+    stream
+        .hear(sotw(ResourceType::Cluster, &["nobody"], ""))
+        .unwrap();
+    let answer = stream.answer(ResourceType::Cluster, &view, false).unwrap();
+    assert_eq!(
+        (answer.resources.len(), answer.resource_errors.len()),
+        (0, 1)
+    );
+}
+
+#[test]
+fn versions_are_equal_for_equal_content_in_another_world() {
+    let client = client(ClientClass::Envoy);
+    let version = |yaml: &str| {
+        let world = world(yaml);
+        let mut stream = Sotw::default();
+        stream.hear(sotw(ResourceType::Cluster, &[], "")).unwrap();
+        stream
+            .answer(ResourceType::Cluster, &view(&world, &client), false)
+            .unwrap()
+            .version_info
+    };
+    assert_eq!(version(GREETER), version(GREETER));
+    assert_ne!(version(GREETER), version(&GREETER.replace("8080", "8081")));
+}
+
+#[test]
+fn removals_of_a_wildcard_come_last() {
+    let client = client(ClientClass::Envoy);
+    let kind = ResourceType::Cluster;
+    let (before, after) = (world(GREETER), world(&GREETER.replace("8080", "8081")));
+    let mut stream = Sotw::default();
+    stream.hear(sotw(kind, &[], "")).unwrap();
+    stream.answer(kind, &view(&before, &client), false).unwrap();
+    let added = stream.answer(kind, &view(&after, &client), true).unwrap();
+    assert_eq!(added.resources.len(), 2, "make before break");
+    let removed = stream.answer(kind, &view(&after, &client), false).unwrap();
+    assert_eq!(removed.resources.len(), 1);
+
+    let mut stream = Delta::default();
+    stream.hear(delta(kind, &[], &[])).unwrap();
+    stream.answer(kind, &view(&before, &client), false).unwrap();
+    let added = stream.answer(kind, &view(&after, &client), true).unwrap();
+    assert_eq!(
+        (added.resources.len(), added.removed_resources.len()),
+        (1, 0)
+    );
+    let removed = stream.answer(kind, &view(&after, &client), false).unwrap();
+    assert_eq!(
+        (removed.resources.len(), removed.removed_resources.len()),
+        (0, 1)
+    );
+}
+
+#[test]
+fn delta_answers_every_subscribed_name_and_sends_only_what_changed() {
+    let client = client(ClientClass::Rust);
+    let kind = ResourceType::Cluster;
+    let held = world(GREETER);
+    let mut stream = Delta::default();
+    stream.hear(delta(kind, &[CLUSTER, "nobody"], &[])).unwrap();
+    let first = stream.answer(kind, &view(&held, &client), false).unwrap();
+    assert_eq!(first.resources.len(), 1);
+    assert_eq!(first.removed_resources, ["nobody"]);
+    assert!(stream.answer(kind, &view(&held, &client), false).is_none());
+    // Asked again, answered again, even though the client has it.
+    stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
+    assert_eq!(
+        stream
+            .answer(kind, &view(&held, &client), false)
+            .unwrap()
+            .resources
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn delta_sends_nothing_to_a_reconnecting_client_that_has_everything() {
+    let client = client(ClientClass::Rust);
+    let kind = ResourceType::Cluster;
+    let held = world(GREETER);
+    let mut stream = Delta::default();
+    stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
+    let version = stream
+        .answer(kind, &view(&held, &client), false)
+        .unwrap()
+        .resources[0]
+        .version
+        .clone();
+    let mut again = delta(kind, &[CLUSTER], &[]);
+    again
+        .initial_resource_versions
+        .insert(CLUSTER.into(), version);
+    let mut stream = Delta::default();
+    stream.hear(again).unwrap();
+    let answer = stream.answer(kind, &view(&world(GREETER), &client), false);
+    assert!(answer.is_none_or(|answer| answer.resources.is_empty()));
+}
+
+#[test]
+fn a_certificate_goes_to_nobody_who_did_not_prove_who_he_is() {
+    let (world, client) = (world(GREETER), client(ClientClass::Envoy));
+    let view = view(&world, &client);
+    let mut stream = Sotw::default();
+    stream
+        .hear(sotw(ResourceType::Secret, &["default", "ROOTCA"], ""))
+        .unwrap();
+    assert!(stream.wants_leaf());
+    let answer = stream.answer(ResourceType::Secret, &view, false).unwrap();
+    assert_eq!(
+        (answer.resources.len(), answer.resource_errors.len()),
+        (1, 1)
+    );
+}
+
+const OTHER: &str = "
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: other, namespace: default}
+spec:
+  hosts: [other.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 81, name: admin, protocol: HTTP}]
+  endpoints: [{address: 127.0.0.1, ports: {http: 6000, admin: 6001}}]
+";
+const OTHER_CLUSTER: &str = "outbound|80||other.default.svc.cluster.local";
+
+fn names(response: &DiscoveryResponse) -> Vec<String> {
+    use prost::Message;
+    let name = |any: &Any| {
+        ClusterLoadAssignment::decode(&any.value[..])
+            .unwrap()
+            .cluster_name
+    };
+    response.resources.iter().map(name).collect()
+}
+
+#[test]
+fn what_is_gone_stays_with_the_client_until_the_removals() {
+    let client = client(ClientClass::Grpc);
+    let (before, after) = (world(&format!("{GREETER}{OTHER}")), world(OTHER));
+    let mut stream = Sotw::default();
+    for kind in [ResourceType::Cluster, ResourceType::Endpoints] {
+        stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
+        stream.answer(kind, &view(&before, &client), false).unwrap();
+        assert!(stream.answer(kind, &view(&after, &client), true).is_none());
+        assert!(stream.keeps_some());
+        let gone = stream.answer(kind, &view(&after, &client), false).unwrap();
+        // A cluster is deleted by absence, endpoints by an empty set.
+        assert_eq!(
+            gone.resources.len(),
+            usize::from(kind == ResourceType::Endpoints)
+        );
+        assert!(!stream.keeps_some());
+    }
+    let mut stream = Delta::default();
+    for kind in [ResourceType::Cluster, ResourceType::Endpoints] {
+        stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
+        stream.answer(kind, &view(&before, &client), false).unwrap();
+        assert!(stream.answer(kind, &view(&after, &client), true).is_none());
+        assert!(stream.keeps_some());
+        let gone = stream.answer(kind, &view(&after, &client), false).unwrap();
+        assert_eq!(
+            gone.removed_resources.len(),
+            usize::from(kind == ResourceType::Cluster)
+        );
+        assert!(!stream.keeps_some());
+    }
+}
+
+#[test]
+fn sotw_endpoints_are_sent_alone_and_a_dropped_name_is_answered_when_it_comes_back() {
+    let client = client(ClientClass::Rust);
+    let kind = ResourceType::Endpoints;
+    let both = format!("{GREETER}{OTHER}");
+    let (before, after) = (world(&both), world(&both.replace("5000", "5001")));
+    let mut stream = Sotw::default();
+    stream
+        .hear(sotw(kind, &[CLUSTER, OTHER_CLUSTER], ""))
+        .unwrap();
+    let first = stream.answer(kind, &view(&before, &client), false).unwrap();
+    assert_eq!(names(&first).len(), 2);
+    let second = stream.answer(kind, &view(&after, &client), true).unwrap();
+    assert_eq!(names(&second), [CLUSTER]);
+
+    stream.hear(sotw(kind, &[CLUSTER], &second.nonce)).unwrap();
+    assert!(
+        stream.answer(kind, &view(&after, &client), false).is_none(),
+        "a drop has no answer"
+    );
+    stream
+        .hear(sotw(kind, &[CLUSTER, OTHER_CLUSTER], &second.nonce))
+        .unwrap();
+    let third = stream.answer(kind, &view(&after, &client), false).unwrap();
+    assert_eq!(names(&third), [OTHER_CLUSTER]);
+
+    // Envoy waits for the endpoints of a cluster that changed.
+    stream.endpoints_again(&[CLUSTER.to_owned(), "not subscribed".to_owned()]);
+    let fourth = stream.answer(kind, &view(&after, &client), true).unwrap();
+    assert_eq!(names(&fourth), [CLUSTER]);
+    assert!(stream.answer(kind, &view(&after, &client), true).is_none());
+}
+
+#[test]
+fn a_star_may_stand_beside_names_and_be_dropped() {
+    let (world, client) = (
+        world(&format!("{GREETER}{OTHER}")),
+        client(ClientClass::Envoy),
+    );
+    let (view, kind) = (view(&world, &client), ResourceType::Cluster);
+    let mut stream = Sotw::default();
+    stream.hear(sotw(kind, &["*", "nobody"], "")).unwrap();
+    let first = stream.answer(kind, &view, false).unwrap();
+    assert_eq!((first.resources.len(), first.resource_errors.len()), (3, 1));
+    stream
+        .hear(sotw(kind, &[CLUSTER], &first.nonce))
+        .unwrap();
+    let narrow = stream.answer(kind, &view, false).unwrap();
+    assert_eq!(narrow.resources.len(), 1, "now a name of its own");
+
+    let mut stream = Delta::default();
+    stream.hear(delta(kind, &["*", CLUSTER], &[])).unwrap();
+    assert_eq!(
+        stream.answer(kind, &view, false).unwrap().resources.len(),
+        3
+    );
+    // Still in the wildcard: answered with the resource.
+    stream.hear(delta(kind, &[], &[CLUSTER])).unwrap();
+    let answer = stream.answer(kind, &view, false).unwrap();
+    assert_eq!(
+        (answer.resources.len(), answer.removed_resources.len()),
+        (1, 0)
+    );
+    stream.hear(delta(kind, &[OTHER_CLUSTER], &["*"])).unwrap();
+    let answer = stream.answer(kind, &view, false).unwrap();
+    assert_eq!(
+        (answer.resources.len(), answer.removed_resources.len()),
+        (1, 0)
+    );
+    assert!(stream.answer(kind, &view, false).is_none());
+}
+
+#[test]
+fn delta_applies_subscriptions_of_a_stale_nonce_and_hears_its_nack() {
+    let (world, client) = (
+        world(&format!("{GREETER}{OTHER}")),
+        client(ClientClass::Rust),
+    );
+    let (view, kind) = (view(&world, &client), ResourceType::Cluster);
+    let mut stream = Delta::default();
+    stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
+    stream.answer(kind, &view, false).unwrap();
+    let mut stale = delta(kind, &[OTHER_CLUSTER], &[]);
+    stale.response_nonce = "stale".into();
+    stale.error_detail = Some(Status {
+        code: 3,
+        message: "no".into(),
+        details: vec![],
+    });
+    let heard = stream.hear(stale).unwrap();
+    assert_eq!((heard.ack, heard.nack.as_deref()), (false, Some("no")));
+    let answer = stream.answer(kind, &view, false).unwrap();
+    assert_eq!(answer.resources[0].name, OTHER_CLUSTER);
+    assert_eq!(answer.resources.len(), 1);
+}
+
+#[test]
+fn delta_tells_a_reconnecting_client_what_changed_and_what_is_gone() {
+    let (world, client) = (world(GREETER), client(ClientClass::Envoy));
+    let (view, kind) = (view(&world, &client), ResourceType::Cluster);
+    let mut again = delta(kind, &[], &[]);
+    for name in [CLUSTER, OTHER_CLUSTER] {
+        again
+            .initial_resource_versions
+            .insert(name.into(), "old".into());
+    }
+    let mut stream = Delta::default();
+    stream.hear(again).unwrap();
+    let answer = stream.answer(kind, &view, false).unwrap();
+    assert_eq!(answer.resources[0].name, CLUSTER);
+    assert_eq!(answer.removed_resources, [OTHER_CLUSTER]);
+}
+
+#[test]
+fn delta_answers_in_parts_that_clients_can_take() {
+    let (world, client) = (
+        world(&format!("{GREETER}{OTHER}")),
+        client(ClientClass::Envoy),
+    );
+    let (view, kind) = (view(&world, &client), ResourceType::Cluster);
+    let mut stream = Delta::with_response_bytes(1);
+    stream.hear(delta(kind, &[], &[])).unwrap();
+    let parts = std::iter::from_fn(|| stream.answer(kind, &view, false));
+    let sizes: Vec<_> = parts.map(|part| part.resources.len()).collect();
+    assert_eq!(sizes, [1, 1, 1]);
+}
+
+#[test]
+fn what_did_not_change_is_taken_over_from_the_world_before() {
+    let client = client(ClientClass::Rust);
+    let trust = || TrustBundle {
+        name: "ROOTCA".into(),
+        roots: vec![],
+    };
+    let get = |world: &World, name| {
+        world
+            .resource(&client, ResourceType::Cluster, name)
+            .unwrap()
+    };
+    let before = world(&format!("{GREETER}{OTHER}"));
+    let held = (get(&before, CLUSTER), get(&before, OTHER_CLUSTER));
+    let changed =
+        world(&format!("{GREETER}{OTHER}").replace("HTTP}, {number: 81", "GRPC}, {number: 81"));
+    let after = World::following(changed.compiled().clone(), trust(), &before);
+    assert!(Arc::ptr_eq(&held.0, &get(&after, CLUSTER)));
+    assert_ne!(held.1, get(&after, OTHER_CLUSTER));
+}
+
+#[test]
+fn envoys_domains_are_unique_and_the_name_alone_is_the_default_port() {
+    use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+    use prost::Message;
+    let (world, client) = (
+        world(&format!("{GREETER}{OTHER}")),
+        client(ClientClass::Envoy),
+    );
+    let routes = world
+        .resource(&client, ResourceType::Route, "outbound")
+        .unwrap();
+    let routes = RouteConfiguration::decode(&routes.body.value[..]).unwrap();
+    let mut hosts = BTreeMap::new();
+    for host in &routes.virtual_hosts {
+        for domain in &host.domains {
+            let other = hosts.insert(domain.as_str(), host.name.as_str());
+            assert_eq!(other, None, "{domain} twice");
+        }
+    }
+    let port_80 = "outbound|80||other.default.svc.cluster.local/0";
+    assert_eq!(hosts["other.default"], port_80);
+    assert_eq!(hosts["other:80"], port_80);
+    assert_eq!(
+        hosts["other.default:81"],
+        "outbound|81||other.default.svc.cluster.local/0"
+    );
+    assert!(!hosts.contains_key("*"));
+}

@@ -1,0 +1,23 @@
+//! Where intent comes from.
+//!
+//! A source publishes all objects whenever one changes. The last good version of an object stays
+//! when a newer one cannot be read, and the finding says so.
+
+mod file;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+pub use file::{FileSource, load_folder};
+pub use parse::load_text;
+
+use crate::{diagnostic::Diagnostic, model::ObjectSet};
+
+/// What a source holds.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// Objects that can be used.
+    pub objects: ObjectSet,
+    /// What was found while reading.
+    pub diagnostics: Vec<Diagnostic>,
+}

@@ -1,0 +1,310 @@
+//! The whole mesh: control plane over real files, mTLS, authorisation, real sockets, and changes
+//! and failures under load.
+
+mod load;
+mod traces;
+mod world;
+
+use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use load::Load;
+use mesh_examples::greeter::HelloRequest;
+use mesh_tower::{Body, telemetry::Telemetry};
+use mesh_xds_client::StreamStatus;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic::Code;
+use tower::ServiceExt;
+use world::{MUST_HAPPEN, SECURITY, Server, World, endpoints, greeter_client, routes};
+
+/// Two replicas of v1 and one of v2, split 90 : 10.
+async fn split_world() -> (World, [Server; 3]) {
+    let world = World::start().await;
+    world.write("security.yaml", SECURITY);
+    let servers = [
+        world.greeter("v1").await,
+        world.greeter("v1").await,
+        world.greeter("v2").await,
+    ];
+    world.write("endpoints.yaml", &all_endpoints(&servers));
+    world.write("routes.yaml", &routes(90, 10));
+    (world, servers)
+}
+
+fn all_endpoints(servers: &[Server; 3]) -> String {
+    let [a, b, c] = servers;
+    endpoints(&[("v1", a.address), ("v1", b.address), ("v2", c.address)])
+}
+
+fn hello() -> HelloRequest {
+    HelloRequest {
+        name: "world".into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_weights_takes_effect_without_a_failed_call() {
+    let (world, _servers) = split_world().await;
+    let frontend = world.member("frontend").await;
+    let client = greeter_client(&frontend);
+    let mut by_header = tonic::Request::new(hello());
+    by_header
+        .metadata_mut()
+        .insert("canary", "true".parse().unwrap());
+    let reply = client
+        .clone()
+        .say_hello(by_header)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (reply.version.as_str(), reply.message.as_str()),
+        ("v2", "hello world")
+    );
+    assert_eq!(reply.peer, "spiffe://cluster.local/ns/default/sa/frontend");
+
+    let load = Load::start(&client, 4);
+    let seen = load.next(2_000).await;
+    assert!((0.06..0.14).contains(&seen.share("v2")), "{seen:?}");
+
+    world.write("routes.yaml", &routes(10, 90));
+    let changed = async { while load.next(200).await.share("v2") <= 0.7 {} };
+    timeout(MUST_HAPPEN, changed).await.expect("a new split");
+    let seen = load.next(2_000).await;
+    assert!((0.86..0.94).contains(&seen.share("v2")), "{seen:?}");
+    assert_eq!(load.stop().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_killed_and_restarted_costs_no_call() {
+    let (world, [stays, leaves, _v2]) = split_world().await;
+    let frontend = world.member("frontend").await;
+    let load = Load::start(&greeter_client(&frontend), 8);
+    load.next(500).await;
+    let address = leaves.kill().await;
+    load.next(1_000).await;
+    let back = world.greeter_at(address, "v1", Telemetry::disabled()).await;
+    let address = stays.kill().await;
+    load.next(1_000).await;
+    let _stays = world.greeter_at(address, "v1", Telemetry::disabled()).await;
+    assert_eq!(load.stop().await, [""; 0]);
+    drop(back);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_plane_that_is_killed_and_restarted_costs_no_call() {
+    let (mut world, _servers) = split_world().await;
+    let frontend = world.member("frontend").await;
+    let load = Load::start(&greeter_client(&frontend), 4);
+    load.next(500).await;
+    let mut status = frontend.control_plane_status();
+    world.stop_control_plane().await;
+    let gone = status.wait_for(|status| !matches!(status, StreamStatus::Connected));
+    timeout(MUST_HAPPEN, gone).await.expect("noticed").unwrap();
+    load.next(1_000).await;
+
+    world.write("routes.yaml", &routes(0, 100));
+    world.start_control_plane().await;
+    let connected = status.wait_for(|status| matches!(status, StreamStatus::Connected));
+    timeout(MUST_HAPPEN, connected)
+        .await
+        .expect("reconnected")
+        .unwrap();
+    let changed = async { while load.next(200).await.share("v2") < 1.0 {} };
+    timeout(MUST_HAPPEN, changed)
+        .await
+        .expect("the change made meanwhile");
+    assert_eq!(load.stop().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_without_an_allowed_identity_is_refused_by_grpc_and_http() {
+    let (world, _servers) = split_world().await;
+    let stranger = world.member("stranger").await;
+    let status = greeter_client(&stranger)
+        .say_hello(hello())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+
+    let request = Request::get("http://greeter.default:8080/anything")
+        .body(Body::empty())
+        .unwrap();
+    let response = stranger.http_client().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    response.into_body().collect().await.unwrap();
+
+    // A deny-all policy refuses everybody, on connections that are open.
+    let frontend = world.member("frontend").await;
+    let mut client = greeter_client(&frontend);
+    client.say_hello(hello()).await.unwrap();
+    let deny_all = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: frontend-only, namespace: default}
+spec: {}
+";
+    let strict = SECURITY.split("---").next().unwrap();
+    world.write("security.yaml", &format!("{strict}---{deny_all}"));
+    let refused = async {
+        while client.say_hello(hello()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        client.say_hello(hello()).await.unwrap_err()
+    };
+    let status = timeout(MUST_HAPPEN, refused)
+        .await
+        .expect("deny-all denies");
+    assert_eq!(status.code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_to_a_strict_port_is_closed_without_a_byte() {
+    let (world, servers) = split_world().await;
+    // The first meshed call shows that the server has its configuration.
+    let frontend = world.member("frontend").await;
+    greeter_client(&frontend).say_hello(hello()).await.unwrap();
+    for server in &servers {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: greeter\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = Vec::new();
+        let read = timeout(MUST_HAPPEN, stream.read_to_end(&mut answer))
+            .await
+            .expect("closed");
+        assert!(read.is_err() || answer.is_empty(), "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_of_twenty_seconds_rotate_three_times_under_load_without_a_failed_call() {
+    let world = World::start_with_ttl(Duration::from_secs(20)).await;
+    world.write("security.yaml", SECURITY);
+    let server = world.greeter("v1").await;
+    world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    let frontend = world.member("frontend").await;
+    let load = Load::start(&greeter_client(&frontend), 2);
+    load.next(50).await;
+    let identity = frontend.identity().unwrap();
+    let rotations = async {
+        let mut held = identity.certificate().unwrap();
+        let mut rotations = 0;
+        while rotations < 3 {
+            load.next(20).await;
+            let current = identity.certificate().unwrap();
+            if current.not_after() != held.not_after() {
+                // A new connection, with the new certificate, for the new client.
+                greeter_client(&frontend).say_hello(hello()).await.unwrap();
+                rotations += 1;
+                held = current;
+            }
+        }
+    };
+    timeout(Duration::from_secs(90), rotations)
+        .await
+        .expect("three rotations");
+    assert_eq!(load.stop().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_file_is_refused_with_its_place_and_the_mesh_goes_on() {
+    let (world, _servers) = split_world().await;
+    let frontend = world.member("frontend").await;
+    let load = Load::start(&greeter_client(&frontend), 2);
+    load.next(100).await;
+    world.write(
+        "routes.yaml",
+        &routes(90, 10).replace("weight: 90", "weight: ninety"),
+    );
+    let reported = async {
+        loop {
+            let diagnostics = get(world.http_addr(), "/v1/diagnostics").await;
+            if diagnostics.contains("routes.yaml") {
+                return diagnostics;
+            }
+            load.next(20).await;
+        }
+    };
+    let diagnostics = timeout(MUST_HAPPEN, reported).await.expect("reported");
+    assert!(
+        diagnostics.contains("VirtualService default/greeter"),
+        "{diagnostics}"
+    );
+    assert!(diagnostics.contains("weight"), "{diagnostics}");
+    let seen = load.next(1_000).await;
+    assert!(
+        (0.05..0.15).contains(&seen.share("v2")),
+        "the last good split stays: {seen:?}"
+    );
+    assert_eq!(load.stop().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_every_handle_closes_the_ads_stream() {
+    let (world, servers) = split_world().await;
+    let control_plane = world.control_plane.as_ref().unwrap();
+    let mut streams = control_plane.streams();
+    let at_least = |wanted: usize| move |open: &usize| *open >= wanted;
+    timeout(MUST_HAPPEN, streams.wait_for(at_least(3)))
+        .await
+        .unwrap()
+        .unwrap();
+    let frontend = world.member("frontend").await;
+    let mut client = greeter_client(&frontend);
+    client.say_hello(hello()).await.unwrap();
+    timeout(MUST_HAPPEN, streams.wait_for(|open| *open == 4))
+        .await
+        .unwrap()
+        .unwrap();
+    drop(frontend);
+    client
+        .say_hello(hello())
+        .await
+        .expect("a client keeps what it needs");
+    drop(client);
+    timeout(MUST_HAPPEN, streams.wait_for(|open| *open == 3))
+        .await
+        .expect("closed")
+        .unwrap();
+    drop(servers);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generated_client_works_in_a_spawned_task_and_deadlines_reach_the_server() {
+    let (world, servers) = split_world().await;
+    let frontend = world.member("frontend").await;
+    let mut client = greeter_client(&frontend);
+    let task = tokio::spawn(async move {
+        let mut request = tonic::Request::new(hello());
+        request.set_timeout(Duration::from_secs(5));
+        client.say_hello(request).await
+    });
+    task.await.unwrap().unwrap();
+    // A failed attempt is tried elsewhere, and the caller does not notice.
+    for server in &servers {
+        server.fail_next.store(1, Relaxed);
+    }
+    let mut client = greeter_client(&frontend);
+    for _ in 0..20 {
+        client.say_hello(hello()).await.unwrap();
+    }
+    let metrics = frontend.telemetry().metrics().encode();
+    assert!(metrics.contains("mesh_client_retries_total"), "{metrics}");
+}
+
+/// A plain HTTP GET; the body.
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}

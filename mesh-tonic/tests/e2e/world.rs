@@ -1,0 +1,300 @@
+//! A whole mesh in one process: a control plane over real files, services and clients over real
+//! sockets.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use control_plane::{ControlPlane, Running};
+use mesh_examples::greeter::{
+    HelloReply, HelloRequest,
+    greeter_client::GreeterClient,
+    greeter_server::{Greeter, GreeterServer},
+};
+use mesh_tonic::{Channel, MeshExt};
+use mesh_tower::{Mesh, identity::PeerIdentity, telemetry::Telemetry};
+use mesh_xds_client::Bootstrap;
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{Request, Response, Status};
+
+/// Something that must happen happens within this; a real bound only in a failing run.
+pub(crate) const MUST_HAPPEN: Duration = Duration::from_secs(20);
+
+/// A control plane and the directories it reads.
+pub(crate) struct World {
+    dir: TempDir,
+    pub(crate) control_plane: Option<Running>,
+    xds: SocketAddr,
+    cert_ttl: Duration,
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with_ttl(Duration::from_secs(3600)).await
+    }
+
+    pub(crate) async fn start_with_ttl(cert_ttl: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("config")).unwrap();
+        fs::create_dir(dir.path().join("data")).unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let running = launch(dir.path(), any, cert_ttl).await;
+        let xds = running.xds_addr();
+        Self {
+            dir,
+            control_plane: Some(running),
+            xds,
+            cert_ttl,
+        }
+    }
+
+    pub(crate) async fn stop_control_plane(&mut self) {
+        self.control_plane.take().unwrap().shutdown().await;
+    }
+
+    pub(crate) async fn start_control_plane(&mut self) {
+        let running = launch(self.dir.path(), self.xds, self.cert_ttl).await;
+        self.control_plane = Some(running);
+    }
+
+    pub(crate) fn http_addr(&self) -> SocketAddr {
+        self.control_plane.as_ref().unwrap().http_addr()
+    }
+
+    /// Writes a file of the configuration the way editors do: a new file that takes the name.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.dir.path().join("config").join(name);
+        let temporary = self.dir.path().join(name);
+        fs::write(&temporary, text).unwrap();
+        fs::rename(temporary, path).unwrap();
+    }
+
+    /// A member of the mesh that is `account` in the namespace `default`.
+    pub(crate) async fn member(&self, account: &str) -> Mesh {
+        self.member_with(account, Telemetry::disabled()).await
+    }
+
+    pub(crate) async fn member_with(&self, account: &str, telemetry: Telemetry) -> Mesh {
+        let mesh = Mesh::builder()
+            .bootstrap(self.bootstrap(account))
+            .telemetry(telemetry)
+            .drain_timeout(Duration::from_secs(5))
+            .build()
+            .await
+            .unwrap();
+        tokio::time::timeout(MUST_HAPPEN, mesh.ready())
+            .await
+            .expect("a certificate")
+            .unwrap();
+        mesh
+    }
+
+    pub(crate) fn bootstrap(&self, account: &str) -> Bootstrap {
+        let token_file = self.dir.path().join(format!("{account}.token"));
+        let data = self.dir.path().join("data");
+        let token =
+            control_plane::ca::create_token(&data, "default", account, Duration::from_secs(3600))
+                .unwrap();
+        fs::write(&token_file, token).unwrap();
+        Bootstrap::from_json(&bootstrap_json(self.xds, account, &token_file)).unwrap()
+    }
+
+    /// A greeter of the given version on a port of its own.
+    pub(crate) async fn greeter(&self, version: &'static str) -> Server {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.greeter_at(any, version, Telemetry::disabled()).await
+    }
+
+    pub(crate) async fn greeter_at(
+        &self,
+        address: SocketAddr,
+        version: &'static str,
+        telemetry: Telemetry,
+    ) -> Server {
+        let mesh = self.member_with("greeter", telemetry).await;
+        let listener = bind(address);
+        let address = listener.local_addr().unwrap();
+        let greeter = TestGreeter {
+            version,
+            fail_next: Arc::default(),
+        };
+        let fail_next = Arc::clone(&greeter.fail_next);
+        let routes = tonic::service::Routes::new(GreeterServer::new(greeter)).prepare();
+        let task = tokio::spawn(async move { mesh.serve(listener, routes).await });
+        Server {
+            address,
+            fail_next,
+            task,
+        }
+    }
+}
+
+async fn launch(dir: &Path, xds: SocketAddr, cert_ttl: Duration) -> Running {
+    ControlPlane::builder(dir.join("config"), dir.join("data"))
+        .xds_listen(xds)
+        .http_listen(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .cert_ttl(cert_ttl)
+        .start()
+        .await
+        .unwrap()
+}
+
+fn bootstrap_json(xds: SocketAddr, account: &str, token_file: &PathBuf) -> String {
+    serde_json::json!({
+        "xds_servers": [{
+            "server_uri": format!("http://{xds}"),
+            "channel_creds": [{"type": "insecure"}],
+        }],
+        "node": {
+            "id": format!("{account}~ns/default/sa/{account}"),
+            "metadata": {"NAMESPACE": "default"},
+        },
+        "server_listener_resource_name_template": "mesh/inbound/%s",
+        "certificate_providers": {
+            "default": {"plugin_name": "mesh_csr", "config": {"token_file": token_file}},
+        },
+    })
+    .to_string()
+}
+
+pub(crate) fn bind(address: SocketAddr) -> TcpListener {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket.listen(1024).unwrap()
+}
+
+/// A running service.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    /// The next so many calls answer UNAVAILABLE.
+    pub(crate) fail_next: Arc<AtomicUsize>,
+    task: JoinHandle<Result<(), mesh_tower::server::ServeError>>,
+}
+
+impl Server {
+    /// Ends at once, in the middle of whatever there is.
+    pub(crate) async fn kill(self) -> SocketAddr {
+        self.task.abort();
+        _ = self.task.await;
+        self.address
+    }
+}
+
+#[derive(Clone)]
+struct TestGreeter {
+    version: &'static str,
+    fail_next: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl Greeter for TestGreeter {
+    async fn say_hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> Result<Response<HelloReply>, Status> {
+        let fails = self
+            .fail_next
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+            .is_ok();
+        if fails {
+            return Err(Status::unavailable("asked to fail"));
+        }
+        let peer = request.extensions().get::<PeerIdentity>();
+        let peer = peer
+            .map(|peer| peer.principal().to_owned())
+            .unwrap_or_default();
+        let message = format!("hello {}", request.into_inner().name);
+        Ok(Response::new(HelloReply {
+            message,
+            version: self.version.into(),
+            peer,
+        }))
+    }
+}
+
+pub(crate) type Client = GreeterClient<Channel>;
+
+pub(crate) fn greeter_client(mesh: &Mesh) -> Client {
+    GreeterClient::new(mesh.channel("xds:///greeter.default").unwrap())
+}
+
+/// The mesh's policy for the greeter: STRICT, and only `frontend` may call.
+pub(crate) const SECURITY: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: default}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: frontend-only, namespace: default}
+spec:
+  action: ALLOW
+  rules:
+  - from:
+    - source: {principals: [cluster.local/ns/default/sa/frontend]}
+";
+
+/// The greeter with its endpoints by version.
+pub(crate) fn endpoints(servers: &[(&str, SocketAddr)]) -> String {
+    let mut text = String::from(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: greeter, namespace: default}
+spec:
+  hosts: [greeter.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 8080, name: grpc, protocol: GRPC}]
+  endpoints:
+",
+    );
+    for (version, address) in servers {
+        text += &format!(
+            "  - {{address: {}, ports: {{grpc: {}}}, labels: {{version: {version}}}, \
+             serviceAccount: greeter}}\n",
+            address.ip(),
+            address.port()
+        );
+    }
+    text
+}
+
+/// Routes by header and weight, with retries.
+pub(crate) fn routes(v1: u32, v2: u32) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: greeter, namespace: default}}
+spec:
+  host: greeter.default.svc.cluster.local
+  subsets:
+  - {{name: v1, labels: {{version: v1}}}}
+  - {{name: v2, labels: {{version: v2}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: greeter, namespace: default}}
+spec:
+  hosts: [greeter.default.svc.cluster.local]
+  http:
+  - match: [{{headers: {{canary: {{exact: 'true'}}}}}}]
+    route: [{{destination: {{host: greeter.default.svc.cluster.local, subset: v2}}}}]
+  - route:
+    - {{destination: {{host: greeter.default.svc.cluster.local, subset: v1}}, weight: {v1}}}
+    - {{destination: {{host: greeter.default.svc.cluster.local, subset: v2}}, weight: {v2}}}
+    retries: {{attempts: 3, retryOn: 'unavailable,reset,connect-failure,refused-stream'}}
+"
+    )
+}

@@ -1,0 +1,203 @@
+//! The bootstrap's JSON form.
+//!
+//! Reads text into [`Bootstrap`]; every error names the field's path. Unknown fields are ignored,
+//! as the format demands (gRFC A27).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::config::LocalityId;
+use serde::Deserialize;
+
+use super::{Bootstrap, CertificateProvider, MESH_CSR, MeshCsr, Node, Server, ServerUri};
+use crate::Error;
+
+/// The channel credentials this library has.
+const CHANNEL_CREDS: &str = "insecure";
+
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    xds_servers: Vec<ServerDocument>,
+    #[serde(default)]
+    node: NodeDocument,
+    #[serde(default)]
+    certificate_providers: BTreeMap<String, ProviderDocument>,
+    server_listener_resource_name_template: Option<String>,
+    client_default_listener_resource_name_template: Option<String>,
+    #[serde(default)]
+    authorities: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct ServerDocument {
+    server_uri: String,
+    #[serde(default)]
+    channel_creds: Vec<CredsDocument>,
+    #[serde(default)]
+    server_features: Vec<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct CredsDocument {
+    r#type: String,
+}
+
+#[derive(Default, Deserialize)]
+struct NodeDocument {
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    cluster: String,
+    #[serde(default)]
+    metadata: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    locality: LocalityDocument,
+}
+
+#[derive(Default, Deserialize)]
+struct LocalityDocument {
+    #[serde(default)]
+    region: String,
+    #[serde(default)]
+    zone: String,
+    #[serde(default)]
+    sub_zone: String,
+}
+
+#[derive(Deserialize)]
+struct ProviderDocument {
+    plugin_name: String,
+    #[serde(default)]
+    config: serde_json::Value,
+}
+
+#[derive(Default, Deserialize)]
+struct MeshCsrDocument {
+    server_uri: Option<String>,
+    token_file: Option<String>,
+    trust_bundle: Option<String>,
+}
+
+pub(super) fn parse(text: &str) -> Result<Bootstrap, Error> {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(field_error)?;
+    if document.xds_servers.is_empty() {
+        return Err(Error::bootstrap("xds_servers: at least one is needed"));
+    }
+    let mut servers = Vec::new();
+    for (i, server) in document.xds_servers.into_iter().enumerate() {
+        servers.push(server.parse().map_err(|reason| {
+            let (field, reason) = reason;
+            Error::bootstrap(format!("xds_servers[{i}].{field}: {reason}"))
+        })?);
+    }
+    if servers.len() > 1 {
+        tracing::warn!(
+            used = %servers[0].uri,
+            "the bootstrap names {} xDS servers; only the first is used, there is no fall-back",
+            servers.len()
+        );
+    }
+    if !document.authorities.is_empty() {
+        tracing::warn!("the bootstrap's authorities are ignored: federation is not supported");
+    }
+    let mut certificate_providers = BTreeMap::new();
+    for (name, provider) in document.certificate_providers {
+        let provider = provider.parse().map_err(|(field, reason)| {
+            Error::bootstrap(format!(
+                "certificate_providers.{name}.config{field}: {reason}"
+            ))
+        })?;
+        certificate_providers.insert(name, provider);
+    }
+    Ok(Bootstrap {
+        servers,
+        node: document.node.into_node(),
+        certificate_providers,
+        server_listener_resource_name_template: document.server_listener_resource_name_template,
+        client_default_listener_resource_name_template: document
+            .client_default_listener_resource_name_template
+            .filter(|template| !template.is_empty())
+            .unwrap_or_else(|| "%s".into()),
+    })
+}
+
+fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
+    let path = error.path().to_string();
+    let inner = error.into_inner();
+    if path == "." {
+        Error::bootstrap(inner.to_string())
+    } else {
+        Error::bootstrap(format!("{path}: {inner}"))
+    }
+}
+
+impl ServerDocument {
+    fn parse(self) -> Result<Server, (&'static str, String)> {
+        let uri = ServerUri::parse(&self.server_uri).map_err(|reason| ("server_uri", reason))?;
+        if !self
+            .channel_creds
+            .iter()
+            .any(|creds| creds.r#type == CHANNEL_CREDS)
+        {
+            let offered: Vec<_> = self
+                .channel_creds
+                .iter()
+                .map(|creds| &*creds.r#type)
+                .collect();
+            return Err((
+                "channel_creds",
+                format!("none of {offered:?} is supported; supported is {CHANNEL_CREDS:?}"),
+            ));
+        }
+        let features: BTreeSet<String> = self
+            .server_features
+            .iter()
+            .filter_map(|feature| feature.as_str().map(str::to_owned))
+            .collect();
+        Ok(Server { uri, features })
+    }
+}
+
+impl NodeDocument {
+    fn into_node(self) -> Node {
+        Node {
+            id: self.id,
+            cluster: self.cluster,
+            metadata: self.metadata,
+            locality: LocalityId {
+                region: self.locality.region,
+                zone: self.locality.zone,
+                sub_zone: self.locality.sub_zone,
+            },
+        }
+    }
+}
+
+impl ProviderDocument {
+    fn parse(self) -> Result<CertificateProvider, (String, String)> {
+        if self.plugin_name != MESH_CSR {
+            return Ok(CertificateProvider::Unsupported {
+                plugin_name: self.plugin_name,
+            });
+        }
+        let config = match self.config {
+            serde_json::Value::Null => MeshCsrDocument::default(),
+            config => serde_path_to_error::deserialize(config)
+                .map_err(|e| (format!(".{}", e.path()), e.inner().to_string()))?,
+        };
+        let server_uri = config
+            .server_uri
+            .map(|uri| ServerUri::parse(&uri))
+            .transpose()
+            .map_err(|reason| (".server_uri".to_owned(), reason))?;
+        let defaults = MeshCsr::default();
+        Ok(CertificateProvider::MeshCsr(MeshCsr {
+            server_uri,
+            token_file: config.token_file.map(Into::into),
+            trust_bundle: config
+                .trust_bundle
+                .map_or(defaults.trust_bundle, Into::into),
+        }))
+    }
+}

@@ -1,0 +1,358 @@
+//! Where the control plane is, and who we are.
+//!
+//! Reads gRPC's bootstrap format (gRFC A27, A29) from a file, a variable or code. Does not connect
+//! and does not read certificates. Deviations: channel credentials are `insecure` only,
+//! `authorities` (gRFC A47) are ignored with a warning, and only the first server is used.
+
+mod json;
+#[cfg(test)]
+mod tests;
+mod uri;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use mesh_core::{SecretName, config::LocalityId};
+
+pub use uri::ServerUri;
+
+use crate::Error;
+
+/// Names a file with the bootstrap; wins over [`CONFIG_VARIABLE`], without falling back to it.
+pub const PATH_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP";
+
+/// Holds the bootstrap as text.
+pub const CONFIG_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP_CONFIG";
+
+/// Name of the trust bundle when a provider names no other.
+pub const TRUST_BUNDLE: &str = "ROOTCA";
+
+/// The plugin by which this library gets its own certificate.
+pub const MESH_CSR: &str = "mesh_csr";
+
+/// Everything a client must know before it connects.
+///
+/// ```
+/// use mesh_xds_client::Bootstrap;
+///
+/// let bootstrap = Bootstrap::builder("http://127.0.0.1:15010")
+///     .node_id("greeter-1")
+///     .server_listener_template("mesh/inbound/%s")
+///     .build()?;
+/// assert_eq!(bootstrap.client_listener_name("xds:///greeter.default"), "greeter.default");
+/// # Ok::<(), mesh_xds_client::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Bootstrap {
+    /// Control planes in order; the first one is used. Never empty.
+    pub servers: Vec<Server>,
+    /// Who we are.
+    pub node: Node,
+    /// Where certificates come from, by instance name.
+    pub certificate_providers: BTreeMap<String, CertificateProvider>,
+    /// Names a server's listener; `%s` stands for `ADDRESS:PORT`.
+    pub server_listener_resource_name_template: Option<String>,
+    /// Names a client's listener; `%s` stands for the dialled name. Default `%s`.
+    pub client_default_listener_resource_name_template: String,
+}
+
+/// One control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Server {
+    /// Where it is.
+    pub uri: ServerUri,
+    /// Features it announces, as written.
+    pub features: BTreeSet<String>,
+}
+
+/// Who we are, as sent to the control plane.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Node {
+    /// Unique name of this process.
+    pub id: String,
+    /// Group of processes, may be empty.
+    pub cluster: String,
+    /// Anything the control plane wants to know.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Where this process runs.
+    pub locality: LocalityId,
+}
+
+/// Where a certificate comes from (gRFC A29 provider instance).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CertificateProvider {
+    /// A key made in this process, signed by the control plane.
+    MeshCsr(MeshCsr),
+    /// A plugin this library does not have; an error when a resource uses it.
+    Unsupported {
+        /// The plugin's name.
+        plugin_name: String,
+    },
+}
+
+/// Settings of the plugin [`MESH_CSR`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MeshCsr {
+    /// The signer; `None` is the first xDS server.
+    pub server_uri: Option<ServerUri>,
+    /// File with the bearer token, read for every request; `None` sends none.
+    pub token_file: Option<PathBuf>,
+    /// SDS name of the trust bundle. Default [`TRUST_BUNDLE`].
+    pub trust_bundle: SecretName,
+}
+
+impl Default for MeshCsr {
+    fn default() -> Self {
+        Self {
+            server_uri: None,
+            token_file: None,
+            trust_bundle: TRUST_BUNDLE.into(),
+        }
+    }
+}
+
+impl CertificateProvider {
+    /// SDS name of the trust bundle that goes with the certificate; `None` when not known.
+    pub fn trust_bundle(&self) -> Option<&str> {
+        match self {
+            Self::MeshCsr(csr) => Some(csr.trust_bundle.as_str()),
+            Self::Unsupported { .. } => None,
+        }
+    }
+}
+
+impl Bootstrap {
+    /// Reads the bootstrap from [`PATH_VARIABLE`] or [`CONFIG_VARIABLE`].
+    ///
+    /// # Errors
+    /// When neither is set, the file cannot be read, or its content cannot be used.
+    pub fn from_env() -> Result<Self, Error> {
+        Self::from_variables(
+            std::env::var_os(PATH_VARIABLE).map(PathBuf::from),
+            std::env::var(CONFIG_VARIABLE).ok(),
+        )
+    }
+
+    fn from_variables(path: Option<PathBuf>, config: Option<String>) -> Result<Self, Error> {
+        if let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) {
+            return Self::from_file(&path).map_err(|e| e.in_place(PATH_VARIABLE));
+        }
+        match config.filter(|config| !config.is_empty()) {
+            Some(config) => Self::from_json(&config).map_err(|e| e.in_place(CONFIG_VARIABLE)),
+            None => Err(Error::bootstrap(format!(
+                "not found: set {PATH_VARIABLE} to the path of a bootstrap file, or \
+                 {CONFIG_VARIABLE} to its content"
+            ))),
+        }
+    }
+
+    /// Reads the bootstrap from a file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or its content cannot be used.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let place = path.display().to_string();
+        std::fs::read_to_string(path)
+            .map_err(|e| Error::bootstrap(format!("cannot be read: {e}")))
+            .and_then(|text| Self::from_json(&text))
+            .map_err(|e| e.in_place(&place))
+    }
+
+    /// Reads the bootstrap from text. Unknown fields are ignored.
+    ///
+    /// # Errors
+    /// When the text is not JSON, or a field cannot be used; the field's path is named.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        json::parse(text)
+    }
+
+    /// A bootstrap in code, for one control plane: `http://host:port`, `host:port`,
+    /// `dns:///host:port` or `unix:/path`.
+    pub fn builder(server_uri: impl Into<String>) -> BootstrapBuilder {
+        BootstrapBuilder {
+            server_uri: server_uri.into(),
+            node: Node::default(),
+            certificate_providers: BTreeMap::new(),
+            server_template: None,
+            client_template: None,
+        }
+    }
+
+    /// The listener resource of a dialled name; `xds:///` in front is removed.
+    ///
+    /// For `xdstp:` templates the name is percent-encoded (gRFC A47).
+    pub fn client_listener_name(&self, target: &str) -> String {
+        let name = dialled_name(target);
+        fill(&self.client_default_listener_resource_name_template, name)
+    }
+
+    /// The listener resource of a server that listens on `address`.
+    ///
+    /// # Errors
+    /// When the bootstrap has no `server_listener_resource_name_template`.
+    pub fn server_listener_name(&self, address: SocketAddr) -> Result<String, Error> {
+        match &self.server_listener_resource_name_template {
+            Some(template) => Ok(fill(template, &address.to_string())),
+            None => Err(Error::bootstrap(
+                "server_listener_resource_name_template: missing, and servers need it, for \
+                 example \"mesh/inbound/%s\"",
+            )),
+        }
+    }
+
+    /// Settings for [`CertificateClient`](crate::certificate::CertificateClient) from the provider
+    /// instance `name`.
+    ///
+    /// # Errors
+    /// When there is no such instance, or its plugin is not supported.
+    pub fn certificate_config(
+        &self,
+        name: &str,
+    ) -> Result<crate::certificate::CertificateConfig, Error> {
+        let provider = self.certificate_providers.get(name).ok_or_else(|| {
+            Error::certificate(format!(
+                "{name:?} is not among certificate_providers of the bootstrap"
+            ))
+        })?;
+        self.config_of(provider)
+    }
+
+    pub(crate) fn config_of(
+        &self,
+        provider: &CertificateProvider,
+    ) -> Result<crate::certificate::CertificateConfig, Error> {
+        match provider {
+            CertificateProvider::MeshCsr(csr) => {
+                let server = csr
+                    .server_uri
+                    .clone()
+                    .or_else(|| self.servers.first().map(|server| server.uri.clone()))
+                    .ok_or_else(|| Error::certificate("there is no server to sign with"))?;
+                let mut config = crate::certificate::CertificateConfig::new(server);
+                config.token_file = csr.token_file.clone();
+                Ok(config)
+            }
+            CertificateProvider::Unsupported { plugin_name } => Err(Error::certificate(format!(
+                "plugin {plugin_name:?} is not supported; supported is {MESH_CSR:?}"
+            ))),
+        }
+    }
+}
+
+/// Makes a [`Bootstrap`] in code.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct BootstrapBuilder {
+    server_uri: String,
+    node: Node,
+    certificate_providers: BTreeMap<String, CertificateProvider>,
+    server_template: Option<String>,
+    client_template: Option<String>,
+}
+
+impl BootstrapBuilder {
+    /// Unique name of this process. Default empty.
+    pub fn node_id(mut self, id: impl Into<String>) -> Self {
+        self.node.id = id.into();
+        self
+    }
+
+    /// Group of processes. Default empty.
+    pub fn node_cluster(mut self, cluster: impl Into<String>) -> Self {
+        self.node.cluster = cluster.into();
+        self
+    }
+
+    /// Where this process runs. Default nowhere.
+    pub fn locality(mut self, locality: LocalityId) -> Self {
+        self.node.locality = locality;
+        self
+    }
+
+    /// Adds one entry to the node's metadata.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+        self.node.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds a certificate provider; `default` by convention is the process's own identity.
+    pub fn certificate_provider(
+        mut self,
+        instance: impl Into<String>,
+        provider: CertificateProvider,
+    ) -> Self {
+        self.certificate_providers.insert(instance.into(), provider);
+        self
+    }
+
+    /// Sets [`Bootstrap::server_listener_resource_name_template`]. Default none.
+    pub fn server_listener_template(mut self, template: impl Into<String>) -> Self {
+        self.server_template = Some(template.into());
+        self
+    }
+
+    /// Sets [`Bootstrap::client_default_listener_resource_name_template`]. Default `%s`.
+    pub fn client_listener_template(mut self, template: impl Into<String>) -> Self {
+        self.client_template = Some(template.into());
+        self
+    }
+
+    /// Checks and finishes.
+    ///
+    /// # Errors
+    /// When the server's URI cannot be used.
+    pub fn build(self) -> Result<Bootstrap, Error> {
+        let uri = ServerUri::parse(&self.server_uri)
+            .map_err(|reason| Error::bootstrap(format!("server_uri: {reason}")))?;
+        Ok(Bootstrap {
+            servers: vec![Server {
+                uri,
+                features: BTreeSet::new(),
+            }],
+            node: self.node,
+            certificate_providers: self.certificate_providers,
+            server_listener_resource_name_template: self.server_template,
+            client_default_listener_resource_name_template: self
+                .client_template
+                .unwrap_or_else(|| "%s".into()),
+        })
+    }
+}
+
+/// The name in a target, without the scheme `xds:`.
+fn dialled_name(target: &str) -> &str {
+    match target.strip_prefix("xds:") {
+        Some(rest) => rest.trim_start_matches('/'),
+        None => target,
+    }
+}
+
+fn fill(template: &str, name: &str) -> String {
+    if template.starts_with("xdstp:") {
+        template.replace("%s", &percent_encode(name))
+    } else {
+        template.replace("%s", name)
+    }
+}
+
+/// Encodes what may not stand in an RFC 3986 path; `/` stays.
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => encoded.push(byte.into()),
+            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+'
+            | b',' | b';' | b'=' | b':' | b'@' | b'/' => encoded.push(byte.into()),
+            other => encoded.push_str(&format!("%{other:02X}")),
+        }
+    }
+    encoded
+}

@@ -1,0 +1,245 @@
+//! The process's own certificate: a key made here, signed by the control plane, renewed in time.
+//!
+//! [`CertificateClient`] speaks Istio's `IstioCertificateService`. The key never leaves the process
+//! and is never printed. It does not serve TLS and does not know the trust bundle, which comes
+//! over the ADS stream. Renewal falls at a random point between half and 70 % of the remaining
+//! life, so that processes started together do not renew together.
+
+mod csr;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use mesh_core::rng::{Rng, SplitMix64};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
+use tonic::{Request, metadata::MetadataValue};
+
+use crate::{
+    bootstrap::ServerUri,
+    transport::{self, KeepAlive, backoff::Backoff},
+};
+
+mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::pedantic,
+        clippy::use_self,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("istio.v1.auth");
+}
+
+/// Life asked for unless the configuration says otherwise.
+pub const VALIDITY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Longest wait for one answer of the signer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Earliest and latest renewal, as a share of the remaining life.
+const RENEWAL: (f64, f64) = (0.5, 0.7);
+
+/// The certificate as it is now; `None` until the first one.
+pub type CertificateWatch = watch::Receiver<Option<Arc<Certificate>>>;
+
+/// A certificate with its key.
+pub struct Certificate {
+    /// Leaf first; self-signed roots are left out.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Private key, PKCS#8.
+    pub key: PrivateKeyDer<'static>,
+    /// The only URI name of the leaf, for example `spiffe://cluster.local/ns/a/sa/b`.
+    pub spiffe_id: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate")
+            .field("spiffe_id", &self.spiffe_id)
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How to get a certificate.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CertificateConfig {
+    /// The signer.
+    pub server: ServerUri,
+    /// File with the bearer token, read for every request; `None` sends none.
+    pub token_file: Option<PathBuf>,
+    /// Life to ask for, in whole seconds. Default [`VALIDITY`]; the signer may give less.
+    pub validity: Duration,
+    /// First pause after a failure. Default 1 s.
+    pub backoff_base: Duration,
+    /// Longest pause. Default 60 s.
+    pub backoff_cap: Duration,
+}
+
+impl CertificateConfig {
+    /// Defaults for `server`, without a token.
+    pub fn new(server: ServerUri) -> Self {
+        Self {
+            server,
+            token_file: None,
+            validity: VALIDITY,
+            backoff_base: Duration::from_secs(1),
+            backoff_cap: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Gets and renews the certificate.
+#[derive(Debug)]
+pub struct CertificateClient {
+    config: CertificateConfig,
+    tx: watch::Sender<Option<Arc<Certificate>>>,
+    rng: SplitMix64,
+}
+
+impl CertificateClient {
+    /// Starts a task that gets a certificate and renews it until every receiver is dropped.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(config: CertificateConfig) -> CertificateWatch {
+        let (tx, rx) = watch::channel(None);
+        if config.token_file.is_some() && !config.server.is_local() {
+            tracing::warn!(
+                server = %config.server,
+                "the token for the certificate service travels unencrypted"
+            );
+        }
+        let client = Self {
+            config,
+            tx,
+            rng: SplitMix64::new(crate::client::seed()),
+        };
+        tokio::spawn(client.run());
+        rx
+    }
+
+    async fn run(mut self) {
+        let tx = self.tx.clone();
+        tokio::select! {
+            () = tx.closed() => tracing::debug!("nobody needs the certificate any more"),
+            () = self.renew_forever() => {}
+        }
+    }
+
+    async fn renew_forever(&mut self) {
+        let mut backoff = Backoff::new(self.config.backoff_base, self.config.backoff_cap);
+        loop {
+            let pause = match self.request().await {
+                Ok(certificate) => {
+                    backoff.after_success(&mut self.rng);
+                    let pause = self.renewal_pause(&certificate);
+                    tracing::info!(
+                        spiffe_id = certificate.spiffe_id,
+                        renewal_in_s = pause.as_secs(),
+                        "got a certificate"
+                    );
+                    self.tx.send_replace(Some(Arc::new(certificate)));
+                    pause
+                }
+                Err(error) => {
+                    let pause = backoff.after_failure(&mut self.rng);
+                    self.report(&error, pause);
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// A random point between half and 70 % of what is left of the certificate's life.
+    fn renewal_pause(&mut self, certificate: &Certificate) -> Duration {
+        let left = left(certificate);
+        let (earliest, latest) = RENEWAL;
+        let share = earliest + (latest - earliest) * self.rng.unit();
+        left.mul_f64(share).max(self.config.backoff_base)
+    }
+
+    fn report(&self, error: &str, pause: Duration) {
+        let retry_in_ms = pause.as_millis() as u64;
+        let server = &self.config.server;
+        let current = self.tx.borrow().clone();
+        let Some(current) = current else {
+            tracing::warn!(%server, error, retry_in_ms, "no certificate yet");
+            return;
+        };
+        let life = current
+            .not_after
+            .duration_since(current.not_before)
+            .unwrap_or_default();
+        let left = left(&current);
+        if left < life / 3 {
+            tracing::warn!(
+                %server, error, retry_in_ms, left_s = left.as_secs(),
+                "the certificate cannot be renewed and less than a third of its life is left"
+            );
+        } else {
+            tracing::info!(%server, error, retry_in_ms, "the certificate cannot be renewed yet");
+        }
+    }
+
+    /// One key, one CSR, one answer.
+    async fn request(&self) -> Result<Certificate, String> {
+        let signing = csr::SigningRequest::new()?;
+        let mut request = Request::new(proto::IstioCertificateRequest {
+            csr: signing.pem.clone(),
+            validity_duration: i64::try_from(self.config.validity.as_secs()).unwrap_or(i64::MAX),
+            metadata: None,
+        });
+        if let Some(path) = &self.config.token_file {
+            // Tokens are rotated by whoever writes the file.
+            let token = tokio::fs::read_to_string(path)
+                .await
+                .map_err(|e| format!("token file {}: {e}", path.display()))?;
+            let mut value: MetadataValue<_> = format!("Bearer {}", token.trim())
+                .parse()
+                .map_err(|_| format!("token file {}: not a token", path.display()))?;
+            value.set_sensitive(true);
+            request.metadata_mut().insert("authorization", value);
+        }
+        let answer = async {
+            let channel =
+                transport::connect(self.config.server.clone(), KeepAlive::default()).await?;
+            let mut client =
+                proto::istio_certificate_service_client::IstioCertificateServiceClient::new(
+                    channel,
+                );
+            client
+                .create_certificate(request)
+                .await
+                .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
+        };
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, answer)
+            .await
+            .map_err(|_| format!("no answer within {REQUEST_TIMEOUT:?}"))??;
+        signing
+            .accept(&answer.into_inner().cert_chain, SystemTime::now())
+            .map_err(|reason| format!("the signer's answer is refused: {reason}"))
+    }
+}
+
+fn left(certificate: &Certificate) -> Duration {
+    certificate
+        .not_after
+        .duration_since(SystemTime::now())
+        .unwrap_or_default()
+}

@@ -1,0 +1,279 @@
+//! The handle of an application.
+//!
+//! Clonable; every call returns at once and talks to the [`Driver`] by a command. It holds no
+//! configuration itself.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mesh_core::{
+    ConfigError,
+    snapshot::{self, SnapshotReader},
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    Error,
+    bootstrap::{Bootstrap, CertificateProvider},
+    certificate::{CertificateClient, CertificateWatch},
+    driver::{Command, Driver, DriverOptions},
+    graph::{WatchId, Watcher},
+    transport::{KeepAlive, StreamStatus},
+    watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
+};
+
+/// First pause before a new connection attempt (gRPC connection backoff).
+pub const BACKOFF_BASE: Duration = Duration::from_secs(1);
+
+/// Longest pause before a new connection attempt (gRPC connection backoff).
+pub const BACKOFF_CAP: Duration = Duration::from_secs(120);
+
+/// A client of one control plane. Clones share one stream; it closes when the last clone and the
+/// last watch are dropped.
+#[derive(Clone)]
+pub struct XdsClient {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    commands: mpsc::UnboundedSender<Command>,
+    status: watch::Receiver<StreamStatus>,
+    bootstrap: Bootstrap,
+    next_id: AtomicU64,
+}
+
+/// Ends a watch when dropped.
+pub(crate) struct Subscription {
+    id: WatchId,
+    /// Keeps the driver alive too.
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        // It fails when the driver has ended, and the watch with it.
+        _ = self.commands.send(Command::Unwatch(self.id));
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Subscription").field(&self.id).finish()
+    }
+}
+
+/// Options of an [`XdsClient`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct XdsClientBuilder {
+    bootstrap: Bootstrap,
+    options: DriverOptions,
+}
+
+impl XdsClientBuilder {
+    /// Pauses between connection attempts: the first one, and the longest. They grow by 1.6 and
+    /// vary by 20 %. Default [`BACKOFF_BASE`] and [`BACKOFF_CAP`].
+    pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
+        self.options.backoff_base = base;
+        self.options.backoff_cap = cap;
+        self
+    }
+
+    /// HTTP/2 pings: how often, and how long to wait for the answer. Default 5 min and 20 s, as
+    /// many servers close connections that ping more often.
+    pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.options.keep_alive = KeepAlive { interval, timeout };
+        self
+    }
+
+    /// Seed of jitter and of where round robin starts. Default random.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.options.seed = seed;
+        self
+    }
+
+    /// Starts the client on a task of the current runtime.
+    ///
+    /// # Errors
+    /// When the bootstrap names no server.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn build(self) -> Result<XdsClient, Error> {
+        let (client, driver) = self.build_with_driver()?;
+        tokio::spawn(driver.run());
+        Ok(client)
+    }
+
+    /// Makes the client and its driver; the caller runs [`Driver::run`], for example on a thread
+    /// of its own, so that a large push never takes a worker of requests.
+    ///
+    /// # Errors
+    /// When the bootstrap names no server.
+    pub fn build_with_driver(self) -> Result<(XdsClient, Driver), Error> {
+        let Self { bootstrap, options } = self;
+        let server = bootstrap
+            .servers
+            .first()
+            .map(|server| server.uri.clone())
+            .ok_or_else(|| Error::bootstrap("xds_servers: at least one is needed"))?;
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (status, status_rx) = watch::channel(StreamStatus::Connecting);
+        let driver = Driver::new(&bootstrap, server, queue, status, options);
+        let shared = Arc::new(Shared {
+            commands,
+            status: status_rx,
+            bootstrap,
+            next_id: AtomicU64::new(0),
+        });
+        Ok((XdsClient { shared }, driver))
+    }
+}
+
+impl XdsClient {
+    /// Starts a client with the default options on a task of the current runtime.
+    ///
+    /// # Errors
+    /// When the bootstrap names no server.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(bootstrap: Bootstrap) -> Result<Self, Error> {
+        Self::builder(bootstrap).build()
+    }
+
+    /// A client with options.
+    pub fn builder(bootstrap: Bootstrap) -> XdsClientBuilder {
+        XdsClientBuilder {
+            bootstrap,
+            options: DriverOptions {
+                backoff_base: BACKOFF_BASE,
+                backoff_cap: BACKOFF_CAP,
+                keep_alive: KeepAlive::default(),
+                seed: seed(),
+            },
+        }
+    }
+
+    /// Follows a client's listener with all it refers to. `authority` is what the application
+    /// dials; it selects the virtual host. Dropping the last clone of the reader ends the watch.
+    pub fn watch_listener(&self, resource_name: &str, authority: &str) -> SnapshotReader {
+        let (writer, reader) = snapshot::pair();
+        let subscription = self.watch(|| Watcher::Client {
+            listener: resource_name.into(),
+            authority: authority.into(),
+            writer,
+        });
+        reader.keep_alive(subscription)
+    }
+
+    /// Follows a server's listener.
+    pub fn watch_inbound(&self, resource_name: &str) -> InboundWatch {
+        let (tx, rx) = watch::channel(InboundState::Pending);
+        let listener = resource_name.into();
+        Watch::new(rx, self.watch(|| Watcher::Inbound { listener, tx }))
+    }
+
+    /// Follows a trust bundle, `ROOTCA` by convention.
+    pub fn watch_trust_bundle(&self, name: &str) -> TrustBundleWatch {
+        let (tx, rx) = watch::channel(None);
+        let name = name.into();
+        Watch::new(rx, self.watch(|| Watcher::TrustBundle { name, tx }))
+    }
+
+    fn watch(&self, watcher: impl FnOnce() -> Watcher) -> Arc<Subscription> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let commands = self.shared.commands.clone();
+        if let Err(refused) = commands.send(Command::Watch(id, watcher()))
+            && let Command::Watch(_, watcher) = refused.0
+        {
+            fail(watcher);
+        }
+        Arc::new(Subscription { id, commands })
+    }
+
+    /// Gets and renews a certificate from a provider of the bootstrap.
+    ///
+    /// # Errors
+    /// When the provider's plugin is not supported.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_certificate(
+        &self,
+        provider: &CertificateProvider,
+    ) -> Result<CertificateWatch, Error> {
+        let config = self.shared.bootstrap.config_of(provider)?;
+        Ok(CertificateClient::start(config))
+    }
+
+    /// How the stream is doing.
+    pub fn status(&self) -> watch::Receiver<StreamStatus> {
+        self.shared.status.clone()
+    }
+
+    /// What the client was made from.
+    pub fn bootstrap(&self) -> &Bootstrap {
+        &self.shared.bootstrap
+    }
+
+    /// See [`Bootstrap::client_listener_name`].
+    pub fn client_listener_name(&self, target: &str) -> String {
+        self.shared.bootstrap.client_listener_name(target)
+    }
+
+    /// See [`Bootstrap::server_listener_name`].
+    ///
+    /// # Errors
+    /// When the bootstrap has no `server_listener_resource_name_template`.
+    pub fn server_listener_name(&self, address: SocketAddr) -> Result<String, Error> {
+        self.shared.bootstrap.server_listener_name(address)
+    }
+}
+
+impl fmt::Debug for XdsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("XdsClient")
+            .field("node", &self.shared.bootstrap.node.id)
+            .field("status", &*self.shared.status.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The driver has ended: nothing will ever come.
+fn fail(watcher: Watcher) {
+    let error = |listener: &dyn fmt::Display| {
+        let reason = "the xDS client's driver has ended";
+        ConfigError::new(format!("listener {listener}"), "", reason)
+    };
+    match watcher {
+        Watcher::Client {
+            listener, writer, ..
+        } => writer.fail(error(&listener), false),
+        Watcher::Inbound { listener, tx } => {
+            tx.send_replace(InboundState::Failed(error(&listener)));
+        }
+        Watcher::TrustBundle { name, .. } => {
+            tracing::warn!(%name, "no trust bundle: the xDS client's driver has ended");
+        }
+    }
+}
+
+/// A random number for jitter. Not a secret: without a source of randomness the time will do.
+pub(crate) fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        Err(_) => std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |time| time.as_nanos() as u64),
+    }
+}

@@ -1,0 +1,288 @@
+//! The watch of one client listener: what is published, and what is on its way.
+//!
+//! Stages 5 to 7. Only the virtual host that the dialled authority selects is followed (gRFC A74),
+//! so changes of other virtual hosts in a shared route configuration publish nothing.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use mesh_core::{
+    ClusterName, ConfigError, ListenerName, RouteConfigName,
+    config::{ApiListener, ListenerKind, RouteAction, RouteConfig, RouteSource, VirtualHost},
+    route::virtual_host,
+    snapshot::{ConfigTree, SnapshotWriter},
+};
+
+use super::{Graph, Watch, WatchId};
+use crate::cache::Reference;
+
+#[derive(Debug)]
+pub(super) struct ClientWatch {
+    pub(super) listener: ListenerName,
+    authority: String,
+    writer: SnapshotWriter,
+    route: Option<RouteConfigName>,
+    published: Option<Plan>,
+    next: Option<Plan>,
+    /// Clusters of `next` without value or error.
+    unresolved: BTreeSet<ClusterName>,
+    /// Clusters of both plans.
+    held: BTreeSet<ClusterName>,
+    failed: Option<Failed>,
+}
+
+/// What a snapshot is compiled from.
+#[derive(Debug)]
+struct Plan {
+    routes: Arc<RouteConfig>,
+    limit: Option<Duration>,
+    clusters: BTreeSet<ClusterName>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    error: ConfigError,
+    is_outage: bool,
+}
+
+impl ClientWatch {
+    pub(super) fn new(listener: ListenerName, authority: String, writer: SnapshotWriter) -> Self {
+        Self {
+            listener,
+            authority,
+            writer,
+            route: None,
+            published: None,
+            next: None,
+            unresolved: BTreeSet::new(),
+            held: BTreeSet::new(),
+            failed: None,
+        }
+    }
+
+    fn fail(&mut self, error: ConfigError) {
+        let is_repeated = self
+            .failed
+            .as_ref()
+            .is_some_and(|failed| failed.error == error);
+        if self.published.is_none() && !is_repeated {
+            self.writer.fail(error.clone(), false);
+            self.failed = Some(Failed {
+                error,
+                is_outage: false,
+            });
+        }
+    }
+
+    /// An outage says less than an error about the resource itself, and does not replace it.
+    pub(super) fn fail_for_outage(&mut self, error: ConfigError) {
+        let is_better_known = self.failed.as_ref().is_some_and(|failed| !failed.is_outage);
+        if !is_better_known {
+            self.fail(error);
+            if let Some(failed) = &mut self.failed {
+                failed.is_outage = true;
+            }
+        }
+    }
+
+    fn is_published(&self, host: &VirtualHost, limit: Option<Duration>) -> bool {
+        self.published.as_ref().is_some_and(|plan| {
+            plan.limit == limit && virtual_host(&plan.routes, &self.authority) == Some(host)
+        })
+    }
+}
+
+/// What the listener and its routes say.
+enum Found {
+    /// Not all of it is there.
+    Nothing,
+    Error(ConfigError),
+    Routes(Arc<RouteConfig>, Option<Duration>),
+}
+
+impl Graph {
+    /// Looks at the listener and its routes anew.
+    pub(super) fn evaluate_client(&mut self, id: WatchId, watch: &mut ClientWatch) {
+        let (routes, limit) = match self.find_routes(id, watch) {
+            Found::Nothing => return,
+            Found::Error(error) => return watch.fail(error),
+            Found::Routes(routes, limit) => (routes, limit),
+        };
+        let Some(host) = virtual_host(&routes, &watch.authority) else {
+            return self.withdraw(id, watch, &routes);
+        };
+        if watch.is_published(host, limit) {
+            watch.next = None;
+            return self.hold_clusters(id, watch);
+        }
+        let clusters = clusters_of(host);
+        watch.next = Some(Plan {
+            routes,
+            limit,
+            clusters,
+        });
+        self.hold_clusters(id, watch);
+        let wanted = watch.next.iter().flat_map(|plan| &plan.clusters);
+        watch.unresolved = wanted
+            .filter(|name| self.clusters.tree(name).is_none())
+            .cloned()
+            .collect();
+        self.publish_if_complete(id, watch);
+    }
+
+    /// A cluster has its first value.
+    pub(super) fn settle(&mut self, id: WatchId, cluster: &ClusterName) {
+        let Some(Watch::Client(mut watch)) = self.watches.remove(&id) else {
+            return;
+        };
+        if watch.unresolved.remove(cluster) {
+            self.publish_if_complete(id, &mut watch);
+        }
+        self.watches.insert(id, Watch::Client(watch));
+    }
+
+    /// Gives back all that a watch holds.
+    pub(super) fn release_client(&mut self, id: WatchId, mut watch: ClientWatch) {
+        watch.published = None;
+        watch.next = None;
+        self.hold_clusters(id, &mut watch);
+        if let Some(route) = watch.route.take() {
+            self.release(Reference::Route(route), id);
+        }
+        self.release(Reference::Listener(watch.listener), id);
+    }
+
+    fn find_routes(&mut self, id: WatchId, watch: &mut ClientWatch) -> Found {
+        let listener = match self.cache.listeners.resolved(&watch.listener) {
+            None => return Found::Nothing,
+            Some(Err(error)) => return Found::Error(error),
+            Some(Ok(listener)) => listener,
+        };
+        let ListenerKind::Api(ApiListener {
+            routes,
+            max_stream_duration,
+        }) = &listener.kind
+        else {
+            let what = "a server's, not a client's: it has no api_listener";
+            return Found::Error(self.wrong_kind(&watch.listener, what));
+        };
+        let name = match routes {
+            RouteSource::Rds(name) => Some(name.clone()),
+            RouteSource::Inline(_) => None,
+        };
+        if watch.route != name {
+            let old = std::mem::replace(&mut watch.route, name.clone());
+            if let Some(name) = name {
+                self.hold(Reference::Route(name), id);
+            }
+            if let Some(old) = old {
+                self.release(Reference::Route(old), id);
+            }
+        }
+        let routes = match routes {
+            RouteSource::Inline(routes) => Some(Ok(Arc::clone(routes))),
+            RouteSource::Rds(name) => self.cache.routes.resolved(name),
+        };
+        match routes {
+            None => Found::Nothing,
+            Some(Err(error)) => Found::Error(error),
+            Some(Ok(routes)) => Found::Routes(routes, *max_stream_duration),
+        }
+    }
+
+    /// The control plane has taken the authority out of the routes: a valid change, so what was
+    /// published ends.
+    fn withdraw(&mut self, id: WatchId, watch: &mut ClientWatch, routes: &RouteConfig) {
+        let error = self.origin.annotate(ConfigError::new(
+            format!("route configuration {}", routes.name),
+            "virtual_hosts",
+            format!(
+                "no domain matches the dialled authority {:?}",
+                watch.authority
+            ),
+        ));
+        tracing::warn!(%error, listener = %watch.listener, "no route table");
+        watch.published = None;
+        watch.next = None;
+        watch.unresolved.clear();
+        self.hold_clusters(id, watch);
+        watch.writer.fail(error.clone(), true);
+        watch.failed = Some(Failed {
+            error,
+            is_outage: false,
+        });
+    }
+
+    fn publish_if_complete(&mut self, id: WatchId, watch: &mut ClientWatch) {
+        if !watch.unresolved.is_empty() {
+            return;
+        }
+        let Some(plan) = watch.next.take() else {
+            return;
+        };
+        let clusters = plan
+            .clusters
+            .iter()
+            .filter_map(|name| Some((name.clone(), self.clusters.tree(name)?.clone())))
+            .collect();
+        let tree = ConfigTree {
+            listener: watch.listener.clone(),
+            authority: watch.authority.clone(),
+            max_stream_duration: plan.limit,
+            routes: Arc::clone(&plan.routes),
+            clusters,
+        };
+        match self.compiler.compile(&tree) {
+            Ok(snapshot) => {
+                tracing::debug!(
+                    listener = %watch.listener,
+                    generation = snapshot.generation,
+                    clusters = plan.clusters.len(),
+                    "published"
+                );
+                watch.writer.publish(snapshot);
+                watch.published = Some(plan);
+                watch.failed = None;
+            }
+            Err(error) => {
+                let error = self.origin.annotate(error);
+                tracing::warn!(%error, listener = %watch.listener, "the routes cannot be used");
+                watch.fail(error);
+            }
+        }
+        self.hold_clusters(id, watch);
+    }
+
+    /// Holds the clusters of both plans and no others: new ones first, so that a cluster that
+    /// changes hands is never without a user.
+    fn hold_clusters(&mut self, id: WatchId, watch: &mut ClientWatch) {
+        let plans = watch.published.iter().chain(&watch.next);
+        let wanted: BTreeSet<_> = plans.flat_map(|plan| &plan.clusters).cloned().collect();
+        let mut added = Vec::new();
+        for name in wanted.difference(&watch.held) {
+            self.clusters.hold(name, id, &mut self.cache);
+            added.push(name.clone());
+        }
+        for name in watch.held.difference(&wanted) {
+            self.clusters.release(name, id);
+            self.orphans.insert(Reference::Cluster(name.clone()));
+        }
+        watch.held = wanted;
+        for name in added {
+            // What the cache has already, for another user or since this turn began.
+            self.refresh(&name);
+        }
+    }
+}
+
+fn clusters_of(host: &VirtualHost) -> BTreeSet<ClusterName> {
+    let mut clusters = BTreeSet::new();
+    for route in &host.routes {
+        match &route.action {
+            RouteAction::Forward(forward) => {
+                clusters.extend(forward.clusters.iter().map(|cluster| cluster.name.clone()));
+            }
+            RouteAction::NonForwarding | RouteAction::Unsupported(_) => {}
+        }
+    }
+    clusters
+}

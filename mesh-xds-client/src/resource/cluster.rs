@@ -1,0 +1,359 @@
+//! `Cluster` to [`Cluster`].
+//!
+//! Stage 3. EDS clusters only (gRFC A27); `load_balancing_policy` wins over `lb_policy` (gRFC A52);
+//! limits by gRFC A32 and Envoy's retry budget. Outlier detection and health checks have no effect
+//! and are noted. Deviation: a policy that is not supported refuses the cluster, never falls back.
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                self as proto, Cluster as ClusterProto, LoadBalancingPolicy,
+                circuit_breakers::Thresholds,
+                cluster::{
+                    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as LbPolicyProto,
+                },
+            },
+            core::v3::{RoutingPriority, TransportSocket, transport_socket},
+        },
+        extensions::{
+            load_balancing_policies::{
+                least_request::v3::LeastRequest, random::v3::Random, round_robin::v3::RoundRobin,
+                wrr_locality::v3::WrrLocality,
+            },
+            transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext},
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+                },
+            },
+        },
+    },
+    google::protobuf::Any,
+};
+use mesh_core::config::{
+    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
+    RetryBudget, UpstreamTls,
+};
+use prost::Name;
+
+use super::{
+    DecodeContext,
+    path::Sink,
+    security::tls,
+    value::{duration, is, parse, same_stream, uint32},
+};
+
+/// Key of the HTTP options in `typed_extension_protocol_options`.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// Most random endpoints that least request looks at (gRFC A48).
+const CHOICE_COUNT_MAX: u32 = 10;
+
+/// Deepest nesting of load balancing policies (gRFC A52).
+const LB_POLICY_DEPTH_MAX: usize = 16;
+
+pub(super) fn decode(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ClusterProto,
+) -> Option<Cluster> {
+    sink.ignore([
+        ("outlier_detection", proto.outlier_detection.is_some()),
+        ("health_checks", !proto.health_checks.is_empty()),
+        ("lrs_server", proto.lrs_server.is_some()),
+        ("common_lb_config", proto.common_lb_config.is_some()),
+        ("upstream_bind_config", proto.upstream_bind_config.is_some()),
+    ]);
+    sink.refuse(
+        "filters",
+        !proto.filters.is_empty(),
+        "network filters are not supported",
+    );
+    let subsets = proto.lb_subset_config.as_ref();
+    sink.refuse(
+        "lb_subset_config",
+        subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
+        "subset load balancing is not supported",
+    );
+    let discovery = decode_discovery(sink, proto);
+    let lb_policy = decode_lb_policy(sink, proto);
+    let circuit_breakers = decode_circuit_breakers(sink, proto);
+    let http_version = decode_http_version(sink, proto);
+    let tls = decode_transport(sink, context, proto);
+    let connect_timeout = match duration(sink, "connect_timeout", proto.connect_timeout.as_ref()) {
+        Some(timeout) if timeout.is_zero() => {
+            return sink.error_at("connect_timeout", "must not be zero");
+        }
+        timeout => timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+    };
+    Some(Cluster {
+        name: proto.name.as_str().into(),
+        discovery: discovery?,
+        lb_policy: lb_policy?,
+        circuit_breakers: circuit_breakers?,
+        connect_timeout,
+        http_version: http_version?,
+        tls: tls?,
+    })
+}
+
+fn decode_discovery(sink: &mut Sink, proto: &ClusterProto) -> Option<Discovery> {
+    match &proto.cluster_discovery_type {
+        Some(ClusterDiscoveryType::Type(value)) if *value == DiscoveryType::Eds as i32 => {}
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return sink.error_at(
+                "cluster_type",
+                format!("{:?} is not supported", custom.name),
+            );
+        }
+        other => {
+            let name = match other {
+                Some(ClusterDiscoveryType::Type(value)) => DiscoveryType::try_from(*value)
+                    .map_or_else(|_| value.to_string(), |known| known.as_str_name().into()),
+                _ => "STATIC".to_owned(),
+            };
+            return sink.error_at("type", format!("{name} is not supported; supported is EDS"));
+        }
+    }
+    let eds = proto.eds_cluster_config.as_ref();
+    same_stream(
+        sink,
+        "eds_cluster_config.eds_config",
+        eds.and_then(|eds| eds.eds_config.as_ref()),
+    );
+    let service_name = eds.map_or("", |eds| &eds.service_name);
+    if !service_name.is_empty() {
+        return Some(Discovery::Eds(service_name.into()));
+    }
+    if proto.name.starts_with("xdstp:") {
+        return sink.error_at(
+            "eds_cluster_config.service_name",
+            "must be set for a cluster with an xdstp: name",
+        );
+    }
+    Some(Discovery::Eds(proto.name.as_str().into()))
+}
+
+fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
+    if let Some(policy) = &proto.load_balancing_policy {
+        return sink.field("load_balancing_policy", |sink| {
+            walk_policies(sink, policy, 1)
+        });
+    }
+    match LbPolicyProto::try_from(proto.lb_policy) {
+        Ok(LbPolicyProto::RoundRobin) => Some(LbPolicy::RoundRobin),
+        Ok(LbPolicyProto::Random) => Some(LbPolicy::Random),
+        Ok(LbPolicyProto::LeastRequest) => {
+            let config = match &proto.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => config.choice_count.as_ref(),
+                _ => None,
+            };
+            least_request(sink, "least_request_lb_config.choice_count", uint32(config))
+        }
+        Ok(other) => sink.error_at(
+            "lb_policy",
+            format!(
+                "{} is not supported; supported are ROUND_ROBIN, LEAST_REQUEST, RANDOM",
+                other.as_str_name()
+            ),
+        ),
+        Err(_) => sink.error_at("lb_policy", format!("{} is not known", proto.lb_policy)),
+    }
+}
+
+fn least_request(sink: &mut Sink, name: &str, choice_count: Option<u32>) -> Option<LbPolicy> {
+    match choice_count.unwrap_or(2) {
+        0 | 1 => sink.error_at(name, "must be 2 or more"),
+        count => Some(LbPolicy::LeastRequest {
+            choice_count: count.min(CHOICE_COUNT_MAX),
+        }),
+    }
+}
+
+/// The first policy of the list that is supported.
+fn walk_policies(sink: &mut Sink, list: &LoadBalancingPolicy, depth: usize) -> Option<LbPolicy> {
+    if depth > LB_POLICY_DEPTH_MAX {
+        return sink.error(format!("is nested deeper than {LB_POLICY_DEPTH_MAX}"));
+    }
+    let mut seen = Vec::new();
+    for (i, policy) in list.policies.iter().enumerate() {
+        let extension = policy.typed_extension_config.as_ref();
+        let Some(any) = extension.and_then(|extension| extension.typed_config.as_ref()) else {
+            continue;
+        };
+        let place = format!("policies[{i}].typed_extension_config.typed_config");
+        if is::<RoundRobin>(any) {
+            return Some(LbPolicy::RoundRobin);
+        } else if is::<Random>(any) {
+            return Some(LbPolicy::Random);
+        } else if is::<LeastRequest>(any) {
+            return sink.field(&place, |sink| {
+                let config: LeastRequest = parse(sink, any)?;
+                least_request(sink, "choice_count", uint32(config.choice_count.as_ref()))
+            });
+        } else if is::<WrrLocality>(any) {
+            return sink.field(&place, |sink| {
+                let config: WrrLocality = parse(sink, any)?;
+                match &config.endpoint_picking_policy {
+                    Some(inner) => sink.field("endpoint_picking_policy", |sink| {
+                        walk_policies(sink, inner, depth + 1)
+                    }),
+                    None => sink.error_at("endpoint_picking_policy", "is missing"),
+                }
+            });
+        }
+        seen.push(
+            any.type_url
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        );
+    }
+    sink.error_at(
+        "policies",
+        format!(
+            "none of {seen:?} is supported; supported are round_robin, least_request, random and \
+             wrr_locality around them"
+        ),
+    )
+}
+
+fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<CircuitBreakers> {
+    let Some(breakers) = &proto.circuit_breakers else {
+        return Some(CircuitBreakers::default());
+    };
+    let is_default =
+        |thresholds: &&Thresholds| thresholds.priority == RoutingPriority::Default as i32;
+    let Some(found) = breakers.thresholds.iter().position(|t| is_default(&t)) else {
+        return Some(CircuitBreakers::default());
+    };
+    let thresholds = &breakers.thresholds[found];
+    sink.field(&format!("circuit_breakers.thresholds[{found}]"), |sink| {
+        sink.ignore([
+            ("max_connections", thresholds.max_connections.is_some()),
+            (
+                "max_pending_requests",
+                thresholds.max_pending_requests.is_some(),
+            ),
+            ("max_retries", thresholds.max_retries.is_some()),
+        ]);
+        let defaults = CircuitBreakers::default();
+        let retry_budget = match &thresholds.retry_budget {
+            Some(budget) => sink.field("retry_budget", |sink| decode_budget(sink, budget))?,
+            None => defaults.retry_budget,
+        };
+        Some(CircuitBreakers {
+            max_requests: uint32(thresholds.max_requests.as_ref()).unwrap_or(defaults.max_requests),
+            retry_budget,
+        })
+    })
+}
+
+fn decode_budget(
+    sink: &mut Sink,
+    proto: &proto::circuit_breakers::thresholds::RetryBudget,
+) -> Option<RetryBudget> {
+    let defaults = RetryBudget::default();
+    let percent = match &proto.budget_percent {
+        None => defaults.percent,
+        Some(percent) if (0.0..=100.0).contains(&percent.value) => percent.value.round() as u32,
+        Some(percent) => {
+            return sink.error_at(
+                "budget_percent",
+                format!("{} is not 0 to 100", percent.value),
+            );
+        }
+    };
+    Some(RetryBudget {
+        percent,
+        min_retry_concurrency: uint32(proto.min_retry_concurrency.as_ref())
+            .unwrap_or(defaults.min_retry_concurrency),
+    })
+}
+
+fn decode_http_version(sink: &mut Sink, proto: &ClusterProto) -> Option<HttpVersion> {
+    let Some(any) = proto.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
+        // The deprecated form: HTTP/2 options without a choice of protocol mean HTTP/2.
+        return Some(match proto.http2_protocol_options {
+            Some(_) if proto.protocol_selection == 0 => HttpVersion::Http2,
+            _ => HttpVersion::ByRequest,
+        });
+    };
+    sink.field(
+        &format!("typed_extension_protocol_options[{HTTP_OPTIONS:?}]"),
+        |sink| {
+            if !is::<HttpProtocolOptions>(any) {
+                return sink.error(format!("holds {}", any.type_url));
+            }
+            let options: HttpProtocolOptions = parse(sink, any)?;
+            let is_filtered = options
+                .http_filters
+                .iter()
+                .any(|filter| !filter.is_optional);
+            let filters = options.http_filters.len();
+            // One filter is the codec, which says nothing.
+            sink.ignore([("http_filters", is_filtered && filters > 1)]);
+            match options.upstream_protocol_options {
+                Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+                    match explicit.protocol_config {
+                        Some(ProtocolConfig::HttpProtocolOptions(_)) => Some(HttpVersion::Http1),
+                        Some(ProtocolConfig::Http2ProtocolOptions(_)) => Some(HttpVersion::Http2),
+                        Some(ProtocolConfig::Http3ProtocolOptions(_)) => sink.error_at(
+                            "explicit_http_config.http3_protocol_options",
+                            "HTTP/3 is not supported",
+                        ),
+                        None => sink.error_at("explicit_http_config", "names no protocol"),
+                    }
+                }
+                Some(
+                    UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)
+                    | UpstreamProtocolOptions::AutoConfig(_),
+                )
+                | None => Some(HttpVersion::ByRequest),
+            }
+        },
+    )
+}
+
+/// The outer `None` is an error, the inner one plaintext. What cannot be applied is refused, never
+/// taken for plaintext.
+fn decode_transport(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ClusterProto,
+) -> Option<Option<UpstreamTls>> {
+    sink.refuse(
+        "transport_socket_matches",
+        !proto.transport_socket_matches.is_empty() || proto.transport_socket_matcher.is_some(),
+        "is not supported; use transport_socket",
+    );
+    let Some(socket) = &proto.transport_socket else {
+        return Some(None);
+    };
+    sink.field("transport_socket.typed_config", |sink| {
+        let any = typed_config(sink, socket)?;
+        if is::<RawBuffer>(any) {
+            return Some(None);
+        }
+        if !is::<UpstreamTlsContext>(any) {
+            return sink.error(format!(
+                "{} is not supported; supported are {} and {}",
+                any.type_url,
+                UpstreamTlsContext::full_name(),
+                RawBuffer::full_name()
+            ));
+        }
+        let context_proto: UpstreamTlsContext = parse(sink, any)?;
+        tls::decode_upstream(sink, context, &context_proto).map(Some)
+    })
+}
+
+pub(super) fn typed_config<'s>(sink: &mut Sink, socket: &'s TransportSocket) -> Option<&'s Any> {
+    match &socket.config_type {
+        Some(transport_socket::ConfigType::TypedConfig(any)) => Some(any),
+        None => sink.error(format!("is missing in transport socket {:?}", socket.name)),
+    }
+}

@@ -1,0 +1,383 @@
+//! `Listener` to [`Listener`].
+//!
+//! Stage 3. Client listeners from `api_listener` (gRFC A27), server listeners from `filter_chains`
+//! (gRFC A36). Filters follow gRFC A39: unknown ones refuse the listener unless they are optional,
+//! and the router is last. Deviations: of a filter chain match only `transport_protocol` is
+//! understood, the TLS inspector is accepted because servers sniff by themselves, and server routes
+//! must be inline.
+
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::TransportSocket,
+            listener::v3::{
+                Filter, FilterChain as ChainProto, FilterChainMatch, Listener as ListenerProto,
+                filter, listener_filter,
+            },
+        },
+        extensions::{
+            filters::{
+                http::{fault::v3::HttpFault, rbac::v3::Rbac as RbacProto, router::v3::Router},
+                listener::tls_inspector::v3::TlsInspector,
+                network::http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier,
+                    http_filter,
+                },
+            },
+            transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext},
+        },
+    },
+    google::protobuf::Any,
+};
+use mesh_core::config::{
+    ApiListener, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, Rbac,
+    RouteSource, TransportMatch,
+};
+use prost::Name;
+
+use super::{
+    DecodeContext,
+    cluster::typed_config,
+    path::Sink,
+    route::{self, Side},
+    security::{rbac, tls},
+    value::{duration, is, parse, same_stream, socket_address},
+};
+
+pub(super) fn decode(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ListenerProto,
+) -> Option<Listener> {
+    let api = proto
+        .api_listener
+        .as_ref()
+        .and_then(|api| api.api_listener.as_ref());
+    let kind = match api {
+        Some(api) => sink
+            .field("api_listener.api_listener", |sink| decode_api(sink, api))
+            .map(ListenerKind::Api),
+        None if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() => {
+            sink.error("has neither an api_listener nor filter_chains")
+        }
+        None => decode_inbound(sink, context, proto).map(ListenerKind::Inbound),
+    };
+    Some(Listener {
+        name: proto.name.as_str().into(),
+        kind: kind?,
+    })
+}
+
+fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
+    if !is::<HttpConnectionManager>(api) {
+        let expected = HttpConnectionManager::full_name();
+        return sink.error(format!(
+            "{} is not supported; supported is {expected}",
+            api.type_url
+        ));
+    }
+    let manager: HttpConnectionManager = parse(sink, api)?;
+    decode_filters(sink, Side::Client, &manager.http_filters);
+    let routes = match &manager.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) => sink.field("rds", |sink| {
+            same_stream(sink, "config_source", rds.config_source.as_ref());
+            match rds.route_config_name.as_str() {
+                "" => sink.error_at("route_config_name", "is missing"),
+                name => Some(RouteSource::Rds(name.into())),
+            }
+        }),
+        other => decode_inline(sink, Side::Client, other.as_ref()),
+    };
+    Some(ApiListener {
+        routes: routes?,
+        max_stream_duration: max_stream_duration(sink, &manager),
+    })
+}
+
+fn max_stream_duration(sink: &mut Sink, manager: &HttpConnectionManager) -> Option<Duration> {
+    let options = manager.common_http_protocol_options.as_ref()?;
+    let name = "common_http_protocol_options.max_stream_duration";
+    duration(sink, name, options.max_stream_duration.as_ref()).filter(|limit| !limit.is_zero())
+}
+
+fn decode_inline(
+    sink: &mut Sink,
+    side: Side,
+    specifier: Option<&RouteSpecifier>,
+) -> Option<RouteSource> {
+    match specifier {
+        Some(RouteSpecifier::RouteConfig(routes)) => {
+            let routes = sink.field("route_config", |sink| route::decode(sink, side, routes))?;
+            Some(RouteSource::Inline(Arc::new(routes)))
+        }
+        Some(RouteSpecifier::Rds(_)) => sink.error_at(
+            "rds",
+            "is not supported on servers; write the routes into route_config",
+        ),
+        Some(RouteSpecifier::ScopedRoutes(_)) => sink.error_at("scoped_routes", "is not supported"),
+        None => sink.error("has no routes: rds or route_config is needed"),
+    }
+}
+
+/// Checks the list of filters; returns the authorisation filters in order.
+fn decode_filters(sink: &mut Sink, side: Side, filters: &[HttpFilter]) -> Vec<Rbac> {
+    let mut names = HashSet::new();
+    let mut last_is_router = false;
+    let rules = sink.each("http_filters", filters, |sink, filter| {
+        if filter.name.is_empty() || !names.insert(&filter.name) {
+            sink.error_at::<()>("name", format!("{:?} is empty or used twice", filter.name));
+        }
+        if last_is_router {
+            sink.error::<()>("stands behind the router, which must be last");
+        }
+        match &filter.config_type {
+            Some(http_filter::ConfigType::TypedConfig(any)) if is::<Router>(any) => {
+                last_is_router = true;
+                None
+            }
+            _ if filter.disabled => None,
+            Some(http_filter::ConfigType::TypedConfig(any)) => {
+                decode_filter(sink, side, any, filter.is_optional)
+            }
+            _ if filter.is_optional => None,
+            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
+                sink.error_at("config_discovery", "is not supported")
+            }
+            None => sink.error_at("typed_config", "is missing"),
+        }
+    });
+    if !last_is_router {
+        sink.error_at::<()>("http_filters", "the router is missing; it must be last");
+    }
+    rules
+}
+
+fn decode_filter(sink: &mut Sink, side: Side, any: &Any, is_optional: bool) -> Option<Rbac> {
+    sink.field("typed_config", |sink| {
+        if is::<RbacProto>(any) && side == Side::Server {
+            let proto: RbacProto = parse(sink, any)?;
+            return rbac::decode_filter(sink, &proto)?;
+        }
+        if is::<HttpFault>(any) && is_without_effect(sink, any) {
+            return None;
+        }
+        if is_optional {
+            sink.ignore([("(optional filter)", true)]);
+            return None;
+        }
+        let who = match side {
+            Side::Client => "clients",
+            Side::Server => "servers",
+        };
+        sink.error(format!("{} is not supported on {who}", any.type_url))
+    })
+}
+
+/// Whether a fault filter injects nothing. Istio sends it to every client.
+pub(super) fn is_without_effect(sink: &mut Sink, any: &Any) -> bool {
+    parse::<HttpFault>(sink, any).is_some_and(|fault| {
+        fault.delay.is_none() && fault.abort.is_none() && fault.response_rate_limit.is_none()
+    })
+}
+
+fn decode_inbound(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ListenerProto,
+) -> Option<InboundListener> {
+    let unsupported = "is not supported";
+    sink.refuse(
+        "use_original_dst",
+        proto
+            .use_original_dst
+            .as_ref()
+            .is_some_and(|value| value.value),
+        unsupported,
+    );
+    sink.refuse(
+        "filter_chain_matcher",
+        proto.filter_chain_matcher.is_some(),
+        unsupported,
+    );
+    sink.each(
+        "listener_filters",
+        &proto.listener_filters,
+        |sink, filter| match &filter.config_type {
+            Some(listener_filter::ConfigType::TypedConfig(any)) if is::<TlsInspector>(any) => None,
+            _ => sink.error::<()>(format!("{:?} is not supported", filter.name)),
+        },
+    );
+    let address = match &proto.address {
+        None => None,
+        some => sink.field("address", |sink| {
+            let (ip, port) = socket_address(sink, some.as_ref())?;
+            // A port of zero stands for whatever the server listens on.
+            Some(SocketAddr::new(ip, port)).filter(|_| port != 0)
+        }),
+    };
+    let mut seen = HashSet::new();
+    let mut filter_chains = sink.each("filter_chains", &proto.filter_chains, |sink, chain| {
+        let decoded = decode_chain(sink, context, chain);
+        let transport = sink.field("filter_chain_match", |sink| {
+            decode_match(sink, chain.filter_chain_match.as_ref())
+        });
+        if let Some(transport) = transport
+            && !seen.insert(std::mem::discriminant(&transport))
+        {
+            sink.error_at::<()>("filter_chain_match", "is the same as that of another chain");
+        }
+        let mut chain = decoded?;
+        chain.transport = transport?;
+        Some(chain)
+    });
+    if let Some(default) = &proto.default_filter_chain {
+        let chain = sink.field("default_filter_chain", |sink| {
+            decode_chain(sink, context, default)
+        });
+        // A chain that takes everything leaves nothing to the default one.
+        if !seen.contains(&std::mem::discriminant(&TransportMatch::Any)) {
+            filter_chains.extend(chain);
+        }
+    }
+    Some(InboundListener {
+        address,
+        filter_chains,
+    })
+}
+
+/// A chain for all connections; the caller narrows it down.
+fn decode_chain(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ChainProto,
+) -> Option<FilterChain> {
+    sink.refuse(
+        "use_proxy_proto",
+        proto
+            .use_proxy_proto
+            .as_ref()
+            .is_some_and(|value| value.value),
+        "is not supported",
+    );
+    let tls = match &proto.transport_socket {
+        Some(socket) => sink.field("transport_socket.typed_config", |sink| {
+            decode_transport(sink, context, socket)
+        }),
+        None => Some(None),
+    };
+    let manager = match proto.filters.as_slice() {
+        [filter] => sink.field("filters[0]", |sink| connection_manager(sink, filter)),
+        filters => sink.error_at(
+            "filters",
+            format!(
+                "must be one HTTP connection manager, there are {}",
+                filters.len()
+            ),
+        ),
+    };
+    let (rbac, routes) = sink.field("filters[0].typed_config", |sink| {
+        let manager = manager?;
+        check_normalisation(sink, &manager);
+        let rbac = decode_filters(sink, Side::Server, &manager.http_filters);
+        let routes = decode_inline(sink, Side::Server, manager.route_specifier.as_ref())?;
+        Some((rbac, routes))
+    })?;
+    Some(FilterChain {
+        name: proto.name.clone(),
+        transport: TransportMatch::Any,
+        tls: tls?,
+        rbac,
+        routes,
+    })
+}
+
+/// Authorisation looks at the path as it came; a listener that counts on another form is refused.
+fn check_normalisation(sink: &mut Sink, manager: &HttpConnectionManager) {
+    let reason = "is not supported: authorisation sees the path as it came";
+    sink.refuse(
+        "normalize_path",
+        manager
+            .normalize_path
+            .as_ref()
+            .is_some_and(|value| value.value),
+        reason,
+    );
+    sink.refuse("merge_slashes", manager.merge_slashes, reason);
+    sink.refuse(
+        "path_with_escaped_slashes_action",
+        manager.path_with_escaped_slashes_action > 1,
+        reason,
+    );
+}
+
+fn connection_manager(sink: &mut Sink, filter: &Filter) -> Option<HttpConnectionManager> {
+    match &filter.config_type {
+        Some(filter::ConfigType::TypedConfig(any)) if is::<HttpConnectionManager>(any) => {
+            sink.field("typed_config", |sink| parse(sink, any))
+        }
+        Some(filter::ConfigType::TypedConfig(any)) => sink.error_at(
+            "typed_config",
+            format!("{} is not an HTTP connection manager", any.type_url),
+        ),
+        _ => sink.error_at("typed_config", "is missing"),
+    }
+}
+
+fn decode_transport(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    socket: &TransportSocket,
+) -> Option<Option<DownstreamTls>> {
+    let any = typed_config(sink, socket)?;
+    if is::<RawBuffer>(any) {
+        return Some(None);
+    }
+    if !is::<DownstreamTlsContext>(any) {
+        return sink.error(format!(
+            "{} is not supported; supported are {} and {}",
+            any.type_url,
+            DownstreamTlsContext::full_name(),
+            RawBuffer::full_name()
+        ));
+    }
+    let proto: DownstreamTlsContext = parse(sink, any)?;
+    tls::decode_downstream(sink, context, &proto).map(Some)
+}
+
+fn decode_match(sink: &mut Sink, proto: Option<&FilterChainMatch>) -> Option<TransportMatch> {
+    let Some(proto) = proto else {
+        return Some(TransportMatch::Any);
+    };
+    // A chain that were taken for other connections than meant could admit what it should not.
+    for (name, is_set) in [
+        ("destination_port", proto.destination_port.is_some()),
+        ("prefix_ranges", !proto.prefix_ranges.is_empty()),
+        ("address_suffix", !proto.address_suffix.is_empty()),
+        ("suffix_len", proto.suffix_len.is_some()),
+        (
+            "direct_source_prefix_ranges",
+            !proto.direct_source_prefix_ranges.is_empty(),
+        ),
+        ("source_type", proto.source_type != 0),
+        (
+            "source_prefix_ranges",
+            !proto.source_prefix_ranges.is_empty(),
+        ),
+        ("source_ports", !proto.source_ports.is_empty()),
+        ("server_names", !proto.server_names.is_empty()),
+        (
+            "application_protocols",
+            !proto.application_protocols.is_empty(),
+        ),
+    ] {
+        sink.refuse(name, is_set, "is not supported; only transport_protocol is");
+    }
+    match proto.transport_protocol.as_str() {
+        "" => Some(TransportMatch::Any),
+        "raw_buffer" => Some(TransportMatch::RawBuffer),
+        "tls" => Some(TransportMatch::Tls),
+        other => sink.error_at("transport_protocol", format!("{other:?} is not supported")),
+    }
+}

@@ -1,0 +1,339 @@
+//! From xDS protobuf to [`mesh_core::config`], collecting every error.
+//!
+//! Stage 3. Pure functions over one response. It decides what is valid; which resources were asked
+//! for and what is done about a refusal belong to [`crate::ads`], references between resources to
+//! [`crate::graph`]. Rules: gRFC A27, A28, A29, A31, A32, A36, A41, A44, A46, A48. Unknown fields
+//! are ignored; a known field with a value that cannot be honoured refuses the resource where
+//! traffic or security depends on it, and is noted in the log where nothing does.
+
+mod cluster;
+mod endpoint;
+mod listener;
+pub(crate) mod path;
+mod route;
+mod security;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::Cluster as ClusterProto,
+            endpoint::v3::ClusterLoadAssignment as EndpointsProto,
+            listener::v3::Listener as ListenerProto, route::v3::RouteConfiguration as RouteProto,
+        },
+        extensions::transport_sockets::tls::v3::Secret as SecretProto,
+        service::discovery::v3::Resource as WrapperProto,
+    },
+    google::protobuf::Any,
+};
+use mesh_core::{ConfigError, config};
+use prost::{Message, Name};
+
+use crate::bootstrap::CertificateProvider;
+use path::{Sink, combine};
+
+/// A type of resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Cluster,
+    Endpoints,
+    Listener,
+    Route,
+    Secret,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Cluster,
+        Self::Endpoints,
+        Self::Listener,
+        Self::Route,
+        Self::Secret,
+    ];
+
+    /// The type URL on the wire.
+    pub(crate) fn type_url(self) -> &'static str {
+        match self {
+            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        }
+    }
+
+    pub(crate) fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+
+    /// Whether a state-of-the-world response holds all resources of the type, so that absence
+    /// means deletion (LDS and CDS only).
+    pub(crate) fn is_complete_in_sotw(self) -> bool {
+        matches!(self, Self::Listener | Self::Cluster)
+    }
+
+    /// For people.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::Endpoints => "endpoints",
+            Self::Listener => "listener",
+            Self::Route => "route configuration",
+            Self::Secret => "secret",
+        }
+    }
+}
+
+/// A decoded resource.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Config {
+    Cluster(Arc<config::Cluster>),
+    Endpoints(Arc<config::ClusterEndpoints>),
+    Listener(Arc<config::Listener>),
+    Route(Arc<config::RouteConfig>),
+    Secret(Arc<config::Secret>),
+}
+
+/// What decode must know besides the bytes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DecodeContext {
+    providers: BTreeMap<String, CertificateProvider>,
+}
+
+impl DecodeContext {
+    pub(crate) fn new(providers: &BTreeMap<String, CertificateProvider>) -> Self {
+        Self {
+            providers: providers.clone(),
+        }
+    }
+}
+
+/// A refused resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rejected {
+    /// `None` when it cannot even be named.
+    pub(crate) name: Option<String>,
+    /// Why, at least one.
+    pub(crate) errors: Vec<ConfigError>,
+}
+
+impl Rejected {
+    /// All of it in one error.
+    pub(crate) fn combined(&self, kind: Kind) -> ConfigError {
+        let name = self.name.as_deref().unwrap_or("without a name");
+        combine(&format!("{} {name}", kind.noun()), self.errors.clone())
+    }
+}
+
+/// A response, resource by resource.
+#[derive(Debug, Default)]
+pub(crate) struct Decoded {
+    pub(crate) accepted: Vec<(String, Config)>,
+    pub(crate) rejected: Vec<Rejected>,
+    /// Every name in the response, of good and bad resources.
+    pub(crate) present: BTreeSet<String>,
+}
+
+/// Decodes all resources of a response that `is_wanted`; the others are skipped silently.
+pub(crate) fn decode_all(
+    kind: Kind,
+    resources: Vec<Any>,
+    context: &DecodeContext,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Decoded {
+    let mut decoded = Decoded::default();
+    let mut twice = BTreeSet::new();
+    for (i, resource) in resources.into_iter().enumerate() {
+        let guarded = AssertUnwindSafe(|| decode_one(kind, resource, context, &is_wanted));
+        // A resource that finds a defect in decode must not take the process down.
+        let outcome = catch_unwind(guarded).unwrap_or_else(|_| {
+            Outcome::Rejected(
+                None,
+                vec![unnamed(kind, "decoding it panicked; please report this")],
+            )
+        });
+        let name = match &outcome {
+            Outcome::Skipped => continue,
+            Outcome::Accepted(name, _) | Outcome::Rejected(Some(name), _) => Some(name.clone()),
+            Outcome::Rejected(None, _) => None,
+        };
+        if let Some(name) = &name
+            && !decoded.present.insert(name.clone())
+        {
+            twice.insert(name.clone());
+            continue;
+        }
+        match outcome {
+            Outcome::Accepted(name, config) => decoded.accepted.push((name, config)),
+            Outcome::Rejected(name, mut errors) => {
+                if name.is_none() {
+                    for error in &mut errors {
+                        error.resource = format!("{} at resources[{i}]", kind.noun());
+                    }
+                }
+                decoded.rejected.push(Rejected { name, errors });
+            }
+            Outcome::Skipped => {}
+        }
+    }
+    for name in twice {
+        decoded.accepted.retain(|(accepted, _)| *accepted != name);
+        decoded
+            .rejected
+            .retain(|rejected| rejected.name.as_ref() != Some(&name));
+        let reason = "is in the response twice";
+        let errors = vec![ConfigError::new(
+            format!("{} {name}", kind.noun()),
+            "",
+            reason,
+        )];
+        decoded.rejected.push(Rejected {
+            name: Some(name),
+            errors,
+        });
+    }
+    decoded
+}
+
+enum Outcome {
+    Skipped,
+    Accepted(String, Config),
+    Rejected(Option<String>, Vec<ConfigError>),
+}
+
+fn unnamed(kind: Kind, reason: impl Into<String>) -> ConfigError {
+    ConfigError::new(kind.noun(), "", reason)
+}
+
+/// Takes a resource out of `envoy.service.discovery.v3.Resource`, when it is in one.
+fn unwrap(kind: Kind, any: Any) -> Result<(Option<String>, Any), ConfigError> {
+    if any.type_url != WrapperProto::type_url() {
+        return Ok((None, any));
+    }
+    let wrapper = WrapperProto::decode(&*any.value)
+        .map_err(|e| unnamed(kind, format!("the wrapper cannot be parsed: {e}")))?;
+    match wrapper.resource {
+        Some(inner) => Ok((Some(wrapper.name).filter(|name| !name.is_empty()), inner)),
+        None => Err(unnamed(kind, "the wrapper holds no resource")),
+    }
+}
+
+fn decode_one(
+    kind: Kind,
+    any: Any,
+    context: &DecodeContext,
+    is_wanted: &impl Fn(&str) -> bool,
+) -> Outcome {
+    let (wrapper, any) = match unwrap(kind, any) {
+        Ok(inner) => inner,
+        Err(error) => return Outcome::Rejected(None, vec![error]),
+    };
+    if any.type_url != kind.type_url() {
+        let reason = format!(
+            "type_url is {:?}, expected {:?}",
+            any.type_url,
+            kind.type_url()
+        );
+        return Outcome::Rejected(wrapper, vec![unnamed(kind, reason)]);
+    }
+    let bytes = &any.value;
+    match kind {
+        Kind::Cluster => decode_as(
+            kind,
+            wrapper,
+            bytes,
+            is_wanted,
+            |proto: &ClusterProto| &proto.name,
+            |sink, proto| cluster::decode(sink, context, proto).map(|c| Config::Cluster(c.into())),
+        ),
+        Kind::Endpoints => decode_as(
+            kind,
+            wrapper,
+            bytes,
+            is_wanted,
+            |proto: &EndpointsProto| &proto.cluster_name,
+            |sink, proto| endpoint::decode(sink, proto).map(|c| Config::Endpoints(c.into())),
+        ),
+        Kind::Listener => decode_as(
+            kind,
+            wrapper,
+            bytes,
+            is_wanted,
+            |proto: &ListenerProto| &proto.name,
+            |sink, proto| {
+                listener::decode(sink, context, proto).map(|c| Config::Listener(c.into()))
+            },
+        ),
+        Kind::Route => decode_as(
+            kind,
+            wrapper,
+            bytes,
+            is_wanted,
+            |proto: &RouteProto| &proto.name,
+            |sink, proto| {
+                route::decode(sink, route::Side::Client, proto).map(|c| Config::Route(c.into()))
+            },
+        ),
+        Kind::Secret => decode_as(
+            kind,
+            wrapper,
+            bytes,
+            is_wanted,
+            |proto: &SecretProto| &proto.name,
+            |sink, proto| security::secret::decode(sink, proto).map(|c| Config::Secret(c.into())),
+        ),
+    }
+}
+
+fn decode_as<P: Message + Default>(
+    kind: Kind,
+    wrapper: Option<String>,
+    bytes: &[u8],
+    is_wanted: &impl Fn(&str) -> bool,
+    name_of: impl Fn(&P) -> &String,
+    decode: impl FnOnce(&mut Sink, &P) -> Option<Config>,
+) -> Outcome {
+    let proto = match P::decode(bytes) {
+        Ok(proto) => proto,
+        Err(e) => {
+            let error = unnamed(kind, format!("cannot be parsed: {e}"));
+            return Outcome::Rejected(wrapper, vec![error]);
+        }
+    };
+    let name = name_of(&proto).clone();
+    if name.is_empty() {
+        return Outcome::Rejected(wrapper, vec![unnamed(kind, "has no name")]);
+    }
+    if let Some(outer) = wrapper.filter(|outer| *outer != name) {
+        let reason = format!("is wrapped under another name, {outer:?}");
+        let error = ConfigError::new(format!("{} {name}", kind.noun()), "", reason);
+        return Outcome::Rejected(Some(name), vec![error]);
+    }
+    if !is_wanted(&name) {
+        return Outcome::Skipped;
+    }
+    let mut sink = Sink::new(format!("{} {name}", kind.noun()));
+    let value = decode(&mut sink, &proto);
+    match sink.finish(value) {
+        Ok((config, ignored)) => {
+            if !ignored.is_empty() {
+                tracing::debug!(
+                    kind = kind.noun(),
+                    resource = name,
+                    fields = ignored.join(", "),
+                    "fields are set that have no effect here"
+                );
+            }
+            Outcome::Accepted(name, config)
+        }
+        Err(errors) => Outcome::Rejected(Some(name), errors),
+    }
+}

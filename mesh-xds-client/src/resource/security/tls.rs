@@ -1,0 +1,335 @@
+//! `UpstreamTlsContext` and `DownstreamTlsContext` to [`UpstreamTls`] and [`DownstreamTls`].
+//!
+//! Stage 3. Certificates and roots come from provider instances named in the bootstrap (gRFC A29,
+//! in the current and the deprecated fields) or over SDS; a provider instance wins over SDS. Keys
+//! and roots written into the resource are refused. Deviation: of the typed name matchers only DNS
+//! and URI are taken, and both are compared with every name of the peer.
+
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+    UpstreamTlsContext,
+    common_tls_context::{CertificateProviderInstance, ValidationContextType},
+    downstream_tls_context::OcspStaplePolicy,
+    subject_alt_name_matcher::SanType,
+};
+use mesh_core::config::{
+    CertificateSource, DownstreamTls, StringMatcher, TrustSource, UpstreamTls,
+};
+
+use crate::{
+    bootstrap::CertificateProvider,
+    resource::{DecodeContext, path::Sink, route::matcher, value::same_stream},
+};
+
+/// Longest server name (gRFC A29).
+const SNI_LENGTH_MAX: usize = 255;
+
+pub(crate) fn decode_upstream(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &UpstreamTlsContext,
+) -> Option<UpstreamTls> {
+    sink.refuse(
+        "auto_sni_san_validation",
+        proto.auto_sni_san_validation,
+        "is not supported; list subject alternative names instead",
+    );
+    sink.ignore([("auto_host_sni", proto.auto_host_sni)]);
+    if proto.sni.len() > SNI_LENGTH_MAX {
+        sink.error_at::<()>("sni", format!("is longer than {SNI_LENGTH_MAX} bytes"));
+    }
+    let Some(common) = &proto.common_tls_context else {
+        return sink.error_at("common_tls_context", "is missing");
+    };
+    sink.field("common_tls_context", |sink| {
+        check_common(sink, common);
+        let identity = decode_identity(sink, context, common);
+        let validation = decode_validation(sink, context, common);
+        let Some(roots) = validation.roots else {
+            return sink.error(
+                "names no source of trusted roots: a CA provider instance or an SDS secret is \
+                 needed",
+            );
+        };
+        Some(UpstreamTls {
+            identity,
+            roots,
+            subject_alt_names: validation.subject_alt_names,
+            sni: Some(proto.sni.clone()).filter(|sni| !sni.is_empty()),
+        })
+    })
+}
+
+pub(crate) fn decode_downstream(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &DownstreamTlsContext,
+) -> Option<DownstreamTls> {
+    let is_set = |value: &Option<envoy_types::pb::google::protobuf::BoolValue>| {
+        value.as_ref().is_some_and(|value| value.value)
+    };
+    sink.refuse(
+        "require_sni",
+        is_set(&proto.require_sni),
+        "is not supported",
+    );
+    sink.refuse(
+        "ocsp_staple_policy",
+        proto.ocsp_staple_policy != OcspStaplePolicy::LenientStapling as i32,
+        "only LENIENT_STAPLING is supported",
+    );
+    let require_client_certificate = is_set(&proto.require_client_certificate);
+    let Some(common) = &proto.common_tls_context else {
+        return sink.error_at("common_tls_context", "is missing");
+    };
+    let (identity, validation) = sink.field("common_tls_context", |sink| {
+        check_common(sink, common);
+        let identity = decode_identity(sink, context, common);
+        if identity.is_none() {
+            sink.error::<()>("a server needs a certificate: a provider instance or an SDS secret");
+        }
+        let validation = decode_validation(sink, context, common);
+        if !validation.subject_alt_names.is_empty() {
+            sink.error::<()>(
+                "name matchers are not supported on servers; write authorisation rules instead",
+            );
+        }
+        (identity, validation)
+    });
+    if require_client_certificate && validation.roots.is_none() {
+        return sink.error_at(
+            "require_client_certificate",
+            "needs a validation context to check the client's certificate with",
+        );
+    }
+    Some(DownstreamTls {
+        identity: identity?,
+        roots: validation.roots,
+        require_client_certificate,
+    })
+}
+
+/// Refuses what would weaken security if it were ignored.
+fn check_common(sink: &mut Sink, common: &CommonTlsContext) {
+    let unsupported = "is not supported";
+    sink.refuse("tls_params", common.tls_params.is_some(), unsupported);
+    sink.refuse(
+        "custom_handshaker",
+        common.custom_handshaker.is_some(),
+        unsupported,
+    );
+    sink.refuse(
+        "custom_tls_certificate_selector",
+        common.custom_tls_certificate_selector.is_some(),
+        unsupported,
+    );
+    sink.refuse(
+        "tls_certificates",
+        !common.tls_certificates.is_empty(),
+        "is not supported: keys do not travel with clusters and listeners",
+    );
+    sink.refuse(
+        "tls_certificate_certificate_provider",
+        common.tls_certificate_certificate_provider.is_some(),
+        unsupported,
+    );
+}
+
+fn decode_identity(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    common: &CommonTlsContext,
+) -> Option<CertificateSource> {
+    if let Some(current) = &common.tls_certificate_provider_instance {
+        let name = "tls_certificate_provider_instance";
+        return instance(sink, context, name, &current.instance_name)
+            .map(|instance| CertificateSource::Provider { instance });
+    }
+    if let Some(CertificateProviderInstance { instance_name, .. }) =
+        &common.tls_certificate_certificate_provider_instance
+    {
+        let name = "tls_certificate_certificate_provider_instance";
+        return instance(sink, context, name, instance_name)
+            .map(|instance| CertificateSource::Provider { instance });
+    }
+    match common.tls_certificate_sds_secret_configs.as_slice() {
+        [] => None,
+        [config] => sds(sink, "tls_certificate_sds_secret_configs[0]", config)
+            .map(|name| CertificateSource::Sds(name.into())),
+        _ => sink.error_at(
+            "tls_certificate_sds_secret_configs",
+            "more than one is not supported",
+        ),
+    }
+}
+
+#[derive(Default)]
+struct Validation {
+    roots: Option<TrustSource>,
+    subject_alt_names: Vec<StringMatcher>,
+}
+
+fn decode_validation(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    common: &CommonTlsContext,
+) -> Validation {
+    match &common.validation_context_type {
+        None => Validation::default(),
+        Some(ValidationContextType::ValidationContext(validation)) => sink
+            .field("validation_context", |sink| {
+                decode_context(sink, context, validation)
+            }),
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => Validation {
+            roots: sds(sink, "validation_context_sds_secret_config", config)
+                .map(|name| TrustSource::Sds(name.into())),
+            subject_alt_names: Vec::new(),
+        },
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            sink.field("combined_validation_context", |sink| {
+                let mut validation = match &combined.default_validation_context {
+                    Some(default) => sink.field("default_validation_context", |sink| {
+                        decode_context(sink, context, default)
+                    }),
+                    None => Validation::default(),
+                };
+                let deprecated = &combined.validation_context_certificate_provider_instance;
+                if validation.roots.is_some() {
+                    return validation;
+                }
+                validation.roots = if let Some(provider) = deprecated {
+                    let name = "validation_context_certificate_provider_instance";
+                    instance(sink, context, name, &provider.instance_name)
+                        .map(|instance| TrustSource::Provider { instance })
+                } else if let Some(config) = &combined.validation_context_sds_secret_config {
+                    sds(sink, "validation_context_sds_secret_config", config)
+                        .map(|name| TrustSource::Sds(name.into()))
+                } else {
+                    None
+                };
+                validation
+            })
+        }
+        Some(ValidationContextType::ValidationContextCertificateProviderInstance(provider)) => {
+            let name = "validation_context_certificate_provider_instance";
+            Validation {
+                roots: instance(sink, context, name, &provider.instance_name)
+                    .map(|instance| TrustSource::Provider { instance }),
+                subject_alt_names: Vec::new(),
+            }
+        }
+        Some(ValidationContextType::ValidationContextCertificateProvider(_)) => {
+            sink.error_at::<()>(
+                "validation_context_certificate_provider",
+                "is not supported",
+            );
+            Validation::default()
+        }
+    }
+}
+
+fn decode_context(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &CertificateValidationContext,
+) -> Validation {
+    check_validation(sink, proto);
+    let roots = proto
+        .ca_certificate_provider_instance
+        .as_ref()
+        .and_then(|provider| {
+            let name = "ca_certificate_provider_instance";
+            instance(sink, context, name, &provider.instance_name)
+                .map(|instance| TrustSource::Provider { instance })
+        });
+    let subject_alt_names = if proto.match_typed_subject_alt_names.is_empty() {
+        sink.each(
+            "match_subject_alt_names",
+            &proto.match_subject_alt_names,
+            matcher::string,
+        )
+    } else {
+        let typed = &proto.match_typed_subject_alt_names;
+        sink.each("match_typed_subject_alt_names", typed, |sink, typed| {
+            match SanType::try_from(typed.san_type) {
+                Ok(SanType::Dns | SanType::Uri) => {}
+                _ => return sink.error_at("san_type", "only DNS and URI are supported"),
+            }
+            match &typed.matcher {
+                Some(proto) => sink.field("matcher", |sink| matcher::string(sink, proto)),
+                None => sink.error_at("matcher", "is missing"),
+            }
+        })
+    };
+    Validation {
+        roots,
+        subject_alt_names,
+    }
+}
+
+fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
+    let unsupported = "is not supported";
+    sink.refuse(
+        "verify_certificate_spki",
+        !proto.verify_certificate_spki.is_empty(),
+        unsupported,
+    );
+    sink.refuse(
+        "verify_certificate_hash",
+        !proto.verify_certificate_hash.is_empty(),
+        unsupported,
+    );
+    sink.refuse(
+        "require_signed_certificate_timestamp",
+        proto
+            .require_signed_certificate_timestamp
+            .as_ref()
+            .is_some_and(|value| value.value),
+        unsupported,
+    );
+    sink.refuse("crl", proto.crl.is_some(), unsupported);
+    sink.refuse(
+        "max_verify_depth",
+        proto.max_verify_depth.is_some(),
+        unsupported,
+    );
+    sink.refuse(
+        "custom_validator_config",
+        proto.custom_validator_config.is_some(),
+        unsupported,
+    );
+    sink.refuse(
+        "system_root_certs",
+        proto.system_root_certs.is_some(),
+        unsupported,
+    );
+    sink.ignore([("trusted_ca", proto.trusted_ca.is_some())]);
+}
+
+/// The name of a provider instance, if the bootstrap has it.
+fn instance(sink: &mut Sink, context: &DecodeContext, field: &str, name: &str) -> Option<String> {
+    sink.field(&format!("{field}.instance_name"), |sink| {
+        match context.providers.get(name) {
+            Some(CertificateProvider::MeshCsr(_)) => Some(name.to_owned()),
+            Some(CertificateProvider::Unsupported { plugin_name }) => sink.error(format!(
+                "{name:?} uses the plugin {plugin_name:?} in the bootstrap, which is not supported"
+            )),
+            None => sink.error(format!(
+                "{name:?} is not among the bootstrap's certificate_providers"
+            )),
+        }
+    })
+}
+
+fn sds<'c>(sink: &mut Sink, field: &str, config: &'c SdsSecretConfig) -> Option<&'c str> {
+    sink.field(field, |sink| {
+        // Without a source the secret is static in Envoy; here it comes over the same stream.
+        if config.sds_config.is_some() {
+            same_stream(sink, "sds_config", config.sds_config.as_ref());
+        }
+        match config.name.as_str() {
+            "" => sink.error_at("name", "is missing"),
+            name => Some(name),
+        }
+    })
+}

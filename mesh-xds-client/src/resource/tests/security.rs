@@ -1,0 +1,214 @@
+//! Authorisation rules and secrets.
+
+use envoy_types::pb::envoy::{
+    config::{
+        core::v3::{CidrRange, DataSource, data_source::Specifier},
+        rbac::v3::{
+            Permission as PermissionPb, Policy, Principal as PrincipalPb, Rbac as RulesPb,
+            permission::{self, Rule},
+            principal::{Authenticated, Identifier},
+        },
+        route::v3::{HeaderMatcher as HeaderPb, header_matcher::HeaderMatchSpecifier},
+    },
+    extensions::{
+        filters::http::rbac::v3::Rbac as FilterPb,
+        transport_sockets::tls::v3::{CertificateValidationContext, secret::Type},
+    },
+};
+use mesh_core::config::{Permission, Principal, Rbac, Secret, StringMatcher};
+
+use super::{
+    tls::{exact, part},
+    *,
+};
+use crate::resource::security::rbac;
+
+fn permission(rule: Rule) -> PermissionPb {
+    PermissionPb { rule: Some(rule) }
+}
+
+fn principal(identifier: Identifier) -> PrincipalPb {
+    PrincipalPb {
+        identifier: Some(identifier),
+    }
+}
+
+fn rules(policy: Policy) -> Result<Option<Rbac>, Vec<String>> {
+    let filter = FilterPb {
+        rules: Some(RulesPb {
+            policies: [("p".to_owned(), policy)].into(),
+            ..RulesPb::default()
+        }),
+        ..FilterPb::default()
+    };
+    part(|sink| rbac::decode_filter(sink, &filter))
+}
+
+fn policy(rule: Rule, identifier: Identifier) -> Policy {
+    Policy {
+        permissions: vec![permission(rule)],
+        principals: vec![principal(identifier)],
+        ..Policy::default()
+    }
+}
+
+fn header(name: &str) -> HeaderPb {
+    HeaderPb {
+        name: name.into(),
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..HeaderPb::default()
+    }
+}
+
+#[test]
+fn authorisation_rules() {
+    let set = |rules: Vec<PermissionPb>| permission::Set { rules };
+    let got = rules(policy(
+        Rule::AndRules(set(vec![
+            permission(Rule::Header(header(":method"))),
+            permission(Rule::NotRule(Box::new(permission(Rule::DestinationPort(
+                80,
+            ))))),
+            permission(Rule::OrRules(set(vec![permission(Rule::Any(true))]))),
+        ])),
+        Identifier::NotId(Box::new(principal(Identifier::Authenticated(
+            Authenticated {
+                principal_name: Some(exact("spiffe://t/ns/a/sa/b")),
+            },
+        )))),
+    ))
+    .unwrap()
+    .unwrap();
+    let got = &got.policies["p"];
+    let Permission::And(all) = &got.permissions[0] else {
+        panic!("{got:?}")
+    };
+    assert!(matches!(&all[0], Permission::Header(header) if header.name == ":method"));
+    assert_eq!(
+        all[1],
+        Permission::Not(Box::new(Permission::DestinationPort(80)))
+    );
+    assert_eq!(all[2], Permission::Or(vec![Permission::Any]));
+    let name = Some(StringMatcher::exact("spiffe://t/ns/a/sa/b"));
+    let expected = Principal::Not(Box::new(Principal::Authenticated(name)));
+    assert_eq!(got.principals, [expected]);
+}
+
+#[test]
+fn rules_that_cannot_be_evaluated_refuse_the_filter() {
+    let anyone = || Identifier::Any(true);
+    let empty = Policy {
+        principals: vec![principal(anyone())],
+        ..Policy::default()
+    };
+    let mut conditional = policy(Rule::Any(true), anyone());
+    conditional.condition = Some(Default::default());
+    let range = CidrRange::default;
+    let place = "rules.policies[\"p\"]";
+    for (policy, expected) in [
+        (empty, format!("{place}.permissions: must not be empty")),
+        (conditional, format!("{place}.condition: CEL")),
+        (
+            policy(Rule::Any(false), anyone()),
+            format!("{place}.permissions[0].any: must be true"),
+        ),
+        (
+            policy(Rule::AndRules(permission::Set::default()), anyone()),
+            format!("{place}.permissions[0].and_rules.rules: must not be empty"),
+        ),
+        (
+            policy(Rule::DestinationIp(range()), anyone()),
+            format!("{place}.permissions[0].destination_ip: is not supported"),
+        ),
+        (
+            policy(Rule::Metadata(Default::default()), anyone()),
+            format!("{place}.permissions[0].metadata: is not supported"),
+        ),
+        (
+            policy(Rule::Header(header("grpc-timeout")), anyone()),
+            format!("{place}.permissions[0].header.name: \"grpc-timeout\" may not"),
+        ),
+        (
+            policy(Rule::Header(header(":scheme")), anyone()),
+            format!("{place}.permissions[0].header.name: "),
+        ),
+        (
+            policy(Rule::Any(true), Identifier::RemoteIp(range())),
+            format!("{place}.principals[0].remote_ip: is not supported"),
+        ),
+        (
+            policy(Rule::DestinationPort(70_000), anyone()),
+            format!("{place}.permissions[0].destination_port: 70000"),
+        ),
+    ] {
+        let errors = rules(policy).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(
+            errors[0].starts_with(&expected),
+            "{errors:?}\n!= {expected}"
+        );
+    }
+}
+
+#[test]
+fn secrets() {
+    let root = rcgen::generate_simple_self_signed(["root".to_owned()])
+        .unwrap()
+        .cert;
+    let secret = |specifier: Specifier| {
+        any(&SecretProto {
+            name: "ROOTCA".into(),
+            r#type: Some(Type::ValidationContext(CertificateValidationContext {
+                trusted_ca: Some(DataSource {
+                    specifier: Some(specifier),
+                    ..DataSource::default()
+                }),
+                ..CertificateValidationContext::default()
+            })),
+        })
+    };
+    let pem = format!("{}{}", root.pem(), root.pem());
+    for specifier in [
+        Specifier::InlineString(pem.clone()),
+        Specifier::InlineBytes(pem.into_bytes()),
+    ] {
+        match decode(Kind::Secret, secret(specifier)).unwrap() {
+            Config::Secret(secret) => match &*secret {
+                Secret::TrustBundle(bundle) => {
+                    assert_eq!(bundle.name.as_str(), "ROOTCA");
+                    assert_eq!(bundle.roots.len(), 2);
+                    assert_eq!(bundle.roots[0].as_ref(), root.der().as_ref());
+                }
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+    let place = "validation_context.trusted_ca: ";
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (specifier, expected) in [
+        (
+            Specifier::InlineString(String::new()),
+            "holds no certificate",
+        ),
+        (
+            Specifier::InlineString(garbage.into()),
+            "certificate 0 is not X.509",
+        ),
+        (
+            Specifier::Filename("/etc/x".into()),
+            "must be inline_string or inline_bytes",
+        ),
+    ] {
+        refused(
+            Kind::Secret,
+            secret(specifier),
+            &format!("{place}{expected}"),
+        );
+    }
+    let none = any(&SecretProto {
+        name: "x".into(),
+        r#type: None,
+    });
+    refused(Kind::Secret, none, ": holds no secret");
+}

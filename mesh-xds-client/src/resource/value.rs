@@ -1,0 +1,116 @@
+//! Well-known protobuf values: durations, percentages, `Any`, config sources.
+//!
+//! Stage 3. Shared by the decoders of all types.
+
+use std::time::Duration;
+
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{
+            Address, ConfigSource, address, config_source::ConfigSourceSpecifier,
+            socket_address::PortSpecifier,
+        },
+        r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
+    },
+    google::protobuf::{Any, Duration as DurationProto, UInt32Value},
+};
+use mesh_core::config::Fraction;
+use prost::{Message, Name};
+
+use super::path::Sink;
+
+/// Longest duration that is understood: 10,000 years, protobuf's own bound.
+const SECONDS_MAX: i64 = 315_576_000_000;
+
+/// A duration; an absent field is `Some(None)`.
+pub(super) fn duration(
+    sink: &mut Sink,
+    name: &str,
+    value: Option<&DurationProto>,
+) -> Option<Duration> {
+    let value = value?;
+    let nanos = u32::try_from(value.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000);
+    let seconds = u64::try_from(value.seconds)
+        .ok()
+        .filter(|_| value.seconds <= SECONDS_MAX);
+    match (seconds, nanos) {
+        (Some(seconds), Some(nanos)) => Some(Duration::new(seconds, nanos)),
+        _ => sink.error_at(name, "is not a duration of zero or more"),
+    }
+}
+
+/// A wrapped integer.
+pub(super) fn uint32(value: Option<&UInt32Value>) -> Option<u32> {
+    value.map(|value| value.value)
+}
+
+/// A share of traffic.
+pub(super) fn fraction(sink: &mut Sink, value: &FractionalPercent) -> Option<Fraction> {
+    let denominator = match DenominatorType::try_from(value.denominator) {
+        Ok(DenominatorType::Hundred) => 100,
+        Ok(DenominatorType::TenThousand) => 10_000,
+        Ok(DenominatorType::Million) => 1_000_000,
+        Err(_) => {
+            return sink.error_at(
+                "denominator",
+                format!(
+                    "{} is not one of HUNDRED, TEN_THOUSAND, MILLION",
+                    value.denominator
+                ),
+            );
+        }
+    };
+    Fraction::new(value.numerator, denominator)
+}
+
+/// Whether `any` holds a `T`.
+pub(super) fn is<T: Name>(any: &Any) -> bool {
+    any.type_url == T::type_url()
+}
+
+/// Parses an `Any` that is known to hold a `T`.
+pub(super) fn parse<T: Message + Default>(sink: &mut Sink, any: &Any) -> Option<T> {
+    match T::decode(&*any.value) {
+        Ok(value) => Some(value),
+        Err(e) => sink.error(format!("cannot be parsed as {}: {e}", any.type_url)),
+    }
+}
+
+/// Refuses a config source other than this stream.
+pub(super) fn same_stream(sink: &mut Sink, name: &str, source: Option<&ConfigSource>) {
+    match source.and_then(|source| source.config_source_specifier.as_ref()) {
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => {}
+        _ => {
+            sink.error_at::<()>(name, "must be ads or self: resources come over one stream");
+        }
+    }
+}
+
+/// An IP address and port; `None` in the result's second half for a port of zero.
+pub(super) fn socket_address(
+    sink: &mut Sink,
+    address: Option<&Address>,
+) -> Option<(std::net::IpAddr, u16)> {
+    let Some(address::Address::SocketAddress(address)) =
+        address.and_then(|address| address.address.as_ref())
+    else {
+        return sink.error("must be a socket_address");
+    };
+    let Ok(ip) = address.address.parse() else {
+        let reason = format!(
+            "{:?} is not an IP address; names are not resolved",
+            address.address
+        );
+        return sink.error_at("socket_address.address", reason);
+    };
+    let port = match &address.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
+        _ => None,
+    };
+    match port {
+        Some(port) => Some((ip, port)),
+        None => sink.error_at("socket_address.port_value", "must be 0 to 65535"),
+    }
+}

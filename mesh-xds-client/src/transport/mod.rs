@@ -1,0 +1,163 @@
+//! The only sockets: a channel to a server, and the ADS stream on it.
+//!
+//! Stage 1. Connects and streams; it does not decide when (see [`backoff`] and the driver) and does
+//! not read messages. Plaintext HTTP/2 over TCP or a Unix socket. Deviation from gRPC's clients: a
+//! TCP keepalive besides the HTTP/2 one finds a dead peer within a minute.
+
+pub(crate) mod backoff;
+
+use std::{fmt, time::Duration};
+
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, stream::BoxStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::bootstrap::ServerUri;
+
+/// Largest response that is read, in bytes. 10,000 clusters of Istio's size are about 10 MB.
+pub(crate) const RESPONSE_BYTES_MAX: usize = 128 << 20;
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Requests on their way to the socket; more wait in the ADS machine, where they merge.
+const REQUESTS_QUEUED_MAX: usize = 16;
+
+/// How the stream to the control plane is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StreamStatus {
+    /// Not connected yet. Also the state before anything is watched, when there is no need to be.
+    #[default]
+    Connecting,
+    /// There is a connection, and a stream has been opened on it.
+    Connected,
+    /// The stream is down; the next attempt follows by itself.
+    Disconnected {
+        /// Since when, as wall-clock time.
+        since: std::time::SystemTime,
+        /// The last error.
+        error: String,
+    },
+}
+
+/// Liveness probes on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeepAlive {
+    /// Between HTTP/2 pings.
+    pub(crate) interval: Duration,
+    /// Without an answer for this long the connection is closed.
+    pub(crate) timeout: Duration,
+}
+
+impl Default for KeepAlive {
+    /// 5 min and 20 s, as grpc-go: servers may close on more frequent pings.
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(300),
+            timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Connects to `server`.
+pub(crate) async fn connect(server: ServerUri, keep_alive: KeepAlive) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(server.http_uri())
+        .map_err(|e| e.to_string())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .tcp_keepalive_interval(Some(Duration::from_secs(10)))
+        .tcp_keepalive_retries(Some(3))
+        .http2_keep_alive_interval(keep_alive.interval)
+        .keep_alive_timeout(keep_alive.timeout)
+        .keep_alive_while_idle(true);
+    let connected = match server.unix_path() {
+        None => endpoint.connect().await,
+        Some(path) => connect_unix(&endpoint, path.clone()).await,
+    };
+    connected.map_err(|e| chain(&e))
+}
+
+#[cfg(unix)]
+async fn connect_unix(
+    endpoint: &Endpoint,
+    path: std::path::PathBuf,
+) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move {
+            let stream = tokio::net::UnixStream::connect(path).await?;
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+        }
+    });
+    endpoint.connect_with_connector(connector).await
+}
+
+#[cfg(not(unix))]
+async fn connect_unix(
+    endpoint: &Endpoint,
+    _path: std::path::PathBuf,
+) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(|_| async {
+        Err::<hyper_util::rt::TokioIo<tokio::net::TcpStream>, _>(std::io::Error::other(
+            "this platform has no Unix sockets",
+        ))
+    });
+    endpoint.connect_with_connector(connector).await
+}
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// An open stream. Dropping it closes the stream and the connection.
+pub(crate) struct AdsStream {
+    /// Requests to send.
+    pub(crate) requests: mpsc::Sender<DiscoveryRequest>,
+    /// What the server sends; ends with the stream.
+    pub(crate) responses: BoxStream<'static, Result<DiscoveryResponse, Status>>,
+}
+
+impl AdsStream {
+    /// Opens a stream on `channel`. Servers may send their headers with the first response only,
+    /// so requests are taken before the call is answered.
+    pub(crate) fn open(channel: Channel) -> Self {
+        let (requests, queue) = mpsc::channel(REQUESTS_QUEUED_MAX);
+        let call = async move {
+            let mut client = AggregatedDiscoveryServiceClient::new(channel)
+                .max_decoding_message_size(RESPONSE_BYTES_MAX);
+            let response = client
+                .stream_aggregated_resources(ReceiverStream::new(queue))
+                .await?;
+            Ok::<_, Status>(response.into_inner())
+        };
+        Self {
+            requests,
+            responses: call.boxed().try_flatten_stream().boxed(),
+        }
+    }
+}
+
+impl fmt::Debug for AdsStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdsStream").finish_non_exhaustive()
+    }
+}

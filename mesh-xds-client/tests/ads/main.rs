@@ -1,0 +1,337 @@
+//! The client against a scripted control plane, over real sockets.
+
+mod server;
+
+use std::{future::Future, time::Duration};
+
+use mesh_core::snapshot::{ListenerState, SnapshotReader};
+use mesh_xds_client::{Bootstrap, InboundState, StreamStatus, XdsClient, XdsClientBuilder};
+use server::*;
+
+const MUST_HAPPEN: Duration = Duration::from_secs(10);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(MUST_HAPPEN, future)
+        .await
+        .expect("it happens in time")
+}
+
+fn builder(uri: impl Into<String>) -> XdsClientBuilder {
+    let bootstrap = Bootstrap::builder(uri)
+        .node_id("me")
+        .node_cluster("tests")
+        .metadata("GENERATOR", "grpc")
+        .build()
+        .unwrap();
+    XdsClient::builder(bootstrap).backoff(Duration::from_millis(10), Duration::from_millis(50))
+}
+
+fn client(server: &Server) -> XdsClient {
+    builder(server.address.to_string()).build().unwrap()
+}
+
+/// Waits until the listener's state is as wanted.
+async fn wait(reader: &mut SnapshotReader, wanted: impl Fn(&ListenerState) -> bool) {
+    within(async {
+        while !wanted(&reader.load_and_mark()) {
+            assert!(reader.changed().await, "the writer is gone");
+        }
+    })
+    .await;
+}
+
+/// Waits until the first cluster has one endpoint with this port.
+async fn wait_for_port(reader: &mut SnapshotReader, port: u16) {
+    wait(reader, |state| matches!(state, ListenerState::Ready(_))).await;
+    let ListenerState::Ready(snapshot) = reader.load() else {
+        unreachable!("it is ready")
+    };
+    let mut current = snapshot.clusters[0].current.clone();
+    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::ClusterSnapshot>| {
+        cluster
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.address.port() == port)
+    };
+    within(current.wait_for(is_there))
+        .await
+        .expect("the compiler lives");
+}
+
+#[tokio::test]
+async fn the_first_snapshot_and_a_change_of_endpoints() {
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+
+    let first = stream.expect(LDS).await;
+    let node = first.node.expect("the first request introduces us");
+    assert_eq!((&*node.id, &*node.cluster), ("me", "tests"));
+    assert_eq!(node.user_agent_name, "mesh-rs");
+    assert_eq!(node.client_features, ["xds.config.resource-in-sotw"]);
+    assert!(node.metadata.unwrap().fields.contains_key("GENERATOR"));
+    assert_eq!(
+        (&*first.resource_names, &*first.version_info),
+        (&["l".to_owned()][..], "")
+    );
+
+    stream.send(LDS, "l1", vec![listener("l", "r")]);
+    let ack = stream.next().await.unwrap();
+    assert_eq!(ack.node, None);
+    stream.serve(RDS, "r1", vec![routes("r", "c")]).await;
+    stream.serve(CDS, "c1", vec![cluster("c")]).await;
+    assert!(
+        matches!(reader.load(), ListenerState::Pending),
+        "not before it is complete"
+    );
+    stream.serve(EDS, "e1", vec![endpoints("c", 1)]).await;
+    wait_for_port(&mut reader, 1).await;
+    assert_eq!(*client.status().borrow(), StreamStatus::Connected);
+
+    let ListenerState::Ready(before) = reader.load() else {
+        panic!()
+    };
+    stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;
+    wait_for_port(&mut reader, 2).await;
+    let ListenerState::Ready(after) = reader.load() else {
+        panic!()
+    };
+    assert!(
+        std::sync::Arc::ptr_eq(&before, &after),
+        "the route table stays"
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_resource_and_keeps_the_last_good_one() {
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.serve_all(1).await;
+    wait_for_port(&mut reader, 1).await;
+
+    stream.send(CDS, "c2", vec![bad_cluster("c")]);
+    let nack = stream.expect(CDS).await;
+    assert_eq!(
+        (&*nack.version_info, &*nack.response_nonce),
+        ("c1", "nonce-c2")
+    );
+    let text = nack.error_detail.unwrap().message;
+    assert!(
+        text.contains("cluster c: lb_policy: MAGLEV is not supported"),
+        "{text}"
+    );
+    stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;
+    wait_for_port(&mut reader, 2).await;
+
+    // A deletion takes nothing away either.
+    stream.serve(LDS, "l2", vec![]).await;
+    stream.serve(CDS, "c3", vec![]).await;
+    stream.serve(EDS, "e3", vec![endpoints("c", 3)]).await;
+    wait_for_port(&mut reader, 3).await;
+}
+
+#[tokio::test]
+async fn a_new_stream_begins_with_the_versions_of_the_last_one() {
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.serve_all(1).await;
+    wait_for_port(&mut reader, 1).await;
+    drop(stream);
+
+    let mut stream = server.accept().await;
+    let mut versions = Vec::new();
+    for i in 0..4 {
+        let request = stream.next().await.unwrap();
+        assert_eq!(request.node.is_some(), i == 0);
+        assert_eq!(
+            (&*request.response_nonce, request.resource_names.len()),
+            ("", 1)
+        );
+        versions.push(request.version_info);
+    }
+    assert_eq!(versions, ["c1", "e1", "l1", "r1"]);
+    assert!(matches!(reader.load(), ListenerState::Ready(_)));
+    stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;
+    wait_for_port(&mut reader, 2).await;
+}
+
+#[tokio::test]
+async fn the_stream_closes_with_the_last_handle_and_the_last_watch() {
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut status = client.status();
+    let reader = client.watch_listener("l", "greeter");
+    let second = reader.clone();
+    let mut stream = server.accept().await;
+    stream.serve_all(1).await;
+    drop(client);
+    drop(reader);
+    stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;
+    drop(second);
+    // What was wanted may be given back first; then the stream ends.
+    while stream.next().await.is_some() {}
+    let ended = async { while status.changed().await.is_ok() {} };
+    within(ended).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_is_dropped_unsubscribes() {
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let reader = client.watch_listener("l", "greeter");
+    let _other = client.watch_inbound("other");
+    let mut stream = server.accept().await;
+    assert_eq!(stream.expect(LDS).await.resource_names.len(), 2);
+    drop(reader);
+    assert_eq!(stream.expect(LDS).await.resource_names, ["other"]);
+    let _again = client.watch_listener("l", "greeter");
+    assert_eq!(stream.expect(LDS).await.resource_names.len(), 2);
+}
+
+#[tokio::test]
+async fn an_unreachable_control_plane_fails_the_listener_until_it_is_there() {
+    let server = Server::start().await;
+    let address = server.address;
+    drop(server);
+    let client = builder(format!("dns:///{address}")).build().unwrap();
+    let mut reader = client.watch_listener("l", "greeter");
+    wait(&mut reader, |state| {
+        matches!(state, ListenerState::Failed(_))
+    })
+    .await;
+    let ListenerState::Failed(error) = reader.load() else {
+        panic!()
+    };
+    let text = error.to_string();
+    for expected in [
+        "listener l",
+        "cannot be reached",
+        "\"me\"",
+        &address.to_string(),
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(matches!(
+        &*client.status().borrow(),
+        StreamStatus::Disconnected { .. }
+    ));
+    let mut server = Server::start_at(address).await;
+    let mut stream = server.accept().await;
+    stream.serve_all(1).await;
+    wait_for_port(&mut reader, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_does_not_come_in_time_fails_the_listener() {
+    // Time jumps while all wait; the sockets are real, so the connection is made first.
+    tokio::time::resume();
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.expect(LDS).await;
+    tokio::time::pause();
+    while !matches!(reader.load_and_mark(), ListenerState::Failed(_)) {
+        assert!(reader.changed().await);
+    }
+    let ListenerState::Failed(error) = reader.load() else {
+        panic!()
+    };
+    assert!(
+        error.to_string().starts_with("listener l: does not exist"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn inbound_listeners_and_trust_bundles() {
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut inbound_watch = client.watch_inbound("in");
+    let mut bundle = client.watch_trust_bundle("ROOTCA");
+    let mut stream = server.accept().await;
+    stream.serve(LDS, "1", vec![inbound("in")]).await;
+    while !matches!(inbound_watch.load_and_mark(), InboundState::Ready(_)) {
+        assert!(within(inbound_watch.changed()).await);
+    }
+    let root = rcgen::generate_simple_self_signed(["root".to_owned()])
+        .unwrap()
+        .cert;
+    stream
+        .serve(SDS, "1", vec![trust_bundle("ROOTCA", &root.pem())])
+        .await;
+    while bundle.load_and_mark().is_none() {
+        assert!(within(bundle.changed()).await);
+    }
+    assert_eq!(
+        bundle.load().unwrap().roots[0].as_ref(),
+        root.der().as_ref()
+    );
+}
+
+#[tokio::test]
+async fn many_clusters_in_one_response() {
+    const CLUSTERS: usize = 10_000;
+    let names: Vec<String> = (0..CLUSTERS)
+        .map(|i| {
+            format!(
+                "outbound|8080|a-rather-long-subset-name|{i:08}.{}.local",
+                "x".repeat(400)
+            )
+        })
+        .collect();
+    let mut server = Server::start().await;
+    let client = client(&server);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.serve(LDS, "1", vec![listener("l", "r")]).await;
+    stream.serve(RDS, "1", vec![routes_to("r", &names)]).await;
+    stream
+        .serve(CDS, "1", names.iter().map(|name| cluster(name)).collect())
+        .await;
+    stream
+        .serve(
+            EDS,
+            "1",
+            names.iter().map(|name| endpoints(name, 1)).collect(),
+        )
+        .await;
+    wait(&mut reader, |state| {
+        matches!(state, ListenerState::Ready(snapshot) if snapshot.clusters.len() == CLUSTERS)
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_unix_socket() {
+    use tokio_stream::wrappers::UnixListenerStream;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("xds");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let (service, mut streams) = service();
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+    let client = builder(format!("unix:{}", path.display())).build().unwrap();
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = within(streams.recv()).await.unwrap();
+    stream.serve_all(1).await;
+    wait_for_port(&mut reader, 1).await;
+}
+
+#[tokio::test]
+async fn without_its_driver_a_client_fails_watches_at_once() {
+    let (client, driver) = builder("127.0.0.1:1").build_with_driver().unwrap();
+    drop(driver);
+    let reader = client.watch_listener("l", "greeter");
+    assert!(matches!(reader.load(), ListenerState::Failed(_)));
+    assert!(matches!(
+        client.watch_inbound("l").load(),
+        InboundState::Failed(_)
+    ));
+}

