@@ -140,26 +140,11 @@ impl ControlPlaneBuilder {
                 shutdown: is_shutdown.clone(),
             },
         ));
-        let state = AdminState {
-            metrics: metrics.clone(),
-            ready: is_ready,
-            diagnostics: Arc::new(move || {
-                let held = diagnostics.lock().unwrap_or_else(PoisonError::into_inner);
-                serde_json::to_value(&*held).unwrap_or_default()
-            }),
-            clients: Arc::new({
-                let clients = clients.clone();
-                move || serde_json::to_value(clients.list()).unwrap_or_default()
-            }),
-        };
-        let mut stop = is_shutdown.clone();
-        tasks.spawn(async move {
-            let served = axum::serve(http, admin::router(state))
-                .with_graceful_shutdown(async move { _ = stop.wait_for(|stop| *stop).await });
-            if let Err(error) = served.await {
-                tracing::error!(%error, "HTTP server ended");
-            }
-        });
+        let mut probes = JoinSet::new();
+        probes.spawn(serve_http(
+            http,
+            admin_state(metrics.clone(), is_ready, diagnostics, clients.clone()),
+        ));
         let ads = AdsService::new(
             worlds,
             is_shutdown.clone(),
@@ -178,7 +163,31 @@ impl ControlPlaneBuilder {
             clients,
             metrics,
             tasks,
+            probes,
         })
+    }
+}
+
+fn admin_state(
+    metrics: Metrics,
+    ready: watch::Receiver<bool>,
+    diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+    clients: Clients,
+) -> AdminState {
+    AdminState {
+        metrics,
+        ready,
+        diagnostics: Arc::new(move || {
+            let held = diagnostics.lock().unwrap_or_else(PoisonError::into_inner);
+            serde_json::to_value(&*held).unwrap_or_default()
+        }),
+        clients: Arc::new(move || serde_json::to_value(clients.list()).unwrap_or_default()),
+    }
+}
+
+async fn serve_http(listener: TcpListener, state: AdminState) {
+    if let Err(error) = axum::serve(listener, admin::router(state)).await {
+        tracing::error!(%error, "HTTP server ended");
     }
 }
 
@@ -281,6 +290,8 @@ pub struct Running {
     clients: Clients,
     metrics: Metrics,
     tasks: JoinSet<()>,
+    /// Answered until the very end, so that probes see that it drains.
+    probes: JoinSet<()>,
 }
 
 impl Running {
@@ -317,5 +328,6 @@ impl Running {
         if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
             tracing::warn!("connections were still open at the drain timeout");
         }
+        self.probes.shutdown().await;
     }
 }

@@ -5,6 +5,9 @@
 //! hashes of content, so that equal input gives equal versions on every replica and after a
 //! restart. Which of it a client was sent is not known here.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Debug,

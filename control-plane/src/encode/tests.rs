@@ -2,6 +2,11 @@
 
 use mesh_core::config::*;
 
+use envoy_types::pb::envoy::config::{
+    core::v3::{TransportSocket, transport_socket},
+    listener::v3::FilterChain as ProtoFilterChain,
+};
+
 use super::*;
 
 fn mtls_cluster() -> Cluster {
@@ -36,12 +41,7 @@ fn certificates_come_by_provider_by_sds_or_by_both() {
         );
         assert!(text.contains("envoy.transport_sockets.tls"), "{text}");
         let context = tls::upstream(mtls_cluster().tls.as_ref().unwrap(), class);
-        let Some(
-            envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType::TypedConfig(
-                any,
-            ),
-        ) = context.config_type
-        else {
+        let Some(transport_socket::ConfigType::TypedConfig(any)) = context.config_type else {
             panic!()
         };
         use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
@@ -101,4 +101,107 @@ fn a_timeout_is_a_stream_limit_to_grpc_and_none_is_not_envoys_default() {
     assert_eq!(action(second, ClientClass::Envoy), (1, false));
     assert_eq!(action(None, ClientClass::Envoy), (0, false));
     assert_eq!(action(None, ClientClass::Grpc), (0, false));
+}
+
+fn inbound(transports: &[TransportMatch]) -> Listener {
+    let chain = |transport| FilterChain {
+        name: "c".into(),
+        transport,
+        tls: (transport == TransportMatch::Tls).then(|| DownstreamTls {
+            identity: CertificateSource::Provider {
+                instance: "default".into(),
+            },
+            roots: Some(TrustSource::Sds("ROOTCA".into())),
+            require_client_certificate: true,
+        }),
+        rbac: vec![Rbac {
+            action: RbacAction::Allow,
+            policies: std::collections::BTreeMap::new(),
+        }],
+        routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig {
+            name: "r".into(),
+            virtual_hosts: vec![],
+        })),
+    };
+    Listener {
+        name: "mesh/inbound/127.0.0.1:1".into(),
+        kind: ListenerKind::Inbound(InboundListener {
+            address: Some(([127, 0, 0, 1], 1).into()),
+            filter_chains: transports.iter().copied().map(chain).collect(),
+        }),
+    }
+}
+
+#[test]
+fn an_allow_filter_without_policies_is_said_and_the_router_is_last() {
+    use envoy_types::pb::envoy::{
+        config::listener::v3::filter::ConfigType,
+        extensions::filters::{
+            http::rbac::v3::Rbac as RbacFilter,
+            network::http_connection_manager::v3::{HttpConnectionManager, http_filter},
+        },
+    };
+    for class in [ClientClass::Rust, ClientClass::Grpc, ClientClass::Envoy] {
+        let encoded = listener(&inbound(&[TransportMatch::Any]), class);
+        let filter = &encoded.filter_chains[0].filters[0];
+        let Some(ConfigType::TypedConfig(manager)) = &filter.config_type else {
+            panic!()
+        };
+        let manager = HttpConnectionManager::decode(&manager.value[..]).unwrap();
+        let [rbac, router] = &manager.http_filters[..] else {
+            panic!("{manager:?}")
+        };
+        assert_eq!(router.name, "envoy.filters.http.router");
+        let Some(http_filter::ConfigType::TypedConfig(rbac)) = &rbac.config_type else {
+            panic!()
+        };
+        let rules = RbacFilter::decode(&rbac.value[..]).unwrap().rules;
+        assert!(rules.unwrap().policies.is_empty(), "ALLOW of nobody");
+    }
+}
+
+#[test]
+fn only_our_servers_tell_tls_from_plaintext_on_one_port() {
+    let permissive = inbound(&[TransportMatch::Tls, TransportMatch::RawBuffer]);
+    let transports = |class| {
+        let chains = listener(&permissive, class).filter_chains;
+        let protocol = |chain: &ProtoFilterChain| {
+            let chosen = chain.filter_chain_match.as_ref();
+            chosen.map(|chosen| chosen.transport_protocol.clone())
+        };
+        chains.iter().map(protocol).collect::<Vec<_>>()
+    };
+    let both = [Some("tls".to_owned()), Some("raw_buffer".to_owned())];
+    assert_eq!(transports(ClientClass::Rust), both);
+    assert_eq!(transports(ClientClass::Grpc), [None]);
+    let strict = listener(&inbound(&[TransportMatch::Tls]), ClientClass::Grpc);
+    assert!(strict.filter_chains[0].transport_socket.is_some());
+    assert!(strict.listener_filters.is_empty());
+}
+
+#[test]
+fn envoy_chooses_the_upstream_protocol_by_itself() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+        DownstreamTlsContext, UpstreamTlsContext,
+    };
+    let socket = |socket: TransportSocket| match socket.config_type {
+        Some(transport_socket::ConfigType::TypedConfig(any)) => any.value,
+        None => panic!(),
+    };
+    let tls = mtls_cluster().tls.unwrap();
+    let context = socket(tls::upstream(&tls, ClientClass::Envoy));
+    let context = UpstreamTlsContext::decode(&context[..]).unwrap();
+    let offered = context.common_tls_context.unwrap().alpn_protocols;
+    assert_eq!(
+        offered, [""; 0],
+        "a list would hold for HTTP/1.1 requests too"
+    );
+    let ListenerKind::Inbound(inbound) = inbound(&[TransportMatch::Tls]).kind else {
+        panic!()
+    };
+    let tls = inbound.filter_chains[0].tls.as_ref().unwrap();
+    let context = socket(tls::downstream(tls, ClientClass::Envoy));
+    let context = DownstreamTlsContext::decode(&context[..]).unwrap();
+    let taken = context.common_tls_context.unwrap().alpn_protocols;
+    assert_eq!(taken, ["h2", "http/1.1"]);
 }

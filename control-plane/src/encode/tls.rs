@@ -6,8 +6,8 @@ use envoy_types::pb::{
         extensions::transport_sockets::tls::v3::{
             CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
             DownstreamTlsContext, SdsSecretConfig, Secret as ProtoSecret, SubjectAltNameMatcher,
-            TlsCertificate, UpstreamTlsContext, common_tls_context, secret,
-            subject_alt_name_matcher::SanType,
+            TlsCertificate, TlsParameters, UpstreamTlsContext, common_tls_context, secret,
+            subject_alt_name_matcher::SanType, tls_parameters::TlsProtocol,
         },
     },
     google::protobuf::BoolValue,
@@ -68,6 +68,14 @@ fn common(
     class: ClientClass,
 ) -> CommonTlsContext {
     let mut context = CommonTlsContext::default();
+    if class == ClientClass::Envoy {
+        // Envoy as a client stops at TLS 1.2 unless told otherwise; the mesh speaks 1.3 alone.
+        context.tls_params = Some(TlsParameters {
+            tls_minimum_protocol_version: TlsProtocol::TlSv13 as i32,
+            tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
+            ..TlsParameters::default()
+        });
+    }
     match (identity, class) {
         (None, _) => {}
         (Some(_), ClientClass::Envoy) => {

@@ -8,7 +8,7 @@ mod service;
 mod sotw;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use service::{AdsService, ClientStatus, Clients};
 

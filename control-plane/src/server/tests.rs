@@ -18,7 +18,7 @@ use crate::{
     source,
 };
 
-const GREETER: &str = "
+pub(crate) const GREETER: &str = "
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: greeter, namespace: default}
@@ -29,9 +29,9 @@ spec:
   ports: [{number: 8080, name: grpc, protocol: GRPC}]
   endpoints: [{address: 127.0.0.1, ports: {grpc: 5000}}]
 ";
-const CLUSTER: &str = "outbound|8080||greeter.default.svc.cluster.local";
+pub(crate) const CLUSTER: &str = "outbound|8080||greeter.default.svc.cluster.local";
 
-fn world(yaml: &str) -> World {
+pub(crate) fn world(yaml: &str) -> World {
     let loaded = source::load_text("test.yaml", yaml);
     assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     let (compiled, found) = compile(&loaded.objects, &CompileOptions::default());
@@ -45,7 +45,7 @@ fn world(yaml: &str) -> World {
     )
 }
 
-fn client(class: ClientClass) -> Client {
+pub(crate) fn client(class: ClientClass) -> Client {
     Client {
         class,
         node_id: "n".into(),
@@ -269,7 +269,7 @@ fn a_certificate_goes_to_nobody_who_did_not_prove_who_he_is() {
     );
 }
 
-const OTHER: &str = "
+pub(crate) const OTHER: &str = "
 ---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -281,7 +281,7 @@ spec:
   ports: [{number: 80, name: http, protocol: HTTP}, {number: 81, name: admin, protocol: HTTP}]
   endpoints: [{address: 127.0.0.1, ports: {http: 6000, admin: 6001}}]
 ";
-const OTHER_CLUSTER: &str = "outbound|80||other.default.svc.cluster.local";
+pub(crate) const OTHER_CLUSTER: &str = "outbound|80||other.default.svc.cluster.local";
 
 fn names(response: &DiscoveryResponse) -> Vec<String> {
     use prost::Message;
@@ -370,9 +370,7 @@ fn a_star_may_stand_beside_names_and_be_dropped() {
     stream.hear(sotw(kind, &["*", "nobody"], "")).unwrap();
     let first = stream.answer(kind, &view, false).unwrap();
     assert_eq!((first.resources.len(), first.resource_errors.len()), (3, 1));
-    stream
-        .hear(sotw(kind, &[CLUSTER], &first.nonce))
-        .unwrap();
+    stream.hear(sotw(kind, &[CLUSTER], &first.nonce)).unwrap();
     let narrow = stream.answer(kind, &view, false).unwrap();
     assert_eq!(narrow.resources.len(), 1, "now a name of its own");
 
@@ -451,54 +449,4 @@ fn delta_answers_in_parts_that_clients_can_take() {
     let parts = std::iter::from_fn(|| stream.answer(kind, &view, false));
     let sizes: Vec<_> = parts.map(|part| part.resources.len()).collect();
     assert_eq!(sizes, [1, 1, 1]);
-}
-
-#[test]
-fn what_did_not_change_is_taken_over_from_the_world_before() {
-    let client = client(ClientClass::Rust);
-    let trust = || TrustBundle {
-        name: "ROOTCA".into(),
-        roots: vec![],
-    };
-    let get = |world: &World, name| {
-        world
-            .resource(&client, ResourceType::Cluster, name)
-            .unwrap()
-    };
-    let before = world(&format!("{GREETER}{OTHER}"));
-    let held = (get(&before, CLUSTER), get(&before, OTHER_CLUSTER));
-    let changed =
-        world(&format!("{GREETER}{OTHER}").replace("HTTP}, {number: 81", "GRPC}, {number: 81"));
-    let after = World::following(changed.compiled().clone(), trust(), &before);
-    assert!(Arc::ptr_eq(&held.0, &get(&after, CLUSTER)));
-    assert_ne!(held.1, get(&after, OTHER_CLUSTER));
-}
-
-#[test]
-fn envoys_domains_are_unique_and_the_name_alone_is_the_default_port() {
-    use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
-    use prost::Message;
-    let (world, client) = (
-        world(&format!("{GREETER}{OTHER}")),
-        client(ClientClass::Envoy),
-    );
-    let routes = world
-        .resource(&client, ResourceType::Route, "outbound")
-        .unwrap();
-    let routes = RouteConfiguration::decode(&routes.body.value[..]).unwrap();
-    let mut hosts = BTreeMap::new();
-    for host in &routes.virtual_hosts {
-        for domain in &host.domains {
-            let other = hosts.insert(domain.as_str(), host.name.as_str());
-            assert_eq!(other, None, "{domain} twice");
-        }
-    }
-    let port_80 = "outbound|80||other.default.svc.cluster.local/0";
-    assert_eq!(hosts["other.default"], port_80);
-    assert_eq!(hosts["other:80"], port_80);
-    assert_eq!(
-        hosts["other.default:81"],
-        "outbound|81||other.default.svc.cluster.local/0"
-    );
-    assert!(!hosts.contains_key("*"));
 }

@@ -1,6 +1,8 @@
 //! A whole mesh in one process: a control plane over real files, services and clients over real
 //! sockets.
 
+#![expect(dead_code, reason = "no test binary uses all of the kit")]
+
 use std::{
     fs,
     net::SocketAddr,
@@ -97,13 +99,21 @@ impl World {
         mesh
     }
 
-    pub(crate) fn bootstrap(&self, account: &str) -> Bootstrap {
-        let token_file = self.dir.path().join(format!("{account}.token"));
+    /// Where xDS is served.
+    pub(crate) fn xds_addr(&self) -> SocketAddr {
+        self.xds
+    }
+
+    /// A join token of `account` in the namespace `default`.
+    pub(crate) fn token(&self, account: &str) -> String {
         let data = self.dir.path().join("data");
-        let token =
-            control_plane::ca::create_token(&data, "default", account, Duration::from_secs(3600))
-                .unwrap();
-        fs::write(&token_file, token).unwrap();
+        let life = Duration::from_secs(3600);
+        control_plane::ca::create_token(&data, "default", account, life).unwrap()
+    }
+
+    fn bootstrap(&self, account: &str) -> Bootstrap {
+        let token_file = self.dir.path().join(format!("{account}.token"));
+        fs::write(&token_file, self.token(account)).unwrap();
         Bootstrap::from_json(&bootstrap_json(self.xds, account, &token_file)).unwrap()
     }
 

@@ -1,266 +1,21 @@
 //! Discovery over real sockets: what raw clients of both variants and every class get from a
 //! control plane that reads real files.
 
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+mod kit;
 
-use control_plane::{ControlPlane, Running, ca::create_token, cache::ResourceType};
+use std::time::Duration;
+
+use control_plane::{ca::create_token, cache::ResourceType};
 use envoy_types::pb::{
     envoy::{
-        config::{
-            cluster::v3::Cluster,
-            core::v3::{Node, node},
-            endpoint::v3::ClusterLoadAssignment,
-            listener::v3::Listener,
-            route::v3::RouteConfiguration,
-        },
+        config::{cluster::v3::Cluster, listener::v3::Listener, route::v3::RouteConfiguration},
         extensions::transport_sockets::tls::v3::Secret,
-        service::discovery::v3::{
-            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-            aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-        },
+        service::discovery::v3::DiscoveryRequest,
     },
-    google::{
-        protobuf::{Any, Struct, Value, value::Kind},
-        rpc::Status as RpcStatus,
-    },
+    google::rpc::Status as RpcStatus,
 };
-use prost::{Message, Name};
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::mpsc,
-    time::timeout,
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Streaming, transport::Channel};
-
-/// A real bound only in a failing run.
-const MUST_HAPPEN: Duration = Duration::from_secs(20);
-const CLUSTER: &str = "outbound|8080||greeter.default.svc.cluster.local";
-const ROUTES: &str = CLUSTER;
-
-struct World {
-    dir: TempDir,
-    running: Running,
-}
-
-impl World {
-    async fn start() -> Self {
-        Self::start_with_cert_ttl(Duration::from_secs(3600)).await
-    }
-
-    async fn start_with_cert_ttl(cert_ttl: Duration) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("config")).unwrap();
-        fs::create_dir(dir.path().join("data")).unwrap();
-        write(dir.path(), &greeter(5000));
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let running = ControlPlane::builder(dir.path().join("config"), dir.path().join("data"))
-            .xds_listen(any)
-            .http_listen(any)
-            .cert_ttl(cert_ttl)
-            .start()
-            .await
-            .unwrap();
-        Self { dir, running }
-    }
-
-    fn write(&self, text: &str) {
-        write(self.dir.path(), text);
-    }
-
-    async fn ads(&self) -> AggregatedDiscoveryServiceClient<Channel> {
-        let uri = format!("http://{}", self.running.xds_addr());
-        AggregatedDiscoveryServiceClient::connect(uri)
-            .await
-            .unwrap()
-    }
-
-    async fn sotw(&self, user_agent: &str) -> Sotw {
-        self.sotw_as(user_agent, None).await
-    }
-
-    async fn sotw_as(&self, user_agent: &str, token: Option<&str>) -> Sotw {
-        let (requests, rx) = mpsc::channel(16);
-        let mut request = Request::new(ReceiverStream::new(rx));
-        if let Some(token) = token {
-            let value = format!("Bearer {token}").parse().unwrap();
-            request.metadata_mut().insert("authorization", value);
-        }
-        let responses = self
-            .ads()
-            .await
-            .stream_aggregated_resources(request)
-            .await
-            .unwrap()
-            .into_inner();
-        Sotw {
-            requests,
-            responses,
-            node: Some(node(user_agent)),
-        }
-    }
-
-    async fn delta(&self, user_agent: &str) -> Delta {
-        let (requests, rx) = mpsc::channel(16);
-        let responses = self
-            .ads()
-            .await
-            .delta_aggregated_resources(ReceiverStream::new(rx))
-            .await
-            .unwrap()
-            .into_inner();
-        Delta {
-            requests,
-            responses,
-            node: Some(node(user_agent)),
-        }
-    }
-
-    /// A plain HTTP GET; status line, headers and body.
-    async fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.running.http_addr()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-}
-
-/// Writes the configuration the way editors do: a new file that takes the name.
-fn write(dir: &Path, text: &str) {
-    fs::write(dir.join("new"), text).unwrap();
-    fs::rename(dir.join("new"), dir.join("config").join("mesh.yaml")).unwrap();
-}
-
-fn service(name: &str, port: u16) -> String {
-    format!(
-        "---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: {name}, namespace: default}}
-spec:
-  hosts: [{name}.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 8080, name: grpc, protocol: GRPC}}]
-  endpoints: [{{address: 127.0.0.1, ports: {{grpc: {port}}}, serviceAccount: {name}}}]
-"
-    )
-}
-
-fn greeter(port: u16) -> String {
-    service("greeter", port)
-}
-
-fn node(user_agent: &str) -> Node {
-    let text = |text: &str| Value {
-        kind: Some(Kind::StringValue(text.to_owned())),
-    };
-    let fields = [
-        ("NAMESPACE", text("default")),
-        ("OUTBOUND_PORT", text("15123")),
-    ];
-    Node {
-        id: "test~ns/default/sa/frontend".into(),
-        user_agent_name: user_agent.into(),
-        user_agent_version_type: Some(node::UserAgentVersionType::UserAgentVersion("1".into())),
-        metadata: Some(Struct {
-            fields: fields.map(|(key, value)| (key.to_owned(), value)).into(),
-        }),
-        ..Node::default()
-    }
-}
-
-struct Sotw {
-    requests: mpsc::Sender<DiscoveryRequest>,
-    responses: Streaming<DiscoveryResponse>,
-    node: Option<Node>,
-}
-
-impl Sotw {
-    async fn ask(&mut self, kind: ResourceType, names: &[&str], nonce: &str) {
-        self.send(DiscoveryRequest {
-            type_url: kind.url(),
-            resource_names: names.iter().map(ToString::to_string).collect(),
-            response_nonce: nonce.into(),
-            ..DiscoveryRequest::default()
-        })
-        .await;
-    }
-
-    async fn send(&mut self, mut request: DiscoveryRequest) {
-        request.node = self.node.take();
-        self.requests.send(request).await.unwrap();
-    }
-
-    async fn next(&mut self) -> DiscoveryResponse {
-        let next = timeout(MUST_HAPPEN, self.responses.message());
-        next.await.expect("an answer").unwrap().unwrap()
-    }
-
-    /// Asks for the first time, takes the answer, and accepts it.
-    async fn fetch(&mut self, kind: ResourceType, names: &[&str]) -> DiscoveryResponse {
-        self.ask(kind, names, "").await;
-        let response = self.next().await;
-        assert_eq!(response.type_url, kind.url());
-        self.ask(kind, names, &response.nonce).await;
-        response
-    }
-}
-
-struct Delta {
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
-    node: Option<Node>,
-}
-
-impl Delta {
-    async fn ask(&mut self, kind: ResourceType, subscribe: &[&str], unsubscribe: &[&str]) {
-        let request = DeltaDiscoveryRequest {
-            node: self.node.take(),
-            type_url: kind.url(),
-            resource_names_subscribe: subscribe.iter().map(ToString::to_string).collect(),
-            resource_names_unsubscribe: unsubscribe.iter().map(ToString::to_string).collect(),
-            ..DeltaDiscoveryRequest::default()
-        };
-        self.requests.send(request).await.unwrap();
-    }
-
-    async fn next(&mut self) -> DeltaDiscoveryResponse {
-        let next = timeout(MUST_HAPPEN, self.responses.message());
-        next.await.expect("an answer").unwrap().unwrap()
-    }
-
-    /// The next response, accepted.
-    async fn take(&mut self) -> DeltaDiscoveryResponse {
-        let response = self.next().await;
-        let ack = DeltaDiscoveryRequest {
-            type_url: response.type_url.clone(),
-            response_nonce: response.nonce.clone(),
-            ..DeltaDiscoveryRequest::default()
-        };
-        self.requests.send(ack).await.unwrap();
-        response
-    }
-}
-
-fn decode<M: Message + Name + Default>(any: &Any) -> M {
-    assert_eq!(any.type_url, M::type_url());
-    M::decode(&any.value[..]).unwrap()
-}
-
-/// Ports of the endpoints in a load assignment.
-fn ports(any: &Any) -> Vec<u32> {
-    let assignment: ClusterLoadAssignment = decode(any);
-    let text = format!("{assignment:?}");
-    let numbers = text.split("PortValue(").skip(1);
-    numbers
-        .map(|rest| rest.split(')').next().unwrap().parse().unwrap())
-        .collect()
-}
+use kit::{CLUSTER, HOUR, MUST_HAPPEN, World, decode, greeter, launch, leaf, ports, service};
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_grpc_client_gets_from_the_dialled_name_to_the_endpoints_and_their_change() {
@@ -272,7 +27,7 @@ async fn a_grpc_client_gets_from_the_dialled_name_to_the_endpoints_and_their_cha
     let listener: Listener = decode(&listeners.resources[0]);
     assert_eq!(listener.name, "greeter.default:8080");
     assert!(format!("{listener:?}").contains("HttpConnectionManager"));
-    let routes = stream.fetch(ResourceType::Route, &[ROUTES]).await;
+    let routes = stream.fetch(ResourceType::Route, &[CLUSTER]).await;
     let routes: RouteConfiguration = decode(&routes.resources[0]);
     assert!(format!("{routes:?}").contains(CLUSTER), "{routes:?}");
     let clusters = stream.fetch(ResourceType::Cluster, &[CLUSTER]).await;
@@ -433,47 +188,18 @@ async fn a_key_goes_only_to_the_holder_of_a_token_and_is_renewed() {
     assert_ne!(leaf.1, self::leaf(&renewed).1);
 }
 
-/// URI names and serial number of the certificate among the secrets.
-fn leaf(response: &DiscoveryResponse) -> (Vec<String>, String) {
-    use x509_parser::{extensions::GeneralName, pem::Pem};
-    let secrets = response.resources.iter().map(decode::<Secret>);
-    let text = secrets
-        .map(|secret| format!("{secret:?}").replace("\\n", "\n"))
-        .find(|text| text.contains("PRIVATE KEY"))
-        .expect("a key");
-    let start = text.find("-----BEGIN CERTIFICATE").unwrap();
-    let (pem, _) = Pem::read(std::io::Cursor::new(&text.as_bytes()[start..])).unwrap();
-    let certificate = pem.parse_x509().unwrap();
-    let names = certificate.subject_alternative_name().unwrap().unwrap();
-    let uris = names.value.general_names.iter().map(|name| match name {
-        GeneralName::URI(uri) => (*uri).to_owned(),
-        other => panic!("{other:?}"),
-    });
-    (uris.collect(), certificate.raw_serial_as_string())
-}
-
 #[tokio::test]
 async fn a_restart_gives_the_same_versions() {
-    let world = World::start().await;
+    let mut world = World::start().await;
     let mut versions = Vec::new();
-    let mut again = Some(world);
     for _ in 0..2 {
-        let World { dir, running } = again.take().unwrap();
-        let world = World { dir, running };
         let mut stream = world.sotw("envoy").await;
         let clusters = stream.fetch(ResourceType::Cluster, &[]).await;
         let secrets = stream.fetch(ResourceType::Secret, &["ROOTCA"]).await;
         versions.push((clusters.version_info, secrets.version_info));
-        let World { dir, running } = world;
-        running.shutdown().await;
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let running = ControlPlane::builder(dir.path().join("config"), dir.path().join("data"))
-            .xds_listen(any)
-            .http_listen(any)
-            .start()
-            .await
-            .unwrap();
-        again = Some(World { dir, running });
+        drop(stream);
+        world.running.shutdown().await;
+        world.running = launch(world.dir.path(), HOUR).await;
     }
     assert_eq!(versions[0], versions[1]);
 }

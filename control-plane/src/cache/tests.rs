@@ -1,0 +1,56 @@
+//! What is shared between worlds, and Envoy's one route configuration.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::*;
+use crate::server::tests::{CLUSTER, GREETER, OTHER, OTHER_CLUSTER, client, world};
+
+#[test]
+fn what_did_not_change_is_taken_over_from_the_world_before() {
+    let client = client(ClientClass::Rust);
+    let trust = || TrustBundle {
+        name: "ROOTCA".into(),
+        roots: vec![],
+    };
+    let get = |world: &World, name| {
+        world
+            .resource(&client, ResourceType::Cluster, name)
+            .unwrap()
+    };
+    let before = world(&format!("{GREETER}{OTHER}"));
+    let held = (get(&before, CLUSTER), get(&before, OTHER_CLUSTER));
+    let changed =
+        world(&format!("{GREETER}{OTHER}").replace("HTTP}, {number: 81", "GRPC}, {number: 81"));
+    let after = World::following(changed.compiled().clone(), trust(), &before);
+    assert!(Arc::ptr_eq(&held.0, &get(&after, CLUSTER)));
+    assert_ne!(held.1, get(&after, OTHER_CLUSTER));
+}
+
+#[test]
+fn envoys_domains_are_unique_and_the_name_alone_is_the_default_port() {
+    let (world, client) = (
+        world(&format!("{GREETER}{OTHER}")),
+        client(ClientClass::Envoy),
+    );
+    let routes = world
+        .resource(&client, ResourceType::Route, "outbound")
+        .unwrap();
+    let routes = RouteConfiguration::decode(&routes.body.value[..]).unwrap();
+    let mut hosts = BTreeMap::new();
+    for host in &routes.virtual_hosts {
+        for domain in &host.domains {
+            let other = hosts.insert(domain.as_str(), host.name.as_str());
+            assert_eq!(other, None, "{domain} twice");
+        }
+    }
+    let port_80 = "outbound|80||other.default.svc.cluster.local/0";
+    assert_eq!(hosts["other.default"], port_80);
+    assert_eq!(hosts["other:80"], port_80);
+    assert_eq!(
+        hosts["other.default:81"],
+        "outbound|81||other.default.svc.cluster.local/0"
+    );
+    assert!(!hosts.contains_key("*"));
+}

@@ -1,0 +1,342 @@
+//! Real peers: Envoy driven by our control plane, gRPC's C-core as client and as xDS server.
+//!
+//! `scripts/setup-peers.sh` installs them; a missing one fails the test and says so.
+
+#[path = "../e2e/world.rs"]
+mod world;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use mesh_examples::greeter::HelloRequest;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
+use world::{MUST_HAPPEN, SECURITY, World, endpoints, greeter_client, routes};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+/// A file of the installed peers.
+fn peer(path: &str) -> PathBuf {
+    let folder = std::env::var_os("MESH_PEERS_DIR")
+        .map_or_else(|| root().join("target/peers"), PathBuf::from);
+    let path = folder.join(path);
+    assert!(
+        path.exists(),
+        "{} is missing: run scripts/setup-peers.sh",
+        path.display()
+    );
+    path
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// A plain HTTP/1.1 exchange; the whole answer.
+async fn http(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+async fn admin(port: u16, path: &str) -> String {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    http(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"),
+    )
+    .await
+}
+
+struct Envoy {
+    _process: Child,
+    admin: u16,
+    outbound: u16,
+}
+
+async fn start_envoy(world: &World, folder: &Path, api_type: &str) -> Envoy {
+    let (admin_port, outbound) = (free_port(), free_port());
+    let template = fs::read_to_string(root().join("interop/envoy.yaml")).unwrap();
+    let config = [
+        ("@ACCOUNT@", "frontend".to_owned()),
+        ("@OUTBOUND_PORT@", outbound.to_string()),
+        ("@ADMIN_PORT@", admin_port.to_string()),
+        ("@API_TYPE@", api_type.to_owned()),
+        ("@TOKEN@", world.token("frontend")),
+        ("@XDS_PORT@", world.xds_addr().port().to_string()),
+    ]
+    .iter()
+    .fold(template, |text, (mark, value)| text.replace(mark, value));
+    let path = folder.join("envoy.yaml");
+    fs::write(&path, config).unwrap();
+    let process = Command::new(peer("bin/envoy"))
+        .arg("-c")
+        .arg(&path)
+        .args([
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let envoy = Envoy {
+        _process: process,
+        admin: admin_port,
+        outbound,
+    };
+    let ready = async {
+        loop {
+            let is_up = TcpStream::connect(("127.0.0.1", envoy.outbound))
+                .await
+                .is_ok();
+            if is_up && admin(envoy.admin, "/ready").await.contains("LIVE") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), ready)
+        .await
+        .expect("Envoy is live");
+    envoy
+}
+
+/// Calls the greeter through Envoy over HTTP/2, as a gRPC client without a mesh would.
+async fn call_through(envoy: &Envoy, canary: bool) -> Result<String, tonic::Status> {
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{}", envoy.outbound))
+            .unwrap()
+            .origin("http://greeter.default:8080".parse().unwrap());
+    let channel = endpoint.connect().await.unwrap();
+    let mut client = mesh_examples::greeter::greeter_client::GreeterClient::new(channel);
+    let mut request = tonic::Request::new(HelloRequest {
+        name: "envoy".into(),
+    });
+    if canary {
+        request
+            .metadata_mut()
+            .insert("canary", "true".parse().unwrap());
+    }
+    Ok(client.say_hello(request).await?.into_inner().version)
+}
+
+async fn envoy_routes(api_type: &str) {
+    let world = World::start().await;
+    world.write("security.yaml", SECURITY);
+    let (v1, v2) = (world.greeter("v1").await, world.greeter("v2").await);
+    world.write(
+        "endpoints.yaml",
+        &endpoints(&[("v1", v1.address), ("v2", v2.address)]),
+    );
+    world.write("routes.yaml", &routes(80, 20));
+    let folder = tempfile::tempdir().unwrap();
+    let envoy = start_envoy(&world, folder.path(), api_type).await;
+
+    let first = async {
+        while call_through(&envoy, true).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(MUST_HAPPEN, first)
+        .await
+        .expect("a call through Envoy over mTLS");
+    for _ in 0..20 {
+        assert_eq!(
+            call_through(&envoy, true).await.unwrap(),
+            "v2",
+            "routed by header"
+        );
+    }
+    let mut v2_calls = 0;
+    for _ in 0..300 {
+        v2_calls += usize::from(call_through(&envoy, false).await.unwrap() == "v2");
+    }
+    assert!(
+        (30..95).contains(&v2_calls),
+        "routed by weight: {v2_calls} of 300"
+    );
+
+    // A change of weights arrives, and nothing was refused.
+    world.write("routes.yaml", &routes(1, 99));
+    let changed = async {
+        loop {
+            let mut v2_calls = 0;
+            for _ in 0..20 {
+                v2_calls += usize::from(call_through(&envoy, false).await.unwrap() == "v2");
+            }
+            if v2_calls >= 17 {
+                return;
+            }
+        }
+    };
+    timeout(MUST_HAPPEN, changed)
+        .await
+        .expect("the new weights");
+    let stats = admin(envoy.admin, "/stats?filter=update_rejected").await;
+    for line in stats
+        .lines()
+        .filter(|line| line.contains("update_rejected"))
+    {
+        assert!(line.ends_with(": 0"), "{stats}");
+    }
+    let control_plane = world.control_plane.as_ref().unwrap();
+    assert_eq!(
+        control_plane.metrics().nacks_total(),
+        0,
+        "{:?}",
+        control_plane.clients()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_over_state_of_the_world_routes_by_header_and_weight_over_mtls() {
+    envoy_routes("GRPC").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_over_delta_routes_by_header_and_weight_over_mtls() {
+    envoy_routes("DELTA_GRPC").await;
+}
+
+fn python(world: &World, script: &str) -> Command {
+    let bootstrap = serde_json::json!({
+        "xds_servers": [{
+            "server_uri": world.xds_addr().to_string(),
+            "channel_creds": [{"type": "insecure"}],
+            "server_features": ["xds_v3"],
+        }],
+        "node": {"id": "python~ns/default/sa/python", "metadata": {"NAMESPACE": "default"}},
+        "server_listener_resource_name_template": "mesh/inbound/%s",
+    });
+    let mut command = Command::new(peer("bin/python"));
+    command
+        .arg(root().join("interop").join(script))
+        .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string())
+        .kill_on_drop(true);
+    command
+}
+
+/// No mTLS: gRPC's C-core needs its certificates in files for it.
+const PLAINTEXT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: default}
+spec: {mtls: {mode: DISABLE}}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_c_core_calls_our_server_through_xds() {
+    let world = World::start().await;
+    world.write("security.yaml", PLAINTEXT);
+    let (v1, v2) = (world.greeter("v1").await, world.greeter("v2").await);
+    world.write(
+        "endpoints.yaml",
+        &endpoints(&[("v1", v1.address), ("v2", v2.address)]),
+    );
+    world.write("routes.yaml", &routes(50, 50));
+    let run = async |arguments: &[&str]| {
+        let output = python(&world, "grpc_client.py").args(arguments).output();
+        let output = timeout(Duration::from_secs(60), output)
+            .await
+            .expect("an end")
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect(&errors)
+    };
+    let seen = run(&["xds:///greeter.default", "200"]).await;
+    let share = |version: &str| seen[version].as_u64().unwrap_or(0);
+    assert_eq!(share("v1") + share("v2"), 200, "{seen}");
+    assert!((60..140).contains(&share("v2")), "{seen}");
+    let seen = run(&["xds:///greeter.default", "20", "canary=true"]).await;
+    assert_eq!(seen["v2"], 20, "{seen}");
+    assert_eq!(
+        world
+            .control_plane
+            .as_ref()
+            .unwrap()
+            .metrics()
+            .nacks_total(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_channel_calls_grpc_c_core_as_xds_server() {
+    let world = World::start().await;
+    world.write("security.yaml", PLAINTEXT);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    world.write("endpoints.yaml", &endpoints(&[("v1", address)]));
+    let mut server = python(&world, "grpc_server.py")
+        .args([&address.to_string(), "python"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let line = timeout(Duration::from_secs(60), lines.next_line())
+        .await
+        .expect("it serves");
+    assert_eq!(line.unwrap().as_deref(), Some("serving"));
+    let member = world.member("frontend").await;
+    let mut client = greeter_client(&member);
+    let served = async {
+        loop {
+            match client
+                .say_hello(HelloRequest {
+                    name: "rust".into(),
+                })
+                .await
+            {
+                Ok(reply) => return reply.into_inner(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    let reply = timeout(MUST_HAPPEN, served).await.expect("an answer");
+    assert_eq!(
+        (reply.version.as_str(), reply.message.as_str()),
+        ("python", "hello rust")
+    );
+    for _ in 0..50 {
+        client
+            .say_hello(HelloRequest {
+                name: "rust".into(),
+            })
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        world
+            .control_plane
+            .as_ref()
+            .unwrap()
+            .metrics()
+            .nacks_total(),
+        0
+    );
+}
