@@ -89,6 +89,15 @@ async fn a_backend_that_is_killed_and_restarted_costs_no_call() {
     let address = leaves.kill().await;
     load.next(1_000).await;
     let back = world.greeter_at(address, "v1", Telemetry::disabled()).await;
+    // With both down there would be nobody to answer.
+    let is_back = async {
+        while back.served.load(Relaxed) == 0 {
+            load.next(20).await;
+        }
+    };
+    timeout(MUST_HAPPEN, is_back)
+        .await
+        .expect("the restarted one is used again");
     let address = stays.kill().await;
     load.next(1_000).await;
     let _stays = world.greeter_at(address, "v1", Telemetry::disabled()).await;

@@ -135,13 +135,16 @@ impl World {
         let greeter = TestGreeter {
             version,
             fail_next: Arc::default(),
+            served: Arc::default(),
         };
+        let served = Arc::clone(&greeter.served);
         let fail_next = Arc::clone(&greeter.fail_next);
         let routes = tonic::service::Routes::new(GreeterServer::new(greeter)).prepare();
         let task = tokio::spawn(async move { mesh.serve(listener, routes).await });
         Server {
             address,
             fail_next,
+            served,
             task,
         }
     }
@@ -187,6 +190,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     /// The next so many calls answer UNAVAILABLE.
     pub(crate) fail_next: Arc<AtomicUsize>,
+    /// Calls that were answered.
+    pub(crate) served: Arc<AtomicUsize>,
     task: JoinHandle<Result<(), mesh_tower::server::ServeError>>,
 }
 
@@ -203,6 +208,7 @@ impl Server {
 struct TestGreeter {
     version: &'static str,
     fail_next: Arc<AtomicUsize>,
+    served: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
@@ -218,6 +224,7 @@ impl Greeter for TestGreeter {
         if fails {
             return Err(Status::unavailable("asked to fail"));
         }
+        self.served.fetch_add(1, Relaxed);
         let peer = request.extensions().get::<PeerIdentity>();
         let peer = peer
             .map(|peer| peer.principal().to_owned())
