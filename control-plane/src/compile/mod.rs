@@ -4,6 +4,7 @@
 //! a security object that cannot be used closes its own target. It does no I/O, and the same
 //! objects always give the same result.
 
+mod clusters;
 mod routes;
 mod security;
 mod services;
@@ -11,7 +12,11 @@ mod services;
 mod tests;
 mod value;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use mesh_core::{
     ClusterName, EndpointsName, RouteConfigName,
@@ -85,6 +90,16 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
                 compiled
                     .workloads
                     .entry(*address)
+                    // Several services may share an address: policies for any of them hold.
+                    .and_modify(|held| {
+                        if held.namespace == workload.namespace {
+                            for (key, value) in &workload.labels {
+                                held.labels
+                                    .entry(key.clone())
+                                    .or_insert_with(|| value.clone());
+                            }
+                        }
+                    })
                     .or_insert_with(|| workload.clone());
             }
         }
@@ -103,10 +118,13 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
     }
     for service in services.values() {
         let rule = rules.get(&service.fqdn).copied();
-        services::compile_clusters(service, rule, options, &mut compiled, &mut findings);
+        clusters::compile(service, rule, options, &mut compiled, &mut findings);
     }
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
     compiled.services = services;
+    // One mistake may be met once for each port, subset or host.
+    let mut seen = HashSet::new();
+    findings.retain(|finding| seen.insert(finding.clone()));
     (compiled, findings)
 }
 

@@ -10,7 +10,8 @@ use mesh_core::config::{
 
 use super::{
     CompileOptions, Compiled,
-    services::{PortInfo, ServiceInfo, cluster_name, find, unknown_host},
+    clusters::cluster_name,
+    services::{PortInfo, ServiceInfo, find, unknown_host},
     value,
 };
 use crate::{
@@ -215,18 +216,14 @@ impl Context<'_> {
                 weight,
             });
         }
-        if clusters
-            .iter()
-            .map(|cluster| u64::from(cluster.weight))
-            .sum::<u64>()
-            == 0
-        {
-            let message = "the weights sum up to 0";
+        let sum: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
+        if sum == 0 || sum > u64::from(u32::MAX) {
+            let message = format!("the weights sum up to {sum}, not to 1 to {}", u32::MAX);
             let field = format!("{field}.route");
             let help = "give at least one destination a weight";
             self.findings
-                .push(object.diagnose(BAD_VALUE, &field, message, help));
-            return Err(message.to_owned());
+                .push(object.diagnose(BAD_VALUE, &field, message.clone(), help));
+            return Err(message);
         }
         clusters.retain(|cluster| cluster.weight > 0);
         let mut wrong = |part: &str, message: String| {

@@ -56,6 +56,8 @@ struct Scoped<T> {
 #[derive(Clone, Debug)]
 struct Authentication {
     mode: Option<MtlsMode>,
+    /// Nobody knows what it says: STRICT, whatever else is said.
+    is_closed: bool,
     ports: BTreeMap<u16, Option<MtlsMode>>,
 }
 
@@ -105,6 +107,7 @@ impl SecurityPolicies {
                 Spec::Unreadable if object.key.kind == "PeerAuthentication" => {
                     let value = Authentication {
                         mode: Some(MtlsMode::Strict),
+                        is_closed: true,
                         ports: BTreeMap::new(),
                     };
                     policies
@@ -135,6 +138,9 @@ impl SecurityPolicies {
             .iter()
             .filter(|scoped| scoped.selects(root, namespace, labels))
             .collect();
+        if found.iter().any(|scoped| scoped.value.is_closed) {
+            return MtlsMode::Strict;
+        }
         found.sort_by_key(|scoped| scoped.narrowness(root));
         // Ports first, then from the narrowest to the widest; unset inherits.
         let by_port = found
@@ -274,7 +280,12 @@ fn authentication(
     });
     let ports = ports.collect();
     let labels = spec.selector.clone().unwrap_or_default().match_labels;
-    scoped(object, labels, Authentication { mode, ports })
+    let value = Authentication {
+        mode,
+        is_closed: false,
+        ports,
+    };
+    scoped(object, labels, value)
 }
 
 fn authorization(

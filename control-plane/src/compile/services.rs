@@ -1,34 +1,24 @@
-//! Services, their endpoints and clusters.
+//! Services and their endpoints, from Services, EndpointSlices and ServiceEntries.
+//!
+//! What becomes of them, clusters and routes, is for the modules beside this one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
-use mesh_core::config::{
-    CertificateSource, CircuitBreakers, Cluster, ClusterEndpoints, DEFAULT_CONNECT_TIMEOUT,
-    Discovery, Endpoint, HealthStatus, HttpVersion, LbPolicy, LocalityEndpoints, LocalityId,
-    StringMatcher, StringPattern, TrustSource, UpstreamTls,
-};
+use mesh_core::config::{HealthStatus, HttpVersion, LocalityId};
 
-use super::{CompileOptions, Compiled, security::MtlsMode, value};
+use super::CompileOptions;
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
-    model::{
-        DestinationRule, EndpointSlice, Object, ObjectSet, Service, ServiceEntry, Spec,
-        TrafficPolicy,
-    },
+    model::{EndpointSlice, Object, ObjectSet, Service, ServiceEntry, Spec},
 };
 
 /// Istio's annotation with a Service's accounts, separated by commas.
 const ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
 /// Kubernetes' label that ties a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Istio's label of workloads that take mTLS.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
-/// What balances unless a rule says otherwise, as in Istio.
-const DEFAULT_LB: LbPolicy = LbPolicy::LeastRequest { choice_count: 2 };
 
 /// A service with its endpoints.
 #[derive(Clone, Debug, Default)]
@@ -43,9 +33,9 @@ pub struct ServiceInfo {
     pub ports: Vec<PortInfo>,
     /// Endpoints.
     pub workloads: Vec<Workload>,
-    accounts: BTreeSet<String>,
-    extra_names: Vec<String>,
-    is_external: bool,
+    pub(super) accounts: BTreeSet<String>,
+    pub(super) extra_names: Vec<String>,
+    pub(super) is_external: bool,
 }
 
 /// A port of a service.
@@ -68,9 +58,9 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Addresses by service port number.
     pub addresses: BTreeMap<u16, SocketAddr>,
-    locality: LocalityId,
-    weight: u32,
-    health: HealthStatus,
+    pub(super) locality: LocalityId,
+    pub(super) weight: u32,
+    pub(super) health: HealthStatus,
 }
 
 impl ServiceInfo {
@@ -311,227 +301,5 @@ fn add_slice(
             weight: 1,
             health,
         });
-    }
-}
-
-/// The name of a cluster and its endpoints.
-pub(super) fn cluster_name(port: u16, subset: &str, fqdn: &str) -> String {
-    format!("outbound|{port}|{subset}|{fqdn}")
-}
-
-pub(super) fn compile_clusters(
-    service: &ServiceInfo,
-    rule: Option<(&Arc<Object>, &DestinationRule)>,
-    options: &CompileOptions,
-    compiled: &mut Compiled,
-    findings: &mut Vec<Diagnostic>,
-) {
-    let nothing = BTreeMap::new();
-    let mut parts = vec![(
-        "",
-        &nothing,
-        rule.and_then(|(_, rule)| rule.traffic_policy.as_ref()),
-    )];
-    for subset in rule.iter().flat_map(|(_, rule)| &rule.subsets) {
-        let policy = subset.traffic_policy.as_ref().or(parts[0].2);
-        parts.push((&subset.name, &subset.labels, policy));
-    }
-    for port in &service.ports {
-        for (subset, labels, policy) in &parts {
-            let name = cluster_name(port.number, subset, &service.fqdn);
-            let members: Vec<_> = service
-                .workloads
-                .iter()
-                .filter(|w| {
-                    labels
-                        .iter()
-                        .all(|(key, value)| w.labels.get(key) == Some(value))
-                })
-                .collect();
-            let mut cluster = Cluster {
-                name: name.as_str().into(),
-                discovery: Discovery::Eds(name.as_str().into()),
-                lb_policy: DEFAULT_LB,
-                circuit_breakers: CircuitBreakers::default(),
-                connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-                http_version: port.http_version,
-                tls: None,
-            };
-            let mut mode = None;
-            if let (Some(policy), Some((object, _))) = (policy, rule) {
-                mode = apply_policy(object, policy, &mut cluster, findings);
-            }
-            let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, &members, port, compiled));
-            cluster.tls = is_mtls.then(|| upstream_tls(service, port, subset, options));
-            compiled
-                .clusters
-                .insert(name.as_str().into(), Arc::new(cluster));
-            let endpoints = endpoints(&name, &members, port.number);
-            compiled
-                .endpoints
-                .insert(name.as_str().into(), Arc::new(endpoints));
-        }
-    }
-}
-
-/// Applies a traffic policy; what it says of mTLS.
-fn apply_policy(
-    object: &Object,
-    policy: &TrafficPolicy,
-    cluster: &mut Cluster,
-    findings: &mut Vec<Diagnostic>,
-) -> Option<bool> {
-    let mut wrong = |field: &str, message: String| {
-        let field = format!("spec.trafficPolicy.{field}");
-        findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
-    };
-    let simple = policy
-        .load_balancer
-        .as_ref()
-        .and_then(|lb| lb.simple.as_deref());
-    match simple {
-        None | Some("UNSPECIFIED") => {}
-        Some("ROUND_ROBIN") => cluster.lb_policy = LbPolicy::RoundRobin,
-        Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = DEFAULT_LB,
-        Some("RANDOM") => cluster.lb_policy = LbPolicy::Random,
-        Some(other) => wrong("loadBalancer.simple", format!("{other} is not supported")),
-    }
-    let pool = policy.connection_pool.as_ref();
-    if let Some(limit) = pool
-        .and_then(|p| p.http.as_ref())
-        .and_then(|http| http.http2_max_requests)
-    {
-        cluster.circuit_breakers.max_requests = limit;
-    }
-    let timeout = pool
-        .and_then(|p| p.tcp.as_ref())
-        .and_then(|tcp| tcp.connect_timeout.as_deref());
-    match timeout.map(value::duration) {
-        Some(Ok(timeout)) => cluster.connect_timeout = timeout,
-        Some(Err(message)) => wrong("connectionPool.tcp.connectTimeout", message),
-        None => {}
-    }
-    if let Some(budget) = &policy.retry_budget {
-        let held = &mut cluster.circuit_breakers.retry_budget;
-        held.min_retry_concurrency = budget
-            .min_retry_concurrency
-            .unwrap_or(held.min_retry_concurrency);
-        match budget.percent {
-            Some(percent) if (0.0..=100.0).contains(&percent) => held.percent = percent as u32,
-            Some(percent) => wrong("retryBudget.percent", format!("{percent} is not 0 to 100")),
-            None => {}
-        }
-    }
-    match policy.tls.as_ref().map(|tls| tls.mode.as_str()) {
-        None => None,
-        Some("DISABLE") => Some(false),
-        Some("ISTIO_MUTUAL") => Some(true),
-        Some(other) => {
-            wrong(
-                "tls.mode",
-                format!("{other:?} is not supported: mTLS is used"),
-            );
-            // Never less than was asked for.
-            Some(true)
-        }
-    }
-}
-
-/// Automatic mTLS: whether the endpoints take it.
-fn takes_mtls(
-    service: &ServiceInfo,
-    members: &[&Workload],
-    port: &PortInfo,
-    compiled: &Compiled,
-) -> bool {
-    if service.is_external {
-        return false;
-    }
-    let mode = |workload: &Workload| {
-        let port = workload
-            .addresses
-            .get(&port.number)
-            .map_or(port.number, SocketAddr::port);
-        compiled
-            .security
-            .mode(&workload.namespace, &workload.labels, port)
-    };
-    if members.is_empty() {
-        let mode = compiled
-            .security
-            .mode(&service.namespace, &BTreeMap::new(), port.number);
-        return mode == MtlsMode::Strict;
-    }
-    members.iter().all(|workload| match mode(workload) {
-        MtlsMode::Strict => true,
-        MtlsMode::Permissive => workload
-            .labels
-            .get(TLS_MODE)
-            .is_some_and(|mode| mode == "istio"),
-        MtlsMode::Disable => false,
-    })
-}
-
-fn upstream_tls(
-    service: &ServiceInfo,
-    port: &PortInfo,
-    subset: &str,
-    options: &CompileOptions,
-) -> UpstreamTls {
-    let domain = &options.trust_domain;
-    let accounts = service
-        .accounts
-        .iter()
-        .map(|path| format!("spiffe://{domain}/{path}"));
-    let mut names: Vec<_> = accounts
-        .chain(service.extra_names.iter().cloned())
-        .map(StringMatcher::exact)
-        .collect();
-    if names.is_empty() {
-        let any_account = format!("spiffe://{domain}/ns/{}/sa/", service.namespace);
-        names.extend(StringMatcher::new(StringPattern::Prefix(any_account)));
-    }
-    UpstreamTls {
-        identity: Some(CertificateSource::Provider {
-            instance: "default".into(),
-        }),
-        roots: TrustSource::Sds("ROOTCA".into()),
-        subject_alt_names: names,
-        sni: Some(format!(
-            "outbound_.{}_.{subset}_.{}",
-            port.number, service.fqdn
-        )),
-    }
-}
-
-fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
-    let mut localities = BTreeMap::<&LocalityId, LocalityEndpoints>::new();
-    let mut seen = BTreeSet::new();
-    for workload in members {
-        let Some(address) = workload.addresses.get(&port) else {
-            continue;
-        };
-        if !seen.insert(*address) {
-            continue;
-        }
-        let locality = localities
-            .entry(&workload.locality)
-            .or_insert_with(|| LocalityEndpoints {
-                locality: workload.locality.clone(),
-                priority: 0,
-                weight: 0,
-                endpoints: Vec::new(),
-            });
-        locality.weight += workload.weight;
-        locality.endpoints.push(Endpoint {
-            address: *address,
-            weight: workload.weight,
-            health: workload.health,
-            hostname: String::new(),
-        });
-    }
-    ClusterEndpoints {
-        name: name.into(),
-        localities: localities.into_values().collect(),
     }
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use super::Loaded;
 use crate::{
@@ -23,8 +26,18 @@ struct Header {
     metadata: Metadata,
 }
 
+/// All that an object may have; a misspelt `spec` must not read as an empty one.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct WithSpec<S> {
+    #[serde(default, rename = "apiVersion")]
+    _api_version: IgnoredAny,
+    #[serde(default, rename = "kind")]
+    _kind: IgnoredAny,
+    #[serde(default, rename = "metadata")]
+    _metadata: IgnoredAny,
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
     #[serde(default)]
     spec: S,
 }
@@ -59,8 +72,11 @@ pub(super) fn read_text(file: &str, text: &str, before: &ObjectSet, loaded: &mut
 fn documents(text: &str) -> Vec<(usize, String)> {
     let mut found = vec![(1, String::new())];
     for (index, line) in text.lines().enumerate() {
-        if line.trim_end() == "---" || line.starts_with("--- ") {
+        if line.trim_end() == "---" {
             found.push((index + 2, String::new()));
+        } else if let Some(rest) = line.strip_prefix("--- ") {
+            // What stands on the marker's line belongs to the document.
+            found.push((index + 1, format!("{rest}\n")));
         } else if let Some((_, document)) = found.last_mut() {
             document.push_str(line);
             document.push('\n');
@@ -86,6 +102,7 @@ fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
                     .entry(object.key.clone())
                     .or_insert_with(|| Arc::clone(object));
             }
+            close_guessed(place, before, loaded);
             return;
         }
     };
@@ -107,12 +124,17 @@ fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
             spec,
         })
     };
+    let is_held = |held: &Arc<Object>| {
+        before
+            .get(&key)
+            .is_some_and(|before| Arc::ptr_eq(before, held))
+    };
     match read_spec(&key.kind, &place.text) {
         Ok(spec) => {
             if loaded
                 .objects
                 .insert(key.clone(), object(spec))
-                .is_some_and(|held| held.place.file != place.file || held.place.line != place.line)
+                .is_some_and(|held| !is_held(&held))
             {
                 let message = "this object is written more than once: the last one counts";
                 let mut finding =
@@ -136,20 +158,63 @@ fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
             if let Some(held) = before.get(&key) {
                 loaded.objects.insert(key.clone(), Arc::clone(held));
             } else if SECURITY_KINDS.contains(&key.kind.as_str()) {
-                let message = format!(
-                    "namespace {} is closed until this can be read",
-                    key.namespace
-                );
-                loaded.diagnostics.push(object(Spec::Unreadable).diagnose(
-                    FAILS_CLOSED,
-                    "spec",
-                    message,
-                    "",
-                ));
-                loaded.objects.insert(key.clone(), object(Spec::Unreadable));
+                close(object(Spec::Unreadable), loaded);
             }
         }
     }
+}
+
+/// A security document that is not even YAML still closes the namespace that it seems to be for,
+/// unless what its file said before is known.
+fn close_guessed(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
+    let value = |key: &str| {
+        let text = &place.text;
+        let found = text.match_indices(key).find_map(|(at, _)| {
+            let is_word = !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '/');
+            let rest = text[at + key.len()..].trim_start_matches(['"', '\'']);
+            let rest = rest.strip_prefix(':').filter(|_| is_word)?;
+            let rest = rest.trim_start_matches([' ', '"', '\'']);
+            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '-' && c != '.');
+            Some(rest[..end.unwrap_or(rest.len())].to_owned())
+        });
+        found.filter(|value| !value.is_empty())
+    };
+    let Some(kind) = value("kind").filter(|kind| SECURITY_KINDS.contains(&kind.as_str())) else {
+        return;
+    };
+    let namespace = value("namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    let name = value("name").unwrap_or_else(|| format!("{}:{}", place.file, place.line));
+    let key = ObjectKey {
+        kind,
+        namespace,
+        name,
+    };
+    if loaded.objects.contains_key(&key) {
+        return;
+    }
+    if let Some(held) = before.get(&key) {
+        // Its file has another name now.
+        loaded.objects.insert(key, Arc::clone(held));
+        return;
+    }
+    let object = Object {
+        key,
+        metadata: Metadata::default(),
+        place: place.clone(),
+        spec: Spec::Unreadable,
+    };
+    close(Arc::new(object), loaded);
+}
+
+/// Holds an unreadable security object in the place of what it would have said.
+fn close(object: Arc<Object>, loaded: &mut Loaded) {
+    let message = format!(
+        "namespace {} is closed until this can be read",
+        object.key.namespace
+    );
+    let finding = object.diagnose(FAILS_CLOSED, "spec", message, "");
+    loaded.diagnostics.push(finding);
+    loaded.objects.insert(object.key.clone(), object);
 }
 
 enum Failure {

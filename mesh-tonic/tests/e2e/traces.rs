@@ -114,6 +114,7 @@ async fn a_request_with_a_retry_is_one_trace_with_the_right_parents() {
     let frontend = world
         .member_with("frontend", frontend_telemetry.clone())
         .await;
+    let mut warm_up = greeter_client(&frontend);
     let listener = bind(any);
     let port = listener.local_addr().unwrap().port();
     let router = Router::new()
@@ -127,6 +128,15 @@ async fn a_request_with_a_retry_is_one_trace_with_the_right_parents() {
 
     let caller_telemetry = telemetry("caller");
     let caller = world.member_with("caller", caller_telemetry.clone()).await;
+    // With both endpoints connected, a retry has somewhere else to go.
+    while greeter.served.load(Relaxed) == 0 || second.served.load(Relaxed) == 0 {
+        warm_up
+            .say_hello(HelloRequest {
+                name: "warm up".into(),
+            })
+            .await
+            .unwrap();
+    }
     // Without a route of its own the greeter has the default policy: two retries.
     greeter.fail_next.store(1, Relaxed);
     second.fail_next.store(1, Relaxed);
@@ -145,9 +155,24 @@ async fn a_request_with_a_retry_is_one_trace_with_the_right_parents() {
     }
     // Caller: call, attempt. Front end: server, call, three attempts. Greeter: three servers.
     // What came is shown by the check when it is not all.
-    _ = timeout(MUST_HAPPEN, spans.wait_for(|spans| spans.len() >= 10)).await;
-    let spans = spans.borrow().clone();
+    _ = timeout(
+        MUST_HAPPEN,
+        spans.wait_for(|spans| of_the_caller(spans).len() >= 10),
+    )
+    .await;
+    let spans = of_the_caller(&spans.borrow());
     check(&spans);
+}
+
+/// The spans of the trace that the caller began.
+fn of_the_caller(spans: &[Received]) -> Vec<Received> {
+    let root = spans.iter().find(|r| r.service.contains("caller"));
+    let trace = root.map(|r| r.span.trace_id.clone()).unwrap_or_default();
+    spans
+        .iter()
+        .filter(|r| r.span.trace_id == trace)
+        .cloned()
+        .collect()
 }
 
 fn check(spans: &[Received]) {
