@@ -9,7 +9,11 @@
 //! 5. attempts — each picks again from the newest endpoints.
 //! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request::Parts};
 use mesh_core::{
@@ -380,33 +384,36 @@ enum AttemptResult<M: MakeEndpoint> {
 }
 
 /// Endpoints that were tried, the newest last; the oldest are forgotten first.
-#[derive(Default)]
 struct Previous {
-    addresses: [Option<SocketAddr>; PREVIOUS_MAX],
-    flat: Vec<SocketAddr>,
+    addresses: [SocketAddr; PREVIOUS_MAX],
+    count: usize,
 }
 
 impl Previous {
     fn push(&mut self, address: SocketAddr) {
-        match self.addresses.iter_mut().find(|slot| slot.is_none()) {
-            // The first attempt of most calls is the only one: nothing is allocated for it.
-            Some(slot) => *slot = Some(address),
-            None => {
-                self.addresses.rotate_left(1);
-                self.addresses[PREVIOUS_MAX - 1] = Some(address);
-            }
+        if self.count == PREVIOUS_MAX {
+            self.addresses.rotate_left(1);
+            self.count -= 1;
         }
-        if self.addresses[1].is_some() || !self.flat.is_empty() {
-            self.flat = self.addresses.iter().flatten().copied().collect();
-        }
+        self.addresses[self.count] = address;
+        self.count += 1;
     }
 
     fn last(&self) -> Option<SocketAddr> {
-        self.addresses.iter().flatten().last().copied()
+        self.as_slice().last().copied()
     }
 
     fn as_slice(&self) -> &[SocketAddr] {
-        &self.flat
+        &self.addresses[..self.count]
+    }
+}
+
+impl Default for Previous {
+    fn default() -> Self {
+        Self {
+            addresses: [SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0); PREVIOUS_MAX],
+            count: 0,
+        }
     }
 }
 
