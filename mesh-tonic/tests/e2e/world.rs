@@ -40,12 +40,18 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start() -> Self {
-        Self::start_with_ttl(Duration::from_secs(3600)).await
+        Self::start_with("", Duration::from_secs(3600)).await
     }
 
     pub(crate) async fn start_with_ttl(cert_ttl: Duration) -> Self {
+        Self::start_with("", cert_ttl).await
+    }
+
+    /// A control plane that finds `config` when it starts.
+    pub(crate) async fn start_with(config: &str, cert_ttl: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("config")).unwrap();
+        fs::write(dir.path().join("config/first.yaml"), config).unwrap();
         fs::create_dir(dir.path().join("data")).unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let running = launch(dir.path(), any, cert_ttl).await;

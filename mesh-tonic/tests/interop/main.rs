@@ -1,7 +1,8 @@
 //! Real peers: Envoy driven by our control plane, gRPC's C-core as client and as xDS server.
 //!
-//! `scripts/setup-peers.sh` installs them; a missing one fails the test and says so.
+//! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
+mod validate;
 #[path = "../e2e/world.rs"]
 mod world;
 
@@ -18,6 +19,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
+    sync::OnceCell,
     time::timeout,
 };
 use world::{MUST_HAPPEN, SECURITY, World, endpoints, greeter_client, routes};
@@ -29,17 +31,23 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-/// A file of the installed peers.
-fn peer(path: &str) -> PathBuf {
+/// A file of the peers, which are installed when they are not there.
+async fn peer(path: &str) -> PathBuf {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    let install = async || {
+        let script = root().join("scripts/setup-peers.sh");
+        let status = Command::new(&script).stdout(Stdio::null()).status().await;
+        let is_done = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+        assert!(
+            is_done,
+            "{}: {status:?}; run it to see why",
+            script.display()
+        );
+    };
+    INSTALLED.get_or_init(install).await;
     let folder = std::env::var_os("MESH_PEERS_DIR")
         .map_or_else(|| root().join("target/peers"), PathBuf::from);
-    let path = folder.join(path);
-    assert!(
-        path.exists(),
-        "{} is missing: run scripts/setup-peers.sh",
-        path.display()
-    );
-    path
+    folder.join(path)
 }
 
 fn free_port() -> u16 {
@@ -89,7 +97,7 @@ async fn start_envoy(world: &World, folder: &Path, api_type: &str) -> Envoy {
     .fold(template, |text, (mark, value)| text.replace(mark, value));
     let path = folder.join("envoy.yaml");
     fs::write(&path, config).unwrap();
-    let process = Command::new(peer("bin/envoy"))
+    let process = Command::new(peer("bin/envoy").await)
         .arg("-c")
         .arg(&path)
         .args([
@@ -222,7 +230,7 @@ async fn envoy_over_delta_routes_by_header_and_weight_over_mtls() {
     envoy_routes("DELTA_GRPC").await;
 }
 
-fn python(world: &World, script: &str) -> Command {
+async fn python(world: &World, script: &str) -> Command {
     let bootstrap = serde_json::json!({
         "xds_servers": [{
             "server_uri": world.xds_addr().to_string(),
@@ -232,7 +240,7 @@ fn python(world: &World, script: &str) -> Command {
         "node": {"id": "python~ns/default/sa/python", "metadata": {"NAMESPACE": "default"}},
         "server_listener_resource_name_template": "mesh/inbound/%s",
     });
-    let mut command = Command::new(peer("bin/python"));
+    let mut command = Command::new(peer("bin/python").await);
     command
         .arg(root().join("interop").join(script))
         .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string())
@@ -259,7 +267,8 @@ async fn grpc_c_core_calls_our_server_through_xds() {
     );
     world.write("routes.yaml", &routes(50, 50));
     let run = async |arguments: &[&str]| {
-        let output = python(&world, "grpc_client.py").args(arguments).output();
+        let mut client = python(&world, "grpc_client.py").await;
+        let output = client.args(arguments).output();
         let output = timeout(Duration::from_secs(60), output)
             .await
             .expect("an end")
@@ -292,6 +301,7 @@ async fn our_channel_calls_grpc_c_core_as_xds_server() {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     world.write("endpoints.yaml", &endpoints(&[("v1", address)]));
     let mut server = python(&world, "grpc_server.py")
+        .await
         .args([&address.to_string(), "python"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
