@@ -1,5 +1,5 @@
-//! What a call allocates, from a gRPC request to the end of its response, over an endpoint that
-//! answers at once.
+//! What a call allocates and waits for, from a gRPC request to the end of its response, over an
+//! endpoint that answers at once.
 //!
 //! The count is a budget: raising it is a reviewed change. It is printed.
 
@@ -7,6 +7,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     pin::{Pin, pin},
+    sync::{Mutex, mpsc},
     task::{Context, Poll, Waker},
 };
 
@@ -28,12 +29,28 @@ use tower::Service;
 /// body, the extension that names the endpoint; a retry policy adds the kept head and the recording.
 const ALLOCATIONS_MAX: [u64; 2] = [5, 8];
 
-struct Instant;
+/// Makes endpoints at once, but for the port that stops it.
+#[derive(Default)]
+struct Instant {
+    stop: Option<Stop>,
+}
+
+struct Stop {
+    port: u16,
+    reached: mpsc::Sender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
 
 impl MakeEndpoint for Instant {
     type Endpoint = InstantEndpoint;
 
     fn make(&self, context: EndpointContext) -> InstantEndpoint {
+        if let Some(stop) = &self.stop
+            && stop.port == context.address.port()
+        {
+            stop.reached.send(()).unwrap();
+            stop.go_on.lock().unwrap().recv().unwrap();
+        }
         InstantEndpoint(context)
     }
 }
@@ -104,7 +121,8 @@ async fn a_call_allocates_at_most_its_budget() {
         .collect();
     for (with_retry, allowed) in [false, true].into_iter().zip(ALLOCATIONS_MAX) {
         let (mut config, reader) = HandMade::new();
-        let mut channel = Channel::new(MeshService::new("greeter", reader, Instant)).unwrap();
+        let mut channel =
+            Channel::new(MeshService::new("greeter", reader, Instant::default())).unwrap();
         let world = tree("greeter")
             .cluster_with("a", &endpoints, |cluster| {
                 cluster.lb_policy = LbPolicy::LeastRequest { choice_count: 2 };
@@ -140,4 +158,38 @@ async fn a_call_allocates_at_most_its_budget() {
         );
         assert!(mesh <= allowed, "{mesh} > {allowed}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_waits_for_no_writer() {
+    let addresses = |ports: std::ops::Range<u16>| -> Vec<SocketAddr> {
+        ports
+            .map(|port| SocketAddr::from(([10, 0, 0, 1], port)))
+            .collect()
+    };
+    let (mut config, reader) = HandMade::new();
+    let (reached, is_reached) = mpsc::channel();
+    let (go_on, wait) = mpsc::channel();
+    let make = Instant {
+        stop: Some(Stop {
+            port: 3,
+            reached,
+            go_on: Mutex::new(wait),
+        }),
+    };
+    let mut channel = Channel::new(MeshService::new("greeter", reader, make)).unwrap();
+    let world = |ports| {
+        let tree = tree("greeter").cluster("a", &addresses(ports));
+        tree.route("/", "a").build()
+    };
+    config.publish(&world(1..3));
+    channel.ready().await.unwrap();
+    // The writer of the next configuration stands still in the middle of its work...
+    config.publish(&world(1..4));
+    tokio::task::block_in_place(|| is_reached.recv().unwrap());
+    // ...and every call ends in the one poll that it gets.
+    for _ in 0..1000 {
+        finish(&mut channel, request());
+    }
+    go_on.send(()).unwrap();
 }
