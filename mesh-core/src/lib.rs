@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {outcome, stats, rng} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {outcome, stats, rng, shard} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -22,6 +22,7 @@ pub mod outcome;
 pub mod retry;
 pub mod rng;
 pub mod route;
+pub mod shard;
 pub mod snapshot;
 pub mod stats;
 #[cfg(feature = "test-util")]

@@ -4,10 +4,12 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use http::{Request, Response, Uri, uri};
+use mesh_core::shard::Sharded;
 #[cfg(feature = "xds")]
 use mesh_tower::Mesh;
 use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
@@ -24,7 +26,9 @@ use crate::{Target, TargetError};
 /// the call instead. Errors are [`tonic::Status`] whose source is a [`mesh_tower::Error`].
 pub struct Channel<M: MakeEndpoint = HyperConnector> {
     service: MeshService<M>,
-    authority: uri::Authority,
+    /// What calls carry as their authority: a copy for each shard, because a clone of one counts
+    /// its references where all threads do.
+    authority: Arc<Sharded<uri::Authority>>,
 }
 
 impl<M: MakeEndpoint> Channel<M> {
@@ -33,8 +37,21 @@ impl<M: MakeEndpoint> Channel<M> {
     /// # Errors
     /// When the service's name is not usable as an authority.
     pub fn new(service: MeshService<M>) -> Result<Self, uri::InvalidUri> {
-        let authority = service.name().parse()?;
-        Ok(Self { service, authority })
+        let name = service.name();
+        let checked: uri::Authority = name.parse()?;
+        let authority = Sharded::new(|| name.parse().unwrap_or_else(|_| checked.clone()));
+        Ok(Self {
+            service,
+            authority: Arc::new(authority),
+        })
+    }
+
+    /// Whether responses carry a [`SelectedEndpoint`](mesh_tower::SelectedEndpoint) in their
+    /// extensions. Off by default.
+    #[must_use]
+    pub fn report_endpoint(mut self, reports: bool) -> Self {
+        self.service = self.service.report_endpoint(reports);
+        self
     }
 
     /// Waits for the first configuration.
@@ -50,7 +67,7 @@ impl<M: MakeEndpoint> Clone for Channel<M> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            authority: self.authority.clone(),
+            authority: Arc::clone(&self.authority),
         }
     }
 }
@@ -58,7 +75,7 @@ impl<M: MakeEndpoint> Clone for Channel<M> {
 impl<M: MakeEndpoint> fmt::Debug for Channel<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
-            .field("authority", &self.authority)
+            .field("authority", self.authority.local())
             .finish()
     }
 }
@@ -76,7 +93,7 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
         // The scheme is set where it is known whether the connection has TLS.
         let mut parts = uri::Parts::default();
         parts.scheme = Some(uri::Scheme::HTTP);
-        parts.authority = Some(self.authority.clone());
+        parts.authority = Some(self.authority.local().clone());
         parts.path_and_query = std::mem::take(request.uri_mut())
             .into_parts()
             .path_and_query;
@@ -85,7 +102,7 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
         }
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         ResponseFuture {
-            inner: self.service.call(request),
+            inner: self.service.send(request.map(mesh_tower::Body::eager)),
         }
     }
 }

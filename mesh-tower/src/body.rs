@@ -6,10 +6,11 @@
 
 use std::{
     any::Any,
+    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -26,10 +27,14 @@ pub struct Body {
     kind: Kind,
 }
 
+type Stream = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>;
+
 enum Kind {
     Empty,
     Full(Bytes),
-    Stream(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError> + Send>>),
+    Stream(Stream),
+    /// A stream of which something was read already.
+    Begun(VecDeque<Result<Frame<Bytes>, BoxError>>, Stream),
     Replay(ReplayAttempt),
 }
 
@@ -39,42 +44,105 @@ impl Body {
         Self { kind: Kind::Empty }
     }
 
-    /// A streaming body.
+    /// Any body. What it has at hand is taken at once: a body that turns out to be one buffer, as
+    /// a unary gRPC request's does, is one from then on, and costs nothing to send again.
     pub fn new<B>(body: B) -> Self
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        // A body that is ours already keeps what is known of it, and its one allocation.
+        // Bodies that are known keep what is known of them, and their one allocation.
         let mut body = Some(body);
-        if let Some(ours) = (&mut body as &mut dyn Any).downcast_mut::<Option<Self>>() {
+        let known = &mut body as &mut dyn Any;
+        if let Some(ours) = known.downcast_mut::<Option<Self>>() {
             return ours.take().unwrap_or_default();
         }
-        let Some(body) = body.filter(|body| !body.is_end_stream()) else {
-            return Self::empty();
-        };
-        Self {
-            kind: Kind::Stream(Box::pin(http_body_util::BodyExt::map_err(body, Into::into))),
+        if let Some(full) = known.downcast_mut::<Option<http_body_util::Full<Bytes>>>() {
+            return full.take().map(Self::eager).unwrap_or_default();
+        }
+        match body {
+            Some(body) if !body.is_end_stream() => Self::eager(Box::pin(body)),
+            _ => Self::empty(),
         }
     }
 
-    /// Splits the body for a request that may be sent more than once.
-    pub(crate) fn replayable(self) -> Replay {
-        match self.kind {
-            Kind::Empty => Replay::Free(Bytes::new()),
-            Kind::Full(bytes) => Replay::Free(bytes),
-            kind @ (Kind::Stream(_) | Kind::Replay(_)) => {
-                Replay::Recorded(Arc::new(Mutex::new(Recording {
-                    source: Self { kind },
-                    data: Vec::new(),
-                    trailers: None,
-                    bytes: 0,
-                    attempt: 0,
-                    ended: false,
-                    overflowed: false,
-                })))
+    /// [`new`](Self::new) for a body that can be moved: one buffer costs no allocation.
+    pub fn eager<B>(mut body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // Whoever polls later registers a waker of its own.
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut ahead = None::<Bytes>;
+        loop {
+            if body.is_end_stream() {
+                return ahead.unwrap_or_default().into();
+            }
+            match Pin::new(&mut body).poll_frame(&mut cx) {
+                Poll::Ready(None) => return ahead.unwrap_or_default().into(),
+                Poll::Ready(Some(Ok(frame))) if frame.is_data() && ahead.is_none() => {
+                    ahead = frame.into_data().ok();
+                }
+                Poll::Ready(Some(other)) => {
+                    let second = other.map_err(Into::into);
+                    return Self::begun(ahead, Some(second), body);
+                }
+                Poll::Pending => return Self::begun(ahead, None, body),
             }
         }
+    }
+
+    fn begun<B>(
+        first: Option<Bytes>,
+        second: Option<Result<Frame<Bytes>, BoxError>>,
+        rest: B,
+    ) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let rest: Stream = Box::pin(http_body_util::BodyExt::map_err(rest, Into::into));
+        let first = first.map(|data| Ok(Frame::data(data)));
+        let ahead: VecDeque<_> = first.into_iter().chain(second).collect();
+        let kind = match ahead.is_empty() {
+            true => Kind::Stream(rest),
+            false => Kind::Begun(ahead, rest),
+        };
+        Self { kind }
+    }
+
+    /// The whole body, when it is one buffer or none.
+    pub(crate) fn take_buffer(&mut self) -> Option<Bytes> {
+        match &mut self.kind {
+            Kind::Empty => Some(Bytes::new()),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Some(bytes)
+            }
+            _ => None,
+        }
+    }
+
+    /// Makes the body one that may be sent more than once; itself is the first attempt's.
+    pub(crate) fn share(&mut self) -> Replay {
+        match &self.kind {
+            Kind::Empty => return Replay::Free(Bytes::new()),
+            Kind::Full(bytes) => return Replay::Free(bytes.clone()),
+            Kind::Stream(_) | Kind::Begun(..) | Kind::Replay(_) => {}
+        }
+        let replay = Replay::Recorded(Arc::new(Mutex::new(Recording {
+            source: std::mem::take(self),
+            data: Vec::new(),
+            trailers: None,
+            bytes: 0,
+            attempt: 0,
+            ended: false,
+            overflowed: false,
+        })));
+        *self = replay.attempt().unwrap_or_default();
+        replay
     }
 }
 
@@ -113,7 +181,7 @@ impl fmt::Debug for Body {
         f.write_str(match self.kind {
             Kind::Empty => "Body(empty)",
             Kind::Full(_) => "Body(full)",
-            Kind::Stream(_) => "Body(stream)",
+            Kind::Stream(_) | Kind::Begun(..) => "Body(stream)",
             Kind::Replay(_) => "Body(replay)",
         })
     }
@@ -135,6 +203,10 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Stream(body) => body.as_mut().poll_frame(cx),
+            Kind::Begun(ahead, body) => match ahead.pop_front() {
+                Some(frame) => Poll::Ready(Some(frame)),
+                None => body.as_mut().poll_frame(cx),
+            },
             Kind::Replay(attempt) => attempt.poll_frame(cx),
         }
     }
@@ -144,6 +216,7 @@ impl http_body::Body for Body {
             Kind::Empty => true,
             Kind::Full(_) => false,
             Kind::Stream(body) => body.is_end_stream(),
+            Kind::Begun(ahead, body) => ahead.is_empty() && body.is_end_stream(),
             Kind::Replay(attempt) => attempt.is_end_stream(),
         }
     }
@@ -153,7 +226,8 @@ impl http_body::Body for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Stream(body) => body.size_hint(),
-            Kind::Replay(_) => SizeHint::default(),
+            // A content-length must not be less than what is sent.
+            Kind::Begun(..) | Kind::Replay(_) => SizeHint::default(),
         }
     }
 }
@@ -322,8 +396,8 @@ mod tests {
 
     #[tokio::test]
     async fn each_attempt_sends_the_whole_body_even_after_a_partial_one() {
-        let replay = stream(&[3, 4, 5], true).replayable();
-        let mut first = replay.attempt().unwrap();
+        let mut first = stream(&[3, 4, 5], true);
+        let replay = first.share();
         assert_eq!(
             first
                 .frame()
@@ -343,23 +417,25 @@ mod tests {
         );
         assert_eq!(length(replay.attempt().unwrap()).await, (12, true));
 
-        let free = Body::from("abc").replayable();
-        for _ in 0..2 {
+        // One frame, however it comes, is one buffer.
+        for mut body in [Body::from("abc"), stream(&[3], false)] {
+            assert!(matches!(body.kind, Kind::Full(_)));
+            let free = body.share();
+            assert_eq!(length(body).await, (3, false));
             assert_eq!(length(free.attempt().unwrap()).await, (3, false));
         }
     }
 
     #[tokio::test]
     async fn a_body_at_the_bound_repeats_and_one_byte_more_does_not() {
-        let replay = stream(&[REPLAY_BYTES_MAX], false).replayable();
-        assert_eq!(length(replay.attempt().unwrap()).await.0, REPLAY_BYTES_MAX);
+        let mut body = stream(&[REPLAY_BYTES_MAX - 1, 1], false);
+        let replay = body.share();
+        assert_eq!(length(body).await.0, REPLAY_BYTES_MAX);
         assert!(replay.can_repeat());
 
-        let replay = stream(&[REPLAY_BYTES_MAX, 1, 1], false).replayable();
-        assert_eq!(
-            length(replay.attempt().unwrap()).await.0,
-            REPLAY_BYTES_MAX + 2
-        );
+        let mut body = stream(&[REPLAY_BYTES_MAX, 1, 1], false);
+        let replay = body.share();
+        assert_eq!(length(body).await.0, REPLAY_BYTES_MAX + 2);
         assert!(!replay.can_repeat() && replay.attempt().is_none());
     }
 }

@@ -49,9 +49,6 @@ impl HttpClient {
     }
 
     fn service(&self, authority: &str) -> Result<MeshService<HyperConnector>, Error> {
-        if let Some(service) = self.inner.services.load().get(authority) {
-            return Ok(service.clone());
-        }
         let _write = self
             .inner
             .write
@@ -76,7 +73,16 @@ impl HttpClient {
         Ok(service)
     }
 
-    fn service_of<B>(&self, request: &Request<B>) -> Result<MeshService<HyperConnector>, Error> {
+    fn send(&self, request: Request<Body>) -> Result<ResponseFuture<HyperConnector>, Error> {
+        let authority = Self::authority(&request)?;
+        if let Some(service) = self.inner.services.load().get(authority) {
+            return Ok(service.send(request));
+        }
+        let service = self.service(authority)?;
+        Ok(service.send(request))
+    }
+
+    fn authority(request: &Request<Body>) -> Result<&str, Error> {
         let host = || request.headers().get(header::HOST)?.to_str().ok();
         let authority = request
             .uri()
@@ -91,10 +97,9 @@ impl HttpClient {
                     "the request names no authority: write http://NAME/PATH or set the host header",
                 )
             })?;
-        let authority = authority
+        Ok(authority
             .rsplit_once('@')
-            .map_or(authority, |(_, host)| host);
-        self.service(authority)
+            .map_or(authority, |(_, host)| host))
     }
 }
 
@@ -121,9 +126,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.service_of(&request) {
-            Ok(mut service) => service.call(request.map(Body::new)),
-            Err(error) => ResponseFuture::failed(error),
-        }
+        self.send(request.map(Body::new))
+            .unwrap_or_else(ResponseFuture::failed)
     }
 }

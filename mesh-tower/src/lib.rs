@@ -10,7 +10,7 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → call → {listener, response} → {cluster, connect} →
+//! `mesh → {http_client, service} → call → {response, in_flight} → {listener, head} → {cluster, connect} →
 //! {server, tls} → {telemetry, context, identity, body, error}`.
 
 mod body;
@@ -20,19 +20,21 @@ pub mod connect;
 pub mod context;
 mod error;
 mod ext;
+mod head;
 #[cfg(feature = "xds")]
 mod http_client;
 pub mod identity;
+mod in_flight;
 mod listener;
 #[cfg(feature = "xds")]
 mod mesh;
-mod record;
 mod response;
 mod rng;
 pub mod server;
 mod service;
 pub mod telemetry;
 pub mod tls;
+mod within;
 
 pub use body::{Body, REPLAY_BYTES_MAX};
 pub use call::{CONNECTING_WAIT_MAX, TRANSPARENT_RETRIES_MAX};

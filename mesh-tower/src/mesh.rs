@@ -160,8 +160,9 @@ impl Mesh {
         let inner = &self.inner;
         let resource = inner.xds.client_listener_name(name);
         let reader = inner.xds.watch_listener(&resource, name);
-        let listener = ListenerRuntime::new(name, reader, Arc::clone(&inner.clusters));
-        Ok(MeshService::from_parts(listener, inner.telemetry.clone()))
+        let clusters = Arc::clone(&inner.clusters);
+        let listener = ListenerRuntime::new(name, reader, clusters, inner.telemetry.clone());
+        Ok(MeshService::of(listener))
     }
 
     /// A client of any name, routed by the request's authority.

@@ -10,18 +10,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use mesh_core::outcome::Outcome;
 use tokio::time::{Instant, Sleep};
 
 use crate::{
-    Error, SelectedEndpoint,
-    call::classify,
-    cluster::{CircuitPermit, EndpointService, MakeEndpoint, Picked, RetryPermit},
+    Error,
+    cluster::{EndpointService, MakeEndpoint},
     error::ErrorKind,
-    record::CallRecord,
-    telemetry::{AttemptSpan, Code, Protocol, grpc_status},
+    in_flight::InFlight,
+    telemetry::grpc_status,
 };
 
 /// The body of a response. Errors are [`Error`].
@@ -40,7 +38,7 @@ impl<M: MakeEndpoint> ResponseBody<M> {
         in_flight: InFlight<M>,
     ) -> Self {
         let mut body = Self {
-            deadline: in_flight.deadline,
+            deadline: in_flight.progress.deadline,
             inner,
             in_flight: Some(in_flight),
             sleep: None,
@@ -52,11 +50,8 @@ impl<M: MakeEndpoint> ResponseBody<M> {
     }
 
     fn end(&mut self, trailers: Option<&HeaderMap>) {
-        if let Some(mut in_flight) = self.in_flight.take() {
-            if let Some(code) = trailers.and_then(grpc_status) {
-                in_flight.outcome = Outcome::Grpc(code);
-            }
-            in_flight.complete();
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.complete(trailers.and_then(grpc_status));
         }
     }
 
@@ -66,14 +61,7 @@ impl<M: MakeEndpoint> ResponseBody<M> {
             error = error.with_source(source);
         }
         match self.in_flight.take() {
-            Some(in_flight) => {
-                let error = error.with_attempt(
-                    in_flight.selected.attempts,
-                    Some(in_flight.selected.address),
-                );
-                in_flight.fail(&error);
-                error
-            }
+            Some(in_flight) => in_flight.fail(error),
             None => error,
         }
     }
@@ -140,82 +128,5 @@ impl<M: MakeEndpoint> std::fmt::Debug for ResponseBody<M> {
         f.debug_struct("ResponseBody")
             .field("ended", &self.in_flight.is_none())
             .finish()
-    }
-}
-
-/// What a call holds while it is in flight; dropping it ends the call.
-pub(crate) struct InFlight<M: MakeEndpoint> {
-    picked: Picked<M>,
-    _permit: CircuitPermit,
-    _retry: Option<RetryPermit>,
-    attempt: Option<AttemptSpan>,
-    record: Option<CallRecord>,
-    selected: SelectedEndpoint,
-    deadline: Option<Instant>,
-    outcome: Outcome,
-    /// How the call ended; `None` while its response is not read to the end.
-    ended: Option<Code>,
-}
-
-impl<M: MakeEndpoint> InFlight<M> {
-    pub(crate) fn new(
-        picked: Picked<M>,
-        (permit, retry): (CircuitPermit, Option<RetryPermit>),
-        attempt: AttemptSpan,
-        selected: SelectedEndpoint,
-        deadline: Option<Instant>,
-    ) -> Self {
-        Self {
-            picked,
-            _permit: permit,
-            _retry: retry,
-            attempt: Some(attempt),
-            record: None,
-            selected,
-            deadline,
-            outcome: Outcome::Reset,
-            ended: None,
-        }
-    }
-
-    /// Takes over the call's record, now that there is a response.
-    pub(crate) fn observe<B>(
-        &mut self,
-        record: CallRecord,
-        response: &Response<B>,
-        protocol: Protocol,
-    ) {
-        self.outcome = classify(response, protocol);
-        self.record = Some(record);
-    }
-
-    pub(crate) fn selected(&self) -> SelectedEndpoint {
-        self.selected.clone()
-    }
-
-    /// The call ends with an error.
-    pub(crate) fn fail(mut self, error: &Error) {
-        self.ended = Some(error.kind().into());
-        self.picked.fail();
-    }
-
-    /// The response was read to its end.
-    fn complete(mut self) {
-        self.ended = Some(self.outcome.into());
-        if !self.outcome.is_success() {
-            self.picked.fail();
-        }
-    }
-}
-
-impl<M: MakeEndpoint> Drop for InFlight<M> {
-    fn drop(&mut self) {
-        let code = self.ended.unwrap_or(Code::Cancelled);
-        if let Some(attempt) = self.attempt.take() {
-            attempt.end(code);
-        }
-        if let Some(record) = self.record.take() {
-            record.end(code);
-        }
     }
 }

@@ -18,7 +18,7 @@ use tower::Service;
 
 use crate::{
     Body, BoxError, Error, ResponseBody,
-    call::{Call, call},
+    call::{CallOptions, call, call_when_ready},
     cluster::{ClusterRegistry, MakeEndpoint},
     listener::ListenerRuntime,
     telemetry::Telemetry,
@@ -26,11 +26,11 @@ use crate::{
 
 /// Sends requests the way one listener's configuration says.
 ///
-/// Cloning costs two reference counts, and clones share everything. It is always ready; a limit that is
+/// Cloning costs a reference count, and clones share everything. It is always ready; a limit that is
 /// reached fails the call instead. Errors are [`Error`].
 pub struct MeshService<M: MakeEndpoint> {
     listener: Arc<ListenerRuntime<M>>,
-    telemetry: Telemetry,
+    options: CallOptions,
 }
 
 impl<M: MakeEndpoint> MeshService<M> {
@@ -48,17 +48,27 @@ impl<M: MakeEndpoint> MeshService<M> {
         telemetry: Telemetry,
     ) -> Self {
         let clusters = ClusterRegistry::new(Arc::new(make), telemetry.metrics().clone());
-        Self {
-            listener: ListenerRuntime::new(name, reader, Arc::new(clusters)),
+        Self::of(ListenerRuntime::new(
+            name,
+            reader,
+            Arc::new(clusters),
             telemetry,
+        ))
+    }
+
+    pub(crate) fn of(listener: Arc<ListenerRuntime<M>>) -> Self {
+        Self {
+            listener,
+            options: CallOptions::default(),
         }
     }
 
-    pub(crate) fn from_parts(listener: Arc<ListenerRuntime<M>>, telemetry: Telemetry) -> Self {
-        Self {
-            listener,
-            telemetry,
-        }
+    /// Whether responses carry a [`SelectedEndpoint`](crate::SelectedEndpoint) in their extensions.
+    /// Off by default: it costs more than everything else that a call does here.
+    #[must_use]
+    pub fn report_endpoint(mut self, reports: bool) -> Self {
+        self.options.reports_endpoint = reports;
+        self
     }
 
     /// The dialled name.
@@ -73,13 +83,26 @@ impl<M: MakeEndpoint> MeshService<M> {
     pub async fn ready(&self) -> Result<(), Error> {
         self.listener.ready().await.map(|_| ())
     }
+
+    /// Sends a request, without the `&mut` that [`Service::call`] takes.
+    pub fn send(&self, request: Request<Body>) -> ResponseFuture<M> {
+        let local = self.listener.load();
+        let inner: Pin<Box<dyn Future<Output = _> + Send>> = match local.ready() {
+            Some(_) => Box::pin(call(local, request, self.options)),
+            None => {
+                let listener = Arc::clone(&self.listener);
+                Box::pin(call_when_ready(listener, request, self.options))
+            }
+        };
+        ResponseFuture { inner }
+    }
 }
 
 impl<M: MakeEndpoint> Clone for MeshService<M> {
     fn clone(&self) -> Self {
         Self {
             listener: Arc::clone(&self.listener),
-            telemetry: self.telemetry.clone(),
+            options: self.options,
         }
     }
 }
@@ -107,14 +130,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<M> {
-        let call_of = Call {
-            listener: Arc::clone(&self.listener),
-            telemetry: self.telemetry.clone(),
-            request: request.map(Body::new),
-        };
-        ResponseFuture {
-            inner: Box::pin(call(call_of)),
-        }
+        self.send(request.map(Body::new))
     }
 }
 

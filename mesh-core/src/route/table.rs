@@ -150,11 +150,14 @@ impl RouteTable {
         })
     }
 
-    /// The first route that matches.
-    pub fn lookup(&self, request: &RequestView<'_>, rng: &mut impl Rng) -> Option<&CompiledRoute> {
-        self.routes
-            .iter()
-            .find(|route| matches(&route.matcher, request, rng))
+    /// The first route that matches, with its index in [`routes`](Self::routes).
+    pub fn lookup(
+        &self,
+        request: &RequestView<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<(u32, &CompiledRoute)> {
+        let mut routes = (0..).zip(&self.routes);
+        routes.find(|(_, route)| matches(&route.matcher, request, rng))
     }
 
     /// Name of the virtual host.

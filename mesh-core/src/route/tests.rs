@@ -132,7 +132,8 @@ fn the_first_route_whose_parts_all_match_wins() {
             authority: "any",
             headers: &map,
         };
-        let found = table.lookup(&view, &mut SplitMix64::new(1)).unwrap();
+        let (index, found) = table.lookup(&view, &mut SplitMix64::new(1)).unwrap();
+        assert!(std::ptr::eq(&table.routes()[index as usize], found));
         assert_eq!(&*found.name, expected, "{method} {path} {headers:?}");
     }
 }

@@ -30,6 +30,11 @@ pub trait EndpointService: Send + Sync + 'static {
     /// [`EndpointContext::set_connectivity`]. Called once or more often, not on every request.
     fn connect(&self);
 
+    /// The endpoint left its cluster: no connection is made any more, requests in flight finish. A
+    /// request that comes nevertheless is [`Refused`](crate::DispatchErrorKind::Refused) and given
+    /// back. Called once; the service itself lives until the calls end that could use it.
+    fn disconnect(&self) {}
+
     /// Sends one request.
     fn dispatch(
         &self,

@@ -1,6 +1,7 @@
 //! What outlives snapshots of one cluster: circuit, connections, and who waits for them.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Weak,
@@ -18,48 +19,48 @@ use mesh_core::{
     config::{CircuitBreakers, Cluster},
     health::Circuit,
     rng::Rng,
+    shard::Sharded,
     snapshot::{ClusterHandle, ClusterSnapshot},
-    stats::EndpointStats,
+    stats::{Connectivity, EndpointStats},
 };
 use tokio::sync::{Notify, watch};
 
 use super::{EndpointContext, EndpointService, MakeEndpoint};
 use crate::{
     error::{Error, ErrorKind},
-    telemetry::{
-        Metrics,
-        metrics::{CallMetrics, EndpointMetrics},
-    },
+    telemetry::{Metrics, metrics::CallMetrics},
 };
 
 /// One cluster of the process.
 pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     name: ClusterName,
     make: Arc<M>,
-    circuit: Arc<Circuit>,
-    state: ArcSwap<ClusterState<M>>,
+    circuit: Circuit,
+    /// The same for all, but a call's reference count is its thread's own.
+    state: Sharded<ArcSwap<ClusterState<M>>>,
     /// Wakes requests that wait for an endpoint.
     changed: Arc<Notify>,
     /// Whether a request was ever sent: connections are made then, and kept.
     active: AtomicBool,
-    metrics: Metrics,
     calls: Arc<CallMetrics>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
     source: watch::Sender<watch::Receiver<Arc<ClusterSnapshot>>>,
 }
 
 /// A cluster snapshot with the services of its endpoints, index by index.
-struct ClusterState<M: MakeEndpoint> {
+#[repr(align(64))]
+pub(crate) struct ClusterState<M: MakeEndpoint> {
     snapshot: Arc<ClusterSnapshot>,
-    services: Box<[Arc<EndpointSlot<M>>]>,
+    services: Services<M>,
 }
+
+type Services<M> = Arc<[Arc<EndpointSlot<M>>]>;
 
 /// The service of one address, with what decides whether it can be kept.
 struct EndpointSlot<M: MakeEndpoint> {
     address: SocketAddr,
     stats: Arc<EndpointStats>,
     cluster: Arc<Cluster>,
-    metrics: Arc<EndpointMetrics>,
     service: M::Endpoint,
 }
 
@@ -70,16 +71,23 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let snapshot = current.borrow_and_update().clone();
         let (source, followed) = watch::channel(current);
         let changed = Arc::new(Notify::new());
-        let services = bind(&snapshot, &[], &*make, &changed, metrics);
+        let services = bind(&snapshot, &[], &*make, &changed);
+        let calls = metrics.cluster(handle.name.as_str());
+        calls.set_endpoints(&snapshot);
+        let state = || {
+            ArcSwap::from_pointee(ClusterState {
+                snapshot: Arc::clone(&snapshot),
+                services: Arc::clone(&services),
+            })
+        };
         let runtime = Arc::new(Self {
             name: handle.name.clone(),
             make,
-            circuit: Arc::default(),
-            state: ArcSwap::from_pointee(ClusterState { snapshot, services }),
+            circuit: Circuit::default(),
+            state: Sharded::new(state),
             changed,
             active: AtomicBool::new(false),
-            metrics: metrics.clone(),
-            calls: metrics.cluster(handle.name.as_str()),
+            calls,
             source,
         });
         tokio::spawn(follow(Arc::downgrade(&runtime), followed));
@@ -100,7 +108,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
     }
 
     /// Counters of the calls to this cluster.
-    pub(crate) fn calls(&self) -> &Arc<CallMetrics> {
+    pub(crate) fn calls(&self) -> &CallMetrics {
         &self.calls
     }
 
@@ -113,90 +121,104 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         // Sequentially consistent with `update`: of the two, the later one sees the other, so that
         // no endpoint is left unconnected.
         if !self.active.load(Relaxed) && !self.active.swap(true, SeqCst) {
-            for slot in &self.state.load().services {
-                slot.service.connect();
-            }
+            self.connect_all(&self.load().services);
         }
     }
 
-    /// Takes a permit for one request.
+    fn connect_all(&self, services: &[Arc<EndpointSlot<M>>]) {
+        for slot in services {
+            slot.service.connect();
+        }
+    }
+
+    /// The newest endpoints and policy.
+    pub(crate) fn load(&self) -> Arc<ClusterState<M>> {
+        self.state.local().load_full()
+    }
+
+    /// Takes a permit for one request; give it back with [`release`](Self::release).
     ///
     /// # Errors
     /// When the cluster is not usable, or has as many requests in flight as it may have.
-    pub(crate) fn permit(&self) -> Result<(CircuitPermit, CircuitBreakers), Error> {
-        let state = self.state.load();
-        let config = state.snapshot.config.as_ref().map_err(|error| {
-            Error::new(
-                ErrorKind::Unsupported,
-                format!("cluster {}: {error}", self.name),
-            )
-        })?;
-        let limits = config.circuit_breakers;
-        if !self.circuit.try_acquire(&limits) {
-            return Err(Error::new(
-                ErrorKind::CircuitOpen,
-                format!(
-                    "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
-                    self.name, limits.max_requests
-                ),
-            ));
+    pub(crate) fn acquire(&self, state: &ClusterState<M>) -> Result<(), Error> {
+        let limits = self.limits(state)?;
+        if self.circuit.try_acquire(limits) {
+            return Ok(());
         }
-        Ok((
-            CircuitPermit {
-                circuit: Arc::clone(&self.circuit),
-            },
-            limits,
+        Err(Error::new(
+            ErrorKind::CircuitOpen,
+            format!(
+                "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
+                self.name, limits.max_requests
+            ),
         ))
     }
 
-    /// Takes a permit for one retry, `None` when the budget is used up.
-    pub(crate) fn retry_permit(&self, limits: &CircuitBreakers) -> Option<RetryPermit> {
-        self.circuit
-            .try_acquire_retry(&limits.retry_budget)
-            .then(|| RetryPermit {
-                circuit: Arc::clone(&self.circuit),
-            })
+    fn limits<'s>(&self, state: &'s ClusterState<M>) -> Result<&'s CircuitBreakers, Error> {
+        match &state.snapshot.config {
+            Ok(config) => Ok(&config.circuit_breakers),
+            Err(error) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("cluster {}: {error}", self.name),
+            )),
+        }
+    }
+
+    /// Gives back the permit of [`acquire`](Self::acquire).
+    pub(crate) fn release(&self) {
+        self.circuit.release();
+    }
+
+    /// Takes a permit for one retry; `false` when the budget is used up. Give it back with
+    /// [`release_retry`](Self::release_retry).
+    pub(crate) fn acquire_retry(&self) -> bool {
+        let state = self.load();
+        let limits = self.limits(&state);
+        limits.is_ok_and(|limits| self.circuit.try_acquire_retry(&limits.retry_budget))
+    }
+
+    /// Gives back the permit of [`acquire_retry`](Self::acquire_retry).
+    pub(crate) fn release_retry(&self) {
+        self.circuit.release_retry();
+    }
+
+    /// Picks an endpoint of `state`. `None`: one is connecting, [`wait`](Self::pick_later) for it.
+    ///
+    /// # Errors
+    /// When no endpoint can be used.
+    pub(crate) fn pick(
+        &self,
+        state: Arc<ClusterState<M>>,
+        rng: &mut impl Rng,
+        previous: &[SocketAddr],
+    ) -> Option<Result<Picked<M>, Error>> {
+        let snapshot = &state.snapshot;
+        let mut context = PickContext { rng, previous };
+        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
+            PickResult::Endpoint(index) => Some(Ok(Picked::begin(state, index))),
+            PickResult::Queue => None,
+            PickResult::Fail => Some(Err(self.no_endpoint(snapshot))),
+        }
     }
 
     /// Picks an endpoint; waits while one is connecting and none is ready.
     ///
     /// # Errors
     /// When no endpoint can be used. The caller bounds the wait.
-    pub(crate) async fn pick(
+    pub(crate) async fn pick_later(
         &self,
         rng: &mut impl Rng,
         previous: &[SocketAddr],
     ) -> Result<Picked<M>, Error> {
-        if let Some(decided) = self.try_pick(rng, previous) {
-            return decided;
-        }
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Registered before the pick, so that a change between the two is not missed.
             changed.as_mut().enable();
-            if let Some(decided) = self.try_pick(rng, previous) {
+            if let Some(decided) = self.pick(self.load(), rng, previous) {
                 return decided;
             }
             changed.await;
-        }
-    }
-
-    /// `None`: an endpoint is connecting, wait for a change.
-    fn try_pick(
-        &self,
-        rng: &mut impl Rng,
-        previous: &[SocketAddr],
-    ) -> Option<Result<Picked<M>, Error>> {
-        let state = self.state.load();
-        let snapshot = &state.snapshot;
-        let mut context = PickContext { rng, previous };
-        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
-            PickResult::Endpoint(index) => {
-                Some(Ok(Picked::begin(Arc::clone(&state.services[index]))))
-            }
-            PickResult::Queue => None,
-            PickResult::Fail => Some(Err(self.no_endpoint(snapshot))),
         }
     }
 
@@ -211,24 +233,41 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         )
     }
 
-    fn update(&self, snapshot: Arc<ClusterSnapshot>) {
-        let held = self.state.load_full();
-        let services = bind(
-            &snapshot,
-            &held.services,
-            &*self.make,
-            &self.changed,
-            &self.metrics,
-        );
-        let state = Arc::new(ClusterState { snapshot, services });
-        self.state.store(Arc::clone(&state));
+    fn update(&self, snapshot: &Arc<ClusterSnapshot>) {
+        let held = Arc::clone(&self.load().services);
+        let services = bind(snapshot, &held, &*self.make, &self.changed);
+        for shard in self.state.iter() {
+            shard.store(Arc::new(ClusterState {
+                snapshot: Arc::clone(snapshot),
+                services: Arc::clone(&services),
+            }));
+        }
+        self.calls.set_endpoints(snapshot);
         if self.active.load(SeqCst) {
-            for slot in &state.services {
-                slot.service.connect();
-            }
+            self.connect_all(&services);
+        }
+        let kept = by_address(&services);
+        for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {
+            gone.service.disconnect();
         }
         self.changed.notify_waiters();
     }
+}
+
+fn by_address<M: MakeEndpoint>(
+    services: &[Arc<EndpointSlot<M>>],
+) -> HashMap<SocketAddr, &Arc<EndpointSlot<M>>> {
+    services.iter().map(|slot| (slot.address, slot)).collect()
+}
+
+/// Whether `slot` is one of `services`, by identity.
+fn is_among<M: MakeEndpoint>(
+    slot: &Arc<EndpointSlot<M>>,
+    services: &HashMap<SocketAddr, &Arc<EndpointSlot<M>>>,
+) -> bool {
+    services
+        .get(&slot.address)
+        .is_some_and(|held| Arc::ptr_eq(held, slot))
 }
 
 /// Services for the endpoints of `snapshot`, reusing those of `held` that fit.
@@ -237,13 +276,11 @@ fn bind<M: MakeEndpoint>(
     held: &[Arc<EndpointSlot<M>>],
     make: &M,
     changed: &Arc<Notify>,
-    metrics: &Metrics,
-) -> Box<[Arc<EndpointSlot<M>>]> {
+) -> Services<M> {
     let Ok(cluster) = &snapshot.config else {
-        return Box::default();
+        return Arc::new([]);
     };
-    let held: std::collections::HashMap<_, _> =
-        held.iter().map(|slot| (slot.address, slot)).collect();
+    let held = by_address(held);
     snapshot
         .endpoints
         .iter()
@@ -256,7 +293,7 @@ fn bind<M: MakeEndpoint>(
             }
             let stats = Arc::clone(&endpoint.stats);
             // A service that is replaced may have left its last state behind.
-            stats.set_connectivity(mesh_core::stats::Connectivity::Idle);
+            stats.set_connectivity(Connectivity::Idle);
             let context = EndpointContext {
                 address: endpoint.address,
                 cluster: Arc::clone(cluster),
@@ -267,7 +304,6 @@ fn bind<M: MakeEndpoint>(
                 address: endpoint.address,
                 stats,
                 cluster: Arc::clone(cluster),
-                metrics: metrics.endpoint(snapshot.name.as_str(), endpoint.address),
                 service: make.make(context),
             })
         })
@@ -307,31 +343,38 @@ async fn follow<M: MakeEndpoint>(
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
-        runtime.update(snapshot);
+        runtime.update(&snapshot);
     }
 }
 
 /// A picked endpoint with one request in flight; ends it when dropped.
 pub(crate) struct Picked<M: MakeEndpoint> {
-    slot: Arc<EndpointSlot<M>>,
+    state: Arc<ClusterState<M>>,
+    index: u32,
     success: bool,
 }
 
 impl<M: MakeEndpoint> Picked<M> {
-    fn begin(slot: Arc<EndpointSlot<M>>) -> Self {
-        slot.stats.begin();
-        Self {
-            slot,
+    fn begin(state: Arc<ClusterState<M>>, index: usize) -> Self {
+        let picked = Self {
+            state,
+            index: index as u32,
             success: true,
-        }
+        };
+        picked.slot().stats.begin();
+        picked
+    }
+
+    fn slot(&self) -> &EndpointSlot<M> {
+        &self.state.services[self.index as usize]
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.slot.address
+        self.slot().address
     }
 
     pub(crate) fn service(&self) -> &M::Endpoint {
-        &self.slot.service
+        &self.slot().service
     }
 
     /// Records that the request failed on this endpoint.
@@ -342,29 +385,6 @@ impl<M: MakeEndpoint> Picked<M> {
 
 impl<M: MakeEndpoint> Drop for Picked<M> {
     fn drop(&mut self) {
-        self.slot.stats.end(self.success);
-        self.slot.metrics.record(self.success);
-    }
-}
-
-/// A request's permit; given back when dropped.
-pub(crate) struct CircuitPermit {
-    circuit: Arc<Circuit>,
-}
-
-impl Drop for CircuitPermit {
-    fn drop(&mut self) {
-        self.circuit.release();
-    }
-}
-
-/// A retry's permit; given back when dropped.
-pub(crate) struct RetryPermit {
-    circuit: Arc<Circuit>,
-}
-
-impl Drop for RetryPermit {
-    fn drop(&mut self) {
-        self.circuit.release_retry();
+        self.slot().stats.end(self.success);
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_core::{
     ConfigError,
+    shard::Sharded,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use crate::{
     cluster::{ClusterRegistry, ClusterRuntime, MakeEndpoint},
     error::{Error, ErrorKind},
+    telemetry::Telemetry,
 };
 
 /// How long a request waits for the first configuration, unless its deadline is earlier: gRFC A57
@@ -27,13 +29,34 @@ pub const FIRST_CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 /// A listener in use.
 pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
     name: Arc<str>,
-    live: ArcSwap<Live<M>>,
+    telemetry: Telemetry,
+    /// The same for all, but a call's reference count is its thread's own.
+    shards: Sharded<ArcSwap<Local<M>>>,
     /// Dropped with the runtime, which ends the follower.
     changed: watch::Sender<()>,
 }
 
+/// What a call loads and keeps until it ends.
+#[repr(align(64))]
+pub(crate) struct Local<M: MakeEndpoint> {
+    /// The dialled name.
+    pub(crate) name: Arc<str>,
+    pub(crate) telemetry: Telemetry,
+    live: Arc<Live<M>>,
+}
+
+impl<M: MakeEndpoint> Local<M> {
+    /// The configuration; `None` when there is none that can be used.
+    pub(crate) fn ready(&self) -> Option<&LiveSnapshot<M>> {
+        match &*self.live {
+            Live::Ready(live) => Some(live),
+            Live::Pending | Live::Failed(_) => None,
+        }
+    }
+}
+
 /// What a request sees.
-pub(crate) enum Live<M: MakeEndpoint> {
+enum Live<M: MakeEndpoint> {
     Pending,
     Failed(ConfigError),
     Ready(LiveSnapshot<M>),
@@ -68,12 +91,22 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         name: &str,
         mut reader: SnapshotReader,
         clusters: Arc<ClusterRegistry<M>>,
+        telemetry: Telemetry,
     ) -> Arc<Self> {
-        let live = Live::bind(reader.load_and_mark(), &clusters);
+        let name = Arc::<str>::from(name);
+        let live = Arc::new(Live::bind(reader.load_and_mark(), &clusters));
+        let shards = Sharded::new(|| {
+            ArcSwap::from_pointee(Local {
+                name: Arc::clone(&name),
+                telemetry: telemetry.clone(),
+                live: Arc::clone(&live),
+            })
+        });
         let (changed, _) = watch::channel(());
         let runtime = Arc::new(Self {
-            name: name.into(),
-            live: ArcSwap::from_pointee(live),
+            name,
+            telemetry,
+            shards,
             changed,
         });
         tokio::spawn(follow(Arc::downgrade(&runtime), reader, clusters));
@@ -85,23 +118,38 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         &self.name
     }
 
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// What is live now.
+    pub(crate) fn load(&self) -> Arc<Local<M>> {
+        self.shards.local().load_full()
+    }
+
+    fn store(&self, live: Live<M>) {
+        let live = Arc::new(live);
+        for shard in self.shards.iter() {
+            shard.store(Arc::new(Local {
+                name: Arc::clone(&self.name),
+                telemetry: self.telemetry.clone(),
+                live: Arc::clone(&live),
+            }));
+        }
+        self.changed.send_replace(());
+    }
+
     /// What is live; waits for the first configuration.
     ///
     /// # Errors
     /// When there is no usable configuration, or none within [`FIRST_CONFIG_WAIT_MAX`].
-    pub(crate) async fn ready(&self) -> Result<Arc<Live<M>>, Error> {
-        let live = self.live.load_full();
-        match &*live {
-            Live::Ready(_) => return Ok(live),
-            Live::Failed(error) => return Err(no_config(&self.name, error)),
-            Live::Pending => {}
-        }
+    pub(crate) async fn ready(&self) -> Result<Arc<Local<M>>, Error> {
         let mut changed = self.changed.subscribe();
         let first = async {
             loop {
-                let live = self.live.load_full();
-                match &*live {
-                    Live::Ready(_) => return Ok(live),
+                let local = self.load();
+                match &*local.live {
+                    Live::Ready(_) => return Ok(local),
                     Live::Failed(error) => return Err(no_config(&self.name, error)),
                     // The sender lives in `self`, so this waits.
                     Live::Pending => _ = changed.changed().await,
@@ -115,7 +163,7 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
                     ErrorKind::NoConfig,
                     format!(
                         "listener {}: no configuration within {FIRST_CONFIG_WAIT_MAX:?}; is the \
-                     control plane reachable?",
+                         control plane reachable?",
                         self.name
                     ),
                 ))
@@ -145,7 +193,6 @@ async fn follow<M: MakeEndpoint>(
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
-        runtime.live.store(Arc::new(live));
-        runtime.changed.send_replace(());
+        runtime.store(live);
     }
 }

@@ -5,13 +5,12 @@
 use std::{sync::Arc, time::Instant};
 
 use super::Shared;
-use crate::telemetry::{Code, Protocol, ServerSpan, metrics::InFlight};
+use crate::telemetry::{Code, Protocol, ServerSpan};
 
 pub(super) struct Record {
     shared: Arc<Shared>,
     protocol: Protocol,
     started: Instant,
-    in_flight: Option<InFlight>,
     span: Option<ServerSpan>,
     /// What is recorded when nobody says how it ended.
     code: Code,
@@ -19,12 +18,11 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn begin(shared: &Arc<Shared>, protocol: Protocol, span: ServerSpan) -> Self {
-        let metrics = shared.options.telemetry.metrics().server();
+        shared.options.telemetry.metrics().server().start();
         Self {
             shared: Arc::clone(shared),
             protocol,
             started: tokio::time::Instant::now().into_std(),
-            in_flight: Some(metrics.start()),
             span: Some(span),
             code: Code::Cancelled,
         }
@@ -60,7 +58,6 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        drop(self.in_flight.take());
         let elapsed = tokio::time::Instant::now()
             .into_std()
             .saturating_duration_since(self.started);

@@ -117,6 +117,22 @@ impl Code {
         }
     }
 
+    /// The label of an index.
+    pub(crate) fn label_of(index: usize) -> &'static str {
+        const LOCAL: [&str; 8] = [
+            "other",
+            "connect_failure",
+            "refused",
+            "reset",
+            "timeout",
+            "cancelled",
+            "overload",
+            "unroutable",
+        ];
+        let all = GRPC.iter().chain(&HTTP).chain(&LOCAL);
+        all.copied().nth(index).unwrap_or("other")
+    }
+
     /// Whether a client should see it as an error.
     pub(crate) fn is_client_error(self) -> bool {
         match self {
@@ -197,6 +213,7 @@ mod tests {
             assert!(code.index() < CODES, "{code:?}");
             let label = *seen.entry(code.index()).or_insert_with(|| code.label());
             assert_eq!(label, code.label(), "{code:?}");
+            assert_eq!(Code::label_of(code.index()), label, "{code:?}");
         }
         assert_eq!(seen.len(), CODES);
     }

@@ -1,26 +1,28 @@
 //! Counters of this process, and their names.
 //!
-//! Stage 13. Handles are resolved once per cluster, endpoint and server; a request then only adds
-//! to them. Series of an endpoint end with the last holder of its handle, so that churn does not
-//! grow the registry. It keeps no history and pushes nothing: somebody scrapes [`Metrics::encode`].
+//! Stage 13. Handles are resolved once per cluster and server; a request then only adds to them.
+//! The series of a cluster and of its endpoints end with them, so that churn does not grow the
+//! registry. It keeps no history and pushes nothing: somebody scrapes [`Metrics::encode`].
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
+use mesh_core::{snapshot::ClusterSnapshot, stats::EndpointStats};
 use prometheus_client::{
-    encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
+    metrics::{MetricType, counter::Counter, family::Family},
     registry::{Registry, Unit},
 };
 
 use super::{
-    code::{CODES, Code, Protocol},
-    histogram::Histogram,
+    code::{Code, Protocol},
+    counts::{Counts, Totals},
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -28,7 +30,7 @@ type Labels<const N: usize> = [(&'static str, String); N];
 /// Label of refusals for want of a matching `ALLOW` policy.
 pub const NO_POLICY: &str = "(none allows)";
 
-/// The registry of this process and the families it holds. Clones share it.
+/// The registry of this process. Clones share it.
 #[derive(Clone)]
 pub struct Metrics {
     shared: Arc<Shared>,
@@ -36,76 +38,12 @@ pub struct Metrics {
 
 struct Shared {
     registry: Mutex<Registry>,
-    families: Families,
-    clusters: Mutex<HashMap<String, Weak<CallMetrics>>>,
-    endpoints: Mutex<HashMap<(String, SocketAddr), Weak<EndpointMetrics>>>,
+    clusters: Arc<Clusters>,
     server: ServerMetrics,
 }
 
-#[derive(Clone, Default)]
-struct Families {
-    requests: Family<Labels<2>, Counter>,
-    in_flight: Family<Labels<1>, Gauge>,
-    retries: Family<Labels<1>, Counter>,
-    endpoint_requests: Family<Labels<3>, Counter>,
-    rpc_client: Family<Labels<1>, Histogram>,
-    http_client: Family<Labels<1>, Histogram>,
-    server_requests: Family<Labels<1>, Counter>,
-    server_denied: Family<Labels<1>, Counter>,
-    refused_connections: Family<Labels<1>, Counter>,
-}
-
-impl Families {
-    fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "mesh_client_requests",
-            "Calls by cluster and how they ended",
-            self.requests.clone(),
-        );
-        registry.register(
-            "mesh_client_requests_in_flight",
-            "Calls without a response yet",
-            self.in_flight.clone(),
-        );
-        registry.register(
-            "mesh_client_retries",
-            "Attempts after the first",
-            self.retries.clone(),
-        );
-        registry.register(
-            "mesh_client_endpoint_requests",
-            "Attempts by endpoint and outcome",
-            self.endpoint_requests.clone(),
-        );
-        registry.register_with_unit(
-            "rpc_client_call_duration",
-            "Duration of outbound gRPC calls",
-            Unit::Seconds,
-            self.rpc_client.clone(),
-        );
-        registry.register_with_unit(
-            "http_client_request_duration",
-            "Duration of outbound HTTP requests",
-            Unit::Seconds,
-            self.http_client.clone(),
-        );
-        registry.register(
-            "mesh_server_requests",
-            "Served requests by how they ended",
-            self.server_requests.clone(),
-        );
-        registry.register(
-            "mesh_server_denied",
-            "Requests refused by authorisation",
-            self.server_denied.clone(),
-        );
-        registry.register(
-            "mesh_server_refused_connections",
-            "Connections refused before any request",
-            self.refused_connections.clone(),
-        );
-    }
-}
+/// The clusters in use. One name may have several, in services that share nothing.
+type Clusters = Mutex<Vec<Weak<CallMetrics>>>;
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -117,67 +55,32 @@ impl Metrics {
     /// A registry of its own.
     pub fn new() -> Self {
         let mut registry = Registry::default();
-        let families = Families::default();
-        families.register(&mut registry);
-        let server = ServerMetrics::new(&families, &mut registry);
+        let clusters = Arc::<Clusters>::default();
+        registry.register_collector(Box::new(ClientSeries(Arc::clone(&clusters))));
+        let server = ServerMetrics::new(&mut registry);
         Self {
             shared: Arc::new(Shared {
                 registry: Mutex::new(registry),
-                families,
-                clusters: Mutex::default(),
-                endpoints: Mutex::default(),
+                clusters,
                 server,
             }),
         }
     }
 
-    /// The handles of one cluster; the same for everybody who holds them at a time.
-    pub fn cluster(&self, cluster: &str) -> Arc<CallMetrics> {
-        let mut held = self
-            .shared
-            .clusters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(metrics) = held.get(cluster).and_then(Weak::upgrade) {
-            return metrics;
-        }
-        let families = &self.shared.families;
-        let label = [("cluster", cluster.to_owned())];
+    /// Counters of one cluster. Its series end with the handle.
+    pub fn cluster(&self, name: &str) -> Arc<CallMetrics> {
         let metrics = Arc::new(CallMetrics {
-            cluster: cluster.to_owned(),
-            requests: Codes::default(),
-            in_flight: families.in_flight.get_or_create_owned(&label),
-            retries: families.retries.get_or_create_owned(&label),
-            rpc: OnceLock::new(),
-            http: OnceLock::new(),
-            families: families.clone(),
+            cluster: name.to_owned(),
+            counts: Counts::default(),
+            endpoints: Mutex::default(),
         });
-        held.insert(cluster.to_owned(), Arc::downgrade(&metrics));
-        metrics
-    }
-
-    /// The handles of one endpoint of a cluster. Its series end when the last holder drops them.
-    pub fn endpoint(&self, cluster: &str, endpoint: SocketAddr) -> Arc<EndpointMetrics> {
-        let key = (cluster.to_owned(), endpoint);
-        let mut held = self
-            .shared
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(metrics) = held.get(&key).and_then(Weak::upgrade) {
-            return metrics;
+        let clusters = &self.shared.clusters;
+        let mut clusters = clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        // Room is made before more of it is taken: the cost of a cluster stays constant.
+        if clusters.len() == clusters.capacity() {
+            clusters.retain(|cluster| cluster.strong_count() > 0);
         }
-        let family = &self.shared.families.endpoint_requests;
-        let [success, failure] =
-            ENDPOINT_OUTCOMES.map(|o| family.get_or_create_owned(&endpoint_labels(&key, o)));
-        let shared = Arc::downgrade(&self.shared);
-        let metrics = Arc::new(EndpointMetrics {
-            key: key.clone(),
-            success,
-            failure,
-            shared,
-        });
-        held.insert(key, Arc::downgrade(&metrics));
+        clusters.push(Arc::downgrade(&metrics));
         metrics
     }
 
@@ -217,53 +120,37 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Counters by [`Code`], each made when it is first needed.
-#[derive(Default)]
-struct Codes {
-    counters: [OnceLock<Counter>; CODES],
-}
-
-impl Codes {
-    fn count(&self, code: Code, make: impl FnOnce() -> Counter) {
-        self.counters[code.index()].get_or_init(make).inc();
-    }
-}
-
-/// Handles of one cluster.
+/// Counters of one cluster.
 pub struct CallMetrics {
     cluster: String,
-    requests: Codes,
-    in_flight: Gauge,
-    retries: Counter,
-    rpc: OnceLock<Histogram>,
-    http: OnceLock<Histogram>,
-    families: Families,
+    counts: Counts,
+    /// Whose counters are shown as this cluster's endpoints.
+    endpoints: Mutex<Option<Arc<ClusterSnapshot>>>,
 }
 
 impl CallMetrics {
-    /// Counts a call as in flight until the guard is dropped.
-    pub fn start(self: &Arc<Self>) -> InFlight {
-        InFlight::new(self.in_flight.clone())
+    /// Counts a call as in flight until [`finish`](Self::finish).
+    pub fn start(&self) {
+        self.counts.start();
     }
 
-    /// Counts a finished call with its latency.
+    /// Counts the end of a call that was started, with its latency.
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
-        let label = || ("cluster", self.cluster.clone());
-        self.requests.count(code, || {
-            let labels = [label(), ("code", code.label().to_owned())];
-            self.families.requests.get_or_create_owned(&labels)
-        });
-        let (cell, family) = match protocol {
-            Protocol::Grpc => (&self.rpc, &self.families.rpc_client),
-            Protocol::Http => (&self.http, &self.families.http_client),
-        };
-        cell.get_or_init(|| family.get_or_create_owned(&[label()]))
-            .observe(latency);
+        self.counts.finish(protocol, code, latency);
     }
 
     /// Counts an attempt after the first.
     pub fn retry(&self) {
-        self.retries.inc();
+        self.counts.retry();
+    }
+
+    /// Shows the counters of the endpoints in `snapshot` as this cluster's.
+    pub fn set_endpoints(&self, snapshot: &Arc<ClusterSnapshot>) {
+        let mut held = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *held = Some(Arc::clone(snapshot));
     }
 }
 
@@ -273,126 +160,161 @@ impl fmt::Debug for CallMetrics {
     }
 }
 
-/// Handles of one endpoint of a cluster.
-pub struct EndpointMetrics {
-    key: (String, SocketAddr),
-    success: Counter,
-    failure: Counter,
-    shared: Weak<Shared>,
+/// Everything about the calling side, gathered when it is asked for.
+#[derive(Debug)]
+struct ClientSeries(Arc<Clusters>);
+
+#[derive(Default)]
+struct ClientTotals {
+    calls: Totals,
+    endpoints: BTreeMap<SocketAddr, Outcomes>,
 }
 
-impl EndpointMetrics {
-    /// Counts an attempt.
-    pub fn record(&self, success: bool) {
-        if success {
-            &self.success
-        } else {
-            &self.failure
+/// Attempts that ended well and badly.
+type Outcomes = [(&'static str, u64); 2];
+
+fn outcomes(stats: &EndpointStats) -> Outcomes {
+    [("success", stats.succeeded()), ("failure", stats.failed())]
+}
+
+impl ClientSeries {
+    fn totals(&self) -> BTreeMap<String, ClientTotals> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let clusters: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
+        drop(held);
+        let mut totals = BTreeMap::<_, ClientTotals>::new();
+        for cluster in clusters {
+            let of_name = totals.entry(cluster.cluster.clone()).or_default();
+            cluster.counts.add_to(&mut of_name.calls);
+            let endpoints = cluster
+                .endpoints
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            for endpoint in endpoints.iter().flat_map(|snapshot| &snapshot.endpoints) {
+                let held = of_name.endpoints.entry(endpoint.address);
+                let held = held.or_insert([("success", 0), ("failure", 0)]);
+                for (held, (_, more)) in held.iter_mut().zip(outcomes(&endpoint.stats)) {
+                    held.1 += more;
+                }
+            }
         }
-        .inc();
+        totals
     }
 }
 
-impl Drop for EndpointMetrics {
-    fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else {
-            return;
-        };
-        let mut held = shared
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A new holder may have come between the last drop and this lock: its series stay.
-        if held
-            .get(&self.key)
-            .is_some_and(|metrics| metrics.strong_count() > 0)
-        {
-            return;
+impl Collector for ClientSeries {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let totals = self.totals();
+        let encoder = &mut encoder;
+        let help = "Calls by cluster and how they ended";
+        let mut metric = describe(encoder, "mesh_client_requests", help, MetricType::Counter)?;
+        for (cluster, totals) in &totals {
+            for (code, count) in totals.calls.ended() {
+                let labels = [("cluster", cluster.as_str()), ("code", code)];
+                counter(&mut metric, &labels, count)?;
+            }
         }
-        held.remove(&self.key);
-        for outcome in ENDPOINT_OUTCOMES {
-            shared
-                .families
-                .endpoint_requests
-                .remove(&endpoint_labels(&self.key, outcome));
+        let help = "Calls without an end yet";
+        let name = "mesh_client_requests_in_flight";
+        let mut metric = describe(encoder, name, help, MetricType::Gauge)?;
+        for (cluster, totals) in &totals {
+            let labels = [("cluster", cluster.as_str())];
+            gauge(metric.encode_family(&labels)?, totals.calls.in_flight())?;
         }
+        let help = "Attempts after the first";
+        let mut metric = describe(encoder, "mesh_client_retries", help, MetricType::Counter)?;
+        for (cluster, totals) in &totals {
+            counter(
+                &mut metric,
+                &[("cluster", cluster.as_str())],
+                totals.calls.retries,
+            )?;
+        }
+        let help = "Attempts by endpoint and outcome";
+        let name = "mesh_client_endpoint_requests";
+        let mut metric = describe(encoder, name, help, MetricType::Counter)?;
+        for (cluster, totals) in &totals {
+            for (endpoint, outcomes) in &totals.endpoints {
+                let endpoint = endpoint.to_string();
+                for (outcome, count) in outcomes {
+                    let labels = [
+                        ("cluster", cluster.as_str()),
+                        ("endpoint", endpoint.as_str()),
+                        ("outcome", outcome),
+                    ];
+                    counter(&mut metric, &labels, *count)?;
+                }
+            }
+        }
+        let help = "Duration of outbound gRPC calls";
+        let mut metric = describe(
+            encoder,
+            "rpc_client_call_duration",
+            help,
+            MetricType::Histogram,
+        )?;
+        for (cluster, totals) in totals.iter().filter(|(_, t)| !t.calls.grpc.is_empty()) {
+            let labels = [("cluster", cluster.as_str())];
+            totals.calls.grpc.encode(metric.encode_family(&labels)?)?;
+        }
+        let help = "Duration of outbound HTTP requests";
+        let name = "http_client_request_duration";
+        let mut metric = describe(encoder, name, help, MetricType::Histogram)?;
+        for (cluster, totals) in totals.iter().filter(|(_, t)| !t.calls.http.is_empty()) {
+            let labels = [("cluster", cluster.as_str())];
+            totals.calls.http.encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 }
 
-impl fmt::Debug for EndpointMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EndpointMetrics({}, {})", self.key.0, self.key.1)
-    }
-}
-
-/// Handles of the serving side.
+/// Counters of the serving side.
 pub struct ServerMetrics {
-    requests: Codes,
-    in_flight: Gauge,
-    rpc: Histogram,
-    http: Histogram,
-    families: Families,
+    counts: Arc<Counts>,
+    denied: Family<Labels<1>, Counter>,
+    refused_connections: Family<Labels<1>, Counter>,
 }
 
 impl ServerMetrics {
-    fn new(families: &Families, registry: &mut Registry) -> Self {
+    fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            requests: Codes::default(),
-            in_flight: Gauge::default(),
-            rpc: Histogram::default(),
-            http: Histogram::default(),
-            families: families.clone(),
+            counts: Arc::default(),
+            denied: Family::default(),
+            refused_connections: Family::default(),
         };
+        registry.register_collector(Box::new(ServerSeries(Arc::clone(&metrics.counts))));
         registry.register(
-            "mesh_server_requests_in_flight",
-            "Served requests without an end yet",
-            metrics.in_flight.clone(),
+            "mesh_server_denied",
+            "Requests refused by authorisation",
+            metrics.denied.clone(),
         );
-        registry.register_with_unit(
-            "rpc_server_call_duration",
-            "Duration of served gRPC calls",
-            Unit::Seconds,
-            metrics.rpc.clone(),
-        );
-        registry.register_with_unit(
-            "http_server_request_duration",
-            "Duration of served HTTP requests",
-            Unit::Seconds,
-            metrics.http.clone(),
+        registry.register(
+            "mesh_server_refused_connections",
+            "Connections refused before any request",
+            metrics.refused_connections.clone(),
         );
         metrics
     }
 
-    /// Counts a request as in flight until the guard is dropped.
-    pub fn start(&self) -> InFlight {
-        InFlight::new(self.in_flight.clone())
+    /// Counts a request as in flight until [`finish`](Self::finish).
+    pub fn start(&self) {
+        self.counts.start();
     }
 
-    /// Counts a finished request with its latency.
+    /// Counts the end of a request that was started, with its latency.
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
-        self.requests.count(code, || {
-            let labels = [("code", code.label().to_owned())];
-            self.families.server_requests.get_or_create_owned(&labels)
-        });
-        match protocol {
-            Protocol::Grpc => self.rpc.observe(latency),
-            Protocol::Http => self.http.observe(latency),
-        }
+        self.counts.finish(protocol, code, latency);
     }
 
     /// Counts a refusal by authorisation. `policy` is the one that matched, `None` when none did.
     pub fn denied(&self, policy: Option<&str>) {
         let labels = [("policy", policy.unwrap_or(NO_POLICY).to_owned())];
-        self.families
-            .server_denied
-            .get_or_create_owned(&labels)
-            .inc();
+        self.denied.get_or_create_owned(&labels).inc();
     }
 
     /// Counts a connection that was refused before any request.
     pub fn connection_refused(&self, reason: &str) {
-        self.families
-            .refused_connections
+        self.refused_connections
             .get_or_create_owned(&[("reason", reason.to_owned())])
             .inc();
     }
@@ -404,33 +326,60 @@ impl fmt::Debug for ServerMetrics {
     }
 }
 
-/// Something in flight; the gauge goes down when it is dropped.
 #[derive(Debug)]
-pub struct InFlight {
-    gauge: Gauge,
-}
+struct ServerSeries(Arc<Counts>);
 
-impl InFlight {
-    fn new(gauge: Gauge) -> Self {
-        gauge.inc();
-        Self { gauge }
+impl Collector for ServerSeries {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut totals = Totals::default();
+        self.0.add_to(&mut totals);
+        let encoder = &mut encoder;
+        let help = "Served requests by how they ended";
+        let mut metric = describe(encoder, "mesh_server_requests", help, MetricType::Counter)?;
+        for (code, count) in totals.ended() {
+            counter(&mut metric, &[("code", code)], count)?;
+        }
+        let help = "Served requests without an end yet";
+        let name = "mesh_server_requests_in_flight";
+        gauge(
+            describe(encoder, name, help, MetricType::Gauge)?,
+            totals.in_flight(),
+        )?;
+        let help = "Duration of served gRPC calls";
+        let name = "rpc_server_call_duration";
+        totals
+            .grpc
+            .encode(describe(encoder, name, help, MetricType::Histogram)?)?;
+        let help = "Duration of served HTTP requests";
+        let name = "http_server_request_duration";
+        totals
+            .http
+            .encode(describe(encoder, name, help, MetricType::Histogram)?)
     }
 }
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.gauge.dec();
-    }
+/// Begins a metric. Histograms are of seconds.
+fn describe<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &str,
+    kind: MetricType,
+) -> Result<MetricEncoder<'e>, fmt::Error> {
+    let unit = matches!(kind, MetricType::Histogram).then_some(&Unit::Seconds);
+    encoder.encode_descriptor(name, help, unit, kind)
 }
 
-const ENDPOINT_OUTCOMES: [&str; 2] = ["success", "failure"];
+fn counter(
+    metric: &mut MetricEncoder<'_>,
+    labels: &impl EncodeLabelSet,
+    count: u64,
+) -> fmt::Result {
+    let mut encoder = metric.encode_family(labels)?;
+    encoder.encode_counter::<NoLabelSet, _, u64>(&count, None)
+}
 
-fn endpoint_labels((cluster, endpoint): &(String, SocketAddr), outcome: &str) -> Labels<3> {
-    [
-        ("cluster", cluster.clone()),
-        ("endpoint", endpoint.to_string()),
-        ("outcome", outcome.to_owned()),
-    ]
+fn gauge(mut encoder: MetricEncoder<'_>, value: u64) -> fmt::Result {
+    encoder.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]
@@ -441,50 +390,46 @@ mod tests {
     fn calls_are_counted_and_shown() {
         let metrics = Metrics::new();
         let cluster = metrics.cluster("outbound|80||a");
-        assert!(Arc::ptr_eq(&cluster, &metrics.cluster("outbound|80||a")));
-        let guard = cluster.start();
+        let other = metrics.cluster("outbound|80||a");
+        for _ in 0..3 {
+            cluster.start();
+        }
         cluster.retry();
         cluster.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(7));
         cluster.finish(Protocol::Http, Code::Http(503), Duration::from_secs(60));
-        metrics
-            .server()
-            .finish(Protocol::Http, Code::Http(200), Duration::ZERO);
-        metrics.server().denied(None);
-        metrics.server().denied(Some("no-admin"));
+        other.start();
+        other.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(5));
+        let server = metrics.server();
+        server.start();
+        server.finish(Protocol::Http, Code::Http(200), Duration::ZERO);
+        server.denied(None);
+        server.denied(Some("no-admin"));
         let text = metrics.encode();
         for line in [
-            "mesh_client_requests_total{cluster=\"outbound|80||a\",code=\"OK\"} 1",
+            "mesh_client_requests_total{cluster=\"outbound|80||a\",code=\"OK\"} 2",
             "mesh_client_requests_total{cluster=\"outbound|80||a\",code=\"5xx\"} 1",
             "mesh_client_requests_in_flight{cluster=\"outbound|80||a\"} 1",
             "mesh_client_retries_total{cluster=\"outbound|80||a\"} 1",
-            "rpc_client_call_duration_seconds_bucket{le=\"0.005\",cluster=\"outbound|80||a\"} 0",
-            "rpc_client_call_duration_seconds_bucket{le=\"0.01\",cluster=\"outbound|80||a\"} 1",
+            "rpc_client_call_duration_seconds_bucket{le=\"0.005\",cluster=\"outbound|80||a\"} 1",
+            "rpc_client_call_duration_seconds_bucket{le=\"0.01\",cluster=\"outbound|80||a\"} 2",
             "http_client_request_duration_seconds_bucket{le=\"10.0\",cluster=\"outbound|80||a\"} 0",
             "http_client_request_duration_seconds_bucket{le=\"+Inf\",cluster=\"outbound|80||a\"} 1",
             "http_client_request_duration_seconds_sum{cluster=\"outbound|80||a\"} 60.0",
             "mesh_server_requests_total{code=\"2xx\"} 1",
+            "mesh_server_requests_in_flight 0",
             "mesh_server_denied_total{policy=\"no-admin\"} 1",
             "mesh_server_denied_total{policy=\"(none allows)\"} 1",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
-        drop(guard);
+        drop(other);
+        cluster.finish(Protocol::Grpc, Code::Reset, Duration::ZERO);
         let line = "mesh_client_requests_in_flight{cluster=\"outbound|80||a\"} 0";
         assert!(metrics.encode().contains(line));
-    }
-
-    #[test]
-    fn series_of_an_endpoint_end_with_their_last_holder() {
-        let metrics = Metrics::new();
-        let addr = SocketAddr::from(([10, 0, 0, 1], 80));
-        let first = metrics.endpoint("a", addr);
-        let second = metrics.endpoint("a", addr);
-        first.record(true);
-        drop(first);
-        second.record(false);
-        let line = "mesh_client_endpoint_requests_total{cluster=\"a\",endpoint=\"10.0.0.1:80\",outcome=\"success\"} 1";
-        assert!(metrics.encode().contains(line), "{}", metrics.encode());
-        drop(second);
-        assert!(!metrics.encode().contains("10.0.0.1"));
+        drop(cluster);
+        assert!(
+            !metrics.encode().contains("outbound|80"),
+            "its series end with it"
+        );
     }
 }

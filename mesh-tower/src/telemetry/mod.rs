@@ -7,8 +7,8 @@
 //! Spec: OpenTelemetry semantic conventions for RPC and HTTP, W3C Trace Context and Baggage.
 
 mod code;
+mod counts;
 mod export;
-mod histogram;
 pub mod metrics;
 mod serve;
 mod span;

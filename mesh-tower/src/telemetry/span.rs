@@ -228,11 +228,6 @@ struct Call {
 }
 
 impl CallSpan {
-    /// A call without a span.
-    pub fn none() -> Self {
-        Self { inner: None }
-    }
-
     /// The context with this span, `None` when nothing is exported.
     pub fn context(&self) -> Option<&Context> {
         self.inner.as_ref().map(|call| &call.context)
@@ -264,8 +259,8 @@ impl CallSpan {
     }
 
     /// Ends the span.
-    pub fn end(self, code: Code) {
-        if let Some(call) = &self.inner {
+    pub fn end(&mut self, code: Code) {
+        if let Some(call) = self.inner.take() {
             end_span(&call.context, code, code.is_client_error());
         }
     }

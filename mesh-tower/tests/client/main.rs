@@ -95,7 +95,7 @@ async fn a_retry_goes_to_another_endpoint_with_the_whole_body() {
         }
     });
     let log = stub.log();
-    let service = MeshService::new("l", reader, stub);
+    let service = MeshService::new("l", reader, stub).report_endpoint(true);
     config.publish(
         &tree("l")
             .cluster_with("a", &addresses(2), |cluster| {

@@ -18,7 +18,7 @@ type Client = MeshService<HyperConnector>;
 
 fn client(addresses: &[SocketAddr], version: HttpVersion, retry: bool) -> (HandMade, Client) {
     let (mut config, reader) = HandMade::new();
-    let service = MeshService::new("l", reader, HyperConnector::new(None));
+    let service = MeshService::new("l", reader, HyperConnector::new(None)).report_endpoint(true);
     config.publish(
         &tree("l")
             .cluster_with("a", addresses, |cluster| {
@@ -198,7 +198,7 @@ async fn endpoints_leave_and_come_under_load_without_a_failed_call() {
             .build()
     };
     let (mut config, reader) = HandMade::new();
-    let service = MeshService::new("l", reader, HyperConnector::new(None));
+    let service = MeshService::new("l", reader, HyperConnector::new(None)).report_endpoint(true);
     config.publish(&world(0));
     let under_load = tokio::spawn({
         let service = service.clone();

@@ -144,7 +144,7 @@ async fn a_call_is_a_span_and_each_attempt_a_child_that_goes_out_as_traceparent(
         .build()
         .expect("built");
     let method = Method::GET;
-    let call = telemetry.start_call_span(CallHead {
+    let mut call = telemetry.start_call_span(CallHead {
         protocol: Protocol::Http,
         method: &method,
         path: "/x",

@@ -1,0 +1,151 @@
+//! How many, how they ended and how long they took, counted without one thread meeting another.
+//!
+//! `prometheus_client`'s counters are one cache line for everybody and its histogram takes a lock;
+//! here each thread adds to a shard of its own, and only a scrape reads them all. A scrape may see
+//! an end before the duration that belongs to it.
+
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use mesh_core::shard::{Padded, Sharded};
+use prometheus_client::encoding::{MetricEncoder, NoLabelSet};
+
+use super::code::{CODES, Code, Protocol};
+
+/// Upper bounds in milliseconds (OpenTelemetry semantic conventions for RPC and HTTP durations).
+const BOUNDS_MS: [u64; 14] = [
+    5, 10, 25, 50, 75, 100, 250, 500, 750, 1_000, 2_500, 5_000, 7_500, 10_000,
+];
+/// One for each bound and one for what is above all of them.
+const BUCKETS: usize = BOUNDS_MS.len() + 1;
+
+/// Calls to one cluster, or requests to this server.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Made by the first one: most clusters of a large mesh are never called.
+    shards: OnceLock<Sharded<Padded<Shard>>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    started: AtomicU64,
+    retries: AtomicU64,
+    ended: [AtomicU64; CODES],
+    grpc: DurationShard,
+    http: DurationShard,
+}
+
+#[derive(Default)]
+struct DurationShard {
+    buckets: [AtomicU64; BUCKETS],
+    nanos: AtomicU64,
+}
+
+impl Counts {
+    fn local(&self) -> &Shard {
+        self.shards.get_or_init(Sharded::default).local()
+    }
+
+    pub(super) fn start(&self) {
+        self.local().started.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn retry(&self) {
+        self.local().retries.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
+        let shard = self.local();
+        shard.ended[code.index()].fetch_add(1, Relaxed);
+        let durations = match protocol {
+            Protocol::Grpc => &shard.grpc,
+            Protocol::Http => &shard.http,
+        };
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let is_above = |bound: &u64| nanos > bound * 1_000_000;
+        let bucket = BOUNDS_MS.iter().take_while(|bound| is_above(bound)).count();
+        durations.buckets[bucket].fetch_add(1, Relaxed);
+        durations.nanos.fetch_add(nanos, Relaxed);
+    }
+
+    /// Adds what was counted so far to `totals`.
+    pub(super) fn add_to(&self, totals: &mut Totals) {
+        for shard in self.shards.get().iter().flat_map(|shards| shards.iter()) {
+            totals.started += shard.started.load(Relaxed);
+            totals.retries += shard.retries.load(Relaxed);
+            for (total, ended) in totals.ended.iter_mut().zip(&shard.ended) {
+                *total += ended.load(Relaxed);
+            }
+            totals.grpc.add(&shard.grpc);
+            totals.http.add(&shard.http);
+        }
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counts").finish_non_exhaustive()
+    }
+}
+
+/// The sum over all shards.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) started: u64,
+    pub(super) retries: u64,
+    ended: [u64; CODES],
+    pub(super) grpc: Durations,
+    pub(super) http: Durations,
+}
+
+impl Totals {
+    pub(super) fn in_flight(&self) -> u64 {
+        // An end may have been seen whose start was not.
+        self.started.saturating_sub(self.ended.iter().sum())
+    }
+
+    /// How many ended in which way; only ways that happened.
+    pub(super) fn ended(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let ended = self
+            .ended
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0);
+        ended.map(|(index, count)| (Code::label_of(index), *count))
+    }
+}
+
+/// A histogram.
+#[derive(Debug, Default)]
+pub(super) struct Durations {
+    buckets: [u64; BUCKETS],
+    nanos: u64,
+}
+
+impl Durations {
+    fn add(&mut self, shard: &DurationShard) {
+        for (total, bucket) in self.buckets.iter_mut().zip(&shard.buckets) {
+            *total += bucket.load(Relaxed);
+        }
+        self.nanos = self.nanos.wrapping_add(shard.nanos.load(Relaxed));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.buckets.iter().all(|count| *count == 0)
+    }
+
+    pub(super) fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let bounds = BOUNDS_MS.iter().map(|bound| *bound as f64 / 1_000.0);
+        let bounds = bounds.chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets).collect();
+        let seconds = Duration::from_nanos(self.nanos).as_secs_f64();
+        let count = self.buckets.iter().sum();
+        encoder.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
+    }
+}
