@@ -1,10 +1,7 @@
 //! Runs the matrix and writes `docs/benchmarks.md`.
 
 use clap::{Parser, Subcommand};
-use mesh_benches::{
-    harness::Plan,
-    library, report,
-};
+use mesh_benches::{harness::Plan, library, report, wire};
 
 #[derive(Parser)]
 #[command(about = "Benchmarks of the mesh beside its peers; writes docs/benchmarks.md")]
@@ -25,11 +22,24 @@ enum Family {
     All,
     /// What a call costs above an endpoint that answers at once.
     Library,
+    /// End to end over loopback.
+    Wire,
     /// Writes the report from what was measured before.
     Report,
     /// Calls a library scenario so often, under valgrind.
     #[command(hide = true)]
     Calls { scenario: String, calls: usize },
+    /// The echo servers, for a parent process.
+    #[command(hide = true, subcommand)]
+    Serve(Serve),
+}
+
+#[derive(Subcommand)]
+enum Serve {
+    /// Bare tonic, hyper and rustls.
+    Plain,
+    /// Through the mesh.
+    Meshed { bootstrap: String },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -38,6 +48,7 @@ fn main() -> anyhow::Result<()> {
     let measure = |family: &str| {
         let results = match family {
             "library" => library::run(&plan)?,
+            "wire" => wire::run(&plan)?,
             other => anyhow::bail!("no family is named {other}"),
         };
         results.keep(family)
@@ -49,8 +60,15 @@ fn main() -> anyhow::Result<()> {
             }
         }
         Family::Library => measure("library")?,
+        Family::Wire => measure("wire")?,
         Family::Report => {}
         Family::Calls { scenario, calls } => return library::call(&scenario, calls),
+        Family::Serve(Serve::Plain) => {
+            return library::runtime()?.block_on(wire::server::plain());
+        }
+        Family::Serve(Serve::Meshed { bootstrap }) => {
+            return library::runtime()?.block_on(wire::server::meshed(&bootstrap));
+        }
     }
     report::write()
 }

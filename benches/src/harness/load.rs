@@ -60,9 +60,17 @@ pub async fn burst<C: Call>(origin: &C, tasks: usize, calls: usize) -> anyhow::R
     let each = calls / tasks;
     let callers: Vec<_> = (0..tasks).map(|task| origin.fork(task)).collect();
     let (cpu_before, start) = (cpu::own(), Instant::now());
+    // The first tasks wait for each other, one on each worker: short bursts would all run on the
+    // worker that wakes up first.
+    let parallel = tasks.min(tokio::runtime::Handle::current().metrics().num_workers());
+    let together = Arc::new((AtomicUsize::new(0), std::sync::Barrier::new(parallel)));
     let mut running = JoinSet::new();
     for mut caller in callers {
+        let together = Arc::clone(&together);
         running.spawn(async move {
+            if together.0.fetch_add(1, Relaxed) < parallel {
+                together.1.wait();
+            }
             for _ in 0..each {
                 caller.call().await?;
             }
