@@ -119,6 +119,12 @@ impl Stage {
             child::start(["serve", "meshed", &bootstrap]).await?;
         secure.service("echo", "GRPC", &meshed.grpc)?;
         let member = secure.member("client").await?;
+        for name in ["echo.default:8080", "web1.default:8080", "web2.default:8080"] {
+            ready(&mesh, name).await?;
+        }
+        ready(&member, "echo.default:8080").await?;
+        world.freeze()?;
+        secure.freeze()?;
         let sidecars = match Sidecars::start(&plain.grpc).await {
             Ok(sidecars) => Some(sidecars),
             Err(error) => {
@@ -238,6 +244,17 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Waits until the control plane has announced `name`.
+async fn ready(mesh: &Mesh, name: &str) -> anyhow::Result<()> {
+    for _ in 0..100 {
+        if mesh.service(name)?.ready().await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("{name} is not announced")
 }
 
 /// Waits until a call succeeds: configuration arrives and connections are made.
