@@ -1,0 +1,74 @@
+//! Runs the matrix and writes `docs/benchmarks.md`.
+
+use clap::{Parser, Subcommand};
+use mesh_benches::{harness::Plan, library, report, wire};
+
+#[derive(Parser)]
+#[command(about = "Benchmarks of the mesh beside its peers; writes docs/benchmarks.md")]
+struct Arguments {
+    #[command(subcommand)]
+    family: Option<Family>,
+    /// Fewer and shorter rounds.
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Only rows whose "table / case / contender" contains this.
+    #[arg(long, global = true)]
+    filter: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Family {
+    /// Every family, then the report.
+    All,
+    /// What a call costs above an endpoint that answers at once.
+    Library,
+    /// End to end over loopback.
+    Wire,
+    /// Writes the report from what was measured before.
+    Report,
+    /// Calls a library scenario so often, under valgrind.
+    #[command(hide = true)]
+    Calls { scenario: String, calls: usize },
+    /// The echo servers, for a parent process.
+    #[command(hide = true, subcommand)]
+    Serve(Serve),
+}
+
+#[derive(Subcommand)]
+enum Serve {
+    /// Bare tonic, hyper and rustls.
+    Plain,
+    /// Through the mesh.
+    Meshed { bootstrap: String },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let plan = Plan::new(arguments.quick, arguments.filter);
+    let measure = |family: &str| {
+        let results = match family {
+            "library" => library::run(&plan)?,
+            "wire" => wire::run(&plan)?,
+            other => anyhow::bail!("no family is named {other}"),
+        };
+        results.keep(family)
+    };
+    match arguments.family.unwrap_or(Family::All) {
+        Family::All => {
+            for family in report::FAMILIES {
+                measure(family)?;
+            }
+        }
+        Family::Library => measure("library")?,
+        Family::Wire => measure("wire")?,
+        Family::Report => {}
+        Family::Calls { scenario, calls } => return library::call(&scenario, calls),
+        Family::Serve(Serve::Plain) => {
+            return library::runtime()?.block_on(wire::server::plain());
+        }
+        Family::Serve(Serve::Meshed { bootstrap }) => {
+            return library::runtime()?.block_on(wire::server::meshed(&bootstrap));
+        }
+    }
+    report::write()
+}

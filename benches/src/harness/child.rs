@@ -1,0 +1,113 @@
+//! Other processes of a benchmark: this binary again with a hidden subcommand, or a peer.
+//!
+//! Separate processes tell the processor time of client, proxy and server apart. A child of ours
+//! prints one line of JSON when it is ready and ends when its standard input closes.
+
+use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// A child that takes longer to get ready has failed.
+const READY_MAX: Duration = Duration::from_secs(120);
+
+/// A running child; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap_or(0)
+    }
+}
+
+/// Starts this binary with `arguments` and waits for its line.
+///
+/// # Errors
+/// When it ends or stays silent instead.
+pub async fn start<L: DeserializeOwned>(
+    arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> anyhow::Result<(Process, L)> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let output = child.stdout.take().context("a pipe")?;
+    let mut line = String::new();
+    timeout(READY_MAX, BufReader::new(output).read_line(&mut line)).await??;
+    let ready = serde_json::from_str(&line).with_context(|| format!("child said {line:?}"))?;
+    Ok((Process { child }, ready))
+}
+
+/// Prints the line a parent waits for, and returns when the parent is gone.
+///
+/// # Errors
+/// When the line cannot be written.
+pub async fn ready(line: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(line)?);
+    let mut input = BufReader::new(tokio::io::stdin()).lines();
+    while input.next_line().await?.is_some() {}
+    Ok(())
+}
+
+/// Starts a peer with `arguments` and waits until `address` takes connections.
+///
+/// # Errors
+/// When it does not start or never listens.
+pub async fn start_peer(
+    program: PathBuf,
+    arguments: &[&OsStr],
+    address: SocketAddr,
+) -> anyhow::Result<Process> {
+    let mut child = Command::new(&program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| program.display().to_string())?;
+    let listening = async {
+        while TcpStream::connect(address).await.is_err() {
+            if let Some(status) = child.try_wait()? {
+                bail!("{} ended: {status}", program.display());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    };
+    timeout(READY_MAX, listening).await??;
+    Ok(Process { child })
+}
+
+/// A program that `scripts/setup-peers.sh` installs.
+///
+/// # Errors
+/// When it is not there.
+pub fn peer(path: &str) -> anyhow::Result<PathBuf> {
+    let folder = std::env::var_os("MESH_PEERS_DIR")
+        .map_or_else(|| super::root().join("target/peers"), PathBuf::from);
+    let path = folder.join(path);
+    if !path.exists() {
+        bail!("{} is missing: run scripts/setup-peers.sh", path.display());
+    }
+    Ok(path)
+}
+
+/// A port of this machine that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
