@@ -64,8 +64,11 @@ impl EndpointService for InstantEndpoint {
         self.0.set_connectivity(Connectivity::Ready);
     }
 
-    async fn dispatch(&self, request: Request<Body>) -> Result<Response<Trailers>, DispatchError> {
-        drop(request);
+    async fn dispatch(
+        &self,
+        request: &mut Request<Body>,
+    ) -> Result<Response<Trailers>, DispatchError> {
+        drop(std::mem::take(request));
         Ok(Response::new(Trailers(false)))
     }
 }

@@ -54,7 +54,7 @@ type CallResult<M> = Result<Response<ResponseBody<M>>, Error>;
 /// Runs one call once there is a configuration.
 pub(crate) async fn call_when_ready<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
-    request: Request<Body>,
+    request: &mut Request<Body>,
     options: CallOptions,
 ) -> CallResult<M> {
     let started = Instant::now();
@@ -68,7 +68,7 @@ pub(crate) async fn call_when_ready<M: MakeEndpoint>(
             "the deadline passed before there was a configuration",
         ),
     };
-    let head = CallHead::of(listener.name(), &request, protocol);
+    let head = CallHead::of(listener.name(), request, protocol);
     let mut span = listener.telemetry().start_call_span(head);
     span.end(failed.kind().into());
     Err(failed)
@@ -77,13 +77,13 @@ pub(crate) async fn call_when_ready<M: MakeEndpoint>(
 /// Runs one call.
 pub(crate) async fn call<M: MakeEndpoint>(
     local: Arc<Local<M>>,
-    request: Request<Body>,
+    request: &mut Request<Body>,
     options: CallOptions,
 ) -> CallResult<M> {
     let started = Instant::now();
     let protocol = Protocol::of(request.headers());
     let asked = asked_deadline(request.headers(), protocol, started);
-    let head = CallHead::of(&local.name, &request, protocol);
+    let head = CallHead::of(&local.name, request, protocol);
     let span = local.telemetry.start_call_span(head);
     let mut in_flight = InFlight::begin(local, started, protocol, asked, span);
     match send(&in_flight.local, &mut in_flight.progress, request).await {
@@ -106,13 +106,13 @@ type Answer<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::ResponseBod
 async fn send<M: MakeEndpoint>(
     local: &Local<M>,
     progress: &mut Progress<M>,
-    request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Result<Response<Answer<M>>, Error> {
     let Some(live) = local.ready() else {
         unreachable!("calls begin with a configuration")
     };
     let mut rng = rng::fork();
-    let (route, forward, cluster) = choose(&local.name, live, &request, &mut rng)?;
+    let (route, forward, cluster) = choose(&local.name, live, request, &mut rng)?;
     let runtime = &live.clusters[cluster as usize];
     runtime.activate();
     let state = runtime.load();
@@ -171,7 +171,7 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
     async fn run(
         mut self,
         state: Arc<ClusterState<M>>,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
         policy: Option<&RetryPolicy>,
     ) -> Result<Response<Answer<M>>, Error> {
         self.cap_grpc_timeout(request.headers_mut(), false);
@@ -180,7 +180,7 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
             let result = self.attempt(Some(state), request, None).await?;
             return self.finish(result);
         };
-        let kept = (Head::of(&request), request.body_mut().share());
+        let kept = (Head::of(request), request.body_mut().share());
         let mut state = Some(state);
         let mut retries = 0;
         loop {
@@ -213,7 +213,7 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
             let Some(body) = replay.attempt() else {
                 unreachable!("a body that cannot be repeated ends the loop")
             };
-            request = head.request(body);
+            *request = head.request(body);
             self.cap_grpc_timeout(request.headers_mut(), true);
             if self.progress.protocol == Protocol::Grpc {
                 let headers = request.headers_mut();
@@ -226,7 +226,7 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
     async fn attempt(
         &mut self,
         mut state: Option<Arc<ClusterState<M>>>,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
         limit: Option<Duration>,
     ) -> Result<AttemptResult<M>, Error> {
         let limit = limit.map(|limit| Instant::now() + limit);
@@ -234,11 +234,11 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
         let mut transparent = 0;
         loop {
             let picked = self.pick(state.take(), until).await?;
-            self.begin(picked, &mut request);
+            self.begin(picked, request);
             let Some(picked) = &self.progress.picked else {
                 unreachable!("an attempt has begun")
             };
-            let mut result = match within(until, picked.service().dispatch(request)).await {
+            let result = match within(until, picked.service().dispatch(request)).await {
                 Some(Ok(response)) => AttemptResult::Response(response),
                 Some(Err(error)) => AttemptResult::Failed(error),
                 None => AttemptResult::TimedOut,
@@ -247,13 +247,12 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
                 self.progress.fail_attempt();
                 self.avoid(self.progress.endpoint());
             }
-            if let AttemptResult::Failed(error) = &mut result
+            if let AttemptResult::Failed(error) = &result
                 && transparent < TRANSPARENT_RETRIES_MAX
-                && let Some(unsent) = error.take_request()
+                && error.is_unsent()
             {
                 self.progress.end_attempt(error.outcome().into());
                 transparent += 1;
-                request = unsent;
                 continue;
             }
             return Ok(result);

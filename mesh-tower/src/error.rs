@@ -5,10 +5,9 @@
 
 use std::{error, fmt, net::SocketAddr};
 
-use http::Request;
 use mesh_core::outcome::Outcome;
 
-use crate::{Body, telemetry::Code};
+use crate::telemetry::Code;
 
 /// A boxed error of a body or a connection.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
@@ -183,7 +182,7 @@ impl error::Error for Error {
 pub struct DispatchError {
     kind: DispatchErrorKind,
     source: BoxError,
-    request: Option<Box<Request<Body>>>,
+    is_unsent: bool,
 }
 
 /// What an endpoint knows of its failure.
@@ -203,19 +202,19 @@ impl DispatchError {
         Self {
             kind,
             source: source.into(),
-            request: None,
+            is_unsent: false,
         }
     }
 
-    /// Gives the request back: it never left, so it can be sent elsewhere.
+    /// Nobody has looked at the request, and it is again as it was: it can be sent elsewhere.
     #[must_use]
-    pub fn with_request(mut self, request: Request<Body>) -> Self {
-        self.request = Some(Box::new(request));
+    pub fn unsent(mut self) -> Self {
+        self.is_unsent = true;
         self
     }
 
-    pub(crate) fn take_request(&mut self) -> Option<Request<Body>> {
-        self.request.take().map(|request| *request)
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.is_unsent
     }
 
     pub(crate) fn outcome(&self) -> Outcome {

@@ -85,16 +85,20 @@ impl<M: MakeEndpoint> MeshService<M> {
     }
 
     /// Sends a request, without the `&mut` that [`Service::call`] takes.
-    pub fn send(&self, request: Request<Body>) -> ResponseFuture<M> {
+    pub fn send(&self, mut request: Request<Body>) -> ResponseFuture<M> {
+        let options = self.options;
         let local = self.listener.load();
-        let inner: Pin<Box<dyn Future<Output = _> + Send>> = match local.ready() {
-            Some(_) => Box::pin(call(local, request, self.options)),
-            None => {
-                let listener = Arc::clone(&self.listener);
-                Box::pin(call_when_ready(listener, request, self.options))
-            }
-        };
-        ResponseFuture { inner }
+        if local.ready().is_some() {
+            // The request stays where it is until an endpoint takes it: moving it through each
+            // stage would make the future several times as large.
+            let inner = Box::pin(async move { call(local, &mut request, options).await });
+            return ResponseFuture { inner };
+        }
+        let listener = Arc::clone(&self.listener);
+        let inner = async move { call_when_ready(listener, &mut request, options).await };
+        ResponseFuture {
+            inner: Box::pin(inner),
+        }
     }
 }
 

@@ -40,7 +40,9 @@ impl Plan {
     /// Whether this cell of the matrix is wanted.
     pub fn wants(&self, table: &str, case: &str, contender: &str) -> bool {
         let cell = format!("{table} / {case} / {contender}");
-        self.filter.as_deref().is_none_or(|wanted| cell.contains(wanted))
+        self.filter
+            .as_deref()
+            .is_none_or(|wanted| cell.contains(wanted))
     }
 
     /// `full` shortened as asked.
@@ -62,7 +64,9 @@ pub struct Contender<'a> {
 
 impl std::fmt::Debug for Contender<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Contender").field("name", &self.name).finish()
+        f.debug_struct("Contender")
+            .field("name", &self.name)
+            .finish()
     }
 }
 
@@ -185,7 +189,10 @@ impl Results {
             ))
         });
         let figures = figures.collect::<Vec<_>>().join(", ");
-        println!("{} / {} / {}: {figures}", row.table, row.case, row.contender);
+        println!(
+            "{} / {} / {}: {figures}",
+            row.table, row.case, row.contender
+        );
         self.rows.push(row);
     }
 

@@ -96,7 +96,9 @@ pub async fn scenario(name: &str) -> anyhow::Result<Box<dyn Scenario>> {
 /// # Errors
 /// When there are no threads to be had.
 pub fn runtime() -> anyhow::Result<Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// A runtime on the thread that blocks on it, where counts are the same every time.
@@ -104,7 +106,9 @@ pub fn runtime() -> anyhow::Result<Runtime> {
 /// # Errors
 /// When the system refuses.
 pub fn single_threaded() -> anyhow::Result<Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// Runs the family.
@@ -114,9 +118,14 @@ pub fn single_threaded() -> anyhow::Result<Runtime> {
 pub fn run(plan: &Plan) -> anyhow::Result<Results> {
     let mut results = Results::default();
     for (table, names) in [("Library, hot", HOT), ("Library, cold", COLD)] {
-        let wanted = names.iter().filter(|name| plan.wants(table, "", name) || plan.filter.is_some());
+        let wanted = names
+            .iter()
+            .filter(|name| plan.wants(table, "", name) || plan.filter.is_some());
         let wanted: Vec<_> = wanted.copied().collect();
-        let counted: Vec<_> = wanted.iter().map(|name| counts(plan, table, name)).collect();
+        let counted: Vec<_> = wanted
+            .iter()
+            .map(|name| counts(plan, table, name))
+            .collect();
         let runtime = runtime()?;
         let scenarios = runtime.block_on(async {
             let mut scenarios = Vec::new();
@@ -126,10 +135,13 @@ pub fn run(plan: &Plan) -> anyhow::Result<Results> {
             anyhow::Ok(scenarios)
         })?;
         for tasks in [1, 2, 8, 64] {
-            let contenders = wanted.iter().zip(&scenarios).map(|(name, scenario)| Contender {
-                name: (*name).to_owned(),
-                turn: Box::new(move || turn(&**scenario, tasks, plan.scaled(CALLS)).boxed()),
-            });
+            let contenders = wanted
+                .iter()
+                .zip(&scenarios)
+                .map(|(name, scenario)| Contender {
+                    name: (*name).to_owned(),
+                    turn: Box::new(move || turn(&**scenario, tasks, plan.scaled(CALLS)).boxed()),
+                });
             let case = format!("{tasks:2} tasks");
             let turns = take_turns(plan, &mut results, (table, &case), contenders.collect());
             runtime.block_on(turns);
@@ -218,7 +230,11 @@ pub fn call(name: &str, calls: usize) -> anyhow::Result<()> {
 /// When valgrind is not installed or the scenario fails.
 pub fn instructions(name: &str) -> anyhow::Result<f64> {
     const CALLS: usize = 20_000;
-    let warm = if COLD.contains(&name) { CLUSTERS } else { 1_000 };
+    let warm = if COLD.contains(&name) {
+        CLUSTERS
+    } else {
+        1_000
+    };
     let (few, many) = (collected(name, warm)?, collected(name, warm + CALLS)?);
     Ok(many.saturating_sub(few) as f64 / CALLS as f64)
 }

@@ -169,7 +169,10 @@ impl EndpointService for InstantEndpoint {
         self.0.set_connectivity(Connectivity::Ready);
     }
 
-    async fn dispatch(&self, request: Request<Body>) -> Result<Response<Trailers>, DispatchError> {
-        Ok(answer(request))
+    async fn dispatch(
+        &self,
+        request: &mut Request<Body>,
+    ) -> Result<Response<Trailers>, DispatchError> {
+        Ok(answer(std::mem::take(request)))
     }
 }

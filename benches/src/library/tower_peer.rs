@@ -73,7 +73,10 @@ impl TowerBalance {
                 )
             };
             let endpoints: Vec<_> = (0..ENDPOINTS).map(endpoint).collect();
-            Buffer::new(Balance::new(ServiceList::new::<Request<RequestBody>>(endpoints)), BUFFER)
+            Buffer::new(
+                Balance::new(ServiceList::new::<Request<RequestBody>>(endpoints)),
+                BUFFER,
+            )
         };
         Self {
             services: (0..services).map(|_| balance()).collect(),

@@ -1,3 +1,5 @@
 //! report
 pub const FAMILIES: [&str; 3] = ["library", "wire", "big"];
-pub fn write() -> anyhow::Result<()> { Ok(()) }
+pub fn write() -> anyhow::Result<()> {
+    Ok(())
+}

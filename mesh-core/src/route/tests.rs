@@ -5,7 +5,11 @@ use std::{collections::HashMap, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::*;
-use crate::{config::*, name::ClusterName, rng::SplitMix64};
+use crate::{
+    config::*,
+    name::ClusterName,
+    rng::{Rng as _, SplitMix64},
+};
 
 fn config(hosts: &[(&str, &[&str])]) -> RouteConfig {
     RouteConfig {
@@ -136,6 +140,57 @@ fn the_first_route_whose_parts_all_match_wins() {
         assert!(std::ptr::eq(&table.routes()[index as usize], found));
         assert_eq!(&*found.name, expected, "{method} {path} {headers:?}");
     }
+}
+
+#[test]
+fn the_index_finds_the_same_route_as_trying_all_of_them() {
+    let mut rng = SplitMix64::new(7);
+    let mut text = |longest: u64| -> String {
+        let length = rng.below(longest + 1);
+        let letters = (0..length).map(|_| ['/', '/', 'a', 'b', 'B', 'é'][rng.below(6) as usize]);
+        letters.collect()
+    };
+    let mut kinds = SplitMix64::new(11);
+    let (mut found, mut indexed) = (0, 0);
+    for _ in 0..300 {
+        let routes = (0..kinds.below(60)).map(|number| {
+            let pattern = match kinds.below(8) {
+                0 | 1 => PathPattern::Exact(format!("/{}", text(4))),
+                2 | 3 => PathPattern::Prefix(format!("/{}/", text(3))),
+                4 | 5 => PathPattern::Prefix(text(4)),
+                6 => PathPattern::SeparatedPrefix(format!("/{}", text(2))),
+                _ => PathPattern::Regex(Regex::new("/a+/?").unwrap()),
+            };
+            let mut route = route(&number.to_string(), pattern, vec![]);
+            route.matcher.path.case_sensitive = kinds.below(8) > 0;
+            if kinds.below(4) == 0 {
+                let present = HeaderPredicate::String(StringMatcher::exact("1"));
+                route.matcher.headers = vec![HeaderMatcher::new("x", present)];
+            }
+            route
+        });
+        let table = table(routes.collect());
+        indexed += u32::from(table.has_index());
+        for _ in 0..60 {
+            let path = format!("/{}", text(7));
+            let mut headers = HeaderMap::new();
+            if kinds.below(2) == 0 {
+                headers.insert("x", HeaderValue::from_static("1"));
+            }
+            let view = RequestView {
+                method: &Method::GET,
+                path: &path,
+                authority: "any",
+                headers: &headers,
+            };
+            let number = |found: Option<(u32, &CompiledRoute)>| found.map(|(number, _)| number);
+            let expected = number(table.lookup_in_order(&view, &mut SplitMix64::new(1)));
+            let actual = number(table.lookup(&view, &mut SplitMix64::new(1)));
+            assert_eq!(actual, expected, "{path} in\n{table}");
+            found += u32::from(actual.is_some());
+        }
+    }
+    assert!(found > 3_000 && indexed > 200, "{found} {indexed}");
 }
 
 #[test]

@@ -35,10 +35,12 @@ pub trait EndpointService: Send + Sync + 'static {
     /// back. Called once; the service itself lives until the calls end that could use it.
     fn disconnect(&self) {}
 
-    /// Sends one request.
+    /// Sends one request, whose parts are taken out of `request`. They are put back when it turns
+    /// out that nobody has looked at them, and the error is
+    /// [`unsent`](DispatchError::unsent).
     fn dispatch(
         &self,
-        request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> impl Future<Output = Result<Response<Self::ResponseBody>, DispatchError>> + Send;
 }
 

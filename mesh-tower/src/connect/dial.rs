@@ -1,9 +1,13 @@
 //! One connection: TCP, then TLS where the cluster asks for it.
+//!
+//! A peer that vanished is found by TCP, not by HTTP/2 pings: gRPC servers answer pings that they
+//! find too frequent with GOAWAY (gRFC A8), and nobody minds a kernel's probes.
 
 use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -19,6 +23,14 @@ use crate::{
     identity::Identity,
     tls::{Alpn, client::ClientTls},
 };
+
+/// Sent data that stays unacknowledged this long ends the connection (`TCP_USER_TIMEOUT`), as gRPC
+/// sets it beside its keepalive.
+pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
+/// Idle time after which a connection is probed (`TCP_KEEPIDLE`).
+pub const KEEPALIVE_TIME: Duration = Duration::from_secs(20);
+/// Time between probes (`TCP_KEEPINTVL`); as many as the kernel says go unanswered before the end.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How to reach one endpoint.
 pub(super) struct Dialer {
@@ -62,6 +74,7 @@ impl Dialer {
     async fn connect(&self, alpn: Alpn) -> Result<Stream, BoxError> {
         let tcp = TcpStream::connect(self.context.address).await?;
         tcp.set_nodelay(true)?;
+        find_the_dead(&tcp);
         match &self.tls {
             Tls::Off => Ok(Stream::Plain(tcp)),
             Tls::Unusable => Err(
@@ -77,6 +90,19 @@ impl Dialer {
                 )))
             }
         }
+    }
+}
+
+/// Lets the kernel find out that the peer vanished. A kernel that cannot is worse, not wrong.
+fn find_the_dead(tcp: &TcpStream) {
+    let socket = socket2::SockRef::from(tcp);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL);
+    _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    {
+        _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -11,17 +14,18 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, Version, header, uri};
 use http_body::{Frame, SizeHint};
-use hyper::{body::Incoming, client::conn::http2};
+use hyper::body::Incoming;
 use mesh_core::{config::HttpVersion, stats::Connectivity};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
     dial::Dialer,
     http1::{Pool, Pooled},
-    keeper::{self, handshake_http2},
+    http2::{self, Http2Body},
+    keeper,
 };
 use crate::{
-    Body,
+    Body, BoxError,
     cluster::{EndpointContext, EndpointService},
     error::{DispatchError, DispatchErrorKind},
     identity::Identity,
@@ -39,13 +43,15 @@ pub struct HyperEndpoint {
 pub(super) struct Shared {
     pub(super) dialer: Dialer,
     /// The HTTP/2 connection for new requests.
-    pub(super) http2: ArcSwapOption<http2::SendRequest<Body>>,
+    http2: ArcSwapOption<http2::Connection>,
     /// Idle HTTP/1.1 connections.
     pub(super) http1: Pool,
-    /// Asks the keeper for a new connection.
+    /// Asks the keeper for a new connection, or to end.
     pub(super) reconnect: Notify,
     /// One on-demand HTTP/2 connect at a time.
     on_demand: tokio::sync::Mutex<()>,
+    /// Left its cluster.
+    is_gone: AtomicBool,
 }
 
 struct AbortOnDrop(AbortHandle);
@@ -64,6 +70,7 @@ impl HyperEndpoint {
             http1: Pool::default(),
             reconnect: Notify::new(),
             on_demand: tokio::sync::Mutex::new(()),
+            is_gone: AtomicBool::new(false),
         };
         Self {
             shared: Arc::new(shared),
@@ -85,103 +92,144 @@ impl EndpointService for HyperEndpoint {
 
     fn connect(&self) {
         self.keeper.get_or_init(|| {
-            self.shared
-                .dialer
-                .context
-                .set_connectivity(Connectivity::Connecting);
+            self.shared.set_connectivity(Connectivity::Connecting);
             let task = tokio::spawn(keeper::run(Arc::clone(&self.shared)));
             AbortOnDrop(task.abort_handle())
         });
     }
 
-    async fn dispatch(&self, request: Request<Body>) -> Result<Response<HyperBody>, DispatchError> {
+    fn disconnect(&self) {
+        self.shared.is_gone.store(true, Relaxed);
+        self.shared.reconnect.notify_one();
+        // Streams hold the connection until they end.
+        self.shared.http2.store(None);
+        self.shared.http1.clear();
+    }
+
+    async fn dispatch(
+        &self,
+        request: &mut Request<Body>,
+    ) -> Result<Response<HyperBody>, DispatchError> {
         let shared = &self.shared;
-        let http2 = shared.http2.load_full();
-        match shared.dialer.context.cluster.http_version {
-            HttpVersion::Http1 => shared.send_http1(request).await,
-            HttpVersion::ByRequest
-                if http2.is_none() && Protocol::of(request.headers()) == Protocol::Http =>
-            {
-                shared.send_http1(request).await
-            }
-            HttpVersion::Http2 | HttpVersion::ByRequest => match http2 {
-                Some(sender) => shared.send_http2(sender, request).await,
-                None => shared.send_http2_on_demand(request).await,
-            },
+        let version = shared.dialer.context.cluster.http_version;
+        if version != HttpVersion::Http1
+            && let Some(exchange) = shared.begin_http2(request)
+        {
+            return Shared::finish_http2(exchange?, request).await;
+        }
+        if shared.is_gone() {
+            let kind = DispatchErrorKind::Refused;
+            return Err(DispatchError::new(kind, "the endpoint left its cluster").unsent());
+        }
+        // Rare, or dear in any case: kept out of the other requests' futures.
+        let is_http1 = version == HttpVersion::Http1
+            || version == HttpVersion::ByRequest
+                && Protocol::of(request.headers()) == Protocol::Http;
+        if is_http1 {
+            Box::pin(shared.send_http1(request)).await
+        } else {
+            Box::pin(shared.send_http2_on_demand(request)).await
         }
     }
 }
 
 impl Shared {
-    async fn send_http2(
+    /// Whether no connection is to be made any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    /// Reports the connectivity, unless somebody else may have the address by now.
+    pub(super) fn set_connectivity(&self, connectivity: Connectivity) {
+        if !self.is_gone() {
+            self.dialer.context.set_connectivity(connectivity);
+        }
+    }
+
+    /// Takes a new HTTP/2 connection for the requests to come.
+    pub(super) fn put_http2(&self, connection: http2::Connection) -> Weak<http2::Connection> {
+        let connection = Arc::new(connection);
+        let held = Arc::downgrade(&connection);
+        self.http2.store(Some(connection));
+        if self.is_gone() {
+            self.http2.store(None);
+        }
+        held
+    }
+
+    /// Begins a stream if there is an HTTP/2 connection.
+    fn begin_http2(
         &self,
-        sender: Arc<http2::SendRequest<Body>>,
-        mut request: Request<Body>,
-    ) -> Result<Response<HyperBody>, DispatchError> {
-        self.absolute_form(&mut request);
-        *request.version_mut() = Version::HTTP_2;
-        request.headers_mut().remove(header::HOST);
-        let mut handle = http2::SendRequest::clone(&sender);
-        match handle.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|body| HyperBody { body, pooled: None })),
-            Err(mut error) => {
-                let unsent = error.take_message();
-                let error = error.into_error();
-                if unsent.is_some() || handle.is_closed() {
-                    self.replace_http2(&sender);
-                }
-                Err(self.failed(unsent, is_refused(&error), error))
+        request: &mut Request<Body>,
+    ) -> Option<Result<http2::Exchange, DispatchError>> {
+        let connection = self.http2.load();
+        let connection = connection.as_ref()?;
+        self.absolute_form(request);
+        let begun = connection.begin(request);
+        if begun.is_err() {
+            self.replace_http2(connection);
+        }
+        Some(begun)
+    }
+
+    /// `ended` takes no more requests (GOAWAY, closed): those that come wait for the keeper to make
+    /// another one, unless that has happened.
+    fn replace_http2(&self, ended: &Arc<http2::Connection>) {
+        let before = self.http2.compare_and_swap(ended, None);
+        if !before
+            .as_ref()
+            .is_some_and(|before| Arc::ptr_eq(before, ended))
+        {
+            return;
+        }
+        if ended.is_kept {
+            self.set_connectivity(Connectivity::Connecting);
+            if self.http2.load().is_some() {
+                // The keeper was faster.
+                self.set_connectivity(Connectivity::Ready);
             }
         }
+        self.reconnect.notify_one();
+    }
+
+    async fn finish_http2(
+        mut exchange: http2::Exchange,
+        request: &mut Request<Body>,
+    ) -> Result<Response<HyperBody>, DispatchError> {
+        let response = std::future::poll_fn(|cx| exchange.poll_response(cx, request)).await?;
+        Ok(response.map(|body| HyperBody {
+            kind: Kind::Http2(body),
+        }))
     }
 
     /// For a gRPC request to an endpoint whose connections are HTTP/1.1 so far.
     async fn send_http2_on_demand(
         self: &Arc<Self>,
-        request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let guard = self.on_demand.lock().await;
-        let sender = match self.http2.load_full() {
-            Some(sender) => sender,
-            None => {
-                let dialed = async {
-                    let stream = self.dialer.dial(Alpn::Http2).await?;
-                    handshake_http2(stream).await
-                };
-                let (sender, connection) = match dialed.await {
-                    Ok(connected) => connected,
-                    Err(error) => return Err(self.unreachable(request, error)),
-                };
-                let sender = Arc::new(sender);
-                self.http2.store(Some(Arc::clone(&sender)));
-                let shared = Arc::clone(self);
-                let held = Arc::downgrade(&sender);
-                tokio::spawn(async move {
-                    _ = connection.await;
-                    shared.forget_http2(&held);
-                });
-                sender
-            }
-        };
+        if self.http2.load().is_none() {
+            let dialed = async {
+                let stream = self.dialer.dial(Alpn::Http2).await?;
+                http2::handshake(stream, false).await
+            };
+            let (connection, driver) = dialed.await.map_err(unreachable)?;
+            let held = self.put_http2(connection);
+            let shared = Arc::clone(self);
+            tokio::spawn(async move {
+                _ = driver.await;
+                shared.forget_http2(&held);
+            });
+        }
         drop(guard);
-        self.send_http2(sender, request).await
-    }
-
-    /// Asks for another connection in place of one that takes no more requests (GOAWAY, closed),
-    /// unless that has happened.
-    fn replace_http2(&self, ended: &Arc<http2::SendRequest<Body>>) {
-        if self
-            .http2
-            .load()
-            .as_ref()
-            .is_some_and(|held| Arc::ptr_eq(held, ended))
-        {
-            self.reconnect.notify_one();
+        match self.begin_http2(request) {
+            Some(exchange) => Self::finish_http2(exchange?, request).await,
+            None => Err(unreachable("the connection ended at once".into())),
         }
     }
 
     /// Takes the handle of a connection that ended out of use.
-    pub(super) fn forget_http2(&self, ended: &std::sync::Weak<http2::SendRequest<Body>>) {
+    pub(super) fn forget_http2(&self, ended: &Weak<http2::Connection>) {
         let held = self.http2.load_full();
         if held
             .as_ref()
@@ -193,7 +241,7 @@ impl Shared {
 
     async fn send_http1(
         self: &Arc<Self>,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let mut connection = match self.http1.take() {
             Some(connection) => connection,
@@ -201,41 +249,31 @@ impl Shared {
                 Ok(connection) => connection,
                 Err(error) => {
                     self.reconnect.notify_one();
-                    return Err(self.unreachable(request, error));
+                    return Err(unreachable(error));
                 }
             },
         };
-        self.origin_form(&mut request);
+        self.origin_form(request);
         *request.version_mut() = Version::HTTP_11;
-        match connection.sender.try_send_request(request).await {
+        match connection
+            .sender
+            .try_send_request(std::mem::take(request))
+            .await
+        {
             Ok(response) => Ok(response.map(|body| HyperBody {
-                body,
-                pooled: Some((connection, Arc::clone(self))),
+                kind: Kind::Http1(body, Some((connection, Arc::clone(self)))),
             })),
-            Err(mut error) => {
-                let unsent = error.take_message();
-                let error = error.into_error();
-                Err(self.failed(unsent, false, error))
-            }
-        }
-    }
-
-    fn unreachable(&self, request: Request<Body>, error: crate::BoxError) -> DispatchError {
-        DispatchError::new(DispatchErrorKind::Connect, error).with_request(request)
-    }
-
-    fn failed(
-        &self,
-        unsent: Option<Request<Body>>,
-        is_refused: bool,
-        error: hyper::Error,
-    ) -> DispatchError {
-        match unsent {
-            Some(request) => {
-                DispatchError::new(DispatchErrorKind::Refused, error).with_request(request)
-            }
-            None if is_refused => DispatchError::new(DispatchErrorKind::Refused, error),
-            None => DispatchError::new(DispatchErrorKind::Reset, error),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) => {
+                    *request = unsent;
+                    let error = error.into_error();
+                    Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent())
+                }
+                None => Err(DispatchError::new(
+                    DispatchErrorKind::Reset,
+                    error.into_error(),
+                )),
+            },
         }
     }
 
@@ -247,6 +285,9 @@ impl Shared {
         } else {
             uri::Scheme::HTTP
         };
+        if request.uri().scheme() == Some(&scheme) && request.uri().authority().is_some() {
+            return;
+        }
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(scheme);
         if parts.authority.is_none() {
@@ -279,29 +320,28 @@ impl Shared {
     }
 }
 
-/// Whether the server says that it did not process the stream.
-fn is_refused(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            return h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-        }
-        source = cause.source();
-    }
-    false
+fn unreachable(error: BoxError) -> DispatchError {
+    DispatchError::new(DispatchErrorKind::Connect, error).unsent()
 }
 
 /// The body of a response; gives an HTTP/1.1 connection back when it has ended.
 pub struct HyperBody {
-    body: Incoming,
-    pooled: Option<(Pooled, Arc<Shared>)>,
+    kind: Kind,
+}
+
+enum Kind {
+    Http2(Http2Body),
+    Http1(Incoming, Option<(Pooled, Arc<Shared>)>),
 }
 
 impl Drop for HyperBody {
     fn drop(&mut self) {
         // A body that was not read to its end leaves a connection that hyper closes; the pool
         // does not hand out closed ones.
-        if let Some((connection, shared)) = self.pooled.take() {
+        if let Kind::Http1(_, pooled) = &mut self.kind
+            && let Some((connection, shared)) = pooled.take()
+            && !shared.is_gone()
+        {
             shared.http1.put(connection);
         }
     }
@@ -309,26 +349,38 @@ impl Drop for HyperBody {
 
 impl fmt::Debug for HyperBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.body.fmt(f)
+        match &self.kind {
+            Kind::Http2(body) => body.fmt(f),
+            Kind::Http1(body, _) => body.fmt(f),
+        }
     }
 }
 
 impl http_body::Body for HyperBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.kind {
+            Kind::Http2(body) => Pin::new(body).poll_frame(cx),
+            Kind::Http1(body, _) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.kind {
+            Kind::Http2(body) => body.is_end_stream(),
+            Kind::Http1(body, _) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.kind {
+            Kind::Http2(body) => body.size_hint(),
+            Kind::Http1(body, _) => body.size_hint(),
+        }
     }
 }

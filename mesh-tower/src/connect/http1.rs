@@ -61,6 +61,12 @@ impl Pool {
         Some(idle.remove(ready))
     }
 
+    /// Closes what is idle.
+    pub(super) fn clear(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.clear();
+    }
+
     /// Keeps `pooled` for another request, unless it is closed or there are enough.
     pub(super) fn put(&self, mut pooled: Pooled) {
         if pooled.sender.is_closed() {

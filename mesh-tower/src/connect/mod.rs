@@ -1,15 +1,17 @@
-//! Endpoints over hyper: HTTP/2 and HTTP/1.1, over TCP or mTLS.
+//! Endpoints over h2 (HTTP/2) and hyper (HTTP/1.1), over TCP or mTLS.
 //!
 //! Stages 11 and 12. Each endpoint has one keeper task that connects, drives the HTTP/2 connection
-//! and reconnects; a request clones a handle and sends, without a queue or a task of its own.
+//! and reconnects; a request becomes a stream on it, without a queue or a task of its own.
 
 mod dial;
 mod endpoint;
 mod http1;
+mod http2;
 mod keeper;
 
 use std::fmt;
 
+pub use dial::{KEEPALIVE_INTERVAL, KEEPALIVE_TIME, UNACKNOWLEDGED_MAX};
 pub use endpoint::{HyperBody, HyperEndpoint};
 
 use crate::{

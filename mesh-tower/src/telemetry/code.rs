@@ -56,6 +56,9 @@ pub enum Code {
 /// Number of different [`Code::index`] values.
 pub(crate) const CODES: usize = GRPC.len() + HTTP.len() + 8;
 
+/// How a gRPC call ended (gRPC over HTTP/2).
+const GRPC_STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
+
 const HTTP: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 const GRPC: [&str; 17] = [
@@ -177,7 +180,7 @@ pub(crate) fn grpc_name(code: u32) -> &'static str {
 
 /// The `grpc-status` among headers or trailers; a malformed one is `UNKNOWN`.
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(GRPC_STATUS)?;
     Some(
         value
             .to_str()

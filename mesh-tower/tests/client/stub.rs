@@ -32,6 +32,7 @@ pub(crate) enum Answer {
     Later(Duration, u16),
     Echo(Request<Body>),
     Failed(DispatchError),
+    Unsent(Request<Body>),
     StalledBody,
 }
 
@@ -58,8 +59,7 @@ impl Answer {
     }
 
     pub(crate) fn unsent(asked: Asked) -> Self {
-        let error = DispatchError::new(DispatchErrorKind::Refused, "closed by the test");
-        Self::Failed(error.with_request(asked.request))
+        Self::Unsent(asked.request)
     }
 
     pub(crate) fn stalled_body() -> Self {
@@ -147,7 +147,11 @@ impl EndpointService for StubEndpoint {
         self.context.set_connectivity(self.stub.connectivity);
     }
 
-    async fn dispatch(&self, request: Request<Body>) -> Result<Response<StubBody>, DispatchError> {
+    async fn dispatch(
+        &self,
+        slot: &mut Request<Body>,
+    ) -> Result<Response<StubBody>, DispatchError> {
+        let request = std::mem::take(slot);
         let endpoint = self.context.address;
         let headers = request.headers().clone();
         self.stub
@@ -176,6 +180,11 @@ impl EndpointService for StubEndpoint {
             },
             // What a real connection would have sent before it broke off.
             Answer::Failed(error) => Err(error),
+            Answer::Unsent(request) => {
+                *slot = request;
+                let kind = DispatchErrorKind::Refused;
+                Err(DispatchError::new(kind, "closed by the test").unsent())
+            }
             Answer::StalledBody => Ok(Response::new(StubBody::Stalled)),
         }
     }
