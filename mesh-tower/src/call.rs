@@ -23,12 +23,13 @@ use tokio::time::Instant;
 
 use crate::{
     Body, ResponseBody,
-    cluster::{ClusterRuntime, ClusterState, EndpointService, MakeEndpoint, Picked},
+    cluster::{ClusterRuntime, EndpointService, MakeEndpoint, pick_later},
     context,
     error::{DispatchError, Error, ErrorKind},
     head::Head,
-    in_flight::{InFlight, Progress},
-    listener::{ListenerRuntime, LiveSnapshot, Local},
+    headers::find,
+    in_flight::InFlight,
+    listener::{ListenerRuntime, LiveSnapshot},
     rng,
     telemetry::{CallHead, Protocol, grpc_status},
     within::within,
@@ -51,7 +52,58 @@ pub(crate) struct CallOptions {
 
 type CallResult<M> = Result<Response<ResponseBody<M>>, Error>;
 
-/// Runs one call once there is a configuration.
+/// A call that knows its route and holds its permit: all that it needs from the configuration.
+pub(crate) struct Call<M: MakeEndpoint> {
+    in_flight: InFlight<M>,
+    retry: Option<RetryPolicy>,
+    rng: SplitMix64,
+}
+
+/// Stages 8 to 10: decides where `request` goes.
+///
+/// # Errors
+/// When there is no route, the cluster is not usable, or the cluster has enough to do.
+pub(crate) fn begin<M: MakeEndpoint>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    request: &Request<Body>,
+    options: CallOptions,
+) -> Result<Call<M>, Error> {
+    let started = Instant::now();
+    let protocol = Protocol::of(request.headers());
+    let head = CallHead::of(listener.name(), request, protocol);
+    let mut span = listener.telemetry().start_call_span(head);
+    let mut rng = rng::fork();
+    let permitted = choose(listener.name(), live, request, &mut rng).and_then(|chosen| {
+        let (_, _, runtime) = chosen;
+        runtime.activate();
+        let state = runtime.load();
+        state.acquire()?;
+        Ok((chosen, state))
+    });
+    let ((route, forward, _), state) = match permitted {
+        Ok(permitted) => permitted,
+        Err(error) => {
+            span.end(error.kind().into());
+            return Err(error);
+        }
+    };
+    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_route = limit.and_then(|limit| started.checked_add(limit));
+    let asked = asked_deadline(request.headers(), protocol, started);
+    let deadline = earlier(asked, of_route);
+    let mut in_flight = InFlight::begin(state, started, deadline, protocol, span);
+    if options.reports_endpoint {
+        in_flight.route = Some(Arc::clone(&route.name));
+    }
+    Ok(Call {
+        in_flight,
+        retry: forward.retry.clone(),
+        rng,
+    })
+}
+
+/// [`begin`] once there is a configuration, and [`finish`].
 pub(crate) async fn call_when_ready<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: &mut Request<Body>,
@@ -61,7 +113,15 @@ pub(crate) async fn call_when_ready<M: MakeEndpoint>(
     let protocol = Protocol::of(request.headers());
     let asked = asked_deadline(request.headers(), protocol, started);
     let failed = match within(asked, listener.ready()).await {
-        Some(Ok(local)) => return call(local, request, options).await,
+        Some(Ok(live)) => {
+            let Some(live) = live.ready() else {
+                unreachable!("ready() returns only usable ones")
+            };
+            let mut call = begin(&listener, live, request, options)?;
+            call.in_flight.started = started;
+            call.in_flight.deadline = earlier(asked, call.in_flight.deadline);
+            return finish(&mut Some(call), request).await;
+        }
         Some(Err(error)) => error,
         None => Error::new(
             ErrorKind::DeadlineExceeded,
@@ -74,25 +134,28 @@ pub(crate) async fn call_when_ready<M: MakeEndpoint>(
     Err(failed)
 }
 
-/// Runs one call.
-pub(crate) async fn call<M: MakeEndpoint>(
-    local: Arc<Local<M>>,
+/// Stages 11 and 12: sends the request, and gives the call, which is there until then, to the body of
+/// its response.
+pub(crate) async fn finish<M: MakeEndpoint>(
+    held: &mut Option<Call<M>>,
     request: &mut Request<Body>,
-    options: CallOptions,
 ) -> CallResult<M> {
-    let started = Instant::now();
-    let protocol = Protocol::of(request.headers());
-    let asked = asked_deadline(request.headers(), protocol, started);
-    let head = CallHead::of(&local.name, request, protocol);
-    let span = local.telemetry.start_call_span(head);
-    let mut in_flight = InFlight::begin(local, started, protocol, asked, span);
-    match send(&in_flight.local, &mut in_flight.progress, request).await {
-        Ok(response) => {
-            in_flight.progress.respond(classify(&response, protocol));
-            let mut response = response;
-            if options.reports_endpoint
-                && let Some(selected) = in_flight.selected()
-            {
+    let Some(call) = held else {
+        unreachable!("a call is finished once")
+    };
+    let attempts = Attempts {
+        in_flight: &mut call.in_flight,
+        rng: &mut call.rng,
+        previous: Vec::new(),
+    };
+    let result = attempts.run(request, call.retry.as_ref()).await;
+    let Some(Call { mut in_flight, .. }) = held.take() else {
+        unreachable!("it was there before")
+    };
+    match result {
+        Ok(mut response) => {
+            in_flight.respond(classify(&response, in_flight.protocol));
+            if let Some(selected) = in_flight.selected() {
                 response.extensions_mut().insert(selected);
             }
             Ok(response.map(|body| ResponseBody::new(body, in_flight)))
@@ -101,44 +164,19 @@ pub(crate) async fn call<M: MakeEndpoint>(
     }
 }
 
-type Answer<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::ResponseBody;
+/// A route, its action, and the cluster that it is sent to.
+type Chosen<'l, M> = (
+    &'l CompiledRoute,
+    &'l ForwardAction,
+    &'l Arc<ClusterRuntime<M>>,
+);
 
-async fn send<M: MakeEndpoint>(
-    local: &Local<M>,
-    progress: &mut Progress<M>,
-    request: &mut Request<Body>,
-) -> Result<Response<Answer<M>>, Error> {
-    let Some(live) = local.ready() else {
-        unreachable!("calls begin with a configuration")
-    };
-    let mut rng = rng::fork();
-    let (route, forward, cluster) = choose(&local.name, live, request, &mut rng)?;
-    let runtime = &live.clusters[cluster as usize];
-    runtime.activate();
-    let state = runtime.load();
-    runtime.acquire(&state)?;
-    runtime.calls().start();
-    progress.chosen = Some((route, cluster));
-    progress.span.set_cluster(runtime.name().as_str());
-    let limit = earlier(forward.timeout, forward.stream_limit);
-    let of_route = limit.and_then(|limit| progress.started.checked_add(limit));
-    progress.deadline = earlier(progress.deadline, of_route);
-    let attempts = Attempts {
-        cluster: runtime,
-        progress,
-        rng,
-        previous: Vec::new(),
-    };
-    attempts.run(state, request, forward.retry.as_ref()).await
-}
-
-/// The route of a request, its action, and the cluster it is sent to.
 fn choose<'l, M: MakeEndpoint>(
     name: &str,
     live: &'l LiveSnapshot<M>,
     request: &Request<Body>,
     rng: &mut SplitMix64,
-) -> Result<(u32, &'l ForwardAction, u32), Error> {
+) -> Result<Chosen<'l, M>, Error> {
     let routes = &live.snapshot.routes;
     let view = RequestView {
         method: request.method(),
@@ -146,7 +184,7 @@ fn choose<'l, M: MakeEndpoint>(
         authority: authority(request).unwrap_or(name),
         headers: request.headers(),
     };
-    let Some((index, route)) = routes.lookup(&view, rng) else {
+    let Some((_, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();
         let RequestView { method, path, .. } = view;
         return Err(Error::new(
@@ -155,14 +193,19 @@ fn choose<'l, M: MakeEndpoint>(
         ));
     };
     let forward = forward_action(name, route)?;
-    Ok((index, forward, forward.cluster(rng)))
+    Ok((
+        route,
+        forward,
+        &live.clusters[forward.cluster(rng) as usize],
+    ))
 }
+
+type Answer<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::ResponseBody;
 
 /// The attempts of one call.
 struct Attempts<'c, M: MakeEndpoint> {
-    cluster: &'c ClusterRuntime<M>,
-    progress: &'c mut Progress<M>,
-    rng: SplitMix64,
+    in_flight: &'c mut InFlight<M>,
+    rng: &'c mut SplitMix64,
     /// Endpoints that were tried; empty, and nothing is allocated, before the first retry.
     previous: Vec<SocketAddr>,
 }
@@ -170,105 +213,104 @@ struct Attempts<'c, M: MakeEndpoint> {
 impl<M: MakeEndpoint> Attempts<'_, M> {
     async fn run(
         mut self,
-        state: Arc<ClusterState<M>>,
         request: &mut Request<Body>,
         policy: Option<&RetryPolicy>,
     ) -> Result<Response<Answer<M>>, Error> {
         self.cap_grpc_timeout(request.headers_mut(), false);
         // Only a call that may be repeated keeps its head and records its body.
         let Some(policy) = policy else {
-            let result = self.attempt(Some(state), request, None).await?;
-            return self.finish(result);
+            let result = self.attempt(request, None).await?;
+            return self.answer(result);
         };
-        let kept = (Head::of(request), request.body_mut().share());
-        let mut state = Some(state);
+        let (head, replay) = (Head::of(request), request.body_mut().share());
         let mut retries = 0;
         loop {
-            let result = self.attempt(state.take(), request, policy.per_try_timeout);
-            let result = result.await?;
-            let (head, replay) = &kept;
+            let result = self.attempt(request, policy.per_try_timeout).await?;
             let outcome = self.classify(&result);
             if retries >= policy.num_retries
                 || !is_retriable(policy, outcome)
                 || !replay.can_repeat()
             {
-                return self.finish(result);
+                return self.answer(result);
             }
             let Some(pause) = self.pause(policy, retries + 1) else {
-                return self.finish(result);
+                return self.answer(result);
             };
-            // The permit of an earlier retry ends before the next one asks for its own.
-            if std::mem::take(&mut self.progress.has_retry_permit) {
-                self.cluster.release_retry();
+            if !self.permit_retry() {
+                return self.answer(result);
             }
-            if !self.cluster.acquire_retry() {
-                return self.finish(result);
-            }
-            self.progress.has_retry_permit = true;
             drop(result);
-            self.progress.end_attempt(outcome.into());
+            self.in_flight.end_attempt(outcome.into());
             retries += 1;
-            self.cluster.calls().retry();
-            tokio::time::sleep(pause).await;
+            self.in_flight.state.calls().retry();
+            // Rare: kept out of every other call's future.
+            Box::pin(tokio::time::sleep(pause)).await;
             let Some(body) = replay.attempt() else {
                 unreachable!("a body that cannot be repeated ends the loop")
             };
             *request = head.request(body);
             self.cap_grpc_timeout(request.headers_mut(), true);
-            if self.progress.protocol == Protocol::Grpc {
+            if self.in_flight.protocol == Protocol::Grpc {
                 let headers = request.headers_mut();
                 headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(retries));
             }
+            self.renew();
         }
     }
 
     /// Sends the request to one endpoint, and to another one if it never left.
     async fn attempt(
         &mut self,
-        mut state: Option<Arc<ClusterState<M>>>,
         request: &mut Request<Body>,
         limit: Option<Duration>,
     ) -> Result<AttemptResult<M>, Error> {
         let limit = limit.map(|limit| Instant::now() + limit);
-        let until = earlier(limit, self.progress.deadline);
+        let until = earlier(limit, self.in_flight.deadline);
         let mut transparent = 0;
         loop {
-            let picked = self.pick(state.take(), until).await?;
-            self.begin(picked, request);
-            let Some(picked) = &self.progress.picked else {
+            let endpoint = self.pick(until).await?;
+            self.in_flight
+                .begin_attempt(endpoint, request.headers_mut());
+            let Some(service) = self.in_flight.service() else {
                 unreachable!("an attempt has begun")
             };
-            let result = match within(until, picked.service().dispatch(request)).await {
+            let result = match within(until, service.dispatch(request)).await {
                 Some(Ok(response)) => AttemptResult::Response(response),
                 Some(Err(error)) => AttemptResult::Failed(error),
                 None => AttemptResult::TimedOut,
             };
             if !self.classify(&result).is_success() {
-                self.progress.fail_attempt();
-                self.avoid(self.progress.endpoint());
+                self.in_flight.fail_attempt();
+                self.avoid(self.in_flight.endpoint());
             }
             if let AttemptResult::Failed(error) = &result
                 && transparent < TRANSPARENT_RETRIES_MAX
                 && error.is_unsent()
             {
-                self.progress.end_attempt(error.outcome().into());
+                self.in_flight.end_attempt(error.outcome().into());
                 transparent += 1;
+                self.renew();
                 continue;
             }
             return Ok(result);
         }
     }
 
-    fn begin(&mut self, picked: Picked<M>, request: &mut Request<Body>) {
-        let progress = &mut *self.progress;
-        progress.attempts += 1;
-        progress.attempt = Some(progress.span.start_attempt(
-            progress.attempts,
-            self.cluster.name().as_str(),
-            picked.address(),
-            request.headers_mut(),
-        ));
-        progress.picked = Some(picked);
+    /// Takes the newest endpoints for the next attempt.
+    fn renew(&mut self) {
+        if let Some(newest) = self.in_flight.state.newest() {
+            self.in_flight.state = newest;
+        }
+    }
+
+    /// Takes a permit for a retry; that of an earlier one is given back before.
+    fn permit_retry(&mut self) -> bool {
+        let in_flight = &mut *self.in_flight;
+        if std::mem::take(&mut in_flight.has_retry_permit) {
+            in_flight.state.release_retry();
+        }
+        in_flight.has_retry_permit = in_flight.state.acquire_retry();
+        in_flight.has_retry_permit
     }
 
     /// Later attempts go elsewhere while they can.
@@ -280,34 +322,35 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
     }
 
     /// Picks an endpoint, waiting for one that is connecting, but not without bound.
-    async fn pick(
-        &mut self,
-        state: Option<Arc<ClusterState<M>>>,
-        until: Option<Instant>,
-    ) -> Result<Picked<M>, Error> {
+    async fn pick(&mut self, until: Option<Instant>) -> Result<u32, Error> {
         let Self {
-            cluster,
+            in_flight,
             rng,
             previous,
-            ..
         } = self;
-        let state = state.unwrap_or_else(|| cluster.load());
-        if let Some(decided) = cluster.pick(state, rng, previous) {
+        if let Some(decided) = in_flight.state.pick(*rng, previous) {
             return decided;
         }
         let bound = until.unwrap_or_else(|| Instant::now() + CONNECTING_WAIT_MAX);
         // Rare: kept out of every other call's future.
-        let later = Box::pin(cluster.pick_later(rng, previous));
-        match within(Some(bound), later).await {
-            Some(picked) => picked,
-            None if until.is_some() && until == self.progress.deadline => {
+        let later = Box::pin(within(
+            Some(bound),
+            pick_later(Arc::clone(&in_flight.state), *rng, previous),
+        ));
+        match later.await {
+            Some(picked) => {
+                let (state, endpoint) = picked?;
+                self.in_flight.state = state;
+                Ok(endpoint)
+            }
+            None if until.is_some() && until == self.in_flight.deadline => {
                 Err(self.deadline_exceeded("while connecting"))
             }
             None => Err(Error::new(
                 ErrorKind::NoEndpoint,
                 format!(
                     "cluster {}: still connecting to all of its endpoints",
-                    self.cluster.name()
+                    self.in_flight.state.name()
                 ),
             )),
         }
@@ -315,7 +358,7 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
 
     fn classify(&self, result: &AttemptResult<M>) -> Outcome {
         match result {
-            AttemptResult::Response(response) => classify(response, self.progress.protocol),
+            AttemptResult::Response(response) => classify(response, self.in_flight.protocol),
             AttemptResult::Failed(error) => error.outcome(),
             AttemptResult::TimedOut => Outcome::PerTryTimeout,
         }
@@ -323,8 +366,8 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
 
     /// The pause before the next attempt, `None` when the deadline comes first.
     fn pause(&mut self, policy: &RetryPolicy, retry: u32) -> Option<Duration> {
-        let pause = backoff(&policy.backoff, retry, &mut self.rng);
-        match self.progress.deadline {
+        let pause = backoff(&policy.backoff, retry, &mut *self.rng);
+        match self.in_flight.deadline {
             Some(deadline) if Instant::now() + pause >= deadline => None,
             _ => Some(pause),
         }
@@ -332,48 +375,40 @@ impl<M: MakeEndpoint> Attempts<'_, M> {
 
     /// Tells a gRPC server how much of the deadline is left.
     fn cap_grpc_timeout(&self, headers: &mut HeaderMap, is_retry: bool) {
-        let Progress {
+        let InFlight {
             protocol,
             deadline,
             started,
             ..
-        } = *self.progress;
+        } = *self.in_flight;
         if let (Protocol::Grpc, Some(deadline)) = (protocol, deadline) {
             let now = if is_retry { Instant::now() } else { started };
             let left = deadline.saturating_duration_since(now);
-            headers.insert(GRPC_TIMEOUT, context::format_grpc_timeout(left));
+            headers.insert(GRPC_TIMEOUT.clone(), context::format_grpc_timeout(left));
         }
     }
 
-    fn finish(&self, result: AttemptResult<M>) -> Result<Response<Answer<M>>, Error> {
+    fn answer(&self, result: AttemptResult<M>) -> Result<Response<Answer<M>>, Error> {
+        let name = self.in_flight.state.name();
+        let is_late = |deadline| Instant::now() >= deadline;
         match result {
             AttemptResult::Response(response) => Ok(response),
-            AttemptResult::Failed(error) => Err(error.into_error(self.cluster.name().as_str())),
-            AttemptResult::TimedOut
-                if self
-                    .progress
-                    .deadline
-                    .is_some_and(|deadline| Instant::now() >= deadline) =>
-            {
+            AttemptResult::Failed(error) => Err(error.into_error(name.as_str())),
+            AttemptResult::TimedOut if self.in_flight.deadline.is_some_and(is_late) => {
                 Err(self.deadline_exceeded("before the response"))
             }
             AttemptResult::TimedOut => Err(Error::new(
                 ErrorKind::PerTryTimeout,
-                format!(
-                    "cluster {}: no response within the per-try timeout",
-                    self.cluster.name()
-                ),
+                format!("cluster {name}: no response within the per-try timeout"),
             )),
         }
     }
 
     fn deadline_exceeded(&self, when: &str) -> Error {
+        let name = self.in_flight.state.name();
         Error::new(
             ErrorKind::DeadlineExceeded,
-            format!(
-                "cluster {}: the deadline passed {when}",
-                self.cluster.name()
-            ),
+            format!("cluster {name}: the deadline passed {when}"),
         )
     }
 }
@@ -413,14 +448,13 @@ pub(crate) fn classify<B>(response: &Response<B>, protocol: Protocol) -> Outcome
 fn authority(request: &Request<Body>) -> Option<&str> {
     match request.uri().authority() {
         Some(authority) => Some(authority.as_str()),
-        None => request.headers().get(header::HOST)?.to_str().ok(),
+        None => find(request.headers(), &header::HOST)?.to_str().ok(),
     }
 }
 
 /// The deadline that the caller asks for: its own header, and the request it is serving itself.
 fn asked_deadline(headers: &HeaderMap, protocol: Protocol, now: Instant) -> Option<Instant> {
-    let header = headers
-        .get(GRPC_TIMEOUT)
+    let header = find(headers, &GRPC_TIMEOUT)
         .filter(|_| protocol == Protocol::Grpc)
         .and_then(context::parse_grpc_timeout)
         .and_then(|timeout| now.checked_add(timeout));
@@ -435,7 +469,7 @@ fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
 }
 
 /// How long the caller waits (gRPC over HTTP/2).
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Endpoints that a retry avoids at most.
 const PREVIOUS_MAX: usize = 8;

@@ -1,7 +1,7 @@
-//! What a call holds from its first moment to the end of its response, given back exactly once.
+//! What a call holds from its permit to the end of its response, given back exactly once.
 //!
-//! Stage 13. Permits, the endpoint's load, counters and spans have one owner: whoever drops it ends
-//! the call. Dropped without having been ended it means that the caller went away.
+//! Stage 13. The permits, the endpoint's load, counters and spans have one owner: whoever drops it
+//! ends the call. Dropped without having been ended it means that the caller went away.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -10,139 +10,147 @@ use tokio::time::Instant;
 
 use crate::{
     Error, SelectedEndpoint,
-    cluster::{ClusterRuntime, MakeEndpoint, Picked},
-    listener::Local,
+    cluster::{ClusterState, MakeEndpoint},
     telemetry::{AttemptSpan, CallSpan, Code, Protocol},
 };
 
-/// One call.
+/// One call that holds a permit.
 pub(crate) struct InFlight<M: MakeEndpoint> {
-    pub(crate) local: Arc<Local<M>>,
-    pub(crate) progress: Progress<M>,
-}
-
-/// How far a call has come.
-pub(crate) struct Progress<M: MakeEndpoint> {
+    /// The cluster, as it was when the last attempt was made.
+    pub(crate) state: Arc<ClusterState<M>>,
     pub(crate) started: Instant,
     pub(crate) deadline: Option<Instant>,
     pub(crate) protocol: Protocol,
-    pub(crate) span: CallSpan,
-    /// Indexes of the route and of the cluster, once a permit is held.
-    pub(crate) chosen: Option<(u32, u32)>,
     pub(crate) has_retry_permit: bool,
     pub(crate) attempts: u32,
-    pub(crate) attempt: Option<AttemptSpan>,
-    pub(crate) picked: Option<Picked<M>>,
+    /// The route's name, when it is to be reported.
+    pub(crate) route: Option<Arc<str>>,
+    span: CallSpan,
+    attempt: Option<Attempt>,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
 }
 
-impl<M: MakeEndpoint> Progress<M> {
-    /// Where the last attempt went.
+/// One request on one endpoint.
+struct Attempt {
+    /// Of the endpoint in the cluster's state.
+    endpoint: u32,
+    is_failed: bool,
+    span: AttemptSpan,
+}
+
+impl<M: MakeEndpoint> InFlight<M> {
+    /// A call that was permitted by `state`.
+    pub(crate) fn begin(
+        state: Arc<ClusterState<M>>,
+        started: Instant,
+        deadline: Option<Instant>,
+        protocol: Protocol,
+        span: CallSpan,
+    ) -> Self {
+        span.set_cluster(state.name().as_str());
+        state.calls().start();
+        Self {
+            state,
+            started,
+            deadline,
+            protocol,
+            has_retry_permit: false,
+            attempts: 0,
+            route: None,
+            span,
+            attempt: None,
+            outcome: Outcome::Reset,
+            ended: None,
+        }
+    }
+
+    /// Begins an attempt on an endpoint of the state.
+    pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut http::HeaderMap) {
+        self.attempts += 1;
+        let slot = self.state.slot(endpoint);
+        slot.begin();
+        let name = self.state.name().as_str();
+        let span = &self.span;
+        self.attempt = Some(Attempt {
+            endpoint,
+            is_failed: false,
+            span: span.start_attempt(self.attempts, name, slot.address(), headers),
+        });
+    }
+
+    /// What sends the current attempt.
+    pub(crate) fn service(&self) -> Option<&M::Endpoint> {
+        let attempt = self.attempt.as_ref()?;
+        Some(self.state.slot(attempt.endpoint).service())
+    }
+
+    /// Where the current attempt goes.
     pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
-        self.picked.as_ref().map(Picked::address)
+        let attempt = self.attempt.as_ref()?;
+        Some(self.state.slot(attempt.endpoint).address())
     }
 
     /// The attempt failed on its endpoint.
     pub(crate) fn fail_attempt(&mut self) {
-        if let Some(picked) = &mut self.picked {
-            picked.fail();
+        if let Some(attempt) = &mut self.attempt {
+            attempt.is_failed = true;
         }
     }
 
-    /// The attempt is over, and another follows.
+    /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(attempt) = self.attempt.take() {
-            attempt.end(code);
+            self.state.slot(attempt.endpoint).end(!attempt.is_failed);
+            attempt.span.end(code);
         }
-        self.picked = None;
     }
 
     /// There is a response.
     pub(crate) fn respond(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
-}
 
-impl<M: MakeEndpoint> InFlight<M> {
-    pub(crate) fn begin(
-        local: Arc<Local<M>>,
-        started: Instant,
-        protocol: Protocol,
-        deadline: Option<Instant>,
-        span: CallSpan,
-    ) -> Self {
-        Self {
-            local,
-            progress: Progress {
-                started,
-                deadline,
-                protocol,
-                span,
-                chosen: None,
-                has_retry_permit: false,
-                attempts: 0,
-                attempt: None,
-                picked: None,
-                outcome: Outcome::Reset,
-                ended: None,
-            },
-        }
-    }
-
-    fn cluster(&self) -> Option<&ClusterRuntime<M>> {
-        let (_, cluster) = self.progress.chosen?;
-        Some(&self.local.ready()?.clusters[cluster as usize])
-    }
-
-    /// What a caller may want to know of how it was served.
+    /// What a caller may want to know of how it was served, if it does.
     pub(crate) fn selected(&self) -> Option<SelectedEndpoint> {
-        let (route, cluster) = self.progress.chosen?;
-        let live = self.local.ready()?;
         Some(SelectedEndpoint {
-            address: self.progress.endpoint()?,
-            cluster: live.clusters[cluster as usize].name().clone(),
-            route: Arc::clone(&live.snapshot.routes.routes()[route as usize].name),
-            attempts: self.progress.attempts,
+            route: Arc::clone(self.route.as_ref()?),
+            address: self.endpoint()?,
+            cluster: self.state.name().clone(),
+            attempts: self.attempts,
         })
     }
 
     /// The call ends with an error, which is told where that was.
     pub(crate) fn fail(mut self, error: Error) -> Error {
-        let progress = &mut self.progress;
-        progress.ended = Some(error.kind().into());
-        progress.fail_attempt();
-        error.with_attempt(progress.attempts, progress.endpoint())
+        self.ended = Some(error.kind().into());
+        self.fail_attempt();
+        error.with_attempt(self.attempts, self.endpoint())
     }
 
     /// The response was read to its end, where `status` stood in the trailers.
     pub(crate) fn complete(mut self, status: Option<u32>) {
-        let progress = &mut self.progress;
         if let Some(status) = status {
-            progress.outcome = Outcome::Grpc(status);
+            self.outcome = Outcome::Grpc(status);
         }
-        progress.ended = Some(progress.outcome.into());
-        if !progress.outcome.is_success() {
-            progress.fail_attempt();
+        self.ended = Some(self.outcome.into());
+        if !self.outcome.is_success() {
+            self.fail_attempt();
         }
     }
 }
 
 impl<M: MakeEndpoint> Drop for InFlight<M> {
     fn drop(&mut self) {
-        let code = self.progress.ended.unwrap_or(Code::Cancelled);
-        self.progress.end_attempt(code);
-        if let Some(cluster) = self.cluster() {
-            cluster.release();
-            if self.progress.has_retry_permit {
-                cluster.release_retry();
-            }
-            let latency = self.progress.started.elapsed();
-            cluster
-                .calls()
-                .finish(self.progress.protocol, code, latency);
+        let code = self.ended.unwrap_or(Code::Cancelled);
+        self.end_attempt(code);
+        self.state.release();
+        if self.has_retry_permit {
+            self.state.release_retry();
         }
-        self.progress.span.end(code);
+        let latency = self.started.elapsed();
+        self.state.calls().finish(self.protocol, code, latency);
+        self.span.end(code);
     }
 }

@@ -21,6 +21,7 @@ pub mod context;
 mod error;
 mod ext;
 mod head;
+mod headers;
 #[cfg(feature = "xds")]
 mod http_client;
 pub mod identity;

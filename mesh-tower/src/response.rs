@@ -38,7 +38,7 @@ impl<M: MakeEndpoint> ResponseBody<M> {
         in_flight: InFlight<M>,
     ) -> Self {
         let mut body = Self {
-            deadline: in_flight.progress.deadline,
+            deadline: in_flight.deadline,
             inner,
             in_flight: Some(in_flight),
             sleep: None,

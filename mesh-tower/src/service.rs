@@ -18,7 +18,7 @@ use tower::Service;
 
 use crate::{
     Body, BoxError, Error, ResponseBody,
-    call::{CallOptions, call, call_when_ready},
+    call::{CallOptions, begin, call_when_ready, finish},
     cluster::{ClusterRegistry, MakeEndpoint},
     listener::ListenerRuntime,
     telemetry::Telemetry,
@@ -87,17 +87,25 @@ impl<M: MakeEndpoint> MeshService<M> {
     /// Sends a request, without the `&mut` that [`Service::call`] takes.
     pub fn send(&self, mut request: Request<Body>) -> ResponseFuture<M> {
         let options = self.options;
-        let local = self.listener.load();
-        if local.ready().is_some() {
+        let live = self.listener.load();
+        let Some(ready) = live.ready() else {
+            let listener = Arc::clone(&self.listener);
+            let inner = async move { call_when_ready(listener, &mut request, options).await };
+            return ResponseFuture {
+                inner: Box::pin(inner),
+            };
+        };
+        match begin(&self.listener, ready, &request, options) {
             // The request stays where it is until an endpoint takes it: moving it through each
             // stage would make the future several times as large.
-            let inner = Box::pin(async move { call(local, &mut request, options).await });
-            return ResponseFuture { inner };
-        }
-        let listener = Arc::clone(&self.listener);
-        let inner = async move { call_when_ready(listener, &mut request, options).await };
-        ResponseFuture {
-            inner: Box::pin(inner),
+            Ok(call) => {
+                let mut call = Some(call);
+                let inner = async move { finish(&mut call, &mut request).await };
+                ResponseFuture {
+                    inner: Box::pin(inner),
+                }
+            }
+            Err(error) => ResponseFuture::failed(error),
         }
     }
 }

@@ -10,4 +10,4 @@ mod runtime;
 
 pub use endpoint::{EndpointContext, EndpointService, MakeEndpoint};
 pub(crate) use registry::ClusterRegistry;
-pub(crate) use runtime::{ClusterRuntime, ClusterState, Picked};
+pub(crate) use runtime::{ClusterRuntime, ClusterState, pick_later};

@@ -33,35 +33,63 @@ use crate::{
 
 /// One cluster of the process.
 pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
-    name: ClusterName,
+    totals: Arc<ClusterTotals>,
     make: Arc<M>,
-    circuit: Circuit,
     /// The same for all, but a call's reference count is its thread's own.
     state: Sharded<ArcSwap<ClusterState<M>>>,
     /// Wakes requests that wait for an endpoint.
     changed: Arc<Notify>,
     /// Whether a request was ever sent: connections are made then, and kept.
     active: AtomicBool,
-    calls: Arc<CallMetrics>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
     source: watch::Sender<watch::Receiver<Arc<ClusterSnapshot>>>,
 }
 
-/// A cluster snapshot with the services of its endpoints, index by index.
+/// What the calls of a cluster count together.
+pub(crate) struct ClusterTotals {
+    name: ClusterName,
+    circuit: Circuit,
+    calls: Arc<CallMetrics>,
+}
+
+/// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps.
 #[repr(align(64))]
 pub(crate) struct ClusterState<M: MakeEndpoint> {
     snapshot: Arc<ClusterSnapshot>,
     services: Services<M>,
+    totals: Arc<ClusterTotals>,
+    /// Where newer states are.
+    runtime: Weak<ClusterRuntime<M>>,
 }
 
 type Services<M> = Arc<[Arc<EndpointSlot<M>>]>;
 
 /// The service of one address, with what decides whether it can be kept.
-struct EndpointSlot<M: MakeEndpoint> {
+pub(crate) struct EndpointSlot<M: MakeEndpoint> {
     address: SocketAddr,
     stats: Arc<EndpointStats>,
     cluster: Arc<Cluster>,
     service: M::Endpoint,
+}
+
+impl<M: MakeEndpoint> EndpointSlot<M> {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn service(&self) -> &M::Endpoint {
+        &self.service
+    }
+
+    /// A request begins.
+    pub(crate) fn begin(&self) {
+        self.stats.begin();
+    }
+
+    /// A request that began has ended.
+    pub(crate) fn end(&self, success: bool) {
+        self.stats.end(success);
+    }
 }
 
 impl<M: MakeEndpoint> ClusterRuntime<M> {
@@ -74,21 +102,28 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let services = bind(&snapshot, &[], &*make, &changed);
         let calls = metrics.cluster(handle.name.as_str());
         calls.set_endpoints(&snapshot);
-        let state = || {
-            ArcSwap::from_pointee(ClusterState {
-                snapshot: Arc::clone(&snapshot),
-                services: Arc::clone(&services),
-            })
-        };
-        let runtime = Arc::new(Self {
+        let totals = Arc::new(ClusterTotals {
             name: handle.name.clone(),
-            make,
             circuit: Circuit::default(),
-            state: Sharded::new(state),
-            changed,
-            active: AtomicBool::new(false),
             calls,
-            source,
+        });
+        let runtime = Arc::new_cyclic(|runtime| {
+            let state = || {
+                ArcSwap::from_pointee(ClusterState {
+                    snapshot: Arc::clone(&snapshot),
+                    services: Arc::clone(&services),
+                    totals: Arc::clone(&totals),
+                    runtime: Weak::clone(runtime),
+                })
+            };
+            Self {
+                state: Sharded::new(state),
+                totals: Arc::clone(&totals),
+                make,
+                changed,
+                active: AtomicBool::new(false),
+                source,
+            }
         });
         tokio::spawn(follow(Arc::downgrade(&runtime), followed));
         runtime
@@ -105,15 +140,6 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             }
             differs
         });
-    }
-
-    /// Counters of the calls to this cluster.
-    pub(crate) fn calls(&self) -> &CallMetrics {
-        &self.calls
-    }
-
-    pub(crate) fn name(&self) -> &ClusterName {
-        &self.name
     }
 
     /// Makes connections, now and for endpoints to come.
@@ -136,113 +162,18 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         self.state.local().load_full()
     }
 
-    /// Takes a permit for one request; give it back with [`release`](Self::release).
-    ///
-    /// # Errors
-    /// When the cluster is not usable, or has as many requests in flight as it may have.
-    pub(crate) fn acquire(&self, state: &ClusterState<M>) -> Result<(), Error> {
-        let limits = self.limits(state)?;
-        if self.circuit.try_acquire(limits) {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::CircuitOpen,
-            format!(
-                "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
-                self.name, limits.max_requests
-            ),
-        ))
-    }
-
-    fn limits<'s>(&self, state: &'s ClusterState<M>) -> Result<&'s CircuitBreakers, Error> {
-        match &state.snapshot.config {
-            Ok(config) => Ok(&config.circuit_breakers),
-            Err(error) => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("cluster {}: {error}", self.name),
-            )),
-        }
-    }
-
-    /// Gives back the permit of [`acquire`](Self::acquire).
-    pub(crate) fn release(&self) {
-        self.circuit.release();
-    }
-
-    /// Takes a permit for one retry; `false` when the budget is used up. Give it back with
-    /// [`release_retry`](Self::release_retry).
-    pub(crate) fn acquire_retry(&self) -> bool {
-        let state = self.load();
-        let limits = self.limits(&state);
-        limits.is_ok_and(|limits| self.circuit.try_acquire_retry(&limits.retry_budget))
-    }
-
-    /// Gives back the permit of [`acquire_retry`](Self::acquire_retry).
-    pub(crate) fn release_retry(&self) {
-        self.circuit.release_retry();
-    }
-
-    /// Picks an endpoint of `state`. `None`: one is connecting, [`wait`](Self::pick_later) for it.
-    ///
-    /// # Errors
-    /// When no endpoint can be used.
-    pub(crate) fn pick(
-        &self,
-        state: Arc<ClusterState<M>>,
-        rng: &mut impl Rng,
-        previous: &[SocketAddr],
-    ) -> Option<Result<Picked<M>, Error>> {
-        let snapshot = &state.snapshot;
-        let mut context = PickContext { rng, previous };
-        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
-            PickResult::Endpoint(index) => Some(Ok(Picked::begin(state, index))),
-            PickResult::Queue => None,
-            PickResult::Fail => Some(Err(self.no_endpoint(snapshot))),
-        }
-    }
-
-    /// Picks an endpoint; waits while one is connecting and none is ready.
-    ///
-    /// # Errors
-    /// When no endpoint can be used. The caller bounds the wait.
-    pub(crate) async fn pick_later(
-        &self,
-        rng: &mut impl Rng,
-        previous: &[SocketAddr],
-    ) -> Result<Picked<M>, Error> {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the pick, so that a change between the two is not missed.
-            changed.as_mut().enable();
-            if let Some(decided) = self.pick(self.load(), rng, previous) {
-                return decided;
-            }
-            changed.await;
-        }
-    }
-
-    fn no_endpoint(&self, snapshot: &ClusterSnapshot) -> Error {
-        let reason = match (&snapshot.resolution_note, snapshot.endpoints.len()) {
-            (Some(note), _) => note.to_string(),
-            (None, count) => format!("none of its {count} endpoints can be reached"),
-        };
-        Error::new(
-            ErrorKind::NoEndpoint,
-            format!("cluster {}: {reason}", self.name),
-        )
-    }
-
-    fn update(&self, snapshot: &Arc<ClusterSnapshot>) {
+    fn update(self: &Arc<Self>, snapshot: &Arc<ClusterSnapshot>) {
         let held = Arc::clone(&self.load().services);
         let services = bind(snapshot, &held, &*self.make, &self.changed);
         for shard in self.state.iter() {
             shard.store(Arc::new(ClusterState {
                 snapshot: Arc::clone(snapshot),
                 services: Arc::clone(&services),
+                totals: Arc::clone(&self.totals),
+                runtime: Arc::downgrade(self),
             }));
         }
-        self.calls.set_endpoints(snapshot);
+        self.totals.calls.set_endpoints(snapshot);
         if self.active.load(SeqCst) {
             self.connect_all(&services);
         }
@@ -251,6 +182,130 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             gone.service.disconnect();
         }
         self.changed.notify_waiters();
+    }
+}
+
+impl<M: MakeEndpoint> ClusterState<M> {
+    pub(crate) fn name(&self) -> &ClusterName {
+        &self.totals.name
+    }
+
+    /// Counters of the calls to this cluster.
+    pub(crate) fn calls(&self) -> &CallMetrics {
+        &self.totals.calls
+    }
+
+    /// An endpoint, by the index that [`pick`](Self::pick) gave.
+    pub(crate) fn slot(&self, endpoint: u32) -> &EndpointSlot<M> {
+        &self.services[endpoint as usize]
+    }
+
+    /// The newest state, `None` when the cluster is not in use any more.
+    pub(crate) fn newest(&self) -> Option<Arc<Self>> {
+        Some(self.runtime.upgrade()?.load())
+    }
+
+    /// Takes a permit for one request; give it back with [`release`](Self::release).
+    ///
+    /// # Errors
+    /// When the cluster is not usable, or has as many requests in flight as it may have.
+    pub(crate) fn acquire(&self) -> Result<(), Error> {
+        let limits = self.limits()?;
+        if self.totals.circuit.try_acquire(limits) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::CircuitOpen,
+            format!(
+                "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
+                self.name(),
+                limits.max_requests
+            ),
+        ))
+    }
+
+    fn limits(&self) -> Result<&CircuitBreakers, Error> {
+        match &self.snapshot.config {
+            Ok(config) => Ok(&config.circuit_breakers),
+            Err(error) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("cluster {}: {error}", self.name()),
+            )),
+        }
+    }
+
+    /// Gives back the permit of [`acquire`](Self::acquire).
+    pub(crate) fn release(&self) {
+        self.totals.circuit.release();
+    }
+
+    /// Takes a permit for one retry; `false` when the budget is used up. Give it back with
+    /// [`release_retry`](Self::release_retry).
+    pub(crate) fn acquire_retry(&self) -> bool {
+        let limits = self.limits();
+        limits.is_ok_and(|limits| self.totals.circuit.try_acquire_retry(&limits.retry_budget))
+    }
+
+    /// Gives back the permit of [`acquire_retry`](Self::acquire_retry).
+    pub(crate) fn release_retry(&self) {
+        self.totals.circuit.release_retry();
+    }
+
+    /// Picks an endpoint. `None`: one is connecting, [wait](pick_later) for it.
+    ///
+    /// # Errors
+    /// When no endpoint can be used.
+    pub(crate) fn pick(
+        &self,
+        rng: &mut impl Rng,
+        previous: &[SocketAddr],
+    ) -> Option<Result<u32, Error>> {
+        let snapshot = &self.snapshot;
+        let mut context = PickContext { rng, previous };
+        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
+            PickResult::Endpoint(index) => Some(Ok(index as u32)),
+            PickResult::Queue => None,
+            PickResult::Fail => Some(Err(self.no_endpoint())),
+        }
+    }
+
+    fn no_endpoint(&self) -> Error {
+        let snapshot = &self.snapshot;
+        let reason = match (&snapshot.resolution_note, snapshot.endpoints.len()) {
+            (Some(note), _) => note.to_string(),
+            (None, count) => format!("none of its {count} endpoints can be reached"),
+        };
+        Error::new(
+            ErrorKind::NoEndpoint,
+            format!("cluster {}: {reason}", self.name()),
+        )
+    }
+}
+
+/// Picks an endpoint of the newest state that follows `state`; waits while one is connecting and none
+/// is ready.
+///
+/// # Errors
+/// When no endpoint can be used. The caller bounds the wait.
+pub(crate) async fn pick_later<M: MakeEndpoint>(
+    mut state: Arc<ClusterState<M>>,
+    rng: &mut impl Rng,
+    previous: &[SocketAddr],
+) -> Result<(Arc<ClusterState<M>>, u32), Error> {
+    let Some(runtime) = state.runtime.upgrade() else {
+        return Err(state.no_endpoint());
+    };
+    loop {
+        let changed = runtime.changed.notified();
+        tokio::pin!(changed);
+        // Registered before the pick, so that a change between the two is not missed.
+        changed.as_mut().enable();
+        state = runtime.load();
+        if let Some(decided) = state.pick(rng, previous) {
+            let endpoint = decided?;
+            return Ok((state, endpoint));
+        }
+        changed.await;
     }
 }
 
@@ -344,47 +399,5 @@ async fn follow<M: MakeEndpoint>(
             return;
         };
         runtime.update(&snapshot);
-    }
-}
-
-/// A picked endpoint with one request in flight; ends it when dropped.
-pub(crate) struct Picked<M: MakeEndpoint> {
-    state: Arc<ClusterState<M>>,
-    index: u32,
-    success: bool,
-}
-
-impl<M: MakeEndpoint> Picked<M> {
-    fn begin(state: Arc<ClusterState<M>>, index: usize) -> Self {
-        let picked = Self {
-            state,
-            index: index as u32,
-            success: true,
-        };
-        picked.slot().stats.begin();
-        picked
-    }
-
-    fn slot(&self) -> &EndpointSlot<M> {
-        &self.state.services[self.index as usize]
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.slot().address
-    }
-
-    pub(crate) fn service(&self) -> &M::Endpoint {
-        &self.slot().service
-    }
-
-    /// Records that the request failed on this endpoint.
-    pub(crate) fn fail(&mut self) {
-        self.success = false;
-    }
-}
-
-impl<M: MakeEndpoint> Drop for Picked<M> {
-    fn drop(&mut self) {
-        self.slot().stats.end(self.success);
     }
 }

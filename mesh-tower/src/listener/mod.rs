@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use mesh_core::{
     ConfigError,
-    shard::Sharded,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
 use tokio::sync::watch;
@@ -30,33 +29,13 @@ pub const FIRST_CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
     name: Arc<str>,
     telemetry: Telemetry,
-    /// The same for all, but a call's reference count is its thread's own.
-    shards: Sharded<ArcSwap<Local<M>>>,
+    live: ArcSwap<Live<M>>,
     /// Dropped with the runtime, which ends the follower.
     changed: watch::Sender<()>,
 }
 
-/// What a call loads and keeps until it ends.
-#[repr(align(64))]
-pub(crate) struct Local<M: MakeEndpoint> {
-    /// The dialled name.
-    pub(crate) name: Arc<str>,
-    pub(crate) telemetry: Telemetry,
-    live: Arc<Live<M>>,
-}
-
-impl<M: MakeEndpoint> Local<M> {
-    /// The configuration; `None` when there is none that can be used.
-    pub(crate) fn ready(&self) -> Option<&LiveSnapshot<M>> {
-        match &*self.live {
-            Live::Ready(live) => Some(live),
-            Live::Pending | Live::Failed(_) => None,
-        }
-    }
-}
-
 /// What a request sees.
-enum Live<M: MakeEndpoint> {
+pub(crate) enum Live<M: MakeEndpoint> {
     Pending,
     Failed(ConfigError),
     Ready(LiveSnapshot<M>),
@@ -69,6 +48,14 @@ pub(crate) struct LiveSnapshot<M: MakeEndpoint> {
 }
 
 impl<M: MakeEndpoint> Live<M> {
+    /// The configuration; `None` when there is none that can be used.
+    pub(crate) fn ready(&self) -> Option<&LiveSnapshot<M>> {
+        match self {
+            Self::Ready(live) => Some(live),
+            Self::Pending | Self::Failed(_) => None,
+        }
+    }
+
     fn bind(state: ListenerState, clusters: &ClusterRegistry<M>) -> Self {
         match state {
             ListenerState::Pending => Self::Pending,
@@ -93,20 +80,12 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         clusters: Arc<ClusterRegistry<M>>,
         telemetry: Telemetry,
     ) -> Arc<Self> {
-        let name = Arc::<str>::from(name);
-        let live = Arc::new(Live::bind(reader.load_and_mark(), &clusters));
-        let shards = Sharded::new(|| {
-            ArcSwap::from_pointee(Local {
-                name: Arc::clone(&name),
-                telemetry: telemetry.clone(),
-                live: Arc::clone(&live),
-            })
-        });
+        let live = Live::bind(reader.load_and_mark(), &clusters);
         let (changed, _) = watch::channel(());
         let runtime = Arc::new(Self {
-            name,
+            name: name.into(),
             telemetry,
-            shards,
+            live: ArcSwap::from_pointee(live),
             changed,
         });
         tokio::spawn(follow(Arc::downgrade(&runtime), reader, clusters));
@@ -122,34 +101,22 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         &self.telemetry
     }
 
-    /// What is live now.
-    pub(crate) fn load(&self) -> Arc<Local<M>> {
-        self.shards.local().load_full()
-    }
-
-    fn store(&self, live: Live<M>) {
-        let live = Arc::new(live);
-        for shard in self.shards.iter() {
-            shard.store(Arc::new(Local {
-                name: Arc::clone(&self.name),
-                telemetry: self.telemetry.clone(),
-                live: Arc::clone(&live),
-            }));
-        }
-        self.changed.send_replace(());
+    /// What is live now. Held for a moment: a call keeps nothing of it.
+    pub(crate) fn load(&self) -> Guard<Arc<Live<M>>> {
+        self.live.load()
     }
 
     /// What is live; waits for the first configuration.
     ///
     /// # Errors
     /// When there is no usable configuration, or none within [`FIRST_CONFIG_WAIT_MAX`].
-    pub(crate) async fn ready(&self) -> Result<Arc<Local<M>>, Error> {
+    pub(crate) async fn ready(&self) -> Result<Arc<Live<M>>, Error> {
         let mut changed = self.changed.subscribe();
         let first = async {
             loop {
-                let local = self.load();
-                match &*local.live {
-                    Live::Ready(_) => return Ok(local),
+                let live = self.live.load_full();
+                match &*live {
+                    Live::Ready(_) => return Ok(live),
                     Live::Failed(error) => return Err(no_config(&self.name, error)),
                     // The sender lives in `self`, so this waits.
                     Live::Pending => _ = changed.changed().await,
@@ -193,6 +160,7 @@ async fn follow<M: MakeEndpoint>(
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
-        runtime.store(live);
+        runtime.live.store(Arc::new(live));
+        runtime.changed.send_replace(());
     }
 }

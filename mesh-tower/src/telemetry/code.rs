@@ -6,6 +6,8 @@
 use http::HeaderMap;
 use mesh_core::outcome::Outcome;
 
+use crate::headers::find;
+
 /// What is spoken: decides names of spans and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -19,8 +21,7 @@ impl Protocol {
     /// Reads it from the content type of a request or response.
     pub fn of(headers: &HeaderMap) -> Self {
         const GRPC: &[u8] = b"application/grpc";
-        let rest = headers
-            .get(http::header::CONTENT_TYPE)
+        let rest = find(headers, &http::header::CONTENT_TYPE)
             .and_then(|value| value.as_bytes().strip_prefix(GRPC));
         // `application/grpc-web` is a protocol of its own.
         match rest {
@@ -57,7 +58,7 @@ pub enum Code {
 pub(crate) const CODES: usize = GRPC.len() + HTTP.len() + 8;
 
 /// How a gRPC call ended (gRPC over HTTP/2).
-const GRPC_STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
+static GRPC_STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
 
 const HTTP: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -180,7 +181,7 @@ pub(crate) fn grpc_name(code: u32) -> &'static str {
 
 /// The `grpc-status` among headers or trailers; a malformed one is `UNKNOWN`.
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let value = headers.get(GRPC_STATUS)?;
+    let value = find(headers, &GRPC_STATUS)?;
     Some(
         value
             .to_str()
