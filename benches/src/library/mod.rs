@@ -4,8 +4,12 @@
 //! limits, balancing, outcome. Hot: one cluster of ten endpoints. Cold: ten thousand clusters and
 //! a hundred thousand endpoints, each call to another one.
 
+#[cfg(feature = "peers")]
+mod junction_peer;
 pub mod ours;
 pub mod stub;
+#[cfg(feature = "peers")]
+mod tonic_xds_peer;
 pub mod tower_peer;
 
 use std::process::Command;
@@ -60,6 +64,10 @@ pub const HOT: &[&str] = &[
     "ours, tonic Channel",
     "ours, tonic Channel, retry policy",
     "tower p2c + PeakEwma in Buffer",
+    #[cfg(feature = "peers")]
+    "tonic-xds",
+    #[cfg(feature = "peers")]
+    "junction-core, resolve only",
 ];
 
 /// The scenarios over ten thousand.
@@ -87,6 +95,10 @@ pub async fn scenario(name: &str) -> anyhow::Result<Box<dyn Scenario>> {
             Box::new(Grpc::new(CLUSTERS, Layout::Routes, false).await?)
         }
         "tower p2c + PeakEwma in Buffer, cold" => Box::new(tower_peer::TowerBalance::new(CLUSTERS)),
+        #[cfg(feature = "peers")]
+        "tonic-xds" => Box::new(tonic_xds_peer::TonicXds::new().await?),
+        #[cfg(feature = "peers")]
+        "junction-core, resolve only" => Box::new(junction_peer::Junction::new().await?),
         other => bail!("no scenario is named {other:?}"),
     })
 }

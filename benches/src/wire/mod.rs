@@ -12,7 +12,7 @@ pub mod server;
 mod tls;
 #[cfg(feature = "peers")]
 mod tonic_xds_peer;
-mod world;
+pub(crate) mod world;
 
 use std::{net::SocketAddr, time::Duration};
 
