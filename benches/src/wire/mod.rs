@@ -5,7 +5,7 @@
 //! proxies are told apart by their own. Every socket has `TCP_NODELAY`: without it, Nagle's
 //! algorithm adds 40 ms to some calls.
 
-mod calls;
+pub(crate) mod calls;
 mod envoy;
 mod proto;
 pub mod server;
