@@ -65,7 +65,11 @@ pub async fn serve(real: &[SocketAddr]) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string(&listener.local_addr()?)?);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = AggregatedDiscoveryServiceServer::new(big);
-    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming(incoming),
+    );
     let mut input = BufReader::new(tokio::io::stdin()).lines();
     while input.next_line().await?.is_some() {
         churn.send_modify(|is_churning| *is_churning = !*is_churning);
@@ -88,10 +92,18 @@ fn world(real: &[SocketAddr]) -> anyhow::Result<World> {
     services += &service(HUB, real);
     for cluster in 0..CLUSTERS {
         let name = format!("s{cluster}");
-        let endpoints = if cluster == 0 { real.to_vec() } else { addresses(cluster) };
+        let endpoints = if cluster == 0 {
+            real.to_vec()
+        } else {
+            addresses(cluster)
+        };
         services += &service(&name, &endpoints);
         // The real one is last, where a search from the front finds it late.
-        let path = if cluster == 0 { "/".to_owned() } else { prefix(cluster) };
+        let path = if cluster == 0 {
+            "/".to_owned()
+        } else {
+            prefix(cluster)
+        };
         let route = format!(
             "  - match: [{{uri: {{prefix: {path}}}}}]\n    \
              route: [{{destination: {{host: {name}.default.svc.cluster.local}}}}]\n"
@@ -206,7 +218,9 @@ impl Subscriber {
             eprintln!("NACK: {}", error.message);
         }
         let node = request.node.take();
-        let client = self.client.get_or_insert_with(|| client(node.unwrap_or_default()));
+        let client = self
+            .client
+            .get_or_insert_with(|| client(node.unwrap_or_default()));
         let kind = ResourceType::from_url(&request.type_url)?;
         let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
         if names.is_empty() && kind.is_full_set() {
@@ -219,9 +233,10 @@ impl Subscriber {
         let is_new = |name: &&String| {
             kind.is_full_set() || held.as_ref().is_none_or(|held| !held.contains(*name))
         };
-        let resources = names.iter().filter(is_new).filter_map(|name| {
-            Some(self.big.world.resource(client, kind, name)?.body.clone())
-        });
+        let resources = names
+            .iter()
+            .filter(is_new)
+            .filter_map(|name| Some(self.big.world.resource(client, kind, name)?.body.clone()));
         let resources: Vec<_> = resources.collect();
         // The full set is never sent empty by accident.
         (!resources.is_empty()).then(|| self.respond(kind, resources))
@@ -255,7 +270,8 @@ impl Subscriber {
             let held = self.big.world.compiled().endpoints.get(name.as_str())?;
             let mut moved = ClusterEndpoints::clone(held);
             let last = moved.localities.last_mut()?.endpoints.last_mut()?;
-            last.address.set_port(1000 + (self.changed / CLUSTERS % 2000) as u16);
+            last.address
+                .set_port(1000 + (self.changed / CLUSTERS % 2000) as u16);
             resources.push(Any {
                 type_url: ResourceType::Endpoints.url(),
                 value: encode::endpoints(&moved).encode_to_vec(),

@@ -44,6 +44,8 @@ const HUB: &str = "hub";
 const RATE: usize = 2_000;
 /// Of one load.
 const LENGTH: Duration = Duration::from_secs(4);
+/// What is still going on after the first call has ended by then.
+const SETTLED: Duration = Duration::from_secs(2);
 /// What counts as not ready.
 const READY_MAX: Duration = Duration::from_secs(120);
 
@@ -114,6 +116,7 @@ async fn ours(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyho
     let millis = length.as_millis().to_string();
     let arguments = ["serve", "big-client", &xds.to_string(), &millis];
     let (mut client, ready): (Process, Ready) = child::start(arguments).await?;
+    tokio::time::sleep(SETTLED).await;
     let still: Felt = client.ask("still").await?;
     control.tell("start").await?;
     let churned = client.ask::<Felt>("churned").await;
@@ -126,7 +129,10 @@ fn figures(ready: &Ready, still: Felt, churned: Felt) -> Turn {
         ("ready s", ready.seconds),
         ("memory MB", ready.bytes as f64 / 1e6),
         ("of it before MB", ready.bytes_before as f64 / 1e6),
-        ("1,000 changes/s, % of a core", (churned.cpu_share - still.cpu_share) * 100.0),
+        (
+            "1,000 changes/s, % of a core",
+            (churned.cpu_share - still.cpu_share) * 100.0,
+        ),
         ("p50 µs still", still.p50),
         ("p50 µs changing", churned.p50),
         ("p99 µs still", still.p99),
@@ -176,11 +182,15 @@ async fn first_call(channel: impl EchoChannel) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(READY_MAX, called).await.context("the first call")
+    tokio::time::timeout(READY_MAX, called)
+        .await
+        .context("the first call")
 }
 
 async fn load(channel: impl EchoChannel, length: Duration) -> anyhow::Result<Felt> {
-    Ok(fixed_rate(&Unary::new(channel, 64), RATE, length).await?.into())
+    Ok(fixed_rate(&Unary::new(channel, 64), RATE, length)
+        .await?
+        .into())
 }
 
 async fn envoy(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyhow::Result<Turn> {
@@ -196,7 +206,9 @@ async fn envoy(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyh
         ("@TOKEN@", "none".to_owned()),
         ("@XDS_PORT@", xds.port().to_string()),
     ];
-    let config = marks.iter().fold(template, |text, (mark, value)| text.replace(mark, value));
+    let config = marks
+        .iter()
+        .fold(template, |text, (mark, value)| text.replace(mark, value));
     let path = folder.path().join("envoy.yaml");
     fs::write(&path, config)?;
     let start = Instant::now();
@@ -219,6 +231,7 @@ async fn envoy(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyh
             ..felt
         })
     };
+    tokio::time::sleep(SETTLED).await;
     let still = measure().await?;
     control.tell("start").await?;
     let churned = measure().await;
@@ -227,7 +240,14 @@ async fn envoy(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyh
 }
 
 async fn start_envoy(config: &Path, outbound: u16) -> anyhow::Result<Process> {
-    let options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c"];
+    let options = [
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+        "--log-level",
+        "error",
+        "-c",
+    ];
     let mut arguments: Vec<&OsStr> = options.iter().map(AsRef::as_ref).collect();
     arguments.push(config.as_os_str());
     let address = SocketAddr::from(([127, 0, 0, 1], outbound));

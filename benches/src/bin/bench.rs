@@ -83,8 +83,6 @@ async fn serve(part: Serve) -> anyhow::Result<()> {
         Serve::Plain => wire::server::plain().await,
         Serve::Meshed { bootstrap } => wire::server::meshed(&bootstrap).await,
         Serve::Big { real } => big::ads::serve(&serde_json::from_str::<Vec<_>>(&real)?).await,
-        Serve::BigClient { xds, millis } => {
-            big::client(xds, Duration::from_millis(millis)).await
-        }
+        Serve::BigClient { xds, millis } => big::client(xds, Duration::from_millis(millis)).await,
     }
 }

@@ -77,7 +77,7 @@ impl Gate {
                 }
                 Some(_) => "",
             };
-            let then = then.map_or("-".to_owned(), |then| then.to_string());
+            let then = then.map_or_else(|| "-".to_owned(), |then| then.to_string());
             println!("{what:60} {now:>8} {then:>8}  {verdict}");
             if !verdict.is_empty() {
                 found.push(format!("{what}: {now}, gate.toml has {then}: {verdict}"));
@@ -129,9 +129,18 @@ fn sizes() -> BTreeMap<String, usize> {
     let sizes = [
         ("MeshService", size_of::<MeshService<HyperConnector>>()),
         ("Channel", size_of::<Channel<HyperConnector>>()),
-        ("a call's future, stub", size_of::<Future<MeshService<Instant>>>()),
-        ("a call's future, hyper", size_of::<Future<MeshService<HyperConnector>>>()),
-        ("a channel's future, hyper", size_of::<Future<Channel<HyperConnector>>>()),
+        (
+            "a call's future, stub",
+            size_of::<Future<MeshService<Instant>>>(),
+        ),
+        (
+            "a call's future, hyper",
+            size_of::<Future<MeshService<HyperConnector>>>(),
+        ),
+        (
+            "a channel's future, hyper",
+            size_of::<Future<Channel<HyperConnector>>>(),
+        ),
     ];
     sizes.map(|(name, size)| (name.to_owned(), size)).into()
 }
@@ -145,7 +154,9 @@ pub fn run(is_write: bool) -> anyhow::Result<()> {
     let held = fs::read_to_string(path()).ok();
     let held = held.map(|text| toml::from_str::<Gate>(&text)).transpose();
     let held = held.context("gate.toml")?;
-    let tolerance = held.as_ref().map_or(DEFAULT_TOLERANCE, |held| held.tolerance);
+    let tolerance = held
+        .as_ref()
+        .map_or(DEFAULT_TOLERANCE, |held| held.tolerance);
     let now = Gate::measure(tolerance)?;
     if is_write {
         let text = toml::to_string(&now)?;

@@ -23,7 +23,11 @@ pub fn of(pid: u32) -> Duration {
         text.split(' ').next()?.parse::<u64>().ok()
     });
     let total: u64 = nanos.sum();
-    if total > 0 { Duration::from_nanos(total) } else { ticks(pid) }
+    if total > 0 {
+        Duration::from_nanos(total)
+    } else {
+        ticks(pid)
+    }
 }
 
 /// User and system time by `/proc/PID/stat`: fields 14 and 15, in hundredths of a second.

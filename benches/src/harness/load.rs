@@ -138,7 +138,9 @@ pub async fn fixed_rate<C: Call>(
     length: Duration,
 ) -> anyhow::Result<Measured> {
     const SENDERS: usize = 256;
-    let senders: Vec<_> = (0..SENDERS).map(|sender| Arc::new(tokio::sync::Mutex::new((origin.fork(sender), histogram())))).collect();
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| Arc::new(tokio::sync::Mutex::new((origin.fork(sender), histogram()))))
+        .collect();
     let late = Arc::new(AtomicUsize::new(0));
     let (cpu_before, start) = (cpu::own(), Instant::now());
     let pace = {

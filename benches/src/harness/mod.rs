@@ -31,7 +31,7 @@ impl Plan {
     /// What `--quick` and `--filter` ask for.
     pub fn new(is_quick: bool, filter: Option<String>) -> Self {
         Self {
-            rounds: if is_quick { 3 } else { 7 },
+            rounds: if is_quick { 3 } else { 5 },
             length: if is_quick { 0.25 } else { 1.0 },
             filter,
         }
@@ -40,7 +40,9 @@ impl Plan {
     /// Whether this cell of the matrix is wanted.
     pub fn wants(&self, table: &str, case: &str, contender: &str) -> bool {
         let cell = format!("{table} / {case} / {contender}");
-        self.filter.as_deref().is_none_or(|wanted| cell.contains(wanted))
+        self.filter
+            .as_deref()
+            .is_none_or(|wanted| cell.contains(wanted))
     }
 
     /// `full` shortened as asked.
@@ -62,7 +64,9 @@ pub struct Contender<'a> {
 
 impl std::fmt::Debug for Contender<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Contender").field("name", &self.name).finish()
+        f.debug_struct("Contender")
+            .field("name", &self.name)
+            .finish()
     }
 }
 
@@ -185,7 +189,10 @@ impl Results {
             ))
         });
         let figures = figures.collect::<Vec<_>>().join(", ");
-        println!("{} / {} / {}: {figures}", row.table, row.case, row.contender);
+        println!(
+            "{} / {} / {}: {figures}",
+            row.table, row.case, row.contender
+        );
         self.rows.push(row);
     }
 
@@ -201,6 +208,7 @@ impl Results {
     /// # Errors
     /// When the file cannot be written.
     pub fn keep(mut self, family: &str) -> anyhow::Result<()> {
+        self.machine = crate::report::machine::describe();
         let before = Self::kept(family)?;
         let is_new = |row: &Row| {
             let same = |new: &Row| {
@@ -236,6 +244,7 @@ pub fn root() -> &'static Path {
 }
 
 fn kept_at(family: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("benches").join(format!("{family}.json"))
 }

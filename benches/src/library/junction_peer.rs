@@ -68,7 +68,9 @@ impl Call for Junction {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let resolved = self.client.resolve_http(&Method::POST, &self.url, &self.headers);
+        let resolved = self
+            .client
+            .resolve_http(&Method::POST, &self.url, &self.headers);
         resolved.await?;
         Ok(())
     }

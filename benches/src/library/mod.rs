@@ -28,8 +28,8 @@ use ours::{Grpc, Http, Layout};
 /// Clusters of the cold cases.
 pub const CLUSTERS: usize = 10_000;
 
-/// Calls of one turn.
-const CALLS: usize = 400_000;
+/// Calls of one turn, hot and cold.
+const CALLS: [usize; 2] = [400_000, 50_000];
 
 /// A world and something that calls in it.
 pub trait Scenario: Send + Sync {
@@ -108,7 +108,9 @@ pub async fn scenario(name: &str) -> anyhow::Result<Box<dyn Scenario>> {
 /// # Errors
 /// When there are no threads to be had.
 pub fn runtime() -> anyhow::Result<Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// A runtime on the thread that blocks on it, where counts are the same every time.
@@ -116,7 +118,9 @@ pub fn runtime() -> anyhow::Result<Runtime> {
 /// # Errors
 /// When the system refuses.
 pub fn single_threaded() -> anyhow::Result<Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// Runs the family.
@@ -125,10 +129,16 @@ pub fn single_threaded() -> anyhow::Result<Runtime> {
 /// When a contender does not start.
 pub fn run(plan: &Plan) -> anyhow::Result<Results> {
     let mut results = Results::default();
-    for (table, names) in [("Library, hot", HOT), ("Library, cold", COLD)] {
-        let wanted = names.iter().filter(|name| plan.wants(table, "", name) || plan.filter.is_some());
+    let tables = [("Library, hot", HOT), ("Library, cold", COLD)];
+    for ((table, names), calls) in tables.into_iter().zip(CALLS) {
+        let wanted = names
+            .iter()
+            .filter(|name| plan.wants(table, "", name) || plan.filter.is_some());
         let wanted: Vec<_> = wanted.copied().collect();
-        let counted: Vec<_> = wanted.iter().map(|name| counts(plan, table, name)).collect();
+        let counted: Vec<_> = wanted
+            .iter()
+            .map(|name| counts(plan, table, name))
+            .collect();
         let runtime = runtime()?;
         let scenarios = runtime.block_on(async {
             let mut scenarios = Vec::new();
@@ -138,10 +148,13 @@ pub fn run(plan: &Plan) -> anyhow::Result<Results> {
             anyhow::Ok(scenarios)
         })?;
         for tasks in [1, 2, 8, 64] {
-            let contenders = wanted.iter().zip(&scenarios).map(|(name, scenario)| Contender {
-                name: (*name).to_owned(),
-                turn: Box::new(move || turn(&**scenario, tasks, plan.scaled(CALLS)).boxed()),
-            });
+            let contenders = wanted
+                .iter()
+                .zip(&scenarios)
+                .map(|(name, scenario)| Contender {
+                    name: (*name).to_owned(),
+                    turn: Box::new(move || turn(&**scenario, tasks, plan.scaled(calls)).boxed()),
+                });
             let case = format!("{tasks:2} tasks");
             let turns = take_turns(plan, &mut results, (table, &case), contenders.collect());
             runtime.block_on(turns);
@@ -178,7 +191,7 @@ fn counts(plan: &Plan, table: &str, name: &str) -> anyhow::Result<Option<Row>> {
     ];
     match instructions(name) {
         Ok(instructions) => figures.push(("instructions/call".to_owned(), vec![instructions])),
-        Err(error) => println!("note: {name}: no instruction count: {error:#}"),
+        Err(error) => println!("note: no instruction count of {name}: {error:#}"),
     }
     Ok(Some(Row {
         table: format!("{table}, counts"),
@@ -230,7 +243,11 @@ pub fn call(name: &str, calls: usize) -> anyhow::Result<()> {
 /// When valgrind is not installed or the scenario fails.
 pub fn instructions(name: &str) -> anyhow::Result<f64> {
     const CALLS: usize = 20_000;
-    let warm = if COLD.contains(&name) { CLUSTERS } else { 1_000 };
+    let warm = if COLD.contains(&name) {
+        CLUSTERS
+    } else {
+        1_000
+    };
     let (few, many) = (collected(name, warm)?, collected(name, warm + CALLS)?);
     Ok(many.saturating_sub(few) as f64 / CALLS as f64)
 }
@@ -243,7 +260,12 @@ fn collected(name: &str, calls: usize) -> anyhow::Result<u64> {
         .output()
         .context("valgrind")?;
     let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{text}");
+    let failure = || {
+        text.lines()
+            .find(|line| line.starts_with("Error"))
+            .unwrap_or(&text)
+    };
+    ensure!(output.status.success(), "{}", failure());
     let line = text.lines().find_map(|line| line.split_once("Collected :"));
     let (_, count) = line.with_context(|| text.to_string())?;
     Ok(count.trim().parse()?)

@@ -77,7 +77,7 @@ impl Call for TonicXds {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let service = self.paths.next();
+        let service = self.paths.step();
         let request: Request<RequestBody> = self.paths.request(service);
         let ready = self.channel.ready().await;
         let response = ready.map_err(anyhow::Error::from_boxed)?.call(request);

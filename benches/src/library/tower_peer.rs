@@ -73,7 +73,10 @@ impl TowerBalance {
                 )
             };
             let endpoints: Vec<_> = (0..ENDPOINTS).map(endpoint).collect();
-            Buffer::new(Balance::new(ServiceList::new::<Request<RequestBody>>(endpoints)), BUFFER)
+            Buffer::new(
+                Balance::new(ServiceList::new::<Request<RequestBody>>(endpoints)),
+                BUFFER,
+            )
         };
         Self {
             services: (0..services).map(|_| balance()).collect(),
@@ -91,7 +94,7 @@ impl Call for TowerBalance {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let at = self.paths.next();
+        let at = self.paths.step();
         let request = self.paths.request(at);
         let ready = self.services[at].ready().await;
         let response = ready.map_err(anyhow::Error::from_boxed)?.call(request);

@@ -76,7 +76,10 @@ impl<C: EchoChannel> Call for Unary<C> {
     async fn call(&mut self) -> anyhow::Result<()> {
         let answer = self.client.unary(self.payload.clone()).await?;
         let got = answer.into_inner().data.len();
-        ensure!(got == self.payload.data.len(), "the echo is {got} bytes long");
+        ensure!(
+            got == self.payload.data.len(),
+            "the echo is {got} bytes long"
+        );
         Ok(())
     }
 }
@@ -167,7 +170,9 @@ where
         let response = self.send.call(request);
         let expected = self.body.len();
         async move {
-            let response = response.await.map_err(|error| anyhow::Error::from_boxed(error.into()))?;
+            let response = response
+                .await
+                .map_err(|error| anyhow::Error::from_boxed(error.into()))?;
             let body = response.into_body().collect().await;
             let body = body.map_err(|error| anyhow::Error::from_boxed(error.into()))?;
             ensure!(body.to_bytes().len() == expected, "an echo");

@@ -71,7 +71,14 @@ async fn start(
     });
     let path = dir.path().join(format!("{name}.json"));
     fs::write(&path, config.to_string())?;
-    let arguments = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c"];
+    let arguments = [
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+        "--log-level",
+        "error",
+        "-c",
+    ];
     let mut arguments: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
     arguments.push(path.as_os_str());
     child::start_peer(child::peer("bin/envoy")?, &arguments, address)
@@ -87,7 +94,9 @@ fn at(address: SocketAddr) -> Value {
 const UNLIMITED: u32 = 1_000_000;
 
 fn cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
-    let endpoints = endpoints.iter().map(|address| json!({"endpoint": {"address": at(*address)}}));
+    let endpoints = endpoints
+        .iter()
+        .map(|address| json!({"endpoint": {"address": at(*address)}}));
     json!({
         "name": name,
         "type": "STATIC",

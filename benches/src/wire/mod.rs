@@ -5,14 +5,14 @@
 //! proxies are told apart by their own. Every socket has `TCP_NODELAY`: without it, Nagle's
 //! algorithm adds 40 ms to some calls.
 
-pub(crate) mod calls;
+pub mod calls;
 mod envoy;
-mod proto;
+pub mod proto;
 pub mod server;
-mod tls;
+pub mod tls;
 #[cfg(feature = "peers")]
 mod tonic_xds_peer;
-pub(crate) mod world;
+pub mod world;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -45,7 +45,7 @@ use world::World;
 /// Callers of the closed loops.
 const CALLERS: [usize; 3] = [1, 16, 64];
 /// Of one turn.
-const LENGTH: Duration = Duration::from_secs(1);
+const LENGTH: Duration = Duration::from_millis(750);
 /// Calls a second at a fixed rate: about a tenth of what the machine can, so that all contenders
 /// keep up.
 const RATE: usize = 3_000;
@@ -119,7 +119,11 @@ impl Stage {
             child::start(["serve", "meshed", &bootstrap]).await?;
         secure.service("echo", "GRPC", &meshed.grpc)?;
         let member = secure.member("client").await?;
-        for name in ["echo.default:8080", "web1.default:8080", "web2.default:8080"] {
+        for name in [
+            "echo.default:8080",
+            "web1.default:8080",
+            "web2.default:8080",
+        ] {
             ready(&mesh, name).await?;
         }
         ready(&member, "echo.default:8080").await?;
@@ -190,7 +194,11 @@ impl Stage {
         #[cfg(feature = "peers")]
         match tonic_xds_peer::channel(&self.world) {
             Ok(channel) => {
-                entrants.push(entrant("tonic-xds, 10 endpoints", loaded(channel, kind), vec![]));
+                entrants.push(entrant(
+                    "tonic-xds, 10 endpoints",
+                    loaded(channel, kind),
+                    vec![],
+                ));
             }
             Err(error) => results.note(format!("no tonic-xds: {error:#}")),
         }
@@ -198,7 +206,11 @@ impl Stage {
             let (one, two) = (bare(sidecars.one_hop)?, bare(sidecars.two_hops)?);
             let (near, far) = (sidecars.near.pid(), sidecars.far.pid());
             entrants.push(entrant("one Envoy hop", loaded(one, kind), vec![near]));
-            entrants.push(entrant("two Envoy hops", loaded(two, kind), vec![near, far]));
+            entrants.push(entrant(
+                "two Envoy hops",
+                loaded(two, kind),
+                vec![near, far],
+            ));
         }
         let mut ready = Vec::new();
         for entrant in entrants {
@@ -233,8 +245,14 @@ impl Stage {
                 proxies: Vec::new(),
             };
             let entrants = [
-                entrant("hyper-util client", Box::new(Http::new(pooled, &direct, 64)?) as _),
-                entrant("ours, 10 endpoints", Box::new(Http::new(ours, &named, 64)?) as _),
+                entrant(
+                    "hyper-util client",
+                    Box::new(Http::new(pooled, &direct, 64)?) as _,
+                ),
+                entrant(
+                    "ours, 10 endpoints",
+                    Box::new(Http::new(ours, &named, 64)?) as _,
+                ),
             ];
             for entrant in &entrants {
                 first_call(entrant).await.context(entrant.name)?;
@@ -297,7 +315,10 @@ async fn closed_loops(plan: &Plan, results: &mut Results, table: &str, entrants:
             name: entrant.name.to_owned(),
             turn: Box::new(move || turn(entrant, entrant.call.closed(callers, length)).boxed()),
         });
-        let title = (&*format!("{table}, closed loop"), &*format!("{callers:2} callers"));
+        let title = (
+            &*format!("{table}, closed loop"),
+            &*format!("{callers:2} callers"),
+        );
         take_turns(plan, results, title, contenders.collect()).await;
     }
 }
@@ -308,7 +329,10 @@ async fn at_fixed_rate(plan: &Plan, results: &mut Results, table: &str, entrants
         name: entrant.name.to_owned(),
         turn: Box::new(move || turn(entrant, entrant.call.fixed_rate(RATE, length)).boxed()),
     });
-    let title = (&*format!("{table}, fixed rate"), &*format!("{RATE} calls/s"));
+    let title = (
+        &*format!("{table}, fixed rate"),
+        &*format!("{RATE} calls/s"),
+    );
     take_turns(plan, results, title, contenders.collect()).await;
 }
 
@@ -333,7 +357,10 @@ async fn turn(
         ("server", server),
         ("proxies", proxies),
         ("all", client + server + proxies),
-        ("calls/s", measured.calls as f64 / measured.wall.as_secs_f64()),
+        (
+            "calls/s",
+            measured.calls as f64 / measured.wall.as_secs_f64(),
+        ),
         ("p50 µs", measured.quantile(0.5)),
         ("p90 µs", measured.quantile(0.9)),
         ("p99 µs", measured.quantile(0.99)),

@@ -100,7 +100,11 @@ pub async fn plain() -> anyhow::Result<()> {
     for listener in grpc {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let service = EchoServer::new(EchoService);
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+        tokio::spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
     }
     for listener in http {
         tokio::spawn(serve_http(listener));
