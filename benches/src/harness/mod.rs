@@ -248,3 +248,53 @@ fn kept_at(family: &str) -> PathBuf {
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("benches").join(format!("{family}.json"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_median_and_range() {
+        let spread = Spread::of(&[3.0, 1.0, 2.0]).expect("samples");
+        assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
+        assert!(Spread::of(&[]).is_none());
+    }
+
+    #[tokio::test]
+    async fn turns_are_recorded_but_the_first_and_who_fails_is_left_out() {
+        let plan = Plan {
+            rounds: 2,
+            length: 1.0,
+            filter: None,
+        };
+        let mut turn = 0.0;
+        let contenders = vec![
+            Contender {
+                name: "works".to_owned(),
+                turn: Box::new(move || {
+                    turn += 1.0;
+                    Box::pin(async move { Ok(vec![("turn", turn)]) })
+                }),
+            },
+            Contender {
+                name: "fails".to_owned(),
+                turn: Box::new(|| Box::pin(async { anyhow::bail!("always") })),
+            },
+        ];
+        let mut results = Results::default();
+        take_turns(&plan, &mut results, ("table", "case"), contenders).await;
+        let [row] = &results.rows[..] else {
+            panic!("{results:?}")
+        };
+        assert_eq!(row.figures, [("turn".to_owned(), vec![2.0, 3.0])]);
+        assert_eq!(results.notes, ["table, case: fails left out: always"]);
+    }
+
+    #[test]
+    fn a_filter_finds_table_case_and_contender() {
+        let wanted = |filter: &str| {
+            Plan::new(true, Some(filter.to_owned())).wants("gRPC", "16 callers", "ours")
+        };
+        assert!(wanted("gRPC / 16") && wanted("ours") && !wanted("Envoy"));
+    }
+}

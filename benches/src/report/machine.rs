@@ -50,7 +50,9 @@ pub fn describe() -> BTreeMap<String, String> {
     let mut versions = crates();
     if let Ok(envoy) = child::peer("bin/envoy") {
         let text = said(&envoy.to_string_lossy(), &["--version"]);
-        if let Some(version) = text.split('/').nth(1) {
+        // "…/envoy  version: COMMIT/1.40.0/…"
+        let build = text.rsplit_once("version:").map_or("", |(_, build)| build);
+        if let Some(version) = build.split('/').nth(1) {
             versions.push(format!("Envoy {version}"));
         }
     }

@@ -84,8 +84,10 @@ fn remarks(family: &str) -> &'static str {
         "wire" => {
             "Client, server and proxies are separate processes on one machine; their processor \
              time is told apart. Every socket has `TCP_NODELAY`. Telemetry is off everywhere. \
+             tonic's channel uses one connection, ours and balance_list one to each of ten \
+             endpoints. Client CPU includes the callers. \
              Latency at a fixed rate is from when a call is issued, by a thread that waits for no \
-             answer. A \"call\" of a stream is a message there and back."
+             answer and whose own time counts as the client's. A \"call\" of a stream is a message there and back."
         }
         _ => {
             "An xDS server in a process of its own serves state of the world. Ready: from start \
@@ -146,7 +148,7 @@ fn number(value: f64) -> String {
 
 const HEAD: &str = "# Benchmarks
 
-Written by the suite in `benches`; do not edit. To repeat (Linux, valgrind, some ten minutes):
+Written by the suite in `benches`; do not edit. To repeat (Linux, valgrind, some twenty minutes):
 
 ```console
 $ scripts/setup-peers.sh
@@ -167,3 +169,22 @@ are for comparison inside a table, and fail no build: that is for counts, by
 ## Budgets
 
 @BUDGETS@";
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_have_three_digits_and_groups() {
+        for (value, text) in [
+            (0.0, "0"),
+            (0.123, "0.12"),
+            (12.34, "12.3"),
+            (123.4, "123"),
+            (1234.5, "1,234"),
+            (-123_456.0, "-123,456"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+    }
+}
