@@ -1,7 +1,9 @@
 //! Runs the matrix and writes `docs/benchmarks.md`.
 
+use std::{net::SocketAddr, time::Duration};
+
 use clap::{Parser, Subcommand};
-use mesh_benches::{harness::Plan, library, report, wire};
+use mesh_benches::{big, harness::Plan, library, report, wire};
 
 #[derive(Parser)]
 #[command(about = "Benchmarks of the mesh beside its peers; writes docs/benchmarks.md")]
@@ -24,6 +26,8 @@ enum Family {
     Library,
     /// End to end over loopback.
     Wire,
+    /// Ten thousand clusters.
+    Big,
     /// Writes the report from what was measured before.
     Report,
     /// Calls a library scenario so often, under valgrind.
@@ -40,6 +44,10 @@ enum Serve {
     Plain,
     /// Through the mesh.
     Meshed { bootstrap: String },
+    /// An xDS server of ten thousand clusters, the first of which is at these addresses.
+    Big { real: String },
+    /// A client of it.
+    BigClient { xds: SocketAddr, millis: u64 },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -48,6 +56,7 @@ fn main() -> anyhow::Result<()> {
     let measure = |family: &str| {
         let results = match family {
             "library" => library::run(&plan)?,
+            "big" => big::run(&plan)?,
             "wire" => wire::run(&plan)?,
             other => anyhow::bail!("no family is named {other}"),
         };
@@ -61,14 +70,19 @@ fn main() -> anyhow::Result<()> {
         }
         Family::Library => measure("library")?,
         Family::Wire => measure("wire")?,
+        Family::Big => measure("big")?,
         Family::Report => {}
         Family::Calls { scenario, calls } => return library::call(&scenario, calls),
-        Family::Serve(Serve::Plain) => {
-            return library::runtime()?.block_on(wire::server::plain());
-        }
-        Family::Serve(Serve::Meshed { bootstrap }) => {
-            return library::runtime()?.block_on(wire::server::meshed(&bootstrap));
-        }
+        Family::Serve(part) => return library::runtime()?.block_on(serve(part)),
     }
     report::write()
+}
+
+async fn serve(part: Serve) -> anyhow::Result<()> {
+    match part {
+        Serve::Plain => wire::server::plain().await,
+        Serve::Meshed { bootstrap } => wire::server::meshed(&bootstrap).await,
+        Serve::Big { real } => big::ads::serve(&serde_json::from_str::<Vec<_>>(&real)?).await,
+        Serve::BigClient { xds, millis } => big::client(xds, Duration::from_millis(millis)).await,
+    }
 }

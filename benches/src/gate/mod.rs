@@ -77,7 +77,7 @@ impl Gate {
                 }
                 Some(_) => "",
             };
-            let then = then.map_or("-".to_owned(), |then| then.to_string());
+            let then = then.map_or_else(|| "-".to_owned(), |then| then.to_string());
             println!("{what:60} {now:>8} {then:>8}  {verdict}");
             if !verdict.is_empty() {
                 found.push(format!("{what}: {now}, gate.toml has {then}: {verdict}"));
@@ -179,3 +179,36 @@ fn path() -> PathBuf {
 const HEAD: &str = "# Costs of one call above the stub, checked by `cargo run --release -p mesh-benches --bin gate`.
 # Written by the same with `-- --write`; a raised number is a reviewed change.
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(instructions: u64, allocations: u64) -> Gate {
+        let counts = Counts {
+            instructions,
+            allocations,
+            allocated_bytes: 0,
+        };
+        Gate {
+            tolerance: 0.02,
+            call: [("ours".to_owned(), counts)].into(),
+            size: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_outside_of_the_tolerance_differs() {
+        let held = gate(1000, 5);
+        for (now, count) in [
+            (gate(1020, 5), 0),
+            (gate(980, 5), 0),
+            (gate(1021, 5), 1),
+            (gate(979, 5), 1),
+            (gate(1000, 6), 1),
+            (gate(2000, 4), 2),
+        ] {
+            assert_eq!(now.differences(&held).len(), count, "{now:?}");
+        }
+    }
+}

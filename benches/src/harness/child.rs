@@ -8,9 +8,9 @@ use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, process::Stdio, time::Dura
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
@@ -21,12 +21,38 @@ const READY_MAX: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Process {
     child: Child,
+    output: Option<BufReader<ChildStdout>>,
 }
 
 impl Process {
     /// Its number.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
+    }
+
+    /// Writes a line to it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let input = self.child.stdin.as_mut().context("a pipe")?;
+        Ok(input.write_all(format!("{line}\n").as_bytes()).await?)
+    }
+
+    /// Writes a line to it and reads its answer.
+    ///
+    /// # Errors
+    /// When it is gone or says something else.
+    pub async fn ask<L: DeserializeOwned>(&mut self, line: &str) -> anyhow::Result<L> {
+        self.tell(line).await?;
+        self.line().await
+    }
+
+    async fn line<L: DeserializeOwned>(&mut self) -> anyhow::Result<L> {
+        let mut line = String::new();
+        let output = self.output.as_mut().context("a pipe")?;
+        timeout(READY_MAX, output.read_line(&mut line)).await??;
+        serde_json::from_str(&line).with_context(|| format!("child said {line:?}"))
     }
 }
 
@@ -43,11 +69,10 @@ pub async fn start<L: DeserializeOwned>(
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let output = child.stdout.take().context("a pipe")?;
-    let mut line = String::new();
-    timeout(READY_MAX, BufReader::new(output).read_line(&mut line)).await??;
-    let ready = serde_json::from_str(&line).with_context(|| format!("child said {line:?}"))?;
-    Ok((Process { child }, ready))
+    let output = child.stdout.take().map(BufReader::new);
+    let mut process = Process { child, output };
+    let ready = process.line().await?;
+    Ok((process, ready))
 }
 
 /// Prints the line a parent waits for, and returns when the parent is gone.
@@ -87,7 +112,10 @@ pub async fn start_peer(
         Ok(())
     };
     timeout(READY_MAX, listening).await??;
-    Ok(Process { child })
+    Ok(Process {
+        child,
+        output: None,
+    })
 }
 
 /// A program that `scripts/setup-peers.sh` installs.

@@ -31,7 +31,7 @@ impl Plan {
     /// What `--quick` and `--filter` ask for.
     pub fn new(is_quick: bool, filter: Option<String>) -> Self {
         Self {
-            rounds: if is_quick { 3 } else { 7 },
+            rounds: if is_quick { 3 } else { 5 },
             length: if is_quick { 0.25 } else { 1.0 },
             filter,
         }
@@ -208,6 +208,7 @@ impl Results {
     /// # Errors
     /// When the file cannot be written.
     pub fn keep(mut self, family: &str) -> anyhow::Result<()> {
+        self.machine = crate::report::machine::describe();
         let before = Self::kept(family)?;
         let is_new = |row: &Row| {
             let same = |new: &Row| {
@@ -243,6 +244,57 @@ pub fn root() -> &'static Path {
 }
 
 fn kept_at(family: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("benches").join(format!("{family}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_median_and_range() {
+        let spread = Spread::of(&[3.0, 1.0, 2.0]).expect("samples");
+        assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
+        assert!(Spread::of(&[]).is_none());
+    }
+
+    #[tokio::test]
+    async fn turns_are_recorded_but_the_first_and_who_fails_is_left_out() {
+        let plan = Plan {
+            rounds: 2,
+            length: 1.0,
+            filter: None,
+        };
+        let mut turn = 0.0;
+        let contenders = vec![
+            Contender {
+                name: "works".to_owned(),
+                turn: Box::new(move || {
+                    turn += 1.0;
+                    Box::pin(async move { Ok(vec![("turn", turn)]) })
+                }),
+            },
+            Contender {
+                name: "fails".to_owned(),
+                turn: Box::new(|| Box::pin(async { anyhow::bail!("always") })),
+            },
+        ];
+        let mut results = Results::default();
+        take_turns(&plan, &mut results, ("table", "case"), contenders).await;
+        let [row] = &results.rows[..] else {
+            panic!("{results:?}")
+        };
+        assert_eq!(row.figures, [("turn".to_owned(), vec![2.0, 3.0])]);
+        assert_eq!(results.notes, ["table, case: fails left out: always"]);
+    }
+
+    #[test]
+    fn a_filter_finds_table_case_and_contender() {
+        let wanted = |filter: &str| {
+            Plan::new(true, Some(filter.to_owned())).wants("gRPC", "16 callers", "ours")
+        };
+        assert!(wanted("gRPC / 16") && wanted("ours") && !wanted("Envoy"));
+    }
 }

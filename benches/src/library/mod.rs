@@ -4,8 +4,12 @@
 //! limits, balancing, outcome. Hot: one cluster of ten endpoints. Cold: ten thousand clusters and
 //! a hundred thousand endpoints, each call to another one.
 
+#[cfg(feature = "peers")]
+mod junction_peer;
 pub mod ours;
 pub mod stub;
+#[cfg(feature = "peers")]
+mod tonic_xds_peer;
 pub mod tower_peer;
 
 use std::process::Command;
@@ -24,8 +28,8 @@ use ours::{Grpc, Http, Layout};
 /// Clusters of the cold cases.
 pub const CLUSTERS: usize = 10_000;
 
-/// Calls of one turn.
-const CALLS: usize = 400_000;
+/// Calls of one turn, hot and cold.
+const CALLS: [usize; 2] = [400_000, 50_000];
 
 /// A world and something that calls in it.
 pub trait Scenario: Send + Sync {
@@ -60,6 +64,10 @@ pub const HOT: &[&str] = &[
     "ours, tonic Channel",
     "ours, tonic Channel, retry policy",
     "tower p2c + PeakEwma in Buffer",
+    #[cfg(feature = "peers")]
+    "tonic-xds",
+    #[cfg(feature = "peers")]
+    "junction-core, resolve only",
 ];
 
 /// The scenarios over ten thousand.
@@ -87,6 +95,10 @@ pub async fn scenario(name: &str) -> anyhow::Result<Box<dyn Scenario>> {
             Box::new(Grpc::new(CLUSTERS, Layout::Routes, false).await?)
         }
         "tower p2c + PeakEwma in Buffer, cold" => Box::new(tower_peer::TowerBalance::new(CLUSTERS)),
+        #[cfg(feature = "peers")]
+        "tonic-xds" => Box::new(tonic_xds_peer::TonicXds::new().await?),
+        #[cfg(feature = "peers")]
+        "junction-core, resolve only" => Box::new(junction_peer::Junction::new().await?),
         other => bail!("no scenario is named {other:?}"),
     })
 }
@@ -117,7 +129,8 @@ pub fn single_threaded() -> anyhow::Result<Runtime> {
 /// When a contender does not start.
 pub fn run(plan: &Plan) -> anyhow::Result<Results> {
     let mut results = Results::default();
-    for (table, names) in [("Library, hot", HOT), ("Library, cold", COLD)] {
+    let tables = [("Library, hot", HOT), ("Library, cold", COLD)];
+    for ((table, names), calls) in tables.into_iter().zip(CALLS) {
         let wanted = names
             .iter()
             .filter(|name| plan.wants(table, "", name) || plan.filter.is_some());
@@ -140,7 +153,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Results> {
                 .zip(&scenarios)
                 .map(|(name, scenario)| Contender {
                     name: (*name).to_owned(),
-                    turn: Box::new(move || turn(&**scenario, tasks, plan.scaled(CALLS)).boxed()),
+                    turn: Box::new(move || turn(&**scenario, tasks, plan.scaled(calls)).boxed()),
                 });
             let case = format!("{tasks:2} tasks");
             let turns = take_turns(plan, &mut results, (table, &case), contenders.collect());
@@ -178,7 +191,7 @@ fn counts(plan: &Plan, table: &str, name: &str) -> anyhow::Result<Option<Row>> {
     ];
     match instructions(name) {
         Ok(instructions) => figures.push(("instructions/call".to_owned(), vec![instructions])),
-        Err(error) => println!("note: {name}: no instruction count: {error:#}"),
+        Err(error) => println!("note: no instruction count of {name}: {error:#}"),
     }
     Ok(Some(Row {
         table: format!("{table}, counts"),
@@ -247,7 +260,12 @@ fn collected(name: &str, calls: usize) -> anyhow::Result<u64> {
         .output()
         .context("valgrind")?;
     let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{text}");
+    let failure = || {
+        text.lines()
+            .find(|line| line.starts_with("Error"))
+            .unwrap_or(&text)
+    };
+    ensure!(output.status.success(), "{}", failure());
     let line = text.lines().find_map(|line| line.split_once("Collected :"));
     let (_, count) = line.with_context(|| text.to_string())?;
     Ok(count.trim().parse()?)

@@ -55,7 +55,7 @@ impl Call for Http {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let at = self.paths.next();
+        let at = self.paths.step();
         let request = self.paths.request(at);
         let service = at % self.services.len();
         finish(self.services[service].call(request).await?).await
@@ -93,7 +93,7 @@ impl Call for Grpc {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let at = self.paths.next();
+        let at = self.paths.step();
         let request = self.paths.request(at);
         let channel = at % self.channels.len();
         finish(self.channels[channel].call(request).await?).await

@@ -95,7 +95,7 @@ impl Paths {
     }
 
     /// The service to call next: jumps, so that no cache holds the next one.
-    pub fn next(&mut self) -> usize {
+    pub fn step(&mut self) -> usize {
         self.at = (self.at + 7919) % self.uris.len();
         self.at
     }
@@ -141,7 +141,7 @@ impl Call for Bare {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let service = self.paths.next();
+        let service = self.paths.step();
         finish(answer(self.paths.request(service))).await
     }
 }

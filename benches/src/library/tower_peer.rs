@@ -94,7 +94,7 @@ impl Call for TowerBalance {
     }
 
     async fn call(&mut self) -> anyhow::Result<()> {
-        let at = self.paths.next();
+        let at = self.paths.step();
         let request = self.paths.request(at);
         let ready = self.services[at].ready().await;
         let response = ready.map_err(anyhow::Error::from_boxed)?.call(request);

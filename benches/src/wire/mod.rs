@@ -5,14 +5,14 @@
 //! proxies are told apart by their own. Every socket has `TCP_NODELAY`: without it, Nagle's
 //! algorithm adds 40 ms to some calls.
 
-mod calls;
+pub mod calls;
 mod envoy;
-mod proto;
+pub mod proto;
 pub mod server;
-mod tls;
+pub mod tls;
 #[cfg(feature = "peers")]
 mod tonic_xds_peer;
-mod world;
+pub mod world;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -45,7 +45,7 @@ use world::World;
 /// Callers of the closed loops.
 const CALLERS: [usize; 3] = [1, 16, 64];
 /// Of one turn.
-const LENGTH: Duration = Duration::from_secs(1);
+const LENGTH: Duration = Duration::from_millis(750);
 /// Calls a second at a fixed rate: about a tenth of what the machine can, so that all contenders
 /// keep up.
 const RATE: usize = 3_000;

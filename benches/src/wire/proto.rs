@@ -1,6 +1,12 @@
 //! The generated echo service.
 
-#![allow(missing_docs, missing_debug_implementations, reason = "generated code")]
-#![allow(clippy::all, unused_qualifications, reason = "generated code")]
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code"
+)]
 
 tonic::include_proto!("echo.v1");

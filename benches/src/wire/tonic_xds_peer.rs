@@ -13,5 +13,5 @@ pub(super) fn channel(world: &World) -> anyhow::Result<impl EchoChannel> {
     let target = XdsUri::parse("xds:///echo.default:8080")?;
     let config = XdsChannelConfig::new(target).with_bootstrap(bootstrap);
     let channel = XdsChannelBuilder::new(config).build_grpc_channel()?;
-    Ok(channel.map_err(|error| Status::from_error(error)))
+    Ok(channel.map_err(Status::from_error))
 }

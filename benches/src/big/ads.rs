@@ -1,0 +1,299 @@
+//! An xDS server of ten thousand clusters, in a process of its own, that can change a thousand of
+//! them a second.
+//!
+//! It serves what our control plane compiles and encodes, state of the world, and answers nothing
+//! else than first subscriptions: what it costs itself is not measured here. A changed cluster is
+//! sent alone, as EDS allows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use control_plane::{
+    cache::{Client, ResourceType, World},
+    compile::{CompileOptions, compile},
+    encode::{self, ClientClass},
+    source::load_folder,
+};
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        aggregated_discovery_service_server::{
+            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+        },
+    },
+    google::protobuf::Any,
+};
+use futures_util::Stream;
+use mesh_core::config::{ClusterEndpoints, TrustBundle};
+use prost::Message;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::TcpIncoming},
+};
+
+use super::{CLUSTERS, HUB};
+use crate::library::{ours::addresses, stub::prefix};
+
+/// Changes are sent this often.
+const TICK: Duration = Duration::from_millis(10);
+/// Changes of one tick: a thousand a second.
+const CHANGES: usize = 10;
+
+/// Serves until the parent is gone; a line of input toggles the changes. Cluster 0 is at `real`.
+///
+/// # Errors
+/// When the configuration cannot be made.
+pub async fn serve(real: &[SocketAddr]) -> anyhow::Result<()> {
+    let (churn, is_churning) = watch::channel(false);
+    let big = Big {
+        world: Arc::new(world(real)?),
+        is_churning,
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", serde_json::to_string(&listener.local_addr()?)?);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = AggregatedDiscoveryServiceServer::new(big);
+    tokio::spawn(
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming(incoming),
+    );
+    let mut input = BufReader::new(tokio::io::stdin()).lines();
+    while input.next_line().await?.is_some() {
+        churn.send_modify(|is_churning| *is_churning = !*is_churning);
+    }
+    Ok(())
+}
+
+/// A service for each cluster, and one with a route to each of them.
+fn world(real: &[SocketAddr]) -> anyhow::Result<World> {
+    let folder = tempfile::tempdir()?;
+    let mut services = String::from(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+         metadata: {name: default, namespace: default}\nspec: {mtls: {mode: DISABLE}}\n",
+    );
+    let mut routes = format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {{name: {HUB}, namespace: default}}\n\
+         spec:\n  hosts: [{HUB}.default.svc.cluster.local]\n  http:\n"
+    );
+    services += &service(HUB, real);
+    for cluster in 0..CLUSTERS {
+        let name = format!("s{cluster}");
+        let endpoints = if cluster == 0 {
+            real.to_vec()
+        } else {
+            addresses(cluster)
+        };
+        services += &service(&name, &endpoints);
+        // The real one is last, where a search from the front finds it late.
+        let path = if cluster == 0 {
+            "/".to_owned()
+        } else {
+            prefix(cluster)
+        };
+        let route = format!(
+            "  - match: [{{uri: {{prefix: {path}}}}}]\n    \
+             route: [{{destination: {{host: {name}.default.svc.cluster.local}}}}]\n"
+        );
+        if cluster > 0 {
+            routes += &route;
+        }
+    }
+    routes += "  - route: [{destination: {host: s0.default.svc.cluster.local}}]\n";
+    fs::write(folder.path().join("services.yaml"), services)?;
+    fs::write(folder.path().join("routes.yaml"), routes)?;
+    let loaded = load_folder(folder.path())?;
+    let (compiled, found) = compile(&loaded.objects, &CompileOptions::default());
+    if let Some(finding) = loaded.diagnostics.iter().chain(&found).next() {
+        anyhow::bail!("the big configuration is not clean: {finding}");
+    }
+    let trust = TrustBundle {
+        name: "ROOTCA".into(),
+        roots: Vec::new(),
+    };
+    Ok(World::new(compiled, trust))
+}
+
+fn service(name: &str, endpoints: &[SocketAddr]) -> String {
+    let mut text = format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: {name}, namespace: default}}\nspec:\n  \
+         hosts: [{name}.default.svc.cluster.local]\n  location: MESH_INTERNAL\n  \
+         resolution: STATIC\n  ports: [{{number: 8080, name: main, protocol: GRPC}}]\n  \
+         endpoints:\n"
+    );
+    for address in endpoints {
+        text += &format!(
+            "  - {{address: {}, ports: {{main: {}}}}}\n",
+            address.ip(),
+            address.port()
+        );
+    }
+    text
+}
+
+#[derive(Clone)]
+struct Big {
+    world: Arc<World>,
+    is_churning: watch::Receiver<bool>,
+}
+
+type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Big {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        requests: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let (sender, responses) = mpsc::channel(16);
+        let subscriber = Subscriber {
+            big: self.clone(),
+            client: None,
+            named: BTreeMap::new(),
+            version: 0,
+            changed: 0,
+            responses: sender,
+        };
+        tokio::spawn(subscriber.follow(requests.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("state of the world only"))
+    }
+}
+
+/// One stream.
+struct Subscriber {
+    big: Big,
+    client: Option<Client>,
+    named: BTreeMap<ResourceType, BTreeSet<String>>,
+    version: u64,
+    changed: usize,
+    responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+}
+
+impl Subscriber {
+    async fn follow(mut self, mut requests: Streaming<DiscoveryRequest>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let response = tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.subscribe(request),
+                    Ok(None) | Err(_) => return,
+                },
+                _ = tick.tick() => self.change(),
+            };
+            if let Some(response) = response
+                && self.responses.send(Ok(response)).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn subscribe(&mut self, mut request: DiscoveryRequest) -> Option<DiscoveryResponse> {
+        if let Some(error) = &request.error_detail {
+            eprintln!("NACK: {}", error.message);
+        }
+        let node = request.node.take();
+        let client = self
+            .client
+            .get_or_insert_with(|| client(node.unwrap_or_default()));
+        let kind = ResourceType::from_url(&request.type_url)?;
+        let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
+        if names.is_empty() && kind.is_full_set() {
+            names = self.big.world.wildcard(client, kind).into_iter().collect();
+        }
+        let held = self.named.insert(kind, names.clone());
+        if held.as_ref() == Some(&names) {
+            return None;
+        }
+        let is_new = |name: &&String| {
+            kind.is_full_set() || held.as_ref().is_none_or(|held| !held.contains(*name))
+        };
+        let resources = names
+            .iter()
+            .filter(is_new)
+            .filter_map(|name| Some(self.big.world.resource(client, kind, name)?.body.clone()));
+        let resources: Vec<_> = resources.collect();
+        // The full set is never sent empty by accident.
+        (!resources.is_empty()).then(|| self.respond(kind, resources))
+    }
+
+    fn respond(&mut self, kind: ResourceType, resources: Vec<Any>) -> DiscoveryResponse {
+        self.version += 1;
+        DiscoveryResponse {
+            version_info: self.version.to_string(),
+            nonce: self.version.to_string(),
+            type_url: kind.url(),
+            resources,
+            ..DiscoveryResponse::default()
+        }
+    }
+
+    /// The next clusters with one endpoint that moved.
+    fn change(&mut self) -> Option<DiscoveryResponse> {
+        if !*self.big.is_churning.borrow() {
+            return None;
+        }
+        let named = self.named.get(&ResourceType::Endpoints)?;
+        let mut resources = Vec::new();
+        for _ in 0..CHANGES {
+            self.changed += 1;
+            let cluster = 1 + self.changed % (CLUSTERS - 1);
+            let name = format!("outbound|8080||s{cluster}.default.svc.cluster.local");
+            if !named.contains(&name) {
+                continue;
+            }
+            let held = self.big.world.compiled().endpoints.get(name.as_str())?;
+            let mut moved = ClusterEndpoints::clone(held);
+            let last = moved.localities.last_mut()?.endpoints.last_mut()?;
+            last.address
+                .set_port(1000 + (self.changed / CLUSTERS % 2000) as u16);
+            resources.push(Any {
+                type_url: ResourceType::Endpoints.url(),
+                value: encode::endpoints(&moved).encode_to_vec(),
+            });
+        }
+        Some(self.respond(ResourceType::Endpoints, resources))
+    }
+}
+
+fn client(node: envoy_types::pb::envoy::config::core::v3::Node) -> Client {
+    let port = node.metadata.as_ref().and_then(|metadata| {
+        use envoy_types::pb::google::protobuf::value::Kind;
+        match metadata.fields.get("OUTBOUND_PORT")?.kind.as_ref()? {
+            Kind::StringValue(text) => text.parse().ok(),
+            _ => None,
+        }
+    });
+    Client {
+        class: ClientClass::of(&node.user_agent_name),
+        node_id: node.id,
+        namespace: "default".to_owned(),
+        labels: BTreeMap::new(),
+        outbound_port: port.unwrap_or_default(),
+    }
+}
