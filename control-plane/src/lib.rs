@@ -8,12 +8,13 @@
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
 //! `cli → admin → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
-//! `diagnostic` and `metrics` beside them.
+//! `class`, `diagnostic` and `metrics` beside them.
 
 pub mod admin;
 pub mod ca;
 pub mod cache;
 pub mod check;
+pub mod class;
 pub mod cli;
 pub mod compile;
 pub mod diagnostic;

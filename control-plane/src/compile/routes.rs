@@ -38,6 +38,10 @@ pub(super) fn compile(
         let Spec::VirtualService(spec) = &object.spec else {
             continue;
         };
+        let is_for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
+        if !is_for_mesh {
+            continue;
+        }
         for (index, host) in spec.hosts.iter().enumerate() {
             match find(
                 services,
@@ -159,6 +163,9 @@ impl Context<'_> {
         };
         let mut matches = Vec::new();
         for (index, declared) in http.r#match.iter().enumerate() {
+            if declared.port.is_some_and(|port| port != self.port.number) {
+                continue;
+            }
             match compile_match(declared) {
                 Ok(matcher) => matches.push(matcher),
                 Err((part, message)) => {

@@ -16,7 +16,7 @@ use mesh_core::config::{
 
 use super::CompileOptions;
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED},
+    diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED, Severity},
     model::{
         AuthorizationPolicy, Mtls, Object, ObjectSet, Operation, PeerAuthentication, Rule, Source,
         Spec,
@@ -24,6 +24,9 @@ use crate::{
 };
 
 type Labels = BTreeMap<String, String>;
+
+/// Istio's annotation of policies that are only logged.
+const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What a server takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +107,7 @@ impl SecurityPolicies {
                         .authorization
                         .push(authorization(object, spec, options, findings));
                 }
-                Spec::Unreadable if object.key.kind == "PeerAuthentication" => {
+                Spec::Unreadable(labels) if object.key.kind == "PeerAuthentication" => {
                     let value = Authentication {
                         mode: Some(MtlsMode::Strict),
                         is_closed: true,
@@ -112,17 +115,12 @@ impl SecurityPolicies {
                     };
                     policies
                         .authentication
-                        .push(scoped(object, Labels::new(), value));
+                        .push(scoped(object, labels.clone(), value));
                 }
-                Spec::Unreadable => {
-                    // Allows nothing.
-                    let value = Authorization {
-                        action: RbacAction::Allow,
-                        rules: Vec::new(),
-                    };
+                Spec::Unreadable(labels) => {
                     policies
                         .authorization
-                        .push(scoped(object, Labels::new(), value));
+                        .push(scoped(object, labels.clone(), closed_for_all()));
                 }
                 _ => {}
             }
@@ -272,17 +270,23 @@ fn authentication(
         .mtls
         .as_ref()
         .and_then(|mtls| read("spec.mtls.mode", mtls));
-    let ports = spec.port_level_mtls.iter().map(|(port, mtls)| {
-        (
-            *port,
-            read(&format!("spec.portLevelMtls.{port}.mode"), mtls),
-        )
-    });
-    let ports = ports.collect();
+    let (mut ports, mut wrong_ports) = (BTreeMap::new(), Vec::new());
+    for (port, mtls) in &spec.port_level_mtls {
+        let mode = read(&format!("spec.portLevelMtls.{port}.mode"), mtls);
+        match port.parse() {
+            Ok(port) => drop(ports.insert(port, mode)),
+            Err(_) => wrong_ports.push(port),
+        }
+    }
+    for port in &wrong_ports {
+        let field = format!("spec.portLevelMtls.{port}");
+        let message = format!("{port:?} is not a port: STRICT is used for all");
+        findings.push(object.diagnose(FAILS_CLOSED, &field, message, ""));
+    }
     let labels = spec.selector.clone().unwrap_or_default().match_labels;
     let value = Authentication {
         mode,
-        is_closed: false,
+        is_closed: !wrong_ports.is_empty(),
         ports,
     };
     scoped(object, labels, value)
@@ -295,6 +299,23 @@ fn authorization(
     findings: &mut Vec<Diagnostic>,
 ) -> Scoped<Authorization> {
     let labels = spec.selector.clone().unwrap_or_default().match_labels;
+    if object
+        .metadata
+        .annotations
+        .get(DRY_RUN)
+        .is_some_and(|value| value == "true")
+    {
+        let field = format!("metadata.annotations.{DRY_RUN}");
+        findings.push(Diagnostic {
+            severity: Severity::Warning,
+            ..object.diagnose(
+                BAD_VALUE,
+                &field,
+                "there is no dry run: the policy is enforced",
+                "",
+            )
+        });
+    }
     let mut closed = |field: &str, message: String, help: &str| {
         findings.push(object.diagnose(FAILS_CLOSED, field, message, help));
     };
@@ -309,11 +330,7 @@ fn authorization(
                 format!("{other:?} is not supported: its target is closed"),
                 help,
             );
-            let value = Authorization {
-                action: RbacAction::Allow,
-                rules: Vec::new(),
-            };
-            return scoped(object, labels, value);
+            return scoped(object, labels, closed_for_all());
         }
     };
     let mut rules = Vec::new();
@@ -331,6 +348,14 @@ fn authorization(
         }
     }
     scoped(object, labels, Authorization { action, rules })
+}
+
+/// Refuses everything, whatever other policies allow: nobody knows what this one would refuse.
+fn closed_for_all() -> Authorization {
+    Authorization {
+        action: RbacAction::Deny,
+        rules: vec![anything()],
+    }
 }
 
 fn anything() -> RbacPolicy {

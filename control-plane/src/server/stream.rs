@@ -311,7 +311,7 @@ fn client(node: Node) -> Client {
             .filter_map(|key| Some((key.clone(), text(labels, key)?)))
     });
     Client {
-        class: ClientClass::of(&node.user_agent_name),
+        class: ClientClass::of(&node.user_agent_name, &node.client_features),
         labels: labels.collect(),
         node_id: node.id,
         namespace,

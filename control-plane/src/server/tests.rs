@@ -295,7 +295,7 @@ fn names(response: &DiscoveryResponse) -> Vec<String> {
 
 #[test]
 fn what_is_gone_stays_with_the_client_until_the_removals() {
-    let client = client(ClientClass::Grpc);
+    let client = client(ClientClass::GrpcCpp);
     let (before, after) = (world(&format!("{GREETER}{OTHER}")), world(OTHER));
     let mut stream = Sotw::default();
     for kind in [ResourceType::Cluster, ResourceType::Endpoints] {

@@ -3,8 +3,12 @@
 //! A source publishes all objects whenever one changes. The last good version of an object stays
 //! when a newer one cannot be read, and the finding says so.
 
+mod fields;
 mod file;
 mod parse;
+mod schema;
+#[cfg(test)]
+mod table_tests;
 #[cfg(test)]
 mod tests;
 
