@@ -8,7 +8,7 @@
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
 //! `cli → admin → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
-//! `class`, `diagnostic` and `metrics` beside them.
+//! `class`, `diagnostic`, `metrics` and `value` beside them.
 
 pub mod admin;
 pub mod ca;
@@ -24,5 +24,6 @@ pub mod model;
 mod run;
 pub mod server;
 pub mod source;
+mod value;
 
 pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, XDS_PORT};

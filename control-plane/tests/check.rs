@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, net::SocketAddr};
 
 use control_plane::{
     check::check,
+    class::Classes,
     compile::{CompileOptions, Compiled, compile},
     source::load_text,
 };
@@ -59,7 +60,7 @@ spec:
     trafficPolicy: {connectionPool: {tcp: {connectTimeout: soon}}}
 ";
     fs::write(folder.path().join("more/b.yml"), rule).unwrap();
-    let findings = check(folder.path(), &CompileOptions::default()).unwrap();
+    let findings = check(folder.path(), &CompileOptions::default(), &Classes::new()).unwrap();
     // Once, although there are two ports.
     let [finding] = &findings[..] else {
         panic!("{findings:?}")

@@ -10,7 +10,6 @@ mod security;
 mod services;
 #[cfg(test)]
 mod tests;
-mod value;
 
 use std::{
     collections::{BTreeMap, HashSet},

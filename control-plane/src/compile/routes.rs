@@ -12,7 +12,6 @@ use super::{
     CompileOptions, Compiled,
     clusters::cluster_name,
     services::{PortInfo, ServiceInfo, find, unknown_host},
-    value,
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
@@ -20,6 +19,7 @@ use crate::{
         HttpMatch, HttpRoute, Object, ObjectSet, Retries, RouteDestination, Spec, StringMatch,
         VirtualService,
     },
+    value,
 };
 
 /// Istio's retries for routes that say nothing.
