@@ -7,8 +7,8 @@
 //!
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
-//! `cli → admin → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
-//! `class`, `diagnostic`, `metrics` and `value` beside them.
+//! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
+//! `class`, `debounce`, `diagnostic`, `metrics` and `value` beside them.
 
 pub mod admin;
 pub mod ca;
@@ -17,8 +17,10 @@ pub mod check;
 pub mod class;
 pub mod cli;
 pub mod compile;
+mod debounce;
 pub mod diagnostic;
 pub mod encode;
+mod follow;
 pub mod metrics;
 pub mod model;
 mod run;

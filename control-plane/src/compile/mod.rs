@@ -12,7 +12,7 @@ mod services;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     sync::Arc,
 };
@@ -26,7 +26,7 @@ use mesh_core::{
 
 use crate::{
     diagnostic::Diagnostic,
-    model::{ObjectSet, Spec},
+    model::{ObjectKey, ObjectSet, Spec},
 };
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -63,6 +63,8 @@ pub struct Compiled {
     pub routes: BTreeMap<RouteConfigName, Arc<RouteConfig>>,
     /// By full name.
     pub services: BTreeMap<String, ServiceInfo>,
+    /// What each service is made of, by full name.
+    pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
     security: SecurityPolicies,
@@ -78,6 +80,9 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
         ..Compiled::default()
     };
     for service in services.values() {
+        for key in &service.objects {
+            compiled.made_of(&service.fqdn, key);
+        }
         for (spelling, weight) in service.spellings(&options.cluster_domain) {
             // The name in full belongs to its service, short forms to whoever is first.
             if weight == 0 || !compiled.names.contains_key(&spelling) {
@@ -109,6 +114,7 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
             let namespace = &object.key.namespace;
             match services::find(&services, &rule.host, namespace, &options.cluster_domain) {
                 Some(service) => {
+                    compiled.made_of(&service.fqdn, &object.key);
                     rules.insert(service.fqdn.clone(), (object, rule));
                 }
                 None => findings.push(services::unknown_host(object, "spec.host", &rule.host)),
@@ -149,6 +155,43 @@ impl Compiled {
         })
     }
 
+    fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
+        let objects = self.objects.entry(fqdn.to_owned()).or_default();
+        objects.insert(object.clone());
+    }
+
+    /// The full name of the service that a client in `namespace` means with `host`.
+    pub fn full_name(&self, host: &str, namespace: &str) -> Option<String> {
+        Some(self.service(host, namespace)?.fqdn.clone())
+    }
+
+    /// The security objects that hold for a server at `address`.
+    pub fn inbound_objects(
+        &self,
+        address: SocketAddr,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<ObjectKey> {
+        let (namespace, labels) = self.judged_as(address, namespace, labels);
+        self.security.objects(&namespace, &labels)
+    }
+
+    /// The namespace and labels of the workload at `address`.
+    fn judged_as(
+        &self,
+        address: SocketAddr,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> (String, BTreeMap<String, String>) {
+        let mut labels = labels.clone();
+        let mut namespace = namespace.to_owned();
+        if let Some(workload) = self.workloads.get(&address) {
+            namespace.clone_from(&workload.namespace);
+            labels.extend(workload.labels.clone());
+        }
+        (namespace, labels)
+    }
+
     /// The service that a client in `namespace` means with `host`.
     fn service(&self, host: &str, namespace: &str) -> Option<&ServiceInfo> {
         let host = host.to_ascii_lowercase();
@@ -168,12 +211,7 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Listener {
-        let mut labels = labels.clone();
-        let mut namespace = namespace.to_owned();
-        if let Some(workload) = self.workloads.get(&address) {
-            namespace.clone_from(&workload.namespace);
-            labels.extend(workload.labels.clone());
-        }
+        let (namespace, labels) = self.judged_as(address, namespace, labels);
         self.security
             .inbound_listener(requested, address, &namespace, &labels)
     }

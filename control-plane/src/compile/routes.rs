@@ -50,6 +50,7 @@ pub(super) fn compile(
                 &options.cluster_domain,
             ) {
                 Some(service) => {
+                    compiled.made_of(&service.fqdn, &object.key);
                     virtual_services
                         .entry(service.fqdn.clone())
                         .or_insert((object, spec));

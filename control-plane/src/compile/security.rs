@@ -18,8 +18,8 @@ use super::CompileOptions;
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED, Severity},
     model::{
-        AuthorizationPolicy, Mtls, Object, ObjectSet, Operation, PeerAuthentication, Rule, Source,
-        Spec,
+        AuthorizationPolicy, Mtls, Object, ObjectKey, ObjectSet, Operation, PeerAuthentication,
+        Rule, Source, Spec,
     },
 };
 
@@ -147,6 +147,25 @@ impl SecurityPolicies {
             .find_map(|scoped| *scoped.value.ports.get(&port)?);
         let by_scope = || found.iter().rev().find_map(|scoped| scoped.value.mode);
         by_port.or_else(by_scope).unwrap_or(MtlsMode::Permissive)
+    }
+
+    /// The objects that hold for a workload.
+    pub(super) fn objects(&self, namespace: &str, labels: &Labels) -> Vec<ObjectKey> {
+        let root = &self.root_namespace;
+        let key = |kind: &str, name: &str, namespace: &str| ObjectKey {
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let selected = |scoped: &&Scoped<Authentication>| scoped.selects(root, namespace, labels);
+        let authentication = self.authentication.iter().filter(selected);
+        let authentication =
+            authentication.map(|scoped| key("PeerAuthentication", &scoped.name, &scoped.namespace));
+        let selected = |scoped: &&Scoped<Authorization>| scoped.selects(root, namespace, labels);
+        let authorization = self.authorization.iter().filter(selected);
+        let authorization =
+            authorization.map(|scoped| key("AuthorizationPolicy", &scoped.name, &scoped.namespace));
+        authentication.chain(authorization).collect()
     }
 
     pub(super) fn inbound_listener(

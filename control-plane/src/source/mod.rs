@@ -11,9 +11,11 @@ mod schema;
 mod table_tests;
 #[cfg(test)]
 mod tests;
+mod urgent;
 
 pub use file::{FileSource, load_folder};
 pub use parse::load_text;
+pub(crate) use urgent::loses_endpoints;
 
 use crate::{diagnostic::Diagnostic, model::ObjectSet};
 
