@@ -16,7 +16,7 @@ use tonic_health::ServingStatus;
 use crate::{
     admin::{self, AdminState},
     ca::{Authority, CertificateService, IstioCertificateServiceServer, Tokens},
-    cache::TRUST_BUNDLE,
+    cache::{TRUST_BUNDLE, Version},
     compile::CompileOptions,
     diagnostic::Diagnostic,
     follow::Follower,
@@ -247,6 +247,12 @@ impl Running {
     /// The clients that are connected now.
     pub fn clients(&self) -> Vec<server::ClientStatus> {
         self.clients.list()
+    }
+
+    /// Waits until every client has answered a version, the newest if none is given.
+    pub async fn wait(&self, version: Option<Version>, timeout: Duration) -> server::Waited {
+        let deadline = tokio::time::Instant::now() + timeout;
+        self.clients.wait(version, deadline).await
     }
 
     /// The counters.

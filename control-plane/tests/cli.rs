@@ -73,6 +73,22 @@ fn check_points_at_each_mistake_and_fails_on_errors() {
 }
 
 #[test]
+fn the_version_of_a_directory_is_that_of_its_objects() {
+    let version = |files: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        text(&run(&["version", folder.path().to_str().unwrap()]).stdout)
+    };
+    let (first, second) = ENTRY.split_once("---\n").unwrap();
+    let whole = version(&[("a.yaml", ENTRY)]);
+    assert_eq!(whole.trim().len(), 16);
+    assert_eq!(whole, version(&[("z.yaml", first), ("b.yaml", second)]));
+    assert_ne!(whole, version(&[("a.yaml", first)]));
+}
+
+#[test]
 fn bootstrap_always_has_a_provider_and_refuses_bad_names() {
     let made = run(&["bootstrap", "--service-account", "web"]);
     let made: Value = serde_json::from_slice(&made.stdout).unwrap();

@@ -13,7 +13,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     CERT_TTL, ControlPlane, HTTP_PORT, XDS_PORT,
     ca::{Authority, Identity, create_token},
+    cache::input_version,
     class::ClientClass,
+    source::load_folder,
     value,
 };
 use bootstrap::Bootstrap;
@@ -41,6 +43,11 @@ enum Command {
         /// grpc-node, envoy.
         #[arg(long, value_delimiter = ',')]
         clients: Vec<ClientClass>,
+    },
+    /// Prints the version of a directory, to wait for at `/v1/wait?version=`.
+    Version {
+        /// The directory.
+        directory: PathBuf,
     },
     /// Join tokens.
     #[command(subcommand)]
@@ -142,6 +149,12 @@ impl Cli {
                 output,
                 clients,
             } => report::check(&directory, output, &clients.into_iter().collect()),
+            Command::Version { directory } => {
+                let loaded =
+                    load_folder(&directory).with_context(|| directory.display().to_string())?;
+                println!("{}", input_version(&loaded.objects));
+                Ok(0)
+            }
             Command::Token(Token::Create {
                 workload,
                 data_dir,

@@ -6,6 +6,7 @@
 
 mod clusters;
 mod routes;
+mod rules;
 mod security;
 mod services;
 #[cfg(test)]

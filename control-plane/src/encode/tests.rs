@@ -205,3 +205,28 @@ fn envoy_chooses_the_upstream_protocol_by_itself() {
     let taken = context.common_tls_context.unwrap().alpn_protocols;
     assert_eq!(taken, ["h2", "http/1.1"]);
 }
+
+#[test]
+fn every_class_gets_a_balancer_that_it_has() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy as Proto;
+    for (policy, own) in [
+        (LbPolicy::RoundRobin, &ClientClass::ALL[..]),
+        (
+            LbPolicy::LeastRequest { choice_count: 2 },
+            &[ClientClass::Rust, ClientClass::GrpcJava, ClientClass::Envoy],
+        ),
+        (LbPolicy::Random, &[ClientClass::Rust, ClientClass::Envoy]),
+    ] {
+        for class in ClientClass::ALL {
+            let mut config = mtls_cluster();
+            config.lb_policy = policy;
+            let expected = match policy {
+                LbPolicy::LeastRequest { .. } if own.contains(&class) => Proto::LeastRequest,
+                LbPolicy::Random if own.contains(&class) => Proto::Random,
+                _ => Proto::RoundRobin,
+            };
+            let encoded = cluster(&config, class);
+            assert_eq!(encoded.lb_policy(), expected, "{class} {policy:?}");
+        }
+    }
+}
