@@ -5,6 +5,7 @@
 //! hashes of content, so that equal input gives equal versions on every replica and after a
 //! restart. Which of it a client was sent is not known here.
 
+mod changes;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,8 @@ use envoy_types::pb::{
 use mesh_core::config::{ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle};
 use prost::{Message as _, Name};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+
+pub(crate) use changes::Changes;
 
 use crate::{
     compile::Compiled,
@@ -189,6 +192,8 @@ pub struct World {
     /// Which world of this process it is, from 1.
     pub generation: u64,
     compiled: Compiled,
+    /// What differs from the generation before; absent in the first.
+    pub(crate) changes: Option<Changes>,
     trust: Secret,
     encoded: Mutex<Encoded>,
     /// What the world before had encoded.
@@ -203,6 +208,7 @@ impl World {
             version: Version::default(),
             generation: 1,
             compiled,
+            changes: None,
             trust,
             encoded: Mutex::default(),
             before: HashMap::new(),
@@ -217,10 +223,14 @@ impl World {
 
     /// A world that takes over from `before` what is the same in both.
     pub fn following(compiled: Compiled, trust: TrustBundle, before: &Self) -> Self {
+        let world = Self::new(compiled, trust);
+        let is_same_trust = world.trust == before.trust;
+        let changes = Changes::between(&before.compiled, &world.compiled, is_same_trust);
         Self {
             before: before.encoded().clone(),
             generation: before.generation + 1,
-            ..Self::new(compiled, trust)
+            changes: Some(changes),
+            ..world
         }
     }
 

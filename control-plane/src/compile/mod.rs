@@ -156,6 +156,28 @@ impl Compiled {
         })
     }
 
+    /// Whether all names lead to the same ports.
+    pub(crate) fn has_same_names(&self, other: &Self) -> bool {
+        let ports = |compiled: &Self| {
+            let services = compiled.services.iter();
+            services
+                .map(|(fqdn, service)| (fqdn.clone(), service.ports.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.names == other.names && ports(self) == ports(other)
+    }
+
+    /// Whether all servers are judged alike.
+    pub(crate) fn has_same_policies(&self, other: &Self) -> bool {
+        let judged = |compiled: &Self| {
+            let workloads = compiled.workloads.iter();
+            workloads
+                .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.security == other.security && judged(self) == judged(other)
+    }
+
     fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
         let objects = self.objects.entry(fqdn.to_owned()).or_default();
         objects.insert(object.clone());

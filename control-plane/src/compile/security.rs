@@ -39,7 +39,7 @@ pub(super) enum MtlsMode {
 }
 
 /// All security objects, ready to be asked about a workload.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SecurityPolicies {
     root_namespace: String,
     authentication: Vec<Scoped<Authentication>>,
@@ -47,7 +47,7 @@ pub(super) struct SecurityPolicies {
 }
 
 /// Something for the workloads that it selects.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Scoped<T> {
     name: String,
     namespace: String,
@@ -55,7 +55,7 @@ struct Scoped<T> {
     value: T,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Authentication {
     mode: Option<MtlsMode>,
     /// Nobody knows what it says: STRICT, whatever else is said.
@@ -63,7 +63,7 @@ struct Authentication {
     ports: BTreeMap<u16, Option<MtlsMode>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Authorization {
     action: RbacAction,
     rules: Vec<RbacPolicy>,

@@ -41,7 +41,7 @@ pub struct ServiceInfo {
 }
 
 /// A port of a service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
     /// Number.
     pub number: u16,

@@ -29,7 +29,7 @@ pub use registry::{
 };
 pub use service::AdsService;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::cache::{Client, Resource, ResourceType, World};
 use sent::{Sent, Verdict};
@@ -140,8 +140,8 @@ pub(crate) trait Variant: Default + Send + 'static {
     /// Whether the client subscribes to its own certificate.
     fn wants_leaf(&self) -> bool;
 
-    /// Whether the client subscribes to everything of a type.
-    fn is_wildcard(&self, kind: ResourceType) -> bool;
+    /// The names that the client subscribes to, and whether it subscribes to everything.
+    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)>;
 
     /// What was sent, and what the client said of it, by type.
     fn sent(&self) -> Vec<(ResourceType, &Sent)>;

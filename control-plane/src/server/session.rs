@@ -14,7 +14,7 @@ use std::{
 
 use super::{Heard, Kept, Variant, View, sent::State, wire::Response};
 use crate::{
-    cache::{Client, Resource, ResourceType, World},
+    cache::{Changes, Client, Resource, ResourceType, World},
     encode::ClientClass,
 };
 
@@ -101,10 +101,18 @@ impl<V: Variant> Session<V> {
 
     /// There is a newer world.
     pub(super) fn world_changed(&mut self, world: Arc<World>, now: Instant) {
-        let is_first = self.world.is_none();
+        let before = self.world.as_ref().map(|world| world.generation);
+        // Generations that this client did not see are unknown to the newest.
+        let is_next = before.is_some_and(|before| before + 1 == world.generation);
+        let changes = world.changes.as_ref().filter(|_| is_next);
+        let touched = ResourceType::ALL
+            .into_iter()
+            .filter(|kind| changes.is_none_or(|changes| self.is_touched(*kind, changes)));
+        let touched: Vec<_> = touched.collect();
         self.world = Some(world);
-        self.dirty.extend(ResourceType::ALL);
-        if is_first {
+        let is_for_nobody = touched.is_empty();
+        self.dirty.extend(touched);
+        if before.is_none() || is_for_nobody {
             return;
         }
         // Bounds count from the first change that waits.
@@ -131,6 +139,16 @@ impl<V: Variant> Session<V> {
                 });
             }
         }
+    }
+
+    fn is_touched(&self, kind: ResourceType, changes: &Changes) -> bool {
+        let (Some(client), Some((names, is_wildcard))) =
+            (&self.client, self.variant.subscribed(kind))
+        else {
+            return false;
+        };
+        is_wildcard && changes.touches_any(kind)
+            || names.iter().any(|name| changes.touches(client, kind, name))
     }
 
     /// The client's certificate was made, or made anew.
@@ -265,7 +283,8 @@ impl<V: Variant> Session<V> {
                 .and_then(|(_, sent)| sent.get(name))
                 .is_some_and(|held| held.state != State::Pending)
         };
-        let is_wildcard = self.variant.is_wildcard(ResourceType::Cluster);
+        let clusters = self.variant.subscribed(ResourceType::Cluster);
+        let is_wildcard = clusters.is_some_and(|(_, is_wildcard)| is_wildcard);
         is_outstanding || is_wildcard && !hold.clusters.iter().all(is_warm)
     }
 

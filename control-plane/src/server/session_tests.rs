@@ -14,7 +14,7 @@ use super::{
     delta::Delta,
     session::{HOLD_MAX, REMOVAL_MAX, Session, UNSUBSCRIBE_TIME},
     sotw::Sotw,
-    tests::{CLUSTER, GREETER, OTHER, OTHER_CLUSTER, client, world},
+    tests::{CLUSTER, GREETER, OTHER, OTHER_CLUSTER, client, trust, world},
     wire::{Gone, Response},
     *,
 };
@@ -52,8 +52,11 @@ impl<V: Variant> Kit<V> {
 
     fn change(&mut self, yaml: &str) {
         self.generation += 1;
-        let mut world = world(yaml);
-        world.generation = self.generation;
+        let world = match self.session.world() {
+            Some(before) => World::following(world(yaml).compiled().clone(), trust(), before),
+            None => world(yaml),
+        };
+        assert_eq!(world.generation, self.generation);
         self.session.world_changed(Arc::new(world), self.now);
     }
 
@@ -366,4 +369,68 @@ fn bytes_are_shared_between_streams_and_classes_have_their_own() {
     let first = fetch(ClientClass::GrpcGo);
     assert!(Arc::ptr_eq(&first, &fetch(ClientClass::GrpcGo)));
     assert!(!Arc::ptr_eq(&first, &fetch(ClientClass::GrpcJava)));
+}
+
+#[test]
+fn only_those_who_have_what_changed_look_at_it() {
+    use ResourceType::{Cluster, Endpoints, Listener, Route};
+    let before = world(&format!("{GREETER}{OTHER}"));
+    let strict =
+        "---\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICT}}\n";
+    let inbound = "mesh/inbound/127.0.0.1:5000";
+    let all = [
+        (Cluster, CLUSTER),
+        (Endpoints, CLUSTER),
+        (Route, CLUSTER),
+        (Listener, "greeter.default:8080"),
+        (Listener, inbound),
+        (Cluster, OTHER_CLUSTER),
+        (Endpoints, OTHER_CLUSTER),
+    ];
+    for (yaml, touched) in [
+        (format!("{GREETER}{OTHER}"), &[][..]),
+        (
+            format!("{GREETER}{OTHER}").replace("5000", "5001"),
+            &all[1..2],
+        ),
+        (
+            format!(
+                "{GREETER}{OTHER}{}",
+                route_to("other.default.svc.cluster.local")
+            ),
+            &all[2..3],
+        ),
+        (
+            format!("{GREETER}{OTHER}{strict}"),
+            &[all[0], all[4], all[5]],
+        ),
+        (GREETER.to_owned(), &[all[3], all[5], all[6]]),
+    ] {
+        let after = World::following(world(&yaml).compiled().clone(), trust(), &before);
+        let (changes, client) = (after.changes.as_ref().unwrap(), client(ClientClass::Rust));
+        let found: Vec<_> = all
+            .into_iter()
+            .filter(|(kind, name)| changes.touches(&client, *kind, name))
+            .collect();
+        // An address that goes also changes who is judged there.
+        let found: Vec<_> = found
+            .into_iter()
+            .filter(|one| touched.contains(one) || one.1 != inbound)
+            .collect();
+        assert_eq!(found, touched, "{yaml}");
+    }
+}
+
+#[test]
+fn a_client_that_missed_a_world_looks_at_everything() {
+    let mut kit = grpc(GREETER);
+    let held = Arc::clone(kit.session.world().unwrap());
+    let missed = World::following(
+        world(&GREETER.replace("5000", "5001")).compiled().clone(),
+        trust(),
+        &held,
+    );
+    let last = World::following(missed.compiled().clone(), trust(), &missed);
+    kit.session.world_changed(Arc::new(last), kit.now);
+    assert_eq!(kinds(&kit.all()), [ResourceType::Endpoints]);
 }

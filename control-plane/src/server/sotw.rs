@@ -227,8 +227,9 @@ impl Variant for Sotw {
         secrets.is_some_and(|state| state.names.contains(OWN_CERTIFICATE))
     }
 
-    fn is_wildcard(&self, kind: ResourceType) -> bool {
-        self.types.get(&kind).is_some_and(|state| state.is_wildcard)
+    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)> {
+        let state = self.types.get(&kind)?;
+        Some((&state.names, state.is_wildcard))
     }
 
     fn sent(&self) -> Vec<(ResourceType, &Sent)> {

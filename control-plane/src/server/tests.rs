@@ -39,13 +39,14 @@ pub(crate) fn world(yaml: &str) -> World {
     assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     let (compiled, found) = compile(&loaded.objects, &CompileOptions::default());
     assert!(found.is_empty(), "{found:?}");
-    World::new(
-        compiled,
-        TrustBundle {
-            name: "ROOTCA".into(),
-            roots: vec![],
-        },
-    )
+    World::new(compiled, trust())
+}
+
+pub(crate) fn trust() -> TrustBundle {
+    TrustBundle {
+        name: "ROOTCA".into(),
+        roots: vec![],
+    }
 }
 
 pub(crate) fn client(class: ClientClass) -> Client {
