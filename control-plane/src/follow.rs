@@ -111,8 +111,8 @@ impl Follower {
             None => World::new(compiled, trust),
         };
         let world = Arc::new(world.made_of(&loaded.objects));
+        self.world.send_replace(Some(Arc::clone(&world)));
         self.clients.published(&world);
-        self.world.send_replace(Some(world));
         self.metrics.published(begin.elapsed(), services, &counts);
         self.held = (loaded.objects.clone(), found);
         let classes = self.clients.classes().borrow().clone();

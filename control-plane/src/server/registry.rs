@@ -13,7 +13,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout_at},
 };
 
@@ -44,9 +44,14 @@ struct Inner {
     history: Mutex<VecDeque<(Version, u64)>>,
 }
 
-struct Connected {
-    session: Arc<dyn Report>,
-    settled: Arc<AtomicU64>,
+/// A client, as its stream introduces it.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) session: Arc<dyn Report>,
+    /// The last generation that it has answered in full.
+    pub(super) settled: Arc<AtomicU64>,
+    /// Wakes its stream.
+    pub(super) wake: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Connected {
@@ -165,8 +170,12 @@ pub struct Waited {
     pub refusals: Vec<Unfinished>,
 }
 
-/// A session that can be asked.
+/// A session that can be asked, and told of a newer world.
 pub(super) trait Report: Send + Sync {
+    /// There is a newer world; the generation that is answered in full, if its stream has nothing
+    /// to do about it.
+    fn offer(&self, world: &Arc<World>, now: Instant) -> Option<u64>;
+
     fn status(&self) -> ClientStatus;
 
     /// Calls `each` for every resource that the client has.
@@ -194,6 +203,12 @@ impl Seen<'_> {
 }
 
 impl<V: Variant> Report for Mutex<Session<V>> {
+    fn offer(&self, world: &Arc<World>, now: Instant) -> Option<u64> {
+        let mut session = self.lock().unwrap_or_else(PoisonError::into_inner);
+        session.world_changed(Arc::clone(world), now.into_std());
+        session.rest()
+    }
+
     fn status(&self) -> ClientStatus {
         let session = self.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(client) = session.client() else {
@@ -366,8 +381,9 @@ impl Clients {
         refusals
     }
 
-    /// A world was published.
-    pub(crate) fn published(&self, world: &World) {
+    /// A world was published, where new streams find it. Those that are open are told here, and
+    /// only those are woken to whom it means something.
+    pub(crate) fn published(&self, world: &Arc<World>) {
         let mut history = self
             .0
             .history
@@ -378,6 +394,14 @@ impl Clients {
         }
         history.push_back((world.version, world.generation));
         drop(history);
+        let now = Instant::now();
+        let connected: Vec<_> = self.lock().values().cloned().collect();
+        for client in connected {
+            match client.session.offer(world, now) {
+                Some(generation) => client.settled.store(generation, Relaxed),
+                None => client.wake.notify_one(),
+            }
+        }
         self.step();
     }
 
@@ -385,14 +409,8 @@ impl Clients {
         self.0.next.fetch_add(1, Relaxed)
     }
 
-    pub(super) fn introduce(
-        &self,
-        number: u64,
-        client: &Client,
-        session: Arc<dyn Report>,
-        settled: Arc<AtomicU64>,
-    ) {
-        self.lock().insert(number, Connected { session, settled });
+    pub(super) fn introduce(&self, number: u64, client: &Client, connected: Connected) {
+        self.lock().insert(number, connected);
         self.recount();
         self.0
             .classes

@@ -102,6 +102,9 @@ impl<V: Variant> Session<V> {
     /// There is a newer world.
     pub(super) fn world_changed(&mut self, world: Arc<World>, now: Instant) {
         let before = self.world.as_ref().map(|world| world.generation);
+        if before.is_some_and(|before| before >= world.generation) {
+            return;
+        }
         // Generations that this client did not see are unknown to the newest.
         let is_next = before.is_some_and(|before| before + 1 == world.generation);
         let changes = world.changes.as_ref().filter(|_| is_next);
@@ -168,6 +171,16 @@ impl<V: Variant> Session<V> {
             removal.at = None;
         }
         Some(heard)
+    }
+
+    /// The generation that is answered in full, if there is nothing to do until something happens.
+    pub(super) fn rest(&mut self) -> Option<u64> {
+        let generation = self.world.as_ref()?.generation;
+        let is_settled = self.is_settled();
+        if is_settled {
+            self.settled = generation;
+        }
+        is_settled.then_some(generation)
     }
 
     /// When [`next`](Self::next) must be asked again although nothing happened.

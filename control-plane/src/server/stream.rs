@@ -21,6 +21,7 @@ use envoy_types::pb::{
 use mesh_core::config::Secret;
 use tokio::{
     sync::{
+        Notify,
         mpsc::{self, error::SendError},
         watch,
     },
@@ -30,12 +31,17 @@ use tokio_stream::{Stream as Requests, StreamExt as _};
 use tonic::Status;
 
 use super::{
-    Variant, admit::Place, registry::Report, sent::Verdict, service::Shared, session::Session,
+    Variant,
+    admit::Place,
+    registry::{Connected, Report},
+    sent::Verdict,
+    service::Shared,
+    session::Session,
     wire::Response,
 };
 use crate::{
     ca::Identity,
-    cache::{Client, ENVOY_OUTBOUND_PORT, OWN_CERTIFICATE, Resource, ResourceType, World},
+    cache::{Client, ENVOY_OUTBOUND_PORT, OWN_CERTIFICATE, Resource, ResourceType},
     encode::ClientClass,
 };
 
@@ -63,6 +69,8 @@ pub(super) struct Stream<V: Variant> {
     number: u64,
     /// The last world that the client has answered in full, as the registry sees it.
     settled: Arc<AtomicU64>,
+    /// A newer world means something to the client.
+    wake: Arc<Notify>,
     is_introduced: bool,
     class: Option<ClientClass>,
     /// When the client's certificate is made again; `None` before it was asked for, and for
@@ -99,6 +107,7 @@ impl<V: Variant> Stream<V> {
             opened,
             number,
             settled: Arc::default(),
+            wake: Arc::default(),
             is_introduced: false,
             class: None,
             leaf: None,
@@ -114,26 +123,21 @@ impl<V: Variant> Stream<V> {
         mut self,
         mut requests: impl Requests<Item = Result<V::Request, Status>> + Unpin,
     ) {
-        let mut worlds = self.shared.worlds.clone();
+        let wake = Arc::clone(&self.wake);
         let mut shutdown = self.shared.shutdown.clone();
         let mut end = self.opened.end.clone();
         let responses = self.responses.clone();
-        // What is there already is a change to this stream.
-        worlds.mark_changed();
         loop {
             let deadline = self.deadline();
             let served = tokio::select! {
                 biased;
                 () = became_true(&mut shutdown) => break,
                 () = became_true(&mut end) => break,
-                changed = worlds.changed() => match changed {
-                    Ok(()) => {
-                        let world = worlds.borrow_and_update().clone();
-                        self.world_changed(world);
-                        Ok(())
-                    }
-                    Err(_) => break,
-                },
+                () = wake.notified() => {
+                    self.world_at.get_or_insert_with(|| (Instant::now(), false));
+                    self.has_work = true;
+                    Ok(())
+                }
                 request = requests.next() => match request {
                     Some(Ok(request)) => {
                         self.request(request);
@@ -174,17 +178,6 @@ impl<V: Variant> Stream<V> {
     fn deadline(&self) -> Option<Instant> {
         let session = self.session().deadline().map(Instant::from_std);
         session.into_iter().chain(self.leaf.flatten()).min()
-    }
-
-    fn world_changed(&mut self, world: Option<Arc<World>>) {
-        let Some(world) = world else { return };
-        let now = Instant::now();
-        let is_change = self.session().world().is_some();
-        self.session().world_changed(world, now.into_std());
-        if is_change && self.world_at.is_none() {
-            self.world_at = Some((now, false));
-        }
-        self.has_work = true;
     }
 
     fn request(&mut self, mut request: V::Request) {
@@ -234,11 +227,21 @@ impl<V: Variant> Stream<V> {
         );
         self.shared.metrics.stream_opened(class.as_str());
         let session: Arc<dyn Report> = Arc::clone(&self.session) as _;
-        let settled = Arc::clone(&self.settled);
+        let connected = Connected {
+            session,
+            settled: Arc::clone(&self.settled),
+            wake: Arc::clone(&self.wake),
+        };
+        self.session().introduce(client.clone());
         self.shared
             .clients
-            .introduce(self.number, &client, session, settled);
-        self.session().introduce(client);
+            .introduce(self.number, &client, connected);
+        // Whoever publishes from now on tells this session; what was published before is here.
+        let world = self.shared.worlds.borrow().clone();
+        if let Some(world) = world {
+            let now = Instant::now().into_std();
+            self.session().world_changed(world, now);
+        }
         self.class = Some(class);
         self.is_introduced = true;
     }

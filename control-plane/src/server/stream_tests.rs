@@ -90,8 +90,9 @@ impl Kit {
         let mut world = world(yaml).made_of(&Default::default());
         world.version = Version::of_client(&format!("{:016x}", self.generation));
         world.generation = self.generation;
+        let world = Arc::new(world);
+        self.worlds.send_replace(Some(Arc::clone(&world)));
         self.clients.published(&world);
-        self.worlds.send_replace(Some(Arc::new(world)));
     }
 
     async fn ask(&self, kind: ResourceType, nonce: &str) {
