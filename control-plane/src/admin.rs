@@ -2,62 +2,124 @@
 //!
 //! Read-only; nothing here changes state, and no answer holds a key or a token.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Query, State},
     http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::get,
 };
-use serde_json::Value;
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::{sync::watch, time::Instant};
 
-use crate::metrics::Metrics;
+use crate::{
+    cache::Version,
+    diagnostic::Diagnostic,
+    metrics::Metrics,
+    server::{Clients, Progress},
+    value,
+};
 
 /// The media type Prometheus asks for.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Answers with the present state as JSON.
-pub type View = Arc<dyn Fn() -> Value + Send + Sync>;
+/// How long `/v1/wait` waits unless it is told.
+const WAIT: Duration = Duration::from_secs(30);
+/// The longest that it can be told to.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// Clients or resources in one answer; the others are counted.
+const LISTED_MAX: usize = 1_000;
 
 /// What the endpoint shows.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct AdminState {
     /// Served at `/metrics`.
     pub metrics: Metrics,
     /// Whether `/readyz` says yes.
     pub ready: watch::Receiver<bool>,
     /// Served at `/v1/diagnostics`.
-    pub diagnostics: View,
-    /// Served at `/v1/clients`.
-    pub clients: View,
+    pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+    /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
+    pub clients: Clients,
 }
 
-impl fmt::Debug for AdminState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdminState")
-            .field("ready", &*self.ready.borrow())
-            .finish_non_exhaustive()
-    }
-}
-
-/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics` and `/v1/clients`.
+/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`
+/// and `/v1/wait`.
 pub fn router(state: AdminState) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .route(
-            "/v1/diagnostics",
-            get(async |state: State<AdminState>| Json((state.diagnostics)())),
-        )
-        .route(
-            "/v1/clients",
-            get(async |state: State<AdminState>| Json((state.clients)())),
-        )
+        .route("/v1/diagnostics", get(diagnostics))
+        .route("/v1/clients", get(clients))
+        .route("/v1/resources", get(resources))
+        .route("/v1/wait", get(wait))
         .with_state(state)
+}
+
+type Parameters = Query<BTreeMap<String, String>>;
+
+async fn diagnostics(State(state): State<AdminState>) -> impl IntoResponse {
+    let held = state
+        .diagnostics
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    Json(held.clone())
+}
+
+/// `?node=` selects by a part of the node id, `?class=` by class.
+async fn clients(State(state): State<AdminState>, Query(by): Parameters) -> impl IntoResponse {
+    let mut found = state.clients.list();
+    found.retain(|client| {
+        by.get("node")
+            .is_none_or(|node| client.node.contains(&**node))
+            && by.get("class").is_none_or(|class| client.class == *class)
+    });
+    found.truncate(LISTED_MAX);
+    Json(found)
+}
+
+/// `?type=` and `?name=` select resources, `?object=` those that an object has a part in, for
+/// example `VirtualService default/greeter`.
+async fn resources(State(state): State<AdminState>, Query(by): Parameters) -> impl IntoResponse {
+    let mut found = state.clients.resources(|kind, name, objects| {
+        by.get("type").is_none_or(|wanted| kind == wanted)
+            && by.get("name").is_none_or(|wanted| name == wanted)
+            && by
+                .get("object")
+                .is_none_or(|wanted| objects.contains(wanted))
+    });
+    let all = found.len();
+    found.truncate(LISTED_MAX);
+    Json(json!({"resources": found, "all": all}))
+}
+
+/// `?version=` is what to wait for, as `control-plane version` prints it, else the newest; and
+/// `?timeout=` how long. 200: every client has it; 409: some refuse a part; 504: some did not
+/// answer; 404: there was no such version.
+async fn wait(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let timeout = match by.get("timeout").map(|text| value::duration(text)) {
+        None => WAIT,
+        Some(Ok(timeout)) => timeout.min(WAIT_MAX),
+        Some(Err(message)) => {
+            let message = json!({"error": format!("timeout: {message}")});
+            return (StatusCode::BAD_REQUEST, Json(message)).into_response();
+        }
+    };
+    let version = by.get("version").map(|text| Version::of_client(text));
+    let waited = state.clients.wait(version, Instant::now() + timeout).await;
+    let status = match waited.progress {
+        Progress::Done => StatusCode::OK,
+        Progress::Refused => StatusCode::CONFLICT,
+        Progress::Waiting => StatusCode::GATEWAY_TIMEOUT,
+        Progress::Unknown => StatusCode::NOT_FOUND,
+    };
+    (status, Json(waited)).into_response()
 }
 
 async fn ready(State(state): State<AdminState>) -> impl IntoResponse {
@@ -85,8 +147,8 @@ mod tests {
         let state = AdminState {
             metrics: Metrics::new(),
             ready: is_ready,
-            diagnostics: Arc::new(|| serde_json::json!([{"code": "X"}])),
-            clients: Arc::new(|| serde_json::json!([])),
+            diagnostics: Arc::default(),
+            clients: Clients::default(),
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();
@@ -104,8 +166,15 @@ mod tests {
             "/metrics",
             "/v1/diagnostics",
             "/v1/clients",
+            "/v1/resources",
         ] {
             assert_eq!(status(path).await, StatusCode::OK, "{path}");
         }
+        let nothing = status("/v1/wait?timeout=1ms").await;
+        assert_eq!(nothing, StatusCode::NOT_FOUND, "nothing was published");
+        assert_eq!(
+            status("/v1/wait?timeout=soon").await,
+            StatusCode::BAD_REQUEST
+        );
     }
 }

@@ -73,3 +73,9 @@ pub const UNKNOWN_REFERENCE: &str = "MESH0104";
 pub const BAD_VALUE: &str = "MESH0105";
 /// A security object that cannot be used: its target is closed.
 pub const FAILS_CLOSED: &str = "MESH0106";
+/// A field that cannot be served: the object is not used.
+pub const REJECTED_FIELD: &str = "MESH0107";
+/// A field without effect.
+pub const IGNORED_FIELD: &str = "MESH0108";
+/// A field that some classes of clients do not honour.
+pub const CLASS_LIMIT: &str = "MESH0109";

@@ -7,21 +7,25 @@
 //!
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
-//! `cli → admin → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
-//! `diagnostic` and `metrics` beside them.
+//! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
+//! `class`, `debounce`, `diagnostic`, `metrics` and `value` beside them.
 
 pub mod admin;
 pub mod ca;
 pub mod cache;
 pub mod check;
+pub mod class;
 pub mod cli;
 pub mod compile;
+mod debounce;
 pub mod diagnostic;
 pub mod encode;
+mod follow;
 pub mod metrics;
 pub mod model;
 mod run;
 pub mod server;
 pub mod source;
+mod value;
 
 pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, XDS_PORT};

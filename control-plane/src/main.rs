@@ -1,9 +1,9 @@
 //! The binary `control-plane`.
 
-use std::process::ExitCode;
+use std::{env, io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser;
-use control_plane::cli::Cli;
+use control_plane::cli::{Cli, colours};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -11,6 +11,10 @@ async fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours(
+            std::io::stderr().is_terminal(),
+            env::var_os("NO_COLOR"),
+        ))
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().run().await {

@@ -3,25 +3,26 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::Context;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_core::config::TrustBundle;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{server::NamedService as _, service::Routes};
+use tonic_health::ServingStatus;
 
 use crate::{
     admin::{self, AdminState},
     ca::{Authority, CertificateService, IstioCertificateServiceServer, Tokens},
-    cache::{TRUST_BUNDLE, World},
-    compile::{CompileOptions, compile},
-    diagnostic::{Diagnostic, Severity},
+    cache::{TRUST_BUNDLE, Version},
+    compile::CompileOptions,
+    diagnostic::Diagnostic,
+    follow::Follower,
     metrics::Metrics,
-    server::{AdsService, Clients},
-    source::{FileSource, Loaded},
+    server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
+    source::FileSource,
 };
 
 /// Default of [`ControlPlaneBuilder::xds_listen`].
@@ -30,8 +31,6 @@ pub const XDS_PORT: u16 = 18_000;
 pub const HTTP_PORT: u16 = 18_001;
 /// Default of [`ControlPlaneBuilder::cert_ttl`].
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// A client that is silent for so long is asked whether it is still there.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -51,6 +50,8 @@ impl ControlPlane {
             xds_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, XDS_PORT)),
             http_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT)),
             cert_ttl: CERT_TTL,
+            connection_age: CONNECTION_AGE_MAX,
+            limits: Limits::default(),
             options: CompileOptions::default(),
         }
     }
@@ -65,6 +66,8 @@ pub struct ControlPlaneBuilder {
     xds_listen: SocketAddr,
     http_listen: SocketAddr,
     cert_ttl: Duration,
+    connection_age: Duration,
+    limits: Limits,
     options: CompileOptions,
 }
 
@@ -88,6 +91,19 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// Longest life of a connection; each ends at 80 % to 100 % of it, and clients come back at
+    /// once, perhaps to another replica. Default 1 hour.
+    pub fn connection_age(mut self, age: Duration) -> Self {
+        self.connection_age = age;
+        self
+    }
+
+    /// How many streams there may be.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Trust domain of identities. Default `cluster.local`.
     pub fn trust_domain(mut self, domain: impl Into<String>) -> Self {
         self.options.trust_domain = domain.into();
@@ -103,6 +119,8 @@ impl ControlPlaneBuilder {
             config_dir,
             data_dir,
             cert_ttl,
+            connection_age,
+            limits,
             options,
             ..
         } = self;
@@ -126,34 +144,38 @@ impl ControlPlaneBuilder {
         let (world, worlds) = watch::channel(None);
         let (ready, is_ready) = watch::channel(false);
         let diagnostics = Arc::<Mutex<Vec<Diagnostic>>>::default();
+        let mut follower = Follower::new(
+            options,
+            trust_bundle(&authority),
+            world,
+            (metrics.clone(), clients.clone()),
+            Arc::clone(&diagnostics),
+        );
+        // Nobody is served before every source is read.
+        follower.publish(&loaded.borrow().clone());
+        ready.send_replace(true);
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow(
-            loaded,
-            source,
-            Follower {
-                options,
-                trust: trust_bundle(&authority),
-                world,
-                ready: ready.clone(),
-                metrics: metrics.clone(),
-                diagnostics: Arc::clone(&diagnostics),
-                shutdown: is_shutdown.clone(),
-            },
-        ));
+        tasks.spawn(follower.follow(loaded, source, is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
             http,
-            admin_state(metrics.clone(), is_ready, diagnostics, clients.clone()),
+            AdminState {
+                metrics: metrics.clone(),
+                ready: is_ready,
+                diagnostics,
+                clients: clients.clone(),
+            },
         ));
         let ads = AdsService::new(
             worlds,
             is_shutdown.clone(),
             (Arc::clone(&authority), Arc::clone(&tokens), cert_ttl),
             metrics.clone(),
-            clients.clone(),
+            (clients.clone(), limits),
         );
         let csr = CertificateService::new(authority, tokens, metrics.clone());
-        tasks.spawn(serve_xds(xds, ads, csr, is_shutdown));
+        let routes = routes(ads, csr).await;
+        tasks.spawn(server::serve(xds, routes, connection_age, is_shutdown));
         tracing::info!(%xds_addr, %http_addr, config = %config_dir.display(), "control plane started");
         Ok(Running {
             xds_addr,
@@ -165,23 +187,6 @@ impl ControlPlaneBuilder {
             tasks,
             probes,
         })
-    }
-}
-
-fn admin_state(
-    metrics: Metrics,
-    ready: watch::Receiver<bool>,
-    diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
-    clients: Clients,
-) -> AdminState {
-    AdminState {
-        metrics,
-        ready,
-        diagnostics: Arc::new(move || {
-            let held = diagnostics.lock().unwrap_or_else(PoisonError::into_inner);
-            serde_json::to_value(&*held).unwrap_or_default()
-        }),
-        clients: Arc::new(move || serde_json::to_value(clients.list()).unwrap_or_default()),
     }
 }
 
@@ -199,85 +204,14 @@ fn trust_bundle(authority: &Authority) -> TrustBundle {
     }
 }
 
-async fn serve_xds(
-    listener: TcpListener,
-    ads: AdsService,
-    csr: CertificateService,
-    mut shutdown: watch::Receiver<bool>,
-) {
+async fn routes(ads: AdsService, csr: CertificateService) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     health
-        .set_serving::<AggregatedDiscoveryServiceServer<AdsService>>()
+        .set_service_status(AdsService::NAME, ServingStatus::Serving)
         .await;
-    let stop = async move { _ = shutdown.wait_for(|shutdown| *shutdown).await };
-    let served = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .tcp_nodelay(true)
-        .add_service(AggregatedDiscoveryServiceServer::new(ads))
+    Routes::new(ads)
         .add_service(IstioCertificateServiceServer::new(csr))
         .add_service(health_service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop);
-    if let Err(error) = served.await {
-        tracing::error!(%error, "xDS server ended");
-    }
-}
-
-/// Turns what the source loads into worlds.
-struct Follower {
-    options: CompileOptions,
-    trust: TrustBundle,
-    world: watch::Sender<Option<Arc<World>>>,
-    ready: watch::Sender<bool>,
-    metrics: Metrics,
-    diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
-    shutdown: watch::Receiver<bool>,
-}
-
-async fn follow(
-    mut loaded: watch::Receiver<Arc<Loaded>>,
-    source: FileSource,
-    mut follower: Follower,
-) {
-    loop {
-        let current = loaded.borrow_and_update().clone();
-        follower.publish(&current);
-        tokio::select! {
-            changed = loaded.changed() => if changed.is_err() { break },
-            _ = follower.shutdown.wait_for(|shutdown| *shutdown) => break,
-        }
-    }
-    // The files are watched as long as somebody wants to know.
-    drop(source);
-}
-
-impl Follower {
-    fn publish(&self, loaded: &Loaded) {
-        let (compiled, found) = compile(&loaded.objects, &self.options);
-        let all: Vec<_> = loaded.diagnostics.iter().chain(&found).cloned().collect();
-        for diagnostic in &all {
-            match diagnostic.severity {
-                Severity::Error => tracing::error!("{diagnostic}"),
-                Severity::Warning => tracing::warn!("{diagnostic}"),
-            }
-        }
-        let errors = all
-            .iter()
-            .filter(|found| found.severity == Severity::Error)
-            .count();
-        self.metrics.diagnostics(errors, all.len() - errors);
-        *self
-            .diagnostics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = all;
-        let before = self.world.borrow().clone();
-        let trust = self.trust.clone();
-        let world = match before {
-            Some(before) => World::following(compiled, trust, &before),
-            None => World::new(compiled, trust),
-        };
-        self.world.send_replace(Some(Arc::new(world)));
-        self.ready.send_replace(true);
-    }
 }
 
 /// A control plane that runs.
@@ -311,8 +245,14 @@ impl Running {
     }
 
     /// The clients that are connected now.
-    pub fn clients(&self) -> Vec<crate::server::ClientStatus> {
+    pub fn clients(&self) -> Vec<server::ClientStatus> {
         self.clients.list()
+    }
+
+    /// Waits until every client has answered a version, the newest if none is given.
+    pub async fn wait(&self, version: Option<Version>, timeout: Duration) -> server::Waited {
+        let deadline = tokio::time::Instant::now() + timeout;
+        self.clients.wait(version, deadline).await
     }
 
     /// The counters.

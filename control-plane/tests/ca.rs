@@ -168,7 +168,11 @@ async fn a_token_and_a_csr_give_a_certificate_of_the_tokens_identity() {
     assert_eq!(leaf.public_key, key.subject_public_key_info());
     assert!((before - 60..=after - 60).contains(&leaf.not_before));
     assert!((before + 600..=after + 600).contains(&leaf.not_after));
-    assert!(kit.metrics.encode().contains("csr_total{result=\"ok\"} 1"));
+    assert!(
+        kit.metrics
+            .encode()
+            .contains("citadel_server_success_cert_issuance_count 1")
+    );
 }
 
 #[tokio::test]
@@ -204,7 +208,7 @@ async fn without_a_known_token_nothing_is_signed() {
     assert!(
         kit.metrics
             .encode()
-            .contains("csr_total{result=\"unauthenticated\"} 4")
+            .contains("citadel_server_authentication_failure_count 4")
     );
 }
 

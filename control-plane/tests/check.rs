@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, fs, net::SocketAddr};
 
 use control_plane::{
     check::check,
+    class::Classes,
     compile::{CompileOptions, Compiled, compile},
     source::load_text,
 };
 use mesh_core::config::{
-    HeaderPredicate, InboundListener, LbPolicy, ListenerKind, RouteAction, StringMatcher,
-    TransportMatch,
+    HeaderPredicate, InboundListener, LbPolicy, ListenerKind, RbacAction, RouteAction,
+    StringMatcher, TransportMatch,
 };
 
 const GREETER: &str = "
@@ -56,17 +57,17 @@ spec:
   subsets:
   - name: v1
     labels: {version: v1}
-    trafficPolicy: {loadBalancer: {simple: SOMEHOW}}
+    trafficPolicy: {connectionPool: {tcp: {connectTimeout: soon}}}
 ";
     fs::write(folder.path().join("more/b.yml"), rule).unwrap();
-    let findings = check(folder.path(), &CompileOptions::default()).unwrap();
+    let findings = check(folder.path(), &CompileOptions::default(), &Classes::new()).unwrap();
     // Once, although there are two ports.
     let [finding] = &findings[..] else {
         panic!("{findings:?}")
     };
     assert_eq!((finding.code, finding.line), ("MESH0105", 8));
     assert_eq!(finding.object, "DestinationRule default/greeter");
-    let field = "spec.subsets[0].trafficPolicy.loadBalancer.simple";
+    let field = "spec.subsets[0].trafficPolicy.connectionPool.tcp.connectTimeout";
     assert_eq!(finding.field, field);
     assert!(finding.file.ends_with("b.yml"));
 }
@@ -156,7 +157,11 @@ fn security_that_cannot_be_read_closes_its_namespace() {
         let head = "---\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: default}\n";
         let (compiled, _) = compile_with(&format!("{head}{spec}\n"));
         for chain in inbound(&compiled).filter_chains {
-            assert!(chain.rbac[0].policies.is_empty(), "{spec}");
+            let rbac = &chain.rbac[0];
+            // An empty policy allows nothing, one that cannot be read refuses everything.
+            let is_empty = spec == "spec: {}";
+            assert_eq!(rbac.action == RbacAction::Allow, is_empty, "{spec}");
+            assert_eq!(rbac.policies.is_empty(), is_empty, "{spec}");
         }
     }
 }

@@ -233,10 +233,10 @@ impl Subscriber {
         let is_new = |name: &&String| {
             kind.is_full_set() || held.as_ref().is_none_or(|held| !held.contains(*name))
         };
-        let resources = names
-            .iter()
-            .filter(is_new)
-            .filter_map(|name| Some(self.big.world.resource(client, kind, name)?.body.clone()));
+        let resources = names.iter().filter(is_new).filter_map(|name| {
+            let resource = self.big.world.resource(client, kind, name)?;
+            Any::decode(&*resource.any).ok()
+        });
         let resources: Vec<_> = resources.collect();
         // The full set is never sent empty by accident.
         (!resources.is_empty()).then(|| self.respond(kind, resources))
@@ -290,7 +290,7 @@ fn client(node: envoy_types::pb::envoy::config::core::v3::Node) -> Client {
         }
     });
     Client {
-        class: ClientClass::of(&node.user_agent_name),
+        class: ClientClass::of(&node.user_agent_name, &node.client_features),
         node_id: node.id,
         namespace: "default".to_owned(),
         labels: BTreeMap::new(),

@@ -28,7 +28,6 @@ impl Junction {
     pub(super) async fn new() -> anyhow::Result<Self> {
         // It only starts when a control plane answers.
         let world = World::start(false).await?;
-        world.freeze()?;
         let address = format!("http://{}", world.xds_addr());
         let client = Client::build(address, "bench".into(), "bench".into()).await;
         let client = client.map_err(|error| anyhow::anyhow!("{error}"))?;

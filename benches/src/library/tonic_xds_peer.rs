@@ -61,7 +61,6 @@ impl TonicXds {
             _world: None,
         };
         tokio::time::timeout(Duration::from_secs(20), made.call()).await??;
-        world.freeze()?;
         made._world = Some(world);
         Ok(made)
     }

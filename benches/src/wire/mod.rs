@@ -78,6 +78,11 @@ struct Entrant {
 struct Stage {
     plain: server::Plain,
     server: Process,
+    /// Up as long as the stage is.
+    #[cfg_attr(
+        not(feature = "peers"),
+        expect(dead_code, reason = "only the peers ask it")
+    )]
     world: World,
     mesh: Mesh,
     mutual: (World, Mesh, Process),
@@ -127,8 +132,6 @@ impl Stage {
             ready(&mesh, name).await?;
         }
         ready(&member, "echo.default:8080").await?;
-        world.freeze()?;
-        secure.freeze()?;
         let sidecars = match Sidecars::start(&plain.grpc).await {
             Ok(sidecars) => Some(sidecars),
             Err(error) => {

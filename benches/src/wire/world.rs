@@ -83,16 +83,6 @@ impl World {
         Ok(fs::rename(temporary, path)?)
     }
 
-    /// Takes the directory away, once its services are known: the last configuration stays, and
-    /// the control plane stops following its own reads, which would take half of the machine.
-    ///
-    /// # Errors
-    /// When it cannot be renamed.
-    pub fn freeze(&self) -> anyhow::Result<()> {
-        let folder = self.dir.path();
-        Ok(fs::rename(folder.join("config"), folder.join("frozen"))?)
-    }
-
     /// A bootstrap of `account` in the namespace `default`.
     ///
     /// # Errors

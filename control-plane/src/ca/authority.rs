@@ -8,7 +8,7 @@ use std::{
     fmt,
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -42,6 +42,8 @@ pub struct Authority {
     root_not_after: SystemTime,
     trust_domain: String,
     max_ttl: Duration,
+    /// Where the root and the lock are.
+    dir: PathBuf,
 }
 
 impl fmt::Debug for Authority {
@@ -137,6 +139,7 @@ impl Authority {
             root_not_after,
             trust_domain: trust_domain.to_owned(),
             max_ttl: max_ttl.max(MIN_TTL),
+            dir,
         })
     }
 
@@ -167,6 +170,30 @@ impl Authority {
             key_pem: key.serialize_pem(),
             ..issued
         })
+    }
+
+    /// Issues a certificate and writes `key.pem`, `cert-chain.pem` and `root-cert.pem` to `folder`,
+    /// under the lock of the data directory, so that two of these cannot mix their files.
+    ///
+    /// # Errors
+    /// When issuing or writing fails.
+    pub fn issue_to(
+        &self,
+        folder: &Path,
+        identity: &Identity,
+        ttl: Duration,
+    ) -> Result<(), CaError> {
+        let _lock = files::lock(&self.dir)?;
+        files::private_dir(folder)?;
+        let issued = self.issue(identity, ttl)?;
+        for (name, text) in [
+            ("key.pem", &issued.key_pem),
+            ("cert-chain.pem", &issued.chain_pem.concat()),
+            ("root-cert.pem", &self.root_pem),
+        ] {
+            files::replace(&folder.join(name), text.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// The root certificate as PEM.

@@ -50,7 +50,7 @@ pub(super) fn private_dir(dir: &Path) -> Result<(), CaError> {
 }
 
 /// Replaces `path` with `content`, readable by the owner alone. The caller holds the lock.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), CaError> {
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), CaError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);

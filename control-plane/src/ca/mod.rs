@@ -25,7 +25,6 @@ pub mod proto {
 
 pub use authority::{Authority, Issued};
 pub use error::CaError;
-pub(crate) use files::replace as write_private;
 pub use identity::Identity;
 pub use proto::istio_certificate_service_server::IstioCertificateServiceServer;
 pub use service::CertificateService;

@@ -5,16 +5,18 @@
 //! hashes of content, so that equal input gives equal versions on every replica and after a
 //! restart. Which of it a client was sent is not known here.
 
+mod changes;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::Debug,
+    fmt::{self, Debug},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use envoy_types::pb::{
     envoy::{
         config::{
@@ -26,12 +28,15 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use mesh_core::config::{ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle};
-use prost::Name;
-use xxhash_rust::xxh3::xxh3_64;
+use prost::{Message as _, Name};
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+
+pub(crate) use changes::Changes;
 
 use crate::{
     compile::Compiled,
     encode::{self, ClientClass, any},
+    model::{ObjectKey, ObjectSet},
 };
 
 /// Resource and route configuration name of Envoy's one outbound listener.
@@ -120,27 +125,53 @@ pub struct Client {
     pub outbound_port: u16,
 }
 
-/// An encoded resource. Two of one name and version are equal.
+/// Hash of a content: equal for equal content, in every process. Its text has 16 hex digits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version(u64);
+
+impl Version {
+    /// The version that a client says it has; what no control plane of ours made differs from all
+    /// that it makes.
+    pub fn of_client(text: &str) -> Self {
+        let is_ours = text.len() == VERSION_DIGITS;
+        let parsed = u64::from_str_radix(text, 16).ok().filter(|_| is_ours);
+        Self(parsed.unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Digits of a version's text.
+const VERSION_DIGITS: usize = 16;
+
+/// An encoded resource, whose bytes all streams share. Two of one name and version are equal.
 #[derive(Debug)]
 pub struct Resource {
     /// Name as subscribed.
     pub name: String,
     /// Hash of the content.
-    pub version: String,
-    /// The message.
-    pub body: Any,
+    pub version: Version,
+    /// The message in an `Any`, encoded.
+    pub any: Bytes,
 }
 
 impl Resource {
     /// A secret made for one client.
     pub fn secret(secret: &Secret, version: &str) -> Arc<Self> {
-        let body = any(&encode::secret(secret));
         Arc::new(Self {
             name: secret.name().to_string(),
             version: hash(&version),
-            body,
+            any: encoded(&any(&encode::secret(secret))),
         })
     }
+}
+
+fn encoded(any: &Any) -> Bytes {
+    any.encode_to_vec().into()
 }
 
 impl PartialEq for Resource {
@@ -156,7 +187,13 @@ type Encoded = HashMap<Key, Arc<Resource>>;
 /// One consistent set of resources.
 #[derive(Debug)]
 pub struct World {
+    /// Version of the objects it was compiled from.
+    pub version: Version,
+    /// Which world of this process it is, from 1.
+    pub generation: u64,
     compiled: Compiled,
+    /// What differs from the generation before; absent in the first.
+    pub(crate) changes: Option<Changes>,
     trust: Secret,
     encoded: Mutex<Encoded>,
     /// What the world before had encoded.
@@ -168,19 +205,66 @@ impl World {
     pub fn new(compiled: Compiled, trust: TrustBundle) -> Self {
         let trust = Secret::TrustBundle(trust);
         Self {
+            version: Version::default(),
+            generation: 1,
             compiled,
+            changes: None,
             trust,
             encoded: Mutex::default(),
             before: HashMap::new(),
         }
     }
 
+    /// The same world, made of these objects.
+    pub fn made_of(mut self, objects: &ObjectSet) -> Self {
+        self.version = input_version(objects);
+        self
+    }
+
     /// A world that takes over from `before` what is the same in both.
     pub fn following(compiled: Compiled, trust: TrustBundle, before: &Self) -> Self {
+        let world = Self::new(compiled, trust);
+        let is_same_trust = world.trust == before.trust;
+        let changes = Changes::between(&before.compiled, &world.compiled, is_same_trust);
         Self {
             before: before.encoded().clone(),
-            ..Self::new(compiled, trust)
+            generation: before.generation + 1,
+            changes: Some(changes),
+            ..world
         }
+    }
+
+    /// The objects that a resource is made of; none for what comes from no object.
+    pub fn objects(&self, client: &Client, kind: ResourceType, name: &str) -> Vec<ObjectKey> {
+        let host = match kind {
+            ResourceType::Secret => return Vec::new(),
+            ResourceType::Listener => {
+                if let Some(address) = name.strip_prefix(INBOUND_PREFIX) {
+                    let address = address.parse().ok();
+                    let (namespace, labels) = (&client.namespace, &client.labels);
+                    return address.map_or_else(Vec::new, |address| {
+                        self.compiled.inbound_objects(address, namespace, labels)
+                    });
+                }
+                let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
+                self.compiled.full_name(host, &client.namespace)
+            }
+            _ => name.rsplit('|').next().map(str::to_owned),
+        };
+        let objects = host.and_then(|host| self.compiled.objects.get(&host));
+        let wants = |object: &&ObjectKey| match (kind, object.kind.as_str()) {
+            (ResourceType::Cluster, "VirtualService") => false,
+            (ResourceType::Endpoints, "VirtualService") => false,
+            (ResourceType::Route, "DestinationRule" | "EndpointSlice") => false,
+            (ResourceType::Listener, kind) => matches!(kind, "Service" | "ServiceEntry"),
+            _ => true,
+        };
+        objects
+            .into_iter()
+            .flatten()
+            .filter(wants)
+            .cloned()
+            .collect()
     }
 
     fn encoded(&self) -> MutexGuard<'_, Encoded> {
@@ -250,16 +334,15 @@ impl World {
     /// resource: endpoints, so that calls fail at once instead of after a timer.
     pub fn placeholder(kind: ResourceType, name: &str) -> Option<Arc<Resource>> {
         (kind == ResourceType::Endpoints).then(|| {
-            let body = any(&encode::empty_endpoints(name));
             Arc::new(Resource {
                 name: name.to_owned(),
                 version: hash(&"none"),
-                body,
+                any: encoded(&any(&encode::empty_endpoints(name))),
             })
         })
     }
 
-    fn roots(&self) -> &[bytes::Bytes] {
+    fn roots(&self) -> &[Bytes] {
         match &self.trust {
             Secret::TrustBundle(bundle) => &bundle.roots,
             Secret::Certificate { .. } => &[],
@@ -317,7 +400,7 @@ impl World {
                 Arc::new(Resource {
                     name: name.to_owned(),
                     version,
-                    body: encode(),
+                    any: encoded(&encode()),
                 })
             },
             Arc::clone,
@@ -366,18 +449,29 @@ impl World {
 ///
 /// The hash is over the text of the config, whose maps are ordered, because the order of a
 /// protobuf map differs from process to process.
-fn hash(content: &dyn Debug) -> String {
-    format!("{:016x}", xxh3_64(format!("{content:?}").as_bytes()))
+fn hash(content: &dyn Debug) -> Version {
+    Version(xxh3_64(format!("{content:?}").as_bytes()))
 }
 
 /// One version for a set of resources.
-pub fn combined_version<'r>(resources: impl Iterator<Item = &'r Arc<Resource>>) -> String {
-    let mut all = String::new();
-    for resource in resources {
-        all.push_str(&resource.name);
-        all.push('=');
-        all.push_str(&resource.version);
-        all.push(';');
+pub fn combined_version<'r>(resources: impl Iterator<Item = &'r Arc<Resource>>) -> Version {
+    let mut all = Xxh3Default::new();
+    for Resource { name, version, .. } in resources.map(|resource| &**resource) {
+        all.update(&(name.len() as u64).to_le_bytes());
+        all.update(name.as_bytes());
+        all.update(&version.0.to_le_bytes());
     }
-    format!("{:016x}", xxh3_64(all.as_bytes()))
+    Version(all.digest())
+}
+
+/// One version for a set of objects: what an operator wrote, whatever the order of the files.
+pub fn input_version(objects: &ObjectSet) -> Version {
+    let mut all = Xxh3Default::new();
+    for (key, object) in objects {
+        for text in [&*key.to_string(), &*object.place.text] {
+            all.update(&(text.len() as u64).to_le_bytes());
+            all.update(text.as_bytes());
+        }
+    }
+    Version(all.digest())
 }

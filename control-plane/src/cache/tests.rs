@@ -37,7 +37,8 @@ fn envoys_domains_are_unique_and_the_name_alone_is_the_default_port() {
     let routes = world
         .resource(&client, ResourceType::Route, "outbound")
         .unwrap();
-    let routes = RouteConfiguration::decode(&routes.body.value[..]).unwrap();
+    let routes =
+        RouteConfiguration::decode(&Any::decode(&routes.any[..]).unwrap().value[..]).unwrap();
     let mut hosts = BTreeMap::new();
     for host in &routes.virtual_hosts {
         for domain in &host.domains {

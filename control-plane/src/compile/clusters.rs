@@ -18,11 +18,11 @@ use super::{
     CompileOptions, Compiled,
     security::MtlsMode,
     services::{PortInfo, ServiceInfo, Workload},
-    value,
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic},
     model::{DestinationRule, Object, TrafficPolicy},
+    value,
 };
 
 /// Istio's label of workloads that take mTLS.

@@ -6,14 +6,14 @@
 
 mod clusters;
 mod routes;
+mod rules;
 mod security;
 mod services;
 #[cfg(test)]
 mod tests;
-mod value;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     sync::Arc,
 };
@@ -27,7 +27,7 @@ use mesh_core::{
 
 use crate::{
     diagnostic::Diagnostic,
-    model::{ObjectSet, Spec},
+    model::{ObjectKey, ObjectSet, Spec},
 };
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -64,6 +64,8 @@ pub struct Compiled {
     pub routes: BTreeMap<RouteConfigName, Arc<RouteConfig>>,
     /// By full name.
     pub services: BTreeMap<String, ServiceInfo>,
+    /// What each service is made of, by full name.
+    pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
     security: SecurityPolicies,
@@ -79,6 +81,9 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
         ..Compiled::default()
     };
     for service in services.values() {
+        for key in &service.objects {
+            compiled.made_of(&service.fqdn, key);
+        }
         for (spelling, weight) in service.spellings(&options.cluster_domain) {
             // The name in full belongs to its service, short forms to whoever is first.
             if weight == 0 || !compiled.names.contains_key(&spelling) {
@@ -110,6 +115,7 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
             let namespace = &object.key.namespace;
             match services::find(&services, &rule.host, namespace, &options.cluster_domain) {
                 Some(service) => {
+                    compiled.made_of(&service.fqdn, &object.key);
                     rules.insert(service.fqdn.clone(), (object, rule));
                 }
                 None => findings.push(services::unknown_host(object, "spec.host", &rule.host)),
@@ -150,6 +156,65 @@ impl Compiled {
         })
     }
 
+    /// Whether all names lead to the same ports.
+    pub(crate) fn has_same_names(&self, other: &Self) -> bool {
+        let ports = |compiled: &Self| {
+            let services = compiled.services.iter();
+            services
+                .map(|(fqdn, service)| (fqdn.clone(), service.ports.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.names == other.names && ports(self) == ports(other)
+    }
+
+    /// Whether all servers are judged alike.
+    pub(crate) fn has_same_policies(&self, other: &Self) -> bool {
+        let judged = |compiled: &Self| {
+            let workloads = compiled.workloads.iter();
+            workloads
+                .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.security == other.security && judged(self) == judged(other)
+    }
+
+    fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
+        let objects = self.objects.entry(fqdn.to_owned()).or_default();
+        objects.insert(object.clone());
+    }
+
+    /// The full name of the service that a client in `namespace` means with `host`.
+    pub fn full_name(&self, host: &str, namespace: &str) -> Option<String> {
+        Some(self.service(host, namespace)?.fqdn.clone())
+    }
+
+    /// The security objects that hold for a server at `address`.
+    pub fn inbound_objects(
+        &self,
+        address: SocketAddr,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<ObjectKey> {
+        let (namespace, labels) = self.judged_as(address, namespace, labels);
+        self.security.objects(&namespace, &labels)
+    }
+
+    /// The namespace and labels of the workload at `address`.
+    fn judged_as(
+        &self,
+        address: SocketAddr,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> (String, BTreeMap<String, String>) {
+        let mut labels = labels.clone();
+        let mut namespace = namespace.to_owned();
+        if let Some(workload) = self.workloads.get(&address) {
+            namespace.clone_from(&workload.namespace);
+            labels.extend(workload.labels.clone());
+        }
+        (namespace, labels)
+    }
+
     /// The service that a client in `namespace` means with `host`.
     fn service(&self, host: &str, namespace: &str) -> Option<&ServiceInfo> {
         let host = host.to_ascii_lowercase();
@@ -169,12 +234,7 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Listener {
-        let mut labels = labels.clone();
-        let mut namespace = namespace.to_owned();
-        if let Some(workload) = self.workloads.get(&address) {
-            namespace.clone_from(&workload.namespace);
-            labels.extend(workload.labels.clone());
-        }
+        let (namespace, labels) = self.judged_as(address, namespace, labels);
         self.security
             .inbound_listener(requested, address, &namespace, &labels)
     }

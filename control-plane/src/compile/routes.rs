@@ -12,7 +12,6 @@ use super::{
     CompileOptions, Compiled,
     clusters::cluster_name,
     services::{PortInfo, ServiceInfo, find, unknown_host},
-    value,
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
@@ -20,6 +19,7 @@ use crate::{
         HttpMatch, HttpRoute, Object, ObjectSet, Retries, RouteDestination, Spec, StringMatch,
         VirtualService,
     },
+    value,
 };
 
 /// Istio's retries for routes that say nothing.
@@ -38,6 +38,10 @@ pub(super) fn compile(
         let Spec::VirtualService(spec) = &object.spec else {
             continue;
         };
+        let is_for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
+        if !is_for_mesh {
+            continue;
+        }
         for (index, host) in spec.hosts.iter().enumerate() {
             match find(
                 services,
@@ -46,6 +50,7 @@ pub(super) fn compile(
                 &options.cluster_domain,
             ) {
                 Some(service) => {
+                    compiled.made_of(&service.fqdn, &object.key);
                     virtual_services
                         .entry(service.fqdn.clone())
                         .or_insert((object, spec));
@@ -159,6 +164,9 @@ impl Context<'_> {
         };
         let mut matches = Vec::new();
         for (index, declared) in http.r#match.iter().enumerate() {
+            if declared.port.is_some_and(|port| port != self.port.number) {
+                continue;
+            }
             match compile_match(declared) {
                 Ok(matcher) => matches.push(matcher),
                 Err((part, message)) => {

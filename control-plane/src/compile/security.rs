@@ -8,22 +8,24 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, HeaderMatcher, HeaderPredicate, InboundListener,
-    Listener, ListenerKind, PathMatcher, Permission, Principal, Rbac, RbacAction, RbacPolicy,
-    Route, RouteAction, RouteConfig, RouteMatch, RouteSource, StringMatcher, StringPattern,
-    TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind,
+    PathMatcher, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+    RouteSource, TransportMatch, TrustSource, VirtualHost,
 };
 
-use super::CompileOptions;
+use super::{
+    CompileOptions,
+    rules::{anything, compile_rule},
+};
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED},
-    model::{
-        AuthorizationPolicy, Mtls, Object, ObjectSet, Operation, PeerAuthentication, Rule, Source,
-        Spec,
-    },
+    diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED, Severity},
+    model::{AuthorizationPolicy, Mtls, Object, ObjectKey, ObjectSet, PeerAuthentication, Spec},
 };
 
 type Labels = BTreeMap<String, String>;
+
+/// Istio's annotation of policies that are only logged.
+const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What a server takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,7 @@ pub(super) enum MtlsMode {
 }
 
 /// All security objects, ready to be asked about a workload.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SecurityPolicies {
     root_namespace: String,
     authentication: Vec<Scoped<Authentication>>,
@@ -45,7 +47,7 @@ pub(super) struct SecurityPolicies {
 }
 
 /// Something for the workloads that it selects.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Scoped<T> {
     name: String,
     namespace: String,
@@ -53,7 +55,7 @@ struct Scoped<T> {
     value: T,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Authentication {
     mode: Option<MtlsMode>,
     /// Nobody knows what it says: STRICT, whatever else is said.
@@ -61,7 +63,7 @@ struct Authentication {
     ports: BTreeMap<u16, Option<MtlsMode>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Authorization {
     action: RbacAction,
     rules: Vec<RbacPolicy>,
@@ -104,7 +106,7 @@ impl SecurityPolicies {
                         .authorization
                         .push(authorization(object, spec, options, findings));
                 }
-                Spec::Unreadable if object.key.kind == "PeerAuthentication" => {
+                Spec::Unreadable(labels) if object.key.kind == "PeerAuthentication" => {
                     let value = Authentication {
                         mode: Some(MtlsMode::Strict),
                         is_closed: true,
@@ -112,17 +114,12 @@ impl SecurityPolicies {
                     };
                     policies
                         .authentication
-                        .push(scoped(object, Labels::new(), value));
+                        .push(scoped(object, labels.clone(), value));
                 }
-                Spec::Unreadable => {
-                    // Allows nothing.
-                    let value = Authorization {
-                        action: RbacAction::Allow,
-                        rules: Vec::new(),
-                    };
+                Spec::Unreadable(labels) => {
                     policies
                         .authorization
-                        .push(scoped(object, Labels::new(), value));
+                        .push(scoped(object, labels.clone(), closed_for_all()));
                 }
                 _ => {}
             }
@@ -149,6 +146,25 @@ impl SecurityPolicies {
             .find_map(|scoped| *scoped.value.ports.get(&port)?);
         let by_scope = || found.iter().rev().find_map(|scoped| scoped.value.mode);
         by_port.or_else(by_scope).unwrap_or(MtlsMode::Permissive)
+    }
+
+    /// The objects that hold for a workload.
+    pub(super) fn objects(&self, namespace: &str, labels: &Labels) -> Vec<ObjectKey> {
+        let root = &self.root_namespace;
+        let key = |kind: &str, name: &str, namespace: &str| ObjectKey {
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let selected = |scoped: &&Scoped<Authentication>| scoped.selects(root, namespace, labels);
+        let authentication = self.authentication.iter().filter(selected);
+        let authentication =
+            authentication.map(|scoped| key("PeerAuthentication", &scoped.name, &scoped.namespace));
+        let selected = |scoped: &&Scoped<Authorization>| scoped.selects(root, namespace, labels);
+        let authorization = self.authorization.iter().filter(selected);
+        let authorization =
+            authorization.map(|scoped| key("AuthorizationPolicy", &scoped.name, &scoped.namespace));
+        authentication.chain(authorization).collect()
     }
 
     pub(super) fn inbound_listener(
@@ -272,17 +288,23 @@ fn authentication(
         .mtls
         .as_ref()
         .and_then(|mtls| read("spec.mtls.mode", mtls));
-    let ports = spec.port_level_mtls.iter().map(|(port, mtls)| {
-        (
-            *port,
-            read(&format!("spec.portLevelMtls.{port}.mode"), mtls),
-        )
-    });
-    let ports = ports.collect();
+    let (mut ports, mut wrong_ports) = (BTreeMap::new(), Vec::new());
+    for (port, mtls) in &spec.port_level_mtls {
+        let mode = read(&format!("spec.portLevelMtls.{port}.mode"), mtls);
+        match port.parse() {
+            Ok(port) => drop(ports.insert(port, mode)),
+            Err(_) => wrong_ports.push(port),
+        }
+    }
+    for port in &wrong_ports {
+        let field = format!("spec.portLevelMtls.{port}");
+        let message = format!("{port:?} is not a port: STRICT is used for all");
+        findings.push(object.diagnose(FAILS_CLOSED, &field, message, ""));
+    }
     let labels = spec.selector.clone().unwrap_or_default().match_labels;
     let value = Authentication {
         mode,
-        is_closed: false,
+        is_closed: !wrong_ports.is_empty(),
         ports,
     };
     scoped(object, labels, value)
@@ -295,6 +317,23 @@ fn authorization(
     findings: &mut Vec<Diagnostic>,
 ) -> Scoped<Authorization> {
     let labels = spec.selector.clone().unwrap_or_default().match_labels;
+    if object
+        .metadata
+        .annotations
+        .get(DRY_RUN)
+        .is_some_and(|value| value == "true")
+    {
+        let field = format!("metadata.annotations.{DRY_RUN}");
+        findings.push(Diagnostic {
+            severity: Severity::Warning,
+            ..object.diagnose(
+                BAD_VALUE,
+                &field,
+                "there is no dry run: the policy is enforced",
+                "",
+            )
+        });
+    }
     let mut closed = |field: &str, message: String, help: &str| {
         findings.push(object.diagnose(FAILS_CLOSED, field, message, help));
     };
@@ -309,11 +348,7 @@ fn authorization(
                 format!("{other:?} is not supported: its target is closed"),
                 help,
             );
-            let value = Authorization {
-                action: RbacAction::Allow,
-                rules: Vec::new(),
-            };
-            return scoped(object, labels, value);
+            return scoped(object, labels, closed_for_all());
         }
     };
     let mut rules = Vec::new();
@@ -333,159 +368,10 @@ fn authorization(
     scoped(object, labels, Authorization { action, rules })
 }
 
-fn anything() -> RbacPolicy {
-    RbacPolicy {
-        principals: vec![Principal::Any],
-        permissions: vec![Permission::Any],
+/// Refuses everything, whatever other policies allow: nobody knows what this one would refuse.
+fn closed_for_all() -> Authorization {
+    Authorization {
+        action: RbacAction::Deny,
+        rules: vec![anything()],
     }
-}
-
-type Wrong = (String, String);
-type Compile<'c> = dyn Fn(&String) -> Result<Permission, Wrong> + 'c;
-
-fn compile_rule(rule: &Rule, options: &CompileOptions) -> Result<RbacPolicy, Wrong> {
-    let mut policy = anything();
-    if !rule.from.is_empty() {
-        policy.principals = rule
-            .from
-            .iter()
-            .map(|from| principal(&from.source, options))
-            .collect::<Result<_, _>>()?;
-    }
-    if !rule.to.is_empty() {
-        policy.permissions = rule
-            .to
-            .iter()
-            .map(|to| permission(&to.operation))
-            .collect::<Result<_, _>>()?;
-    }
-    Ok(policy)
-}
-
-fn principal(source: &Source, options: &CompileOptions) -> Result<Principal, Wrong> {
-    let mut all = Vec::new();
-    let by_name = |name: &String| match name.as_str() {
-        "*" => Ok(Principal::Authenticated(None)),
-        name => {
-            let name = match name.strip_prefix('*') {
-                Some(_) => name.to_owned(),
-                None => format!("spiffe://{name}"),
-            };
-            let matcher = pattern(&name).map_err(|m| ("from.source.principals".to_owned(), m))?;
-            Ok(Principal::Authenticated(Some(matcher)))
-        }
-    };
-    let by_namespace = |namespace: &String| {
-        let text = match namespace.as_str() {
-            "*" => return Ok(Principal::Authenticated(None)),
-            namespace => format!("spiffe://{}/ns/{namespace}/sa/*", options.trust_domain),
-        };
-        if namespace.contains('*') {
-            let message = format!("{namespace:?}: wildcards inside a namespace are not supported");
-            return Err(("from.source.namespaces".to_owned(), message));
-        }
-        let matcher = pattern(&text).map_err(|m| ("from.source.namespaces".to_owned(), m))?;
-        Ok(Principal::Authenticated(Some(matcher)))
-    };
-    let any = |names: &[String], one: &dyn Fn(&String) -> Result<Principal, Wrong>| {
-        names
-            .iter()
-            .map(one)
-            .collect::<Result<Vec<_>, _>>()
-            .map(Principal::Or)
-    };
-    let not = |principal| Principal::Not(Box::new(principal));
-    if !source.principals.is_empty() {
-        all.push(any(&source.principals, &by_name)?);
-    }
-    if !source.not_principals.is_empty() {
-        all.push(not(any(&source.not_principals, &by_name)?));
-    }
-    if !source.namespaces.is_empty() {
-        all.push(any(&source.namespaces, &by_namespace)?);
-    }
-    if !source.not_namespaces.is_empty() {
-        all.push(not(any(&source.not_namespaces, &by_namespace)?));
-    }
-    // A source that says nothing is everybody, as Istio has it.
-    Ok(if all.is_empty() {
-        Principal::Any
-    } else {
-        Principal::And(all)
-    })
-}
-
-fn permission(operation: &Operation) -> Result<Permission, Wrong> {
-    let header = |header: &'static str, field: &'static str| {
-        move |text: &String| {
-            let predicate = match text.as_str() {
-                "*" => HeaderPredicate::Present(true),
-                text => HeaderPredicate::String(
-                    pattern(text)
-                        .map_err(|m| (format!("to.operation.{field}"), m))?
-                        // Hosts are compared without case.
-                        .ignore_case(header == ":authority"),
-                ),
-            };
-            Ok(Permission::Header(HeaderMatcher::new(header, predicate)))
-        }
-    };
-    let path = |text: &String| match text.as_str() {
-        "*" => Ok(Permission::Any),
-        text if text.contains("{*}") || text.contains("{**}") => Err((
-            "to.operation.paths".to_owned(),
-            format!("{text:?}: path templates are not supported yet"),
-        )),
-        text => {
-            Ok(Permission::Path(pattern(text).map_err(|message| {
-                ("to.operation.paths".to_owned(), message)
-            })?))
-        }
-    };
-    let port = |text: &String| match text.parse() {
-        Ok(port) => Ok(Permission::DestinationPort(port)),
-        Err(_) => Err((
-            "to.operation.ports".to_owned(),
-            format!("{text:?} is not a port"),
-        )),
-    };
-    let hosts = header(":authority", "hosts");
-    let methods = header(":method", "methods");
-    let mut all = Vec::new();
-    let fields: [(&[String], &[String], &Compile<'_>); 4] = [
-        (&operation.hosts, &operation.not_hosts, &hosts),
-        (&operation.ports, &operation.not_ports, &port),
-        (&operation.methods, &operation.not_methods, &methods),
-        (&operation.paths, &operation.not_paths, &path),
-    ];
-    for (is, is_not, one) in fields {
-        let any = |texts: &[String]| {
-            texts
-                .iter()
-                .map(one)
-                .collect::<Result<Vec<_>, _>>()
-                .map(Permission::Or)
-        };
-        if !is.is_empty() {
-            all.push(any(is)?);
-        }
-        if !is_not.is_empty() {
-            all.push(Permission::Not(Box::new(any(is_not)?)));
-        }
-    }
-    Ok(if all.is_empty() {
-        Permission::Any
-    } else {
-        Permission::And(all)
-    })
-}
-
-/// Istio's text patterns: exact, `prefix*` or `*suffix`.
-fn pattern(text: &str) -> Result<StringMatcher, String> {
-    let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
-        (Some(suffix), _) => StringPattern::Suffix(suffix.to_owned()),
-        (None, Some(prefix)) => StringPattern::Prefix(prefix.to_owned()),
-        (None, None) => StringPattern::Exact(text.to_owned()),
-    };
-    StringMatcher::new(pattern)
 }

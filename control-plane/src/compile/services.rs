@@ -12,7 +12,7 @@ use mesh_core::config::{HealthStatus, HttpVersion, LocalityId};
 use super::CompileOptions;
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
-    model::{EndpointSlice, Object, ObjectSet, Service, ServiceEntry, Spec},
+    model::{EndpointSlice, Object, ObjectKey, ObjectSet, Service, ServiceEntry, Spec},
 };
 
 /// Istio's annotation with a Service's accounts, separated by commas.
@@ -33,13 +33,15 @@ pub struct ServiceInfo {
     pub ports: Vec<PortInfo>,
     /// Endpoints.
     pub workloads: Vec<Workload>,
+    /// What it is made of.
+    pub(super) objects: BTreeSet<ObjectKey>,
     pub(super) accounts: BTreeSet<String>,
     pub(super) extra_names: Vec<String>,
     pub(super) is_external: bool,
 }
 
 /// A port of a service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
     /// Number.
     pub number: u16,
@@ -172,6 +174,7 @@ fn from_service(object: &Object, service: &Service, options: &CompileOptions) ->
             })
             .collect(),
         ports: ports.collect(),
+        objects: [object.key.clone()].into(),
         namespace,
         name,
         ..ServiceInfo::default()
@@ -200,6 +203,7 @@ fn from_entry(
     }
     let mut info = ServiceInfo {
         fqdn: host.to_ascii_lowercase(),
+        objects: [object.key.clone()].into(),
         namespace: namespace.clone(),
         name,
         extra_names: entry.subject_alt_names.clone(),
@@ -265,6 +269,7 @@ fn add_slice(
         findings.push(unknown_host(object, "metadata.labels", name));
         return;
     };
+    service.objects.insert(object.key.clone());
     for (index, endpoint) in slice.endpoints.iter().enumerate() {
         let address = endpoint
             .addresses

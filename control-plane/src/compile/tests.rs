@@ -171,26 +171,37 @@ fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
         action: RbacAction::Allow,
         policies: BTreeMap::new(),
     };
-    assert_eq!(
-        inbound(&policy("{}"), 1).filter_chains[0].rbac,
-        std::slice::from_ref(&deny_all)
-    );
-    assert_eq!(
-        inbound(&policy("{action: WHAT}"), 1).filter_chains[0].rbac,
-        [deny_all]
-    );
+    assert_eq!(inbound(&policy("{}"), 1).filter_chains[0].rbac, [deny_all]);
     let allow_all = &inbound(&policy("{rules: [{}]}"), 1).filter_chains[0].rbac[0];
     assert_eq!(
         allow_all.policies["default/p[0]"].principals,
         [Principal::Any]
     );
 
-    let unreadable = load_text("t.yaml", &policy("{rulez: []}"));
-    let (compiled, _) = compile(&unreadable.objects, &CompileOptions::default());
-    let address = SocketAddr::from(([127, 0, 0, 1], 1));
-    let listener = compiled.inbound_listener("l", address, "default", &BTreeMap::new());
-    let ListenerKind::Inbound(inbound) = listener.kind else {
-        panic!()
-    };
-    assert!(inbound.filter_chains[0].rbac[0].policies.is_empty());
+    // Closed even where another policy allows everything, but only what it selects.
+    let allow = "---\nkind: AuthorizationPolicy\nmetadata: {name: z}\nspec: {rules: [{}]}\n";
+    let v1 = "selector: {matchLabels: {version: v1}}";
+    for (spec, is_closed) in [
+        ("{rulez: []}", [true, true]),
+        ("{action: CUSTOM}", [true, true]),
+        (&format!("{{rulez: [], {v1}}}"), [true, false]),
+        (&format!("{{action: CUSTOM, {v1}}}"), [true, false]),
+        (
+            &format!("{{rulez: [], {}}}", v1.replace("matchLabels", "matchLabel")),
+            [true, true],
+        ),
+    ] {
+        let loaded = load_text("t.yaml", &(policy(spec) + allow));
+        let (compiled, _) = compile(&loaded.objects, &CompileOptions::default());
+        for (port, is_closed) in [1, 2].into_iter().zip(is_closed) {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let listener = compiled.inbound_listener("l", address, "default", &BTreeMap::new());
+            let ListenerKind::Inbound(inbound) = listener.kind else {
+                panic!()
+            };
+            let first = &inbound.filter_chains[0].rbac[0];
+            assert_eq!(first.action == RbacAction::Deny, is_closed, "{spec} {port}");
+            assert_eq!(first.policies.len(), 1);
+        }
+    }
 }

@@ -50,14 +50,17 @@ fn lb_policy(
     policy: LbPolicy,
     class: ClientClass,
 ) -> (cluster::LbPolicy, Option<cluster::LbConfig>) {
-    match (policy, class) {
-        (LbPolicy::RoundRobin, _)
-        // gRPC in C++ and Python refuses least request, and Go and Node the random policy: round
-        // robin is what every gRPC has.
-        | (LbPolicy::LeastRequest { .. } | LbPolicy::Random, ClientClass::Grpc) => {
-            (cluster::LbPolicy::RoundRobin, None)
-        }
-        (LbPolicy::LeastRequest { choice_count }, _) => {
+    // gRPC refuses a policy that it does not have (A27), and only Java has least request (A48):
+    // round robin is what every gRPC has.
+    let has = |policy| match policy {
+        LbPolicy::RoundRobin => true,
+        LbPolicy::LeastRequest { .. } => !class.is_grpc() || class == ClientClass::GrpcJava,
+        LbPolicy::Random => !class.is_grpc(),
+    };
+    match policy {
+        policy if !has(policy) => (cluster::LbPolicy::RoundRobin, None),
+        LbPolicy::RoundRobin => (cluster::LbPolicy::RoundRobin, None),
+        LbPolicy::LeastRequest { choice_count } => {
             let config = cluster::LeastRequestLbConfig {
                 choice_count: Some(uint32(choice_count)),
                 ..cluster::LeastRequestLbConfig::default()
@@ -65,7 +68,7 @@ fn lb_policy(
             let config = cluster::LbConfig::LeastRequestLbConfig(config);
             (cluster::LbPolicy::LeastRequest, Some(config))
         }
-        (LbPolicy::Random, _) => (cluster::LbPolicy::Random, None),
+        LbPolicy::Random => (cluster::LbPolicy::Random, None),
     }
 }
 

@@ -72,7 +72,7 @@ pub fn envoy_outbound_listener(name: &str, port: u16) -> ProtoListener {
 
 fn inbound_listener(name: String, config: &InboundListener, class: ClientClass) -> ProtoListener {
     let mut chains: Vec<&FilterChain> = config.filter_chains.iter().collect();
-    if class == ClientClass::Grpc && chains.len() > 1 {
+    if class.is_grpc() && chains.len() > 1 {
         // A gRPC server cannot tell TLS from plaintext on one port: PERMISSIVE is plaintext there.
         tracing::warn!(
             listener = name,
@@ -92,10 +92,11 @@ fn inbound_listener(name: String, config: &InboundListener, class: ClientClass) 
 }
 
 fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
-    let transport = match (config.transport, class) {
-        (TransportMatch::Any, _) | (_, ClientClass::Grpc) => "",
-        (TransportMatch::RawBuffer, _) => "raw_buffer",
-        (TransportMatch::Tls, _) => "tls",
+    let transport = match config.transport {
+        TransportMatch::Any => "",
+        _ if class.is_grpc() => "",
+        TransportMatch::RawBuffer => "raw_buffer",
+        TransportMatch::Tls => "tls",
     };
     let chain_match = (!transport.is_empty()).then(|| FilterChainMatch {
         transport_protocol: transport.to_owned(),

@@ -25,42 +25,12 @@ use envoy_types::pb::{
 };
 use prost::{Message, Name};
 
+pub use crate::class::ClientClass;
 pub use cluster::cluster;
 pub use endpoint::{empty_endpoints, endpoints};
 pub use listener::{envoy_outbound_listener, listener};
 pub use route::route_config;
 pub use tls::secret;
-
-/// What kind of client asks; each understands another part of xDS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ClientClass {
-    /// Our library: everything the mesh can say; certificates from a provider, trust over SDS.
-    Rust,
-    /// gRPC in any language: provider instances only, no PERMISSIVE.
-    Grpc,
-    /// Envoy: everything over SDS, one outbound listener.
-    Envoy,
-}
-
-impl ClientClass {
-    /// From the node's `user_agent_name`. Unknown clients get what gRPC gets.
-    pub fn of(user_agent_name: &str) -> Self {
-        match user_agent_name {
-            "mesh-rs" => Self::Rust,
-            name if name.starts_with("envoy") => Self::Envoy,
-            _ => Self::Grpc,
-        }
-    }
-
-    /// For logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Rust => "rust",
-            Self::Grpc => "grpc",
-            Self::Envoy => "envoy",
-        }
-    }
-}
 
 /// `message` with its type URL.
 pub(crate) fn any<M: Message + Name>(message: &M) -> Any {

@@ -91,9 +91,10 @@ fn encode_forward(config: &Forward, class: ClientClass) -> ProtoRouteAction {
     };
     let declared = config.max_stream_duration.unwrap_or_default();
     // gRPC ignores `timeout`; the nearest that it has is the limit of the stream.
-    let limit = match class {
-        ClientClass::Grpc => declared.max_stream_duration.or(config.timeout),
-        ClientClass::Rust | ClientClass::Envoy => declared.max_stream_duration,
+    let limit = if class.is_grpc() {
+        declared.max_stream_duration.or(config.timeout)
+    } else {
+        declared.max_stream_duration
     };
     let stream = (limit.is_some() || declared.grpc_timeout_header_max.is_some()).then(|| {
         route_action::MaxStreamDuration {

@@ -32,7 +32,7 @@ fn mtls_cluster() -> Cluster {
 fn certificates_come_by_provider_by_sds_or_by_both() {
     for (class, by_sds, by_provider) in [
         (ClientClass::Rust, 1, 1),
-        (ClientClass::Grpc, 0, 2),
+        (ClientClass::GrpcCpp, 0, 2),
         (ClientClass::Envoy, 2, 0),
     ] {
         let text = format!(
@@ -97,10 +97,10 @@ fn a_timeout_is_a_stream_limit_to_grpc_and_none_is_not_envoys_default() {
         )
     };
     let second = Some(Duration::from_secs(1));
-    assert_eq!(action(second, ClientClass::Grpc), (1, true));
+    assert_eq!(action(second, ClientClass::GrpcCpp), (1, true));
     assert_eq!(action(second, ClientClass::Envoy), (1, false));
     assert_eq!(action(None, ClientClass::Envoy), (0, false));
-    assert_eq!(action(None, ClientClass::Grpc), (0, false));
+    assert_eq!(action(None, ClientClass::GrpcCpp), (0, false));
 }
 
 fn inbound(transports: &[TransportMatch]) -> Listener {
@@ -141,7 +141,7 @@ fn an_allow_filter_without_policies_is_said_and_the_router_is_last() {
             network::http_connection_manager::v3::{HttpConnectionManager, http_filter},
         },
     };
-    for class in [ClientClass::Rust, ClientClass::Grpc, ClientClass::Envoy] {
+    for class in [ClientClass::Rust, ClientClass::GrpcCpp, ClientClass::Envoy] {
         let encoded = listener(&inbound(&[TransportMatch::Any]), class);
         let filter = &encoded.filter_chains[0].filters[0];
         let Some(ConfigType::TypedConfig(manager)) = &filter.config_type else {
@@ -173,8 +173,8 @@ fn only_our_servers_tell_tls_from_plaintext_on_one_port() {
     };
     let both = [Some("tls".to_owned()), Some("raw_buffer".to_owned())];
     assert_eq!(transports(ClientClass::Rust), both);
-    assert_eq!(transports(ClientClass::Grpc), [None]);
-    let strict = listener(&inbound(&[TransportMatch::Tls]), ClientClass::Grpc);
+    assert_eq!(transports(ClientClass::GrpcCpp), [None]);
+    let strict = listener(&inbound(&[TransportMatch::Tls]), ClientClass::GrpcCpp);
     assert!(strict.filter_chains[0].transport_socket.is_some());
     assert!(strict.listener_filters.is_empty());
 }
@@ -204,4 +204,29 @@ fn envoy_chooses_the_upstream_protocol_by_itself() {
     let context = DownstreamTlsContext::decode(&context[..]).unwrap();
     let taken = context.common_tls_context.unwrap().alpn_protocols;
     assert_eq!(taken, ["h2", "http/1.1"]);
+}
+
+#[test]
+fn every_class_gets_a_balancer_that_it_has() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy as Proto;
+    for (policy, own) in [
+        (LbPolicy::RoundRobin, &ClientClass::ALL[..]),
+        (
+            LbPolicy::LeastRequest { choice_count: 2 },
+            &[ClientClass::Rust, ClientClass::GrpcJava, ClientClass::Envoy],
+        ),
+        (LbPolicy::Random, &[ClientClass::Rust, ClientClass::Envoy]),
+    ] {
+        for class in ClientClass::ALL {
+            let mut config = mtls_cluster();
+            config.lb_policy = policy;
+            let expected = match policy {
+                LbPolicy::LeastRequest { .. } if own.contains(&class) => Proto::LeastRequest,
+                LbPolicy::Random if own.contains(&class) => Proto::Random,
+                _ => Proto::RoundRobin,
+            };
+            let encoded = cluster(&config, class);
+            assert_eq!(encoded.lb_policy(), expected, "{class} {policy:?}");
+        }
+    }
 }

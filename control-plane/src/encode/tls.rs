@@ -81,7 +81,7 @@ fn common(
         (Some(_), ClientClass::Envoy) => {
             context.tls_certificate_sds_secret_configs = vec![sds(OWN_CERTIFICATE)];
         }
-        (Some(source), ClientClass::Rust | ClientClass::Grpc) => {
+        (Some(source), _) => {
             let instance = match source {
                 CertificateSource::Provider { instance } => instance.clone(),
                 CertificateSource::Sds(_) => OWN_CERTIFICATE.to_owned(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// A map of labels.
 type Labels = BTreeMap<String, String>;
@@ -11,7 +11,7 @@ macro_rules! object {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, Deserialize)]
-        #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+        #[serde(default, rename_all = "camelCase")]
         pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
     };
 }
@@ -68,6 +68,8 @@ object! {
     VirtualService {
         /// Names, short or full.
         hosts: Vec<String>,
+        /// Where it holds; none is the mesh.
+        gateways: Vec<String>,
         /// HTTP and gRPC routes.
         http: Vec<HttpRoute>,
     }
@@ -104,6 +106,8 @@ object! {
         without_headers: BTreeMap<String, StringMatch>,
         /// Compare the path without case.
         ignore_uri_case: bool,
+        /// Port that the client dialled.
+        port: Option<u16>,
     }
 }
 object! {
@@ -168,6 +172,22 @@ object! {
         subsets: Vec<Subset>,
     }
 }
+impl DestinationRule {
+    /// A rule that says nothing but that its host is called with mTLS.
+    pub(crate) fn with_mtls(host: String) -> Self {
+        let mode = "ISTIO_MUTUAL".to_owned();
+        let traffic_policy = Some(TrafficPolicy {
+            tls: Some(TlsSpec { mode }),
+            ..TrafficPolicy::default()
+        });
+        Self {
+            host,
+            traffic_policy,
+            subsets: Vec::new(),
+        }
+    }
+}
+
 object! {
     /// A part of a host.
     Subset {
@@ -253,9 +273,26 @@ object! {
         /// For all ports.
         mtls: Option<Mtls>,
         /// By port.
-        port_level_mtls: BTreeMap<u16, Mtls>,
+        #[serde(deserialize_with = "by_port")]
+        port_level_mtls: BTreeMap<String, Mtls>,
     }
 }
+/// Ports are numbers in YAML and text in JSON.
+fn by_port<'de, D: Deserializer<'de>>(map: D) -> Result<BTreeMap<String, Mtls>, D::Error> {
+    #[derive(PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+    #[serde(untagged)]
+    enum Port {
+        Number(u64),
+        Text(String),
+    }
+    let ports = BTreeMap::<Port, Mtls>::deserialize(map)?;
+    let text = |(port, mode)| match port {
+        Port::Number(port) => (port.to_string(), mode),
+        Port::Text(port) => (port, mode),
+    };
+    Ok(ports.into_iter().map(text).collect())
+}
+
 object! {
     /// A mode.
     Mtls {

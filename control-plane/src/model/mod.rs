@@ -1,6 +1,8 @@
 //! The operator's objects, one type per kind, as they are written.
 //!
-//! Unknown fields of a spec are errors, never silence. What the fields mean together is compile's.
+//! Which fields there are is in docs/config-fields.md: `source` compares every object with it, so that
+//! fields which are not here are never passed over in silence. What the fields mean together is
+//! compile's.
 
 mod istio;
 mod kubernetes;
@@ -9,7 +11,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::Deserialize;
 
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::{
+    class::Classes,
+    diagnostic::{CLASS_LIMIT, Diagnostic, Severity},
+};
 
 pub use istio::{
     AuthorizationPolicy, DestinationRule, HttpMatch, HttpRoute, LoadBalancer, Mtls, Operation,
@@ -74,8 +79,7 @@ impl Place {
                 Some((name, index)) => (name, index.trim_end_matches(']').parse().ok()),
                 None => (part, None),
             };
-            let key = format!("{name}:");
-            let Some(found) = lines[at..].iter().position(|line| line.contains(&key)) else {
+            let Some(found) = lines[at..].iter().position(|line| has_key(line, name)) else {
                 break;
             };
             at += found;
@@ -85,6 +89,15 @@ impl Place {
         }
         self.line + at
     }
+}
+
+/// Whether a line has the key `name`, plain or quoted.
+fn has_key(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + name.len()..].trim_start_matches(['"', '\'']);
+        after.starts_with(':') && !before.is_some_and(|c| c.is_alphanumeric() || "-_./".contains(c))
+    })
 }
 
 /// The line of item `index` of the list behind the key at line `at`.
@@ -113,9 +126,38 @@ pub struct Object {
     pub place: Place,
     /// What it says.
     pub spec: Spec,
+    /// What only some classes of clients honour.
+    pub limits: Vec<Limit>,
+}
+
+/// A field that only some classes of clients honour.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    /// Those that do.
+    pub honoured_by: Classes,
+    /// The field.
+    pub field: String,
+    /// What happens with the others; may be empty.
+    pub note: String,
 }
 
 impl Object {
+    /// What clients of `classes` do not honour.
+    pub fn limits_for(&self, classes: &Classes) -> impl Iterator<Item = Diagnostic> {
+        self.limits.iter().filter_map(move |limit| {
+            let others: Vec<_> = classes.difference(&limit.honoured_by).collect();
+            if others.is_empty() {
+                return None;
+            }
+            let names: Vec<_> = others.iter().map(ToString::to_string).collect();
+            let message = format!("clients of {} do not honour this", names.join(", "));
+            Some(Diagnostic {
+                severity: Severity::Warning,
+                ..self.diagnose(CLASS_LIMIT, &limit.field, message, &limit.note)
+            })
+        })
+    }
+
     /// A finding about this object.
     pub fn diagnose(
         &self,
@@ -155,8 +197,8 @@ pub enum Spec {
     PeerAuthentication(PeerAuthentication),
     /// Istio AuthorizationPolicy.
     AuthorizationPolicy(AuthorizationPolicy),
-    /// A security object that cannot be read: its namespace is closed.
-    Unreadable,
+    /// A security object that cannot be read: what these labels select is closed.
+    Unreadable(BTreeMap<String, String>),
 }
 
 /// Kinds whose loss would open what they close.

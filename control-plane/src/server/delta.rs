@@ -10,13 +10,14 @@ use std::{
 };
 
 use envoy_types::pb::envoy::{
-    config::core::v3::Node,
-    service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as ProtoResource,
-    },
+    config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest,
 };
 
-use super::{Found, Heard, Variant, View};
+use super::{
+    Found, Heard, Kept, Variant, View,
+    sent::{Sent, Verdict, refusal},
+    wire::{Gone, Response},
+};
 use crate::cache::{OWN_CERTIFICATE, Resource, ResourceType, combined_version};
 
 /// Resources in one response, in bytes: gRPC clients take messages of 4 MiB.
@@ -49,16 +50,14 @@ impl Delta {
 struct TypeState {
     names: BTreeSet<String>,
     is_wildcard: bool,
-    nonce: String,
-    version: Option<String>,
-    /// Versions that the client has.
-    sent: BTreeMap<String, String>,
+    /// What the client has.
+    sent: Sent,
     /// Names that must be answered although nothing changed.
     due: BTreeSet<String>,
     /// A response is due although nothing changed.
     is_due: bool,
-    /// Something in `sent` is gone, which the client was not told yet.
-    keeps_some: bool,
+    /// Whether something in `sent` is gone, which the client was not told yet.
+    kept: Kept,
 }
 
 /// What one response says.
@@ -66,11 +65,11 @@ struct TypeState {
 struct Changes {
     changed: Vec<Arc<Resource>>,
     removed: BTreeSet<String>,
-    keeps_some: bool,
+    kept: Kept,
 }
 
 impl TypeState {
-    /// What the client must be told, up to `bytes_max`; what is gone is in the last part.
+    /// What the client must be told, up to `bytes_max`; what is gone is in the last parts.
     fn changes(
         &self,
         kind: ResourceType,
@@ -78,46 +77,55 @@ impl TypeState {
         keeps_removed: bool,
         bytes_max: usize,
     ) -> Changes {
-        let mut wanted = self.names.clone();
-        if self.is_wildcard {
-            wanted.extend(view.wildcard(kind));
-        }
+        let wildcard = if self.is_wildcard {
+            view.wildcard(kind)
+        } else {
+            Vec::new()
+        };
+        let mut wanted: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
+        wanted.extend(wildcard.iter().map(String::as_str));
         let mut changes = Changes::default();
         let mut bytes = 0;
         for name in &wanted {
-            let (is_due, sent) = (self.due.contains(name), self.sent.get(name));
-            match view.find(kind, name, keeps_removed && sent.is_some() && !is_due) {
-                Found::Resource(resource) if is_due || sent != Some(&resource.version) => {
-                    bytes += resource.body.value.len();
+            let (is_due, held) = (self.due.contains(*name), self.sent.get(name));
+            match view.find(kind, name, keeps_removed && held.is_some() && !is_due) {
+                Found::Resource(resource) if is_due || !self.sent.has(&resource) => {
+                    bytes += resource.any.len() + resource.name.len();
                     if bytes > bytes_max && !changes.changed.is_empty() {
                         return changes;
                     }
                     changes.changed.push(resource);
                 }
                 Found::Resource(_) => {}
-                Found::Kept => changes.keeps_some = true,
-                Found::Missing if is_due || sent.is_some() => {
-                    changes.removed.insert(name.clone());
+                Found::Kept => changes.kept.add(self.names.contains(*name)),
+                Found::Missing if is_due || held.is_some() => {
+                    changes.removed.insert((*name).to_owned());
                 }
                 Found::Missing => {}
             }
         }
         // Dropped names that the wildcard does not hold.
-        changes.removed.extend(
-            self.due
-                .iter()
-                .filter(|name| !wanted.contains(*name))
-                .cloned(),
-        );
-        let mut gone = self
-            .sent
-            .keys()
-            .filter(|name| !wanted.contains(*name))
-            .peekable();
+        let is_unwanted = |name: &&String| !wanted.contains(name.as_str());
+        changes
+            .removed
+            .extend(self.due.iter().filter(is_unwanted).cloned());
+        let mut gone = self.sent.entries().keys().filter(is_unwanted).peekable();
         if keeps_removed {
-            changes.keeps_some |= gone.peek().is_some();
+            if gone.peek().is_some() {
+                changes.kept.add(false);
+            }
         } else {
             changes.removed.extend(gone.cloned());
+        }
+        let mut fits = |name: &String| {
+            bytes += name.len();
+            bytes <= bytes_max
+        };
+        let count = changes.removed.iter().take_while(|name| fits(name)).count();
+        if count < changes.removed.len() {
+            let least = usize::from(changes.changed.is_empty());
+            let names = std::mem::take(&mut changes.removed).into_iter();
+            changes.removed = names.take(count.max(least)).collect();
         }
         changes
     }
@@ -125,7 +133,6 @@ impl TypeState {
 
 impl Variant for Delta {
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
 
     fn node(request: &mut DeltaDiscoveryRequest) -> Option<Node> {
         request.node.take()
@@ -136,20 +143,23 @@ impl Variant for Delta {
         let is_first = !self.types.contains_key(&kind);
         let state = self.types.entry(kind).or_default();
         if is_first {
-            state.sent = request.initial_resource_versions.into_iter().collect();
+            state.sent = Sent::with_versions(request.initial_resource_versions.into_iter());
             let named = &request.resource_names_subscribe;
             state.is_wildcard = named.is_empty()
                 && request.resource_names_unsubscribe.is_empty()
                 && kind.is_full_set();
             state.is_due = state.is_wildcard;
         }
+        let is_changed = is_first
+            || !request.resource_names_subscribe.is_empty()
+            || !request.resource_names_unsubscribe.is_empty();
         for name in request.resource_names_subscribe {
             if name == "*" {
                 state.is_wildcard = true;
                 state.is_due = true;
             } else {
                 // What the client has from an earlier stream is not news to it.
-                if !(is_first && state.sent.contains_key(&name)) {
+                if !(is_first && state.sent.get(&name).is_some()) {
                     state.due.insert(name.clone());
                 }
                 state.names.insert(name);
@@ -160,7 +170,7 @@ impl Variant for Delta {
                 state.is_wildcard = false;
                 // The client forgets what it has from the wildcard alone.
                 let names = &state.names;
-                state.sent.retain(|name, _| names.contains(name));
+                state.sent.retain(|name| names.contains(name));
             } else if state.names.remove(&name) {
                 state.due.remove(&name);
                 if state.is_wildcard {
@@ -170,11 +180,22 @@ impl Variant for Delta {
                 }
             }
         }
-        let answers = !is_first && !request.response_nonce.is_empty();
-        let ack =
-            answers && request.error_detail.is_none() && request.response_nonce == state.nonce;
-        let nack = request.error_detail.map(|detail| detail.message);
-        Some(Heard { kind, ack, nack })
+        let verdict = match &request.error_detail {
+            Some(detail) => refusal(&detail.message),
+            None => Verdict::Ack,
+        };
+        let nonce = request
+            .response_nonce
+            .parse::<u64>()
+            .ok()
+            .filter(|_| !is_first);
+        let is_judged = nonce.is_some_and(|nonce| state.sent.judge(nonce, &verdict));
+        Some(Heard {
+            kind,
+            verdict: is_judged.then_some(verdict),
+            is_changed,
+            is_stale: !is_first && !request.response_nonce.is_empty() && !is_judged,
+        })
     }
 
     fn answer(
@@ -182,10 +203,10 @@ impl Variant for Delta {
         kind: ResourceType,
         view: &View<'_>,
         keeps_removed: bool,
-    ) -> Option<DeltaDiscoveryResponse> {
+    ) -> Option<Response> {
         let state = self.types.get_mut(&kind)?;
         let changes = state.changes(kind, view, keeps_removed, self.response_bytes);
-        state.keeps_some = changes.keeps_some;
+        state.kept = changes.kept;
         let Changes {
             changed, removed, ..
         } = changes;
@@ -196,32 +217,21 @@ impl Variant for Delta {
         state.is_due = false;
         for resource in &changed {
             state.due.remove(&resource.name);
-            state
-                .sent
-                .insert(resource.name.clone(), resource.version.clone());
         }
         for name in &removed {
             state.due.remove(name);
             state.sent.remove(name);
         }
         self.nonce += 1;
-        state.nonce = self.nonce.to_string();
-        let version = combined_version(changed.iter());
-        state.version = Some(version.clone());
-        let resources = changed.iter().map(|resource| ProtoResource {
-            name: resource.name.clone(),
-            version: resource.version.clone(),
-            resource: Some(resource.body.clone()),
-            ..ProtoResource::default()
-        });
-        Some(DeltaDiscoveryResponse {
-            system_version_info: version,
-            resources: resources.collect(),
-            type_url: kind.url(),
-            removed_resources: removed.into_iter().collect(),
-            nonce: state.nonce.clone(),
-            ..DeltaDiscoveryResponse::default()
-        })
+        let response = Response {
+            kind,
+            version: combined_version(changed.iter()),
+            nonce: self.nonce,
+            resources: changed,
+            gone: Gone::Removed(removed.into_iter().collect()),
+        };
+        state.sent.note(&response);
+        Some(response)
     }
 
     fn endpoints_again(&mut self, names: &[String]) {
@@ -231,16 +241,12 @@ impl Variant for Delta {
         }
     }
 
-    fn keeps_some(&self) -> bool {
-        self.types.values().any(|state| state.keeps_some)
-    }
-
-    fn clusters_in(response: &DeltaDiscoveryResponse) -> Vec<String> {
-        let bodies = response
-            .resources
-            .iter()
-            .filter_map(|resource| resource.resource.as_ref());
-        super::stream::cluster_names(&response.type_url, bodies)
+    fn kept(&self) -> Kept {
+        self.types
+            .values()
+            .map(|state| state.kept)
+            .max()
+            .unwrap_or_default()
     }
 
     fn wants_leaf(&self) -> bool {
@@ -248,7 +254,15 @@ impl Variant for Delta {
         secrets.is_some_and(|state| state.names.contains(OWN_CERTIFICATE))
     }
 
-    fn sent_version(&self, kind: ResourceType) -> Option<String> {
-        self.types.get(&kind)?.version.clone()
+    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)> {
+        let state = self.types.get(&kind)?;
+        Some((&state.names, state.is_wildcard))
+    }
+
+    fn sent(&self) -> Vec<(ResourceType, &Sent)> {
+        self.types
+            .iter()
+            .map(|(kind, state)| (*kind, &state.sent))
+            .collect()
     }
 }

@@ -1,20 +1,39 @@
 //! The xDS server: one task a stream, both variants over one set of rules.
 //!
-//! `sotw` and `delta` are sans-IO: requests in, responses out, no clock. `stream` drives one of
-//! them; `service` is what tonic serves.
+//! `sotw` and `delta` are the rules of the variants, `session` what both do in which order; they
+//! are sans-IO: requests in, responses out, no clock. `stream` drives a session, `service` is what
+//! tonic serves, `listen` the connections below it, `admit` their limits, `wire` the bytes.
+//! `registry` knows who is connected and what each has.
 
+mod admit;
 mod delta;
+mod listen;
+mod registry;
+mod sent;
 mod service;
+mod session;
+#[cfg(test)]
+mod session_tests;
 mod sotw;
 mod stream;
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 pub(crate) mod tests;
+mod wire;
 
-pub use service::{AdsService, ClientStatus, Clients};
+pub use admit::Limits;
+pub use listen::{CONNECTION_AGE_MAX, serve};
+pub use registry::{
+    ClientStatus, Clients, Progress, ResourceStatus, TypeStatus, Unfinished, Waited,
+};
+pub use service::AdsService;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::cache::{Client, Resource, ResourceType, World};
+use sent::{Sent, Verdict};
+use wire::Response;
 
 /// What a stream's rules see of the mesh.
 pub(crate) struct View<'w> {
@@ -63,20 +82,43 @@ impl View<'_> {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Heard {
     pub(crate) kind: ResourceType,
-    /// The client refuses what it was sent, with this text.
-    pub(crate) nack: Option<String>,
-    /// The client accepts what it was sent.
-    pub(crate) ack: bool,
+    /// What the client says of a response that waited for it.
+    pub(crate) verdict: Option<Verdict>,
+    /// Whether an answer may be due.
+    pub(crate) is_changed: bool,
+    /// Whether it was about a response that is not the last one.
+    pub(crate) is_stale: bool,
+}
+
+/// Whether a client has something that is gone, and was not told yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kept {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// By a wildcard, which the client does not end by itself.
+    ByWildcard,
+    /// By its name: the client ends the subscription when nothing refers to it any more.
+    ByName,
+}
+
+impl Kept {
+    fn add(&mut self, is_by_name: bool) {
+        *self = (*self).max(if is_by_name {
+            Self::ByName
+        } else {
+            Self::ByWildcard
+        });
+    }
 }
 
 /// The rules of one variant.
-pub(crate) trait Variant: Send + 'static {
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+pub(crate) trait Variant: Default + Send + 'static {
+    type Request: prost::Message + Default + Send + 'static;
 
     fn node(request: &mut Self::Request) -> Option<envoy_types::pb::envoy::config::core::v3::Node>;
 
-    /// Applies a request; `None` for one that must be ignored.
+    /// Applies a request; `None` for one of a type that is not served.
     fn hear(&mut self, request: Self::Request) -> Option<Heard>;
 
     /// The response that is due for `kind`, if any; to be asked until there is none. With
@@ -86,21 +128,21 @@ pub(crate) trait Variant: Send + 'static {
         kind: ResourceType,
         view: &View<'_>,
         keeps_removed: bool,
-    ) -> Option<Self::Response>;
+    ) -> Option<Response>;
 
     /// Makes the endpoints of these clusters due again: Envoy waits for them after a change of a
     /// cluster, even when they are the same.
     fn endpoints_again(&mut self, names: &[String]);
 
     /// Whether the client still has something that is gone.
-    fn keeps_some(&self) -> bool;
-
-    /// Clusters in `response`, when it is about clusters.
-    fn clusters_in(response: &Self::Response) -> Vec<String>;
+    fn kept(&self) -> Kept;
 
     /// Whether the client subscribes to its own certificate.
     fn wants_leaf(&self) -> bool;
 
-    /// Version of what was last sent.
-    fn sent_version(&self, kind: ResourceType) -> Option<String>;
+    /// The names that the client subscribes to, and whether it subscribes to everything.
+    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)>;
+
+    /// What was sent, and what the client said of it, by type.
+    fn sent(&self) -> Vec<(ResourceType, &Sent)>;
 }

@@ -1,30 +1,46 @@
-//! What tonic serves, and who is connected.
+//! What tonic serves: aggregated discovery, both variants.
+//!
+//! Written by hand where generated code would fix the codec: responses share their bytes.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+    convert::Infallible,
+    future::{Ready, ready},
+    marker::PhantomData,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_server::AggregatedDiscoveryService,
-};
-use serde::Serialize;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::SERVICE_NAME;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{
+    Request, Response, Status, Streaming,
+    body::Body,
+    metadata::MetadataMap,
+    server::{Grpc, NamedService, StreamingService},
+};
+use tower::Service;
 
-use super::{Variant, delta::Delta, sotw::Sotw, stream::Stream};
+use super::{
+    Clients, Variant,
+    admit::{Admission, Limits},
+    delta::Delta,
+    listen::ConnectionEnd,
+    sotw::Sotw,
+    stream::{Opened, Stream},
+    wire::{self, SharedBytes},
+};
 use crate::{
     ca::{Authority, Identity, Tokens},
-    cache::{Client, ResourceType, World},
+    cache::World,
     metrics::Metrics,
 };
 
+/// Longest request that is read: a state-of-the-world request names everything that its client
+/// subscribes to, in names of any length.
+const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Responses that may wait for a client: one being sent, one ready.
 const RESPONSES_WAITING: usize = 1;
 
@@ -37,6 +53,7 @@ pub(super) struct Shared {
     pub(super) cert_ttl: Duration,
     pub(super) metrics: Metrics,
     pub(super) clients: Clients,
+    pub(super) admission: Admission,
 }
 
 /// Aggregated discovery, both variants.
@@ -52,7 +69,7 @@ impl AdsService {
         shutdown: watch::Receiver<bool>,
         (authority, tokens, cert_ttl): (Arc<Authority>, Arc<Tokens>, Duration),
         metrics: Metrics,
-        clients: Clients,
+        (clients, limits): (Clients, Limits),
     ) -> Self {
         let shared = Shared {
             worlds,
@@ -62,6 +79,7 @@ impl AdsService {
             cert_ttl,
             metrics,
             clients,
+            admission: Admission::new(limits),
         };
         Self {
             shared: Arc::new(shared),
@@ -83,16 +101,28 @@ impl AdsService {
         identity
     }
 
-    fn start<V: Variant>(
+    fn open<V: Variant>(
         &self,
-        variant: V,
-        identity: Option<Identity>,
-        requests: Streaming<V::Request>,
-    ) -> Responses<V::Response> {
+        mut request: Request<Streaming<V::Request>>,
+    ) -> Result<Response<Responses>, Status> {
+        let shared = &self.shared;
+        // An answer from a part of the configuration would read as a deletion of the rest.
+        if shared.worlds.borrow().is_none() {
+            return Err(Status::unavailable("the configuration is not read yet"));
+        }
+        let place = shared.admission.admit(Instant::now()).inspect_err(|_| {
+            shared.metrics.stream_refused();
+        })?;
+        let end = request.extensions_mut().remove::<ConnectionEnd>();
+        let opened = Opened {
+            identity: self.identity(request.metadata()),
+            end: end.map_or_else(|| watch::channel(false).1, |end| end.0),
+            _place: place,
+        };
         let (tx, rx) = mpsc::channel(RESPONSES_WAITING);
-        let stream = Stream::new(variant, Arc::clone(&self.shared), identity, tx);
-        tokio::spawn(stream.run(requests));
-        ReceiverStream::new(rx)
+        let stream = Stream::<V>::new(Arc::clone(shared), opened, tx);
+        tokio::spawn(stream.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(rx)))
     }
 }
 
@@ -102,129 +132,55 @@ impl std::fmt::Debug for AdsService {
     }
 }
 
-type Responses<T> = ReceiverStream<Result<T, Status>>;
+type Responses = ReceiverStream<Result<wire::Response, Status>>;
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for AdsService {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+/// One method of the service.
+struct Method<V>(AdsService, PhantomData<V>);
 
-    async fn stream_aggregated_resources(
+impl<V: Variant> StreamingService<V::Request> for Method<V> {
+    type Response = wire::Response;
+    type ResponseStream = Responses;
+    type Future = Ready<Result<Response<Responses>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<V::Request>>) -> Self::Future {
+        ready(self.0.open::<V>(request))
+    }
+}
+
+impl AdsService {
+    fn streaming<V: Variant>(
         &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let identity = self.identity(request.metadata());
-        Ok(Response::new(self.start(
-            Sotw::default(),
-            identity,
-            request.into_inner(),
-        )))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let identity = self.identity(request.metadata());
-        Ok(Response::new(self.start(
-            Delta::default(),
-            identity,
-            request.into_inner(),
-        )))
+        request: http::Request<Body>,
+    ) -> BoxFuture<'static, Result<http::Response<Body>, Infallible>> {
+        let method = Method::<V>(self.clone(), PhantomData);
+        let mut grpc = Grpc::new(SharedBytes::<V::Request>::default())
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
+        Box::pin(async move { Ok(grpc.streaming(method, request).await) })
     }
 }
 
-/// Who is connected, and what each was sent.
-#[derive(Clone, Debug, Default)]
-pub struct Clients {
-    held: Arc<Mutex<BTreeMap<u64, ClientStatus>>>,
-    next: Arc<AtomicU64>,
-    count: Arc<watch::Sender<usize>>,
+impl NamedService for AdsService {
+    const NAME: &'static str = SERVICE_NAME;
 }
 
-/// One connected client.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct ClientStatus {
-    /// Node id as the client says it.
-    pub node: String,
-    /// `rust`, `grpc` or `envoy`.
-    pub class: String,
-    /// By `cds`, `eds`, `lds`, `rds`, `sds`.
-    pub types: BTreeMap<&'static str, TypeStatus>,
-}
+impl Service<http::Request<Body>> for AdsService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
 
-/// What a client was sent of one type.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct TypeStatus {
-    /// Version of the last response.
-    pub sent: Option<String>,
-    /// Version of the last response that the client accepted.
-    pub acked: Option<String>,
-    /// Why the client refused the last response; `null` if it did not.
-    pub nack: Option<String>,
-}
-
-impl Clients {
-    /// The clients that are connected now.
-    pub fn list(&self) -> Vec<ClientStatus> {
-        self.lock().values().cloned().collect()
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    /// How many are connected, as it changes.
-    pub fn count(&self) -> watch::Receiver<usize> {
-        self.count.subscribe()
-    }
-
-    pub(super) fn next_number(&self) -> u64 {
-        self.next.fetch_add(1, Relaxed)
-    }
-
-    pub(super) fn introduce(&self, number: u64, client: &Client) {
-        let status = ClientStatus {
-            node: client.node_id.clone(),
-            class: client.class.as_str().to_owned(),
-            types: BTreeMap::new(),
-        };
-        self.lock().insert(number, status);
-        self.recount();
-    }
-
-    pub(super) fn forget(&self, number: u64) {
-        self.lock().remove(&number);
-        self.recount();
-    }
-
-    pub(super) fn sent(&self, number: u64, kind: ResourceType, version: Option<String>) {
-        self.with(number, kind, |status| status.sent = version);
-    }
-
-    pub(super) fn heard(
-        &self,
-        number: u64,
-        kind: ResourceType,
-        version: Option<String>,
-        nack: Option<String>,
-    ) {
-        self.with(number, kind, |status| {
-            if nack.is_none() {
-                status.acked = version;
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = request.uri().path().rsplit('/').next();
+        match method {
+            Some("StreamAggregatedResources") => self.streaming::<Sotw>(request),
+            Some("DeltaAggregatedResources") => self.streaming::<Delta>(request),
+            _ => {
+                let unknown = Status::unimplemented("aggregated discovery has no such method");
+                Box::pin(ready(Ok(unknown.into_http())))
             }
-            status.nack = nack;
-        });
-    }
-
-    fn with(&self, number: u64, kind: ResourceType, change: impl FnOnce(&mut TypeStatus)) {
-        if let Some(client) = self.lock().get_mut(&number) {
-            change(client.types.entry(kind.as_str()).or_default());
         }
-    }
-
-    fn recount(&self) {
-        let count = self.lock().len();
-        self.count.send_replace(count);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, ClientStatus>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

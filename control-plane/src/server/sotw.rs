@@ -7,29 +7,33 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
 };
 
-use envoy_types::pb::{
-    envoy::{
-        config::core::v3::Node,
-        service::discovery::v3::{
-            DiscoveryRequest, DiscoveryResponse, ResourceError, ResourceName,
-        },
-    },
-    google::rpc::Status,
-};
+use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryRequest};
 
-use super::{Found, Heard, Variant, View};
+use super::{
+    Found, Heard, Kept, Variant, View,
+    sent::{Sent, Verdict, refusal},
+    wire::{Gone, Response},
+};
 use crate::cache::{OWN_CERTIFICATE, Resource, ResourceType, combined_version};
 
-/// gRPC's NOT_FOUND.
-const NOT_FOUND: i32 = 5;
+/// Resources in one response of a type where absence means nothing, in bytes: gRPC clients take
+/// messages of 4 MiB.
+const RESPONSE_BYTES: usize = 2 << 20;
 
-#[derive(Default)]
 pub(crate) struct Sotw {
     types: BTreeMap<ResourceType, TypeState>,
     nonce: u64,
+    response_bytes: usize,
+}
+
+impl Default for Sotw {
+    fn default() -> Self {
+        Self::with_response_bytes(RESPONSE_BYTES)
+    }
 }
 
 #[derive(Default)]
@@ -38,53 +42,80 @@ struct TypeState {
     is_wildcard: bool,
     /// Names were sent once: an empty list is not a wildcard any more.
     is_named: bool,
-    nonce: String,
-    version: Option<String>,
-    sent: BTreeMap<String, Arc<Resource>>,
+    sent: Sent,
     missing: BTreeSet<String>,
     /// Names that must be sent although nothing changed.
     due: BTreeSet<String>,
     /// A response is due although nothing changed.
     is_due: bool,
-    /// Something in `sent` is gone, which the client was not told yet.
-    keeps_some: bool,
+    /// Whether something in `sent` is gone, which the client was not told yet.
+    kept: Kept,
+}
+
+/// Everything that a client is to have of a type now.
+#[derive(Default)]
+struct Wanted {
+    resources: Vec<Arc<Resource>>,
+    missing: BTreeSet<String>,
+    kept: Kept,
+}
+
+impl Sotw {
+    /// Answers in parts of at most so many bytes of resources, or one resource, where parts are
+    /// possible.
+    pub(crate) fn with_response_bytes(response_bytes: usize) -> Self {
+        Self {
+            types: BTreeMap::new(),
+            nonce: 0,
+            response_bytes,
+        }
+    }
 }
 
 impl TypeState {
-    /// Everything that the client is to have now, and the names for which there is nothing.
-    fn gather(
-        &self,
-        kind: ResourceType,
-        view: &View<'_>,
-        keeps_removed: bool,
-    ) -> (BTreeMap<String, Arc<Resource>>, BTreeSet<String>, bool) {
-        let mut wanted = self.names.clone();
-        if self.is_wildcard {
-            wanted.extend(view.wildcard(kind));
-            if keeps_removed {
-                wanted.extend(self.sent.keys().cloned());
-            }
+    fn gather(&self, kind: ResourceType, view: &View<'_>, keeps_removed: bool) -> Wanted {
+        let mut names: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
+        let wildcard = if self.is_wildcard {
+            view.wildcard(kind)
+        } else {
+            Vec::new()
+        };
+        names.extend(wildcard.iter().map(String::as_str));
+        if self.is_wildcard && keeps_removed {
+            names.extend(self.sent.entries().keys().map(String::as_str));
         }
-        let (mut resources, mut missing, mut keeps_some) =
-            (BTreeMap::new(), BTreeSet::new(), false);
-        for name in wanted {
-            let sent = self.sent.get(&name).filter(|_| keeps_removed);
-            match (view.find(kind, &name, sent.is_some()), sent) {
-                (Found::Resource(resource), _) => drop(resources.insert(name, resource)),
-                (Found::Kept, Some(sent)) => {
-                    keeps_some = true;
-                    resources.insert(name, Arc::clone(sent));
+        let mut wanted = Wanted::default();
+        for name in names {
+            let held = self.sent.get(name).filter(|_| keeps_removed);
+            let held = held.and_then(|held| held.resource());
+            match (view.find(kind, name, held.is_some()), held) {
+                (Found::Resource(resource), _) => wanted.resources.push(resource),
+                (Found::Kept, Some(held)) => {
+                    wanted.kept.add(self.names.contains(name));
+                    wanted.resources.push(Arc::clone(held));
                 }
-                (Found::Kept | Found::Missing, _) => drop(missing.insert(name)),
+                (Found::Kept | Found::Missing, _) => {
+                    wanted.missing.insert(name.to_owned());
+                }
             }
         }
-        (resources, missing, keeps_some)
+        wanted
+    }
+
+    /// Whether the client has exactly this already.
+    fn has(&self, wanted: &Wanted) -> bool {
+        self.due.is_empty()
+            && wanted.missing == self.missing
+            && wanted.resources.len() == self.sent.entries().len()
+            && wanted
+                .resources
+                .iter()
+                .all(|resource| self.sent.has(resource))
     }
 }
 
 impl Variant for Sotw {
     type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
 
     fn node(request: &mut DiscoveryRequest) -> Option<Node> {
         request.node.take()
@@ -94,32 +125,33 @@ impl Variant for Sotw {
         let kind = ResourceType::from_url(&request.type_url)?;
         let is_first = !self.types.contains_key(&kind);
         let state = self.types.entry(kind).or_default();
+        let nonce = request.response_nonce.parse::<u64>().ok();
+        let verdict = match &request.error_detail {
+            Some(detail) => refusal(&detail.message),
+            None => Verdict::Ack,
+        };
         // The first request of a type may carry a nonce of an earlier stream.
-        if !is_first && request.response_nonce != state.nonce {
-            return None;
+        let is_judged = !is_first && nonce.is_some_and(|nonce| state.sent.judge(nonce, &verdict));
+        let verdict = is_judged.then_some(verdict);
+        let is_stale = match nonce {
+            Some(nonce) => nonce != state.sent.nonce(),
+            None => !request.response_nonce.is_empty() || state.sent.nonce() != 0,
+        };
+        if is_stale && !is_first {
+            // Only what it says of its own response counts.
+            return Some(Heard {
+                kind,
+                verdict,
+                is_changed: false,
+                is_stale,
+            });
         }
-        let mut names: BTreeSet<_> = request.resource_names.into_iter().collect();
-        let is_wildcard =
-            names.contains("*") || names.is_empty() && !state.is_named && kind.is_full_set();
-        state.is_named |= !names.is_empty();
-        names.remove("*");
-        state.is_due |=
-            is_first || is_wildcard && !state.is_wildcard || !names.is_subset(&state.names);
-        state.names = names;
-        state.is_wildcard = is_wildcard;
-        if !is_wildcard {
-            // A client that drops a name is not told so; if it asks again, it is answered again.
-            let names = &state.names;
-            state.sent.retain(|name, _| names.contains(name));
-            state.missing.retain(|name| names.contains(name));
-            state.due.retain(|name| names.contains(name));
-        }
-        let answers = !is_first && !request.response_nonce.is_empty();
-        let nack = request.error_detail.map(|detail| detail.message);
+        let is_changed = state.subscribe(kind, request.resource_names, is_first);
         Some(Heard {
             kind,
-            ack: answers && nack.is_none(),
-            nack,
+            verdict,
+            is_changed,
+            is_stale: false,
         })
     }
 
@@ -128,44 +160,51 @@ impl Variant for Sotw {
         kind: ResourceType,
         view: &View<'_>,
         keeps_removed: bool,
-    ) -> Option<DiscoveryResponse> {
+    ) -> Option<Response> {
         let state = self.types.get_mut(&kind)?;
-        let (resources, missing, keeps_some) = state.gather(kind, view, keeps_removed);
-        state.keeps_some = keeps_some;
+        let mut wanted = state.gather(kind, view, keeps_removed);
+        state.kept = wanted.kept;
         let is_subscribed = state.is_wildcard || !state.names.is_empty();
-        let is_changed = |name: &String, resource: &Arc<Resource>| {
-            state.due.contains(name) || state.sent.get(name) != Some(resource)
-        };
-        let is_same = state.due.is_empty() && resources == state.sent && missing == state.missing;
-        if is_same && !state.is_due || !is_subscribed {
+        if !is_subscribed || state.has(&wanted) && !state.is_due {
             return None;
         }
+        let version = combined_version(wanted.resources.iter());
         // Absence means deletion in the full sets, and nothing in the others.
-        let bodies = resources
-            .iter()
-            .filter(|(name, resource)| kind.is_full_set() || is_changed(name, resource))
-            .map(|(_, resource)| resource.body.clone())
-            .collect();
-        self.nonce += 1;
-        state.nonce = self.nonce.to_string();
-        let version = combined_version(resources.values());
-        state.version = Some(version.clone());
+        if kind.is_full_set() {
+            let names: BTreeSet<_> = wanted.resources.iter().map(|r| r.name.as_str()).collect();
+            state.sent.retain(|name| names.contains(name));
+            state.due.clear();
+        } else {
+            let (due, sent) = (&state.due, &state.sent);
+            wanted
+                .resources
+                .retain(|resource| due.contains(&resource.name) || !sent.has(resource));
+            let mut bytes = 0;
+            let mut fits = |resource: &Arc<Resource>| {
+                bytes += resource.any.len();
+                bytes <= self.response_bytes
+            };
+            let count = wanted.resources.iter().take_while(|r| fits(r)).count();
+            wanted.resources.truncate(count.max(1));
+            for resource in &wanted.resources {
+                state.due.remove(&resource.name);
+            }
+            let missing = &wanted.missing;
+            state.sent.retain(|name| !missing.contains(name));
+            state.due.retain(|name| !missing.contains(name));
+        }
         state.is_due = false;
-        state.due.clear();
-        state.sent = resources;
-        state.missing = missing;
-        Some(DiscoveryResponse {
-            version_info: version,
-            resources: bodies,
-            type_url: kind.url(),
-            nonce: state.nonce.clone(),
-            resource_errors: state
-                .missing
-                .iter()
-                .map(|name| not_found(kind, name))
-                .collect(),
-            ..DiscoveryResponse::default()
-        })
+        state.missing = mem::take(&mut wanted.missing);
+        self.nonce += 1;
+        let response = Response {
+            kind,
+            version,
+            nonce: self.nonce,
+            resources: wanted.resources,
+            gone: Gone::Errors(state.missing.iter().cloned().collect()),
+        };
+        state.sent.note(&response);
+        Some(response)
     }
 
     fn endpoints_again(&mut self, names: &[String]) {
@@ -175,12 +214,12 @@ impl Variant for Sotw {
         }
     }
 
-    fn keeps_some(&self) -> bool {
-        self.types.values().any(|state| state.keeps_some)
-    }
-
-    fn clusters_in(response: &DiscoveryResponse) -> Vec<String> {
-        super::stream::cluster_names(&response.type_url, response.resources.iter())
+    fn kept(&self) -> Kept {
+        self.types
+            .values()
+            .map(|state| state.kept)
+            .max()
+            .unwrap_or_default()
     }
 
     fn wants_leaf(&self) -> bool {
@@ -188,26 +227,39 @@ impl Variant for Sotw {
         secrets.is_some_and(|state| state.names.contains(OWN_CERTIFICATE))
     }
 
-    fn sent_version(&self, kind: ResourceType) -> Option<String> {
-        self.types.get(&kind)?.version.clone()
+    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)> {
+        let state = self.types.get(&kind)?;
+        Some((&state.names, state.is_wildcard))
+    }
+
+    fn sent(&self) -> Vec<(ResourceType, &Sent)> {
+        self.types
+            .iter()
+            .map(|(kind, state)| (*kind, &state.sent))
+            .collect()
     }
 }
 
-/// Says that there is no such resource, to clients that understand it (xRFC TP3); the others have
-/// their timer.
-pub(super) fn not_found(kind: ResourceType, name: &str) -> ResourceError {
-    ResourceError {
-        resource_name: Some(ResourceName {
-            name: name.to_owned(),
-            ..ResourceName::default()
-        }),
-        error_detail: Some(Status {
-            code: NOT_FOUND,
-            message: format!(
-                "the control plane has no {} resource {name:?}",
-                kind.as_str()
-            ),
-            details: Vec::new(),
-        }),
+impl TypeState {
+    /// Applies the names of a request that is not stale; whether an answer may be due.
+    fn subscribe(&mut self, kind: ResourceType, names: Vec<String>, is_first: bool) -> bool {
+        let mut names: BTreeSet<_> = names.into_iter().collect();
+        let is_wildcard =
+            names.contains("*") || names.is_empty() && !self.is_named && kind.is_full_set();
+        self.is_named |= !names.is_empty();
+        names.remove("*");
+        let is_same = !is_first && names == self.names && is_wildcard == self.is_wildcard;
+        self.is_due |=
+            is_first || is_wildcard && !self.is_wildcard || !names.is_subset(&self.names);
+        self.names = names;
+        self.is_wildcard = is_wildcard;
+        if !is_wildcard && !is_same {
+            // A client that drops a name is not told so; if it asks again, it is answered again.
+            let names = &self.names;
+            self.sent.retain(|name| names.contains(name));
+            self.missing.retain(|name| names.contains(name));
+            self.due.retain(|name| names.contains(name));
+        }
+        !is_same
     }
 }

@@ -1,295 +1,342 @@
 //! The task of one stream: requests in, the newest world out.
 //!
-//! Latest value only: while a slow client takes a response, any number of worlds may pass, and the
-//! next response is made from the newest. Nothing is answered before the first world.
+//! Latest value only: a response is made when there is room for it, from the newest world. While a
+//! slow client takes its time any number of worlds may pass, and its requests are still heard.
+//! Nothing is answered before the first world.
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    future::pending,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
 use envoy_types::pb::{
-    envoy::config::{cluster::v3::Cluster, core::v3::Node},
-    google::protobuf::{Any, Struct, value::Kind},
+    envoy::config::core::v3::Node,
+    google::protobuf::{Struct, value::Kind},
 };
 use mesh_core::config::Secret;
-use prost::{Message, Name};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{
+        Notify,
+        mpsc::{self, error::SendError},
+        watch,
+    },
     time::{Instant, sleep_until},
 };
-use tonic::{Status, Streaming};
+use tokio_stream::{Stream as Requests, StreamExt as _};
+use tonic::Status;
 
-use super::{Variant, View, service::Shared};
+use super::{
+    Variant,
+    admit::Place,
+    registry::{Connected, Report},
+    sent::Verdict,
+    service::Shared,
+    session::Session,
+    wire::Response,
+};
 use crate::{
     ca::Identity,
-    cache::{Client, ENVOY_OUTBOUND_PORT, OWN_CERTIFICATE, Resource, ResourceType, World},
+    cache::{Client, ENVOY_OUTBOUND_PORT, OWN_CERTIFICATE, Resource, ResourceType},
     encode::ClientClass,
 };
 
 /// Namespace of a client that does not say where it is.
 const DEFAULT_NAMESPACE: &str = "default";
-
-/// What is gone is taken from a client so long after a change: until then it can get what replaces
-/// it, or has dropped it by itself.
-const REMOVAL_DELAY: Duration = Duration::from_secs(2);
 /// After so long another attempt is made to issue a certificate.
 const ISSUE_AGAIN: Duration = Duration::from_secs(10);
+/// A response larger than this is not taken by gRPC clients with their default limit.
+const RESPONSE_WARN: usize = 4 << 20;
 
-/// Longer than any stream lives.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// A certificate that was made for a client; `None` until one could be.
-struct Leaf {
-    resource: Option<Arc<Resource>>,
-    /// When it is replaced.
-    renew_at: Instant,
+/// What a stream was opened with.
+pub(super) struct Opened {
+    /// Who the caller proved to be.
+    pub(super) identity: Option<Identity>,
+    /// Becomes true when the connection is to end.
+    pub(super) end: watch::Receiver<bool>,
+    /// Given back at the end.
+    pub(super) _place: Place,
 }
 
 pub(super) struct Stream<V: Variant> {
-    variant: V,
+    session: Arc<Mutex<Session<V>>>,
     shared: Arc<Shared>,
-    /// Who the caller proved to be.
-    identity: Option<Identity>,
-    client: Option<Client>,
+    opened: Opened,
     number: u64,
-    /// Made when the client asks for it.
-    leaf: Option<Leaf>,
-    /// When the client is told what is gone.
-    removals_at: Option<Instant>,
-    /// When each type was last sent, until it is accepted.
+    /// The last world that the client has answered in full, as the registry sees it.
+    settled: Arc<AtomicU64>,
+    /// A newer world means something to the client.
+    wake: Arc<Notify>,
+    is_introduced: bool,
+    class: Option<ClientClass>,
+    /// When the client's certificate is made again; `None` before it was asked for, and for
+    /// clients who may have none.
+    leaf: Option<Option<Instant>>,
+    /// When each type was last sent, until it is answered.
     sent_at: BTreeMap<ResourceType, Instant>,
-    responses: mpsc::Sender<Result<V::Response, Status>>,
+    /// When a change came that is not answered in full yet, and whether it was about this client.
+    world_at: Option<(Instant, bool)>,
+    /// A response may be due.
+    has_work: bool,
+    responses: mpsc::Sender<Result<Response, Status>>,
 }
 
 /// The client is gone.
 struct Gone;
 
+impl<T> From<SendError<T>> for Gone {
+    fn from(_: SendError<T>) -> Self {
+        Self
+    }
+}
+
 impl<V: Variant> Stream<V> {
     pub(super) fn new(
-        variant: V,
         shared: Arc<Shared>,
-        identity: Option<Identity>,
-        responses: mpsc::Sender<Result<V::Response, Status>>,
+        opened: Opened,
+        responses: mpsc::Sender<Result<Response, Status>>,
     ) -> Self {
         let number = shared.clients.next_number();
         Self {
-            variant,
+            session: Arc::default(),
             shared,
-            identity,
-            client: None,
+            opened,
             number,
+            settled: Arc::default(),
+            wake: Arc::default(),
+            is_introduced: false,
+            class: None,
             leaf: None,
-            removals_at: None,
             sent_at: BTreeMap::new(),
+            world_at: None,
+            has_work: false,
             responses,
         }
     }
 
     /// Serves until either side ends.
-    pub(super) async fn run(mut self, mut requests: Streaming<V::Request>) {
-        let mut worlds = self.shared.worlds.clone();
+    pub(super) async fn run(
+        mut self,
+        mut requests: impl Requests<Item = Result<V::Request, Status>> + Unpin,
+    ) {
+        let wake = Arc::clone(&self.wake);
         let mut shutdown = self.shared.shutdown.clone();
+        let mut end = self.opened.end.clone();
+        let responses = self.responses.clone();
         loop {
-            let renewal = self.leaf.as_ref().map(|leaf| leaf.renew_at);
-            let removals = self.removals_at;
+            let deadline = self.deadline();
             let served = tokio::select! {
-                request = requests.message() => match request {
-                    Ok(Some(request)) => self.request(request, &mut worlds).await,
-                    Ok(None) | Err(_) => break,
-                },
-                changed = worlds.changed() => match changed {
-                    Ok(()) => self.push(&mut worlds).await,
-                    Err(_) => break,
-                },
-                () = at(renewal), if renewal.is_some() => {
-                    self.issue();
-                    self.push(&mut worlds).await
+                biased;
+                () = became_true(&mut shutdown) => break,
+                () = became_true(&mut end) => break,
+                () = wake.notified() => {
+                    self.world_at.get_or_insert_with(|| (Instant::now(), false));
+                    self.has_work = true;
+                    Ok(())
                 }
-                () = at(removals), if removals.is_some() => self.remove(&worlds).await,
-                () = ended(&mut shutdown) => break,
+                request = requests.next() => match request {
+                    Some(Ok(request)) => {
+                        self.request(request);
+                        Ok(())
+                    }
+                    Some(Err(_)) | None => break,
+                },
+                room = responses.reserve(), if self.has_work => match room {
+                    Ok(room) => {
+                        if let Some(response) = self.next() {
+                            room.send(Ok(response));
+                        }
+                        Ok(())
+                    }
+                    Err(_) => Err(Gone),
+                },
+                () = at(deadline) => {
+                    self.has_work = true;
+                    self.renew();
+                    Ok(())
+                }
             };
             if served.is_err() {
                 break;
             }
         }
-        if let Some(client) = &self.client {
-            self.shared.metrics.stream_closed(client.class.as_str());
+        if let Some(class) = self.class {
+            self.shared.metrics.stream_closed(class.as_str());
         }
         self.shared.clients.forget(self.number);
     }
 
-    async fn request(
-        &mut self,
-        mut request: V::Request,
-        worlds: &mut watch::Receiver<Option<Arc<World>>>,
-    ) -> Result<(), Gone> {
+    fn session(&self) -> MutexGuard<'_, Session<V>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When something must be done although nothing happens.
+    fn deadline(&self) -> Option<Instant> {
+        let session = self.session().deadline().map(Instant::from_std);
+        session.into_iter().chain(self.leaf.flatten()).min()
+    }
+
+    fn request(&mut self, mut request: V::Request) {
         let node = V::node(&mut request);
-        if self.client.is_none() {
+        if !self.is_introduced {
             self.introduce(node.unwrap_or_default());
         }
-        let Some(heard) = self.variant.hear(request) else {
-            return Ok(());
+        let Some(heard) = self.session().hear(request) else {
+            return;
         };
-        if let Some(text) = &heard.nack {
-            self.shared.metrics.nacked(heard.kind.as_str());
-            let node = self.client.as_ref().map(|client| client.node_id.as_str());
-            tracing::warn!(kind = heard.kind.as_str(), node, text, "NACK");
+        self.has_work = true;
+        let kind = heard.kind;
+        self.shared
+            .metrics
+            .requested(kind.as_str(), heard.verdict.is_some());
+        if heard.is_stale {
+            self.shared.metrics.nonce_expired(kind.as_str());
         }
-        if heard.ack || heard.nack.is_some() {
-            let version = self.variant.sent_version(heard.kind);
-            if let Some(sent_at) = self.sent_at.remove(&heard.kind).filter(|_| heard.ack) {
-                self.shared
-                    .metrics
-                    .acked(heard.kind.as_str(), sent_at.elapsed());
+        match heard.verdict {
+            Some(Verdict::Nack(text)) => {
+                self.sent_at.remove(&kind);
+                self.shared.metrics.nacked(kind.as_str());
+                let node = self.session().client().map(|client| client.node_id.clone());
+                tracing::warn!(kind = kind.as_str(), node, text = &*text, "NACK");
             }
-            self.shared
-                .clients
-                .heard(self.number, heard.kind, version, heard.nack);
+            Some(Verdict::Ack) => {
+                if let Some(sent_at) = self.sent_at.remove(&kind) {
+                    self.shared.metrics.acked(kind.as_str(), sent_at.elapsed());
+                }
+            }
+            None => {}
         }
-        if worlds.has_changed().unwrap_or(false) {
-            // This type alone out of a new world could refer to what the client has not got yet.
-            return self.push(worlds).await;
+        let wants_leaf = kind == ResourceType::Secret && self.session().variant().wants_leaf();
+        if wants_leaf && self.leaf.is_none() {
+            self.issue();
         }
-        let world = worlds.borrow().clone();
-        let Some(world) = world else { return Ok(()) };
-        self.answer(heard.kind, &world, self.removals_at.is_some())
-            .await
     }
 
     /// The client says who it is, once a stream.
     fn introduce(&mut self, node: Node) {
         let client = client(node);
+        let class = client.class;
         tracing::debug!(
             node = client.node_id,
-            class = client.class.as_str(),
+            class = class.as_str(),
             "stream opened"
         );
-        self.shared.metrics.stream_opened(client.class.as_str());
-        self.shared.clients.introduce(self.number, &client);
-        self.client = Some(client);
-    }
-
-    /// Sends what changed: what is referred to first. What is gone comes later.
-    async fn push(&mut self, worlds: &mut watch::Receiver<Option<Arc<World>>>) -> Result<(), Gone> {
-        let world = worlds.borrow_and_update().clone();
-        let Some(world) = world else { return Ok(()) };
-        for kind in ResourceType::ALL {
-            self.answer(kind, &world, true).await?;
+        self.shared.metrics.stream_opened(class.as_str());
+        let session: Arc<dyn Report> = Arc::clone(&self.session) as _;
+        let connected = Connected {
+            session,
+            settled: Arc::clone(&self.settled),
+            wake: Arc::clone(&self.wake),
+        };
+        self.session().introduce(client.clone());
+        self.shared
+            .clients
+            .introduce(self.number, &client, connected);
+        // Whoever publishes from now on tells this session; what was published before is here.
+        let world = self.shared.worlds.borrow().clone();
+        if let Some(world) = world {
+            let now = Instant::now().into_std();
+            self.session().world_changed(world, now);
         }
-        self.removals_at = self
-            .variant
-            .keeps_some()
-            .then(|| Instant::now() + REMOVAL_DELAY);
-        Ok(())
+        self.class = Some(class);
+        self.is_introduced = true;
     }
 
-    /// Sends what is gone: what refers to others first.
-    async fn remove(&mut self, worlds: &watch::Receiver<Option<Arc<World>>>) -> Result<(), Gone> {
-        self.removals_at = None;
-        let world = worlds.borrow().clone();
-        let Some(world) = world else { return Ok(()) };
-        for kind in ResourceType::ALL.into_iter().rev() {
-            self.answer(kind, &world, false).await?;
+    /// The next response; without one there is nothing to do until something happens.
+    fn next(&mut self) -> Option<Response> {
+        let now = Instant::now();
+        let (response, settled) = {
+            let mut session = self.session();
+            (session.next(now.into_std()), session.settled())
+        };
+        let Some(response) = response else {
+            self.has_work = false;
+            if self.settled.swap(settled, Relaxed) != settled {
+                if let Some((since, true)) = self.world_at.take() {
+                    self.shared.metrics.delivered(since.elapsed());
+                }
+                self.shared.clients.step();
+            }
+            return None;
+        };
+        let (kind, bytes) = (response.kind, response.resource_bytes());
+        self.shared.metrics.pushed(kind.as_str(), bytes);
+        if bytes >= RESPONSE_WARN {
+            self.shared.metrics.response_too_large(kind.as_str());
+            tracing::warn!(
+                kind = kind.as_str(),
+                bytes,
+                "a response is larger than what gRPC clients take by default"
+            );
         }
-        Ok(())
+        self.sent_at.insert(kind, now);
+        if let Some((_, is_about_this)) = &mut self.world_at {
+            *is_about_this = true;
+        }
+        Some(response)
     }
 
-    async fn answer(
-        &mut self,
-        kind: ResourceType,
-        world: &World,
-        keeps_removed: bool,
-    ) -> Result<(), Gone> {
-        if kind == ResourceType::Secret && self.leaf.is_none() && self.variant.wants_leaf() {
+    fn renew(&mut self) {
+        let is_due = self.leaf.flatten().is_some_and(|at| at <= Instant::now());
+        if is_due {
             self.issue();
         }
-        let Some(client) = &self.client else {
-            return Ok(());
-        };
-        let leaf = self.leaf.as_ref().and_then(|leaf| leaf.resource.as_ref());
-        let view = View {
-            world,
-            client,
-            leaf,
-        };
-        let mut clusters = Vec::new();
-        while let Some(response) = self.variant.answer(kind, &view, keeps_removed) {
-            if client.class == ClientClass::Envoy {
-                clusters.extend(V::clusters_in(&response));
-            }
-            self.shared.metrics.pushed(kind.as_str());
-            self.shared
-                .clients
-                .sent(self.number, kind, self.variant.sent_version(kind));
-            self.sent_at.insert(kind, Instant::now());
-            self.responses.send(Ok(response)).await.map_err(|_| Gone)?;
-        }
-        if clusters.is_empty() {
-            return Ok(());
-        }
-        self.variant.endpoints_again(&clusters);
-        Box::pin(self.answer(ResourceType::Endpoints, world, keeps_removed)).await
     }
 
     /// Makes the client's certificate, if it proved who it is. When that fails it keeps the one it
     /// has, and another attempt follows.
     fn issue(&mut self) {
-        let node = self.client.as_ref().map(|client| client.node_id.as_str());
-        let Some(identity) = &self.identity else {
+        let node = self.session().client().map(|client| client.node_id.clone());
+        let Some(identity) = &self.opened.identity else {
             tracing::warn!(
                 node,
                 "asks for a certificate over SDS without a valid join token in `authorization`: \
                  it gets none on this stream"
             );
             // Nothing on this stream can change who the caller is.
-            let renew_at = Instant::now() + NEVER;
-            self.leaf = Some(Leaf {
-                resource: None,
-                renew_at,
-            });
+            self.leaf = Some(None);
             return;
         };
         match self.shared.authority.issue(identity, self.shared.cert_ttl) {
             Ok(issued) => {
-                let life = issued
-                    .not_after
-                    .duration_since(SystemTime::now())
-                    .unwrap_or_default();
+                let left = issued.not_after.duration_since(SystemTime::now());
                 let version = issued.serial.clone();
                 let secret = Secret::Certificate {
                     name: OWN_CERTIFICATE.into(),
                     chain_pem: issued.chain_pem.concat(),
                     key_pem: issued.key_pem,
                 };
-                let resource = Some(Resource::secret(&secret, &version));
-                self.leaf = Some(Leaf {
-                    resource,
-                    renew_at: Instant::now() + life / 2,
-                });
+                let resource = Resource::secret(&secret, &version);
+                self.session().leaf_changed(Some(resource));
+                self.leaf = Some(Some(Instant::now() + left.unwrap_or_default() / 2));
+                self.has_work = true;
             }
             Err(error) => {
                 tracing::error!(node, %error, "cannot issue a certificate for SDS");
-                let resource = self.leaf.take().and_then(|leaf| leaf.resource);
-                self.leaf = Some(Leaf {
-                    resource,
-                    renew_at: Instant::now() + ISSUE_AGAIN,
-                });
+                self.leaf = Some(Some(Instant::now() + ISSUE_AGAIN));
             }
         }
     }
 }
 
-/// At `deadline`; at once without one.
+/// Returns when it is true; never if nobody can make it so any more.
+async fn became_true(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|is_true| *is_true).await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+/// At `deadline`; never without one.
 async fn at(deadline: Option<Instant>) {
-    sleep_until(deadline.unwrap_or_else(Instant::now)).await;
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
 }
-
-async fn ended(shutdown: &mut watch::Receiver<bool>) {
-    _ = shutdown.wait_for(|shutdown| *shutdown).await;
-}
-
 /// Reads who the client is from its node.
 fn client(node: Node) -> Client {
     let metadata = node.metadata.unwrap_or_default();
@@ -311,7 +358,7 @@ fn client(node: Node) -> Client {
             .filter_map(|key| Some((key.clone(), text(labels, key)?)))
     });
     Client {
-        class: ClientClass::of(&node.user_agent_name),
+        class: ClientClass::of(&node.user_agent_name, &node.client_features),
         labels: labels.collect(),
         node_id: node.id,
         namespace,
@@ -332,17 +379,4 @@ fn text(metadata: &Struct, key: &str) -> Option<String> {
         Kind::NumberValue(number) => Some(number.to_string()),
         _ => None,
     }
-}
-
-/// Endpoint names of the clusters among `bodies`.
-pub(super) fn cluster_names<'a>(
-    type_url: &str,
-    bodies: impl Iterator<Item = &'a Any>,
-) -> Vec<String> {
-    if type_url != Cluster::type_url() {
-        return Vec::new();
-    }
-    bodies
-        .filter_map(|body| Some(Cluster::decode(&body.value[..]).ok()?.name))
-        .collect()
 }

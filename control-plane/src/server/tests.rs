@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use envoy_types::pb::{
     envoy::{
         config::endpoint::v3::ClusterLoadAssignment,
-        service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse},
+        service::discovery::v3::{
+            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        },
     },
     google::{protobuf::Any, rpc::Status},
 };
 use mesh_core::config::TrustBundle;
+use prost::Message as _;
 
 use super::{delta::Delta, sotw::Sotw, *};
 use crate::{
@@ -36,13 +39,14 @@ pub(crate) fn world(yaml: &str) -> World {
     assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     let (compiled, found) = compile(&loaded.objects, &CompileOptions::default());
     assert!(found.is_empty(), "{found:?}");
-    World::new(
-        compiled,
-        TrustBundle {
-            name: "ROOTCA".into(),
-            roots: vec![],
-        },
-    )
+    World::new(compiled, trust())
+}
+
+pub(crate) fn trust() -> TrustBundle {
+    TrustBundle {
+        name: "ROOTCA".into(),
+        roots: vec![],
+    }
 }
 
 pub(crate) fn client(class: ClientClass) -> Client {
@@ -60,6 +64,48 @@ fn view<'w>(world: &'w World, client: &'w Client) -> View<'w> {
         world,
         client,
         leaf: None,
+    }
+}
+
+/// Answers, as they are on the wire.
+trait Ask {
+    type Answer;
+
+    fn ask(
+        &mut self,
+        kind: ResourceType,
+        view: &View<'_>,
+        keeps_removed: bool,
+    ) -> Option<Self::Answer>;
+}
+
+impl Ask for Sotw {
+    type Answer = DiscoveryResponse;
+
+    fn ask(
+        &mut self,
+        kind: ResourceType,
+        view: &View<'_>,
+        keeps_removed: bool,
+    ) -> Option<DiscoveryResponse> {
+        let mut bytes = Vec::new();
+        self.answer(kind, view, keeps_removed)?.encode(&mut bytes);
+        Some(DiscoveryResponse::decode(&bytes[..]).unwrap())
+    }
+}
+
+impl Ask for Delta {
+    type Answer = DeltaDiscoveryResponse;
+
+    fn ask(
+        &mut self,
+        kind: ResourceType,
+        view: &View<'_>,
+        keeps_removed: bool,
+    ) -> Option<DeltaDiscoveryResponse> {
+        let mut bytes = Vec::new();
+        self.answer(kind, view, keeps_removed)?.encode(&mut bytes);
+        Some(DeltaDiscoveryResponse::decode(&bytes[..]).unwrap())
     }
 }
 
@@ -87,13 +133,15 @@ fn sotw_ack_is_not_answered_and_a_stale_nonce_is_ignored() {
     let (view, kind) = (view(&world, &client), ResourceType::Cluster);
     let mut stream = Sotw::default();
     stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
-    let first = stream.answer(kind, &view, false).unwrap();
+    let first = stream.ask(kind, &view, false).unwrap();
     assert_eq!(first.resources.len(), 1);
     let heard = stream.hear(sotw(kind, &[CLUSTER], &first.nonce)).unwrap();
-    assert!(heard.ack && heard.nack.is_none());
-    assert!(stream.answer(kind, &view, false).is_none());
-    assert_eq!(stream.hear(sotw(kind, &[], "stale")), None);
-    assert!(stream.answer(kind, &view, false).is_none());
+    assert_eq!(heard.verdict, Some(Verdict::Ack));
+    assert!(!heard.is_changed);
+    assert!(stream.ask(kind, &view, false).is_none());
+    let stale = stream.hear(sotw(kind, &[], "stale")).unwrap();
+    assert!(stale.is_stale && !stale.is_changed && stale.verdict.is_none());
+    assert!(stream.ask(kind, &view, false).is_none());
 }
 
 #[test]
@@ -103,7 +151,7 @@ fn sotw_nack_is_not_answered_until_the_content_changes() {
     let mut stream = Sotw::default();
     let held = world(GREETER);
     stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
-    let first = stream.answer(kind, &view(&held, &client), false).unwrap();
+    let first = stream.ask(kind, &view(&held, &client), false).unwrap();
     let mut refusal = sotw(kind, &[CLUSTER], &first.nonce);
     refusal.error_detail = Some(Status {
         code: 3,
@@ -111,12 +159,10 @@ fn sotw_nack_is_not_answered_until_the_content_changes() {
         details: vec![],
     });
     let heard = stream.hear(refusal).unwrap();
-    assert_eq!((heard.ack, heard.nack.as_deref()), (false, Some("no")));
-    assert!(stream.answer(kind, &view(&held, &client), false).is_none());
+    assert_eq!(heard.verdict, Some(Verdict::Nack("no".into())));
+    assert!(stream.ask(kind, &view(&held, &client), false).is_none());
     let changed = world(&GREETER.replace("5000", "5001"));
-    let second = stream
-        .answer(kind, &view(&changed, &client), false)
-        .unwrap();
+    let second = stream.ask(kind, &view(&changed, &client), false).unwrap();
     assert_ne!(first.version_info, second.version_info);
 }
 
@@ -126,16 +172,13 @@ fn an_empty_list_is_a_wildcard_first_and_unsubscribes_later() {
     let (view, kind) = (view(&world, &client), ResourceType::Cluster);
     let mut stream = Sotw::default();
     stream.hear(sotw(kind, &[], "")).unwrap();
-    assert_eq!(
-        stream.answer(kind, &view, false).unwrap().resources.len(),
-        1
-    );
+    assert_eq!(stream.ask(kind, &view, false).unwrap().resources.len(), 1);
 
     let mut stream = Sotw::default();
     stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
-    let first = stream.answer(kind, &view, false).unwrap();
+    let first = stream.ask(kind, &view, false).unwrap();
     stream.hear(sotw(kind, &[], &first.nonce)).unwrap();
-    assert!(stream.answer(kind, &view, false).is_none());
+    assert!(stream.ask(kind, &view, false).is_none());
 }
 
 #[test]
@@ -146,9 +189,7 @@ fn unknown_endpoints_are_answered_empty_and_unknown_clusters_with_an_error() {
     stream
         .hear(sotw(ResourceType::Endpoints, &["nobody"], ""))
         .unwrap();
-    let answer = stream
-        .answer(ResourceType::Endpoints, &view, false)
-        .unwrap();
+    let answer = stream.ask(ResourceType::Endpoints, &view, false).unwrap();
     assert_eq!(
         (answer.resources.len(), answer.resource_errors.len()),
         (1, 0)
@@ -156,7 +197,7 @@ fn unknown_endpoints_are_answered_empty_and_unknown_clusters_with_an_error() {
     stream
         .hear(sotw(ResourceType::Cluster, &["nobody"], ""))
         .unwrap();
-    let answer = stream.answer(ResourceType::Cluster, &view, false).unwrap();
+    let answer = stream.ask(ResourceType::Cluster, &view, false).unwrap();
     assert_eq!(
         (answer.resources.len(), answer.resource_errors.len()),
         (0, 1)
@@ -171,7 +212,7 @@ fn versions_are_equal_for_equal_content_in_another_world() {
         let mut stream = Sotw::default();
         stream.hear(sotw(ResourceType::Cluster, &[], "")).unwrap();
         stream
-            .answer(ResourceType::Cluster, &view(&world, &client), false)
+            .ask(ResourceType::Cluster, &view(&world, &client), false)
             .unwrap()
             .version_info
     };
@@ -186,21 +227,21 @@ fn removals_of_a_wildcard_come_last() {
     let (before, after) = (world(GREETER), world(&GREETER.replace("8080", "8081")));
     let mut stream = Sotw::default();
     stream.hear(sotw(kind, &[], "")).unwrap();
-    stream.answer(kind, &view(&before, &client), false).unwrap();
-    let added = stream.answer(kind, &view(&after, &client), true).unwrap();
+    stream.ask(kind, &view(&before, &client), false).unwrap();
+    let added = stream.ask(kind, &view(&after, &client), true).unwrap();
     assert_eq!(added.resources.len(), 2, "make before break");
-    let removed = stream.answer(kind, &view(&after, &client), false).unwrap();
+    let removed = stream.ask(kind, &view(&after, &client), false).unwrap();
     assert_eq!(removed.resources.len(), 1);
 
     let mut stream = Delta::default();
     stream.hear(delta(kind, &[], &[])).unwrap();
-    stream.answer(kind, &view(&before, &client), false).unwrap();
-    let added = stream.answer(kind, &view(&after, &client), true).unwrap();
+    stream.ask(kind, &view(&before, &client), false).unwrap();
+    let added = stream.ask(kind, &view(&after, &client), true).unwrap();
     assert_eq!(
         (added.resources.len(), added.removed_resources.len()),
         (1, 0)
     );
-    let removed = stream.answer(kind, &view(&after, &client), false).unwrap();
+    let removed = stream.ask(kind, &view(&after, &client), false).unwrap();
     assert_eq!(
         (removed.resources.len(), removed.removed_resources.len()),
         (0, 1)
@@ -214,15 +255,15 @@ fn delta_answers_every_subscribed_name_and_sends_only_what_changed() {
     let held = world(GREETER);
     let mut stream = Delta::default();
     stream.hear(delta(kind, &[CLUSTER, "nobody"], &[])).unwrap();
-    let first = stream.answer(kind, &view(&held, &client), false).unwrap();
+    let first = stream.ask(kind, &view(&held, &client), false).unwrap();
     assert_eq!(first.resources.len(), 1);
     assert_eq!(first.removed_resources, ["nobody"]);
-    assert!(stream.answer(kind, &view(&held, &client), false).is_none());
+    assert!(stream.ask(kind, &view(&held, &client), false).is_none());
     // Asked again, answered again, even though the client has it.
     stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
     assert_eq!(
         stream
-            .answer(kind, &view(&held, &client), false)
+            .ask(kind, &view(&held, &client), false)
             .unwrap()
             .resources
             .len(),
@@ -238,7 +279,7 @@ fn delta_sends_nothing_to_a_reconnecting_client_that_has_everything() {
     let mut stream = Delta::default();
     stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
     let version = stream
-        .answer(kind, &view(&held, &client), false)
+        .ask(kind, &view(&held, &client), false)
         .unwrap()
         .resources[0]
         .version
@@ -249,7 +290,7 @@ fn delta_sends_nothing_to_a_reconnecting_client_that_has_everything() {
         .insert(CLUSTER.into(), version);
     let mut stream = Delta::default();
     stream.hear(again).unwrap();
-    let answer = stream.answer(kind, &view(&world(GREETER), &client), false);
+    let answer = stream.ask(kind, &view(&world(GREETER), &client), false);
     assert!(answer.is_none_or(|answer| answer.resources.is_empty()));
 }
 
@@ -262,7 +303,7 @@ fn a_certificate_goes_to_nobody_who_did_not_prove_who_he_is() {
         .hear(sotw(ResourceType::Secret, &["default", "ROOTCA"], ""))
         .unwrap();
     assert!(stream.wants_leaf());
-    let answer = stream.answer(ResourceType::Secret, &view, false).unwrap();
+    let answer = stream.ask(ResourceType::Secret, &view, false).unwrap();
     assert_eq!(
         (answer.resources.len(), answer.resource_errors.len()),
         (1, 1)
@@ -284,7 +325,6 @@ spec:
 pub(crate) const OTHER_CLUSTER: &str = "outbound|80||other.default.svc.cluster.local";
 
 fn names(response: &DiscoveryResponse) -> Vec<String> {
-    use prost::Message;
     let name = |any: &Any| {
         ClusterLoadAssignment::decode(&any.value[..])
             .unwrap()
@@ -295,34 +335,34 @@ fn names(response: &DiscoveryResponse) -> Vec<String> {
 
 #[test]
 fn what_is_gone_stays_with_the_client_until_the_removals() {
-    let client = client(ClientClass::Grpc);
+    let client = client(ClientClass::GrpcCpp);
     let (before, after) = (world(&format!("{GREETER}{OTHER}")), world(OTHER));
     let mut stream = Sotw::default();
     for kind in [ResourceType::Cluster, ResourceType::Endpoints] {
         stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
-        stream.answer(kind, &view(&before, &client), false).unwrap();
-        assert!(stream.answer(kind, &view(&after, &client), true).is_none());
-        assert!(stream.keeps_some());
-        let gone = stream.answer(kind, &view(&after, &client), false).unwrap();
+        stream.ask(kind, &view(&before, &client), false).unwrap();
+        assert!(stream.ask(kind, &view(&after, &client), true).is_none());
+        assert_ne!(stream.kept(), Kept::Nothing);
+        let gone = stream.ask(kind, &view(&after, &client), false).unwrap();
         // A cluster is deleted by absence, endpoints by an empty set.
         assert_eq!(
             gone.resources.len(),
             usize::from(kind == ResourceType::Endpoints)
         );
-        assert!(!stream.keeps_some());
+        assert_eq!(stream.kept(), Kept::Nothing);
     }
     let mut stream = Delta::default();
     for kind in [ResourceType::Cluster, ResourceType::Endpoints] {
         stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
-        stream.answer(kind, &view(&before, &client), false).unwrap();
-        assert!(stream.answer(kind, &view(&after, &client), true).is_none());
-        assert!(stream.keeps_some());
-        let gone = stream.answer(kind, &view(&after, &client), false).unwrap();
+        stream.ask(kind, &view(&before, &client), false).unwrap();
+        assert!(stream.ask(kind, &view(&after, &client), true).is_none());
+        assert_ne!(stream.kept(), Kept::Nothing);
+        let gone = stream.ask(kind, &view(&after, &client), false).unwrap();
         assert_eq!(
             gone.removed_resources.len(),
             usize::from(kind == ResourceType::Cluster)
         );
-        assert!(!stream.keeps_some());
+        assert_eq!(stream.kept(), Kept::Nothing);
     }
 }
 
@@ -336,27 +376,27 @@ fn sotw_endpoints_are_sent_alone_and_a_dropped_name_is_answered_when_it_comes_ba
     stream
         .hear(sotw(kind, &[CLUSTER, OTHER_CLUSTER], ""))
         .unwrap();
-    let first = stream.answer(kind, &view(&before, &client), false).unwrap();
+    let first = stream.ask(kind, &view(&before, &client), false).unwrap();
     assert_eq!(names(&first).len(), 2);
-    let second = stream.answer(kind, &view(&after, &client), true).unwrap();
+    let second = stream.ask(kind, &view(&after, &client), true).unwrap();
     assert_eq!(names(&second), [CLUSTER]);
 
     stream.hear(sotw(kind, &[CLUSTER], &second.nonce)).unwrap();
     assert!(
-        stream.answer(kind, &view(&after, &client), false).is_none(),
+        stream.ask(kind, &view(&after, &client), false).is_none(),
         "a drop has no answer"
     );
     stream
         .hear(sotw(kind, &[CLUSTER, OTHER_CLUSTER], &second.nonce))
         .unwrap();
-    let third = stream.answer(kind, &view(&after, &client), false).unwrap();
+    let third = stream.ask(kind, &view(&after, &client), false).unwrap();
     assert_eq!(names(&third), [OTHER_CLUSTER]);
 
     // Envoy waits for the endpoints of a cluster that changed.
     stream.endpoints_again(&[CLUSTER.to_owned(), "not subscribed".to_owned()]);
-    let fourth = stream.answer(kind, &view(&after, &client), true).unwrap();
+    let fourth = stream.ask(kind, &view(&after, &client), true).unwrap();
     assert_eq!(names(&fourth), [CLUSTER]);
-    assert!(stream.answer(kind, &view(&after, &client), true).is_none());
+    assert!(stream.ask(kind, &view(&after, &client), true).is_none());
 }
 
 #[test]
@@ -368,36 +408,33 @@ fn a_star_may_stand_beside_names_and_be_dropped() {
     let (view, kind) = (view(&world, &client), ResourceType::Cluster);
     let mut stream = Sotw::default();
     stream.hear(sotw(kind, &["*", "nobody"], "")).unwrap();
-    let first = stream.answer(kind, &view, false).unwrap();
+    let first = stream.ask(kind, &view, false).unwrap();
     assert_eq!((first.resources.len(), first.resource_errors.len()), (3, 1));
     stream.hear(sotw(kind, &[CLUSTER], &first.nonce)).unwrap();
-    let narrow = stream.answer(kind, &view, false).unwrap();
+    let narrow = stream.ask(kind, &view, false).unwrap();
     assert_eq!(narrow.resources.len(), 1, "now a name of its own");
 
     let mut stream = Delta::default();
     stream.hear(delta(kind, &["*", CLUSTER], &[])).unwrap();
-    assert_eq!(
-        stream.answer(kind, &view, false).unwrap().resources.len(),
-        3
-    );
+    assert_eq!(stream.ask(kind, &view, false).unwrap().resources.len(), 3);
     // Still in the wildcard: answered with the resource.
     stream.hear(delta(kind, &[], &[CLUSTER])).unwrap();
-    let answer = stream.answer(kind, &view, false).unwrap();
+    let answer = stream.ask(kind, &view, false).unwrap();
     assert_eq!(
         (answer.resources.len(), answer.removed_resources.len()),
         (1, 0)
     );
     stream.hear(delta(kind, &[OTHER_CLUSTER], &["*"])).unwrap();
-    let answer = stream.answer(kind, &view, false).unwrap();
+    let answer = stream.ask(kind, &view, false).unwrap();
     assert_eq!(
         (answer.resources.len(), answer.removed_resources.len()),
         (1, 0)
     );
-    assert!(stream.answer(kind, &view, false).is_none());
+    assert!(stream.ask(kind, &view, false).is_none());
 }
 
 #[test]
-fn delta_applies_subscriptions_of_a_stale_nonce_and_hears_its_nack() {
+fn delta_applies_subscriptions_of_a_stale_nonce() {
     let (world, client) = (
         world(&format!("{GREETER}{OTHER}")),
         client(ClientClass::Rust),
@@ -405,7 +442,7 @@ fn delta_applies_subscriptions_of_a_stale_nonce_and_hears_its_nack() {
     let (view, kind) = (view(&world, &client), ResourceType::Cluster);
     let mut stream = Delta::default();
     stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
-    stream.answer(kind, &view, false).unwrap();
+    stream.ask(kind, &view, false).unwrap();
     let mut stale = delta(kind, &[OTHER_CLUSTER], &[]);
     stale.response_nonce = "stale".into();
     stale.error_detail = Some(Status {
@@ -414,8 +451,11 @@ fn delta_applies_subscriptions_of_a_stale_nonce_and_hears_its_nack() {
         details: vec![],
     });
     let heard = stream.hear(stale).unwrap();
-    assert_eq!((heard.ack, heard.nack.as_deref()), (false, Some("no")));
-    let answer = stream.answer(kind, &view, false).unwrap();
+    assert!(
+        heard.is_stale && heard.verdict.is_none(),
+        "about nothing that was sent"
+    );
+    let answer = stream.ask(kind, &view, false).unwrap();
     assert_eq!(answer.resources[0].name, OTHER_CLUSTER);
     assert_eq!(answer.resources.len(), 1);
 }
@@ -432,7 +472,7 @@ fn delta_tells_a_reconnecting_client_what_changed_and_what_is_gone() {
     }
     let mut stream = Delta::default();
     stream.hear(again).unwrap();
-    let answer = stream.answer(kind, &view, false).unwrap();
+    let answer = stream.ask(kind, &view, false).unwrap();
     assert_eq!(answer.resources[0].name, CLUSTER);
     assert_eq!(answer.removed_resources, [OTHER_CLUSTER]);
 }
@@ -446,7 +486,7 @@ fn delta_answers_in_parts_that_clients_can_take() {
     let (view, kind) = (view(&world, &client), ResourceType::Cluster);
     let mut stream = Delta::with_response_bytes(1);
     stream.hear(delta(kind, &[], &[])).unwrap();
-    let parts = std::iter::from_fn(|| stream.answer(kind, &view, false));
+    let parts = std::iter::from_fn(|| stream.ask(kind, &view, false));
     let sizes: Vec<_> = parts.map(|part| part.resources.len()).collect();
     assert_eq!(sizes, [1, 1, 1]);
 }

@@ -1,10 +1,11 @@
 //! A directory of YAML files, watched.
 //!
-//! The first event after a quiet time is read at once; bursts are read together. Everything is read
-//! again at each change: the directory is small, and what editors and symlink swaps do to single
-//! files is not worth knowing.
+//! An event is followed at once, and the next one a little later: when a burst is published is not
+//! decided here. All files are read again at each change, because what editors and symlink swaps do
+//! to single files is not worth knowing; only those whose text changed are parsed again.
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,19 +16,17 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::sleep,
 };
 
 use super::{Loaded, parse::read_text};
 use crate::{
-    diagnostic::{Diagnostic, Severity, UNREADABLE},
-    model::ObjectSet,
+    diagnostic::{DUPLICATE, Diagnostic, Severity, UNREADABLE},
+    model::{Object, ObjectSet},
 };
 
-/// Events are read together until there was none for so long.
-const QUIET: Duration = Duration::from_millis(10);
-/// But not for longer than this.
-const COALESCED_MAX: Duration = Duration::from_millis(250);
+/// Between two readings; events that come meanwhile are followed together.
+const PAUSE: Duration = Duration::from_millis(10);
 /// The directory is looked at this often even without an event, for file systems that send none.
 const RESCAN: Duration = Duration::from_secs(30);
 
@@ -51,14 +50,10 @@ impl FileSource {
     /// When the folder cannot be read or watched. What is wrong inside it is a finding.
     pub fn open(folder: &Path) -> io::Result<(Self, watch::Receiver<Arc<Loaded>>)> {
         let (events, changes) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |_event| {
+        let watcher = watch_changes(folder, move |_paths| {
             // Full means that a change is known already.
             _ = events.try_send(());
-        })
-        .map_err(io::Error::other)?;
-        watcher
-            .watch(folder, RecursiveMode::Recursive)
-            .map_err(io::Error::other)?;
+        })?;
         let texts = read_folder(folder)?;
         let first = Arc::new(read_all(&texts, &ObjectSet::new()));
         let (tx, rx) = watch::channel(first);
@@ -73,6 +68,27 @@ impl FileSource {
     }
 }
 
+/// Calls `changed` when something under `folder` may have changed. Reading changes nothing: who reads
+/// the folder after each event must not see his own reading as the next one.
+pub(super) fn watch_changes(
+    folder: &Path,
+    changed: impl Fn(Vec<PathBuf>) + Send + 'static,
+) -> io::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        match event {
+            Ok(event) if event.kind.is_access() => {}
+            Ok(event) => changed(event.paths),
+            // Events were lost, maybe: everything may have changed.
+            Err(_) => changed(Vec::new()),
+        }
+    })
+    .map_err(io::Error::other)?;
+    watcher
+        .watch(folder, RecursiveMode::Recursive)
+        .map_err(io::Error::other)?;
+    Ok(watcher)
+}
+
 type Texts = Vec<(PathBuf, Result<String, String>)>;
 
 async fn follow(
@@ -84,28 +100,21 @@ async fn follow(
     loop {
         tokio::select! {
             change = changes.recv() => if change.is_none() { return },
-            () = tokio::time::sleep(RESCAN) => {}
+            () = sleep(RESCAN) => {}
         }
-        let last = Instant::now() + COALESCED_MAX;
-        loop {
-            match read_folder(&folder) {
-                Ok(texts) if texts != held => {
-                    let before = tx.borrow().objects.clone();
-                    let loaded = read_all(&texts, &before);
-                    held = texts;
-                    tx.send_replace(Arc::new(loaded));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::error!(%error, folder = %folder.display(), "cannot be read: the last configuration stays");
-                }
+        match read_folder(&folder) {
+            Ok(texts) if texts != held => {
+                let before = Arc::clone(&tx.borrow());
+                let loaded = read_changed(&texts, &held, &before);
+                held = texts;
+                tx.send_replace(Arc::new(loaded));
             }
-            let quiet = sleep_until((Instant::now() + QUIET).min(last));
-            tokio::select! {
-                change = changes.recv() => if change.is_none() { return },
-                () = quiet => break,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, folder = %folder.display(), "cannot be read: the last configuration stays");
             }
         }
+        sleep(PAUSE).await;
     }
 }
 
@@ -145,28 +154,70 @@ fn read_folder(folder: &Path) -> io::Result<Texts> {
 fn read_all(texts: &Texts, before: &ObjectSet) -> Loaded {
     let mut loaded = Loaded::default();
     for (path, text) in texts {
-        let file = path.display().to_string();
-        match text {
-            Ok(text) => read_text(&file, text, before, &mut loaded),
-            Err(error) => {
-                let stays = before.values().filter(|object| *object.place.file == *file);
-                for object in stays {
-                    loaded
-                        .objects
-                        .insert(object.key.clone(), Arc::clone(object));
-                }
-                loaded.diagnostics.push(Diagnostic {
-                    code: UNREADABLE,
-                    severity: Severity::Error,
-                    file,
-                    line: 1,
-                    object: String::new(),
-                    field: String::new(),
-                    message: error.clone(),
-                    help: String::new(),
-                });
-            }
-        }
+        read_file(path, text, before, &mut loaded);
     }
     loaded
+}
+
+/// Reads the files that changed, and takes the others' objects from `before`.
+fn read_changed(texts: &Texts, held: &Texts, before: &Loaded) -> Loaded {
+    // Which file an object that is written twice is from depends on all files.
+    if before
+        .diagnostics
+        .iter()
+        .any(|found| found.code == DUPLICATE)
+    {
+        return read_all(texts, &before.objects);
+    }
+    let mut objects = HashMap::<&str, Vec<&Arc<Object>>>::new();
+    for object in before.objects.values() {
+        objects.entry(&object.place.file).or_default().push(object);
+    }
+    let mut findings = HashMap::<&str, Vec<&Diagnostic>>::new();
+    for found in &before.diagnostics {
+        findings.entry(&found.file).or_default().push(found);
+    }
+    let mut loaded = Loaded::default();
+    for (path, text) in texts {
+        let same = held.binary_search_by(|(held, _)| held.cmp(path));
+        if !same.is_ok_and(|index| held[index].1 == *text) {
+            read_file(path, text, &before.objects, &mut loaded);
+            continue;
+        }
+        let file = path.display().to_string();
+        for object in objects.remove(&*file).unwrap_or_default() {
+            let (key, object) = (object.key.clone(), Arc::clone(object));
+            if loaded.objects.insert(key, object).is_some() {
+                return read_all(texts, &before.objects);
+            }
+        }
+        let found = findings.remove(&*file).unwrap_or_default();
+        loaded.diagnostics.extend(found.into_iter().cloned());
+    }
+    loaded
+}
+
+fn read_file(path: &Path, text: &Result<String, String>, before: &ObjectSet, loaded: &mut Loaded) {
+    let file = path.display().to_string();
+    match text {
+        Ok(text) => read_text(&file, text, before, loaded),
+        Err(error) => {
+            let stays = before.values().filter(|object| *object.place.file == *file);
+            for object in stays {
+                loaded
+                    .objects
+                    .insert(object.key.clone(), Arc::clone(object));
+            }
+            loaded.diagnostics.push(Diagnostic {
+                code: UNREADABLE,
+                severity: Severity::Error,
+                file,
+                line: 1,
+                object: String::new(),
+                field: String::new(),
+                message: error.clone(),
+                help: String::new(),
+            });
+        }
+    }
 }

@@ -1,43 +1,37 @@
 //! From text to objects, with the place of every mistake.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use serde::{
-    Deserialize,
-    de::{DeserializeOwned, IgnoredAny},
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_norway::Value;
+
+use super::{
+    Loaded,
+    fields::{self, Finding, Problem},
+    schema::SCHEMA,
 };
-
-use super::Loaded;
 use crate::{
     diagnostic::{
-        BAD_FIELD, DUPLICATE, Diagnostic, FAILS_CLOSED, Severity, UNKNOWN_KIND, UNREADABLE,
+        BAD_FIELD, DUPLICATE, Diagnostic, FAILS_CLOSED, IGNORED_FIELD, REJECTED_FIELD, Severity,
+        UNKNOWN_KIND, UNREADABLE,
     },
     model::{
-        DEFAULT_NAMESPACE, EndpointSlice, Metadata, Object, ObjectKey, ObjectSet, Place,
-        SECURITY_KINDS, Service, Spec,
+        DEFAULT_NAMESPACE, DestinationRule, Limit, Metadata, Object, ObjectKey, ObjectSet, Place,
+        SECURITY_KINDS, Spec,
     },
 };
 
+/// The part of an object that every kind has.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Header {
     kind: String,
     #[serde(default)]
     metadata: Metadata,
 }
 
-/// All that an object may have; a misspelt `spec` must not read as an empty one.
+/// The part where most kinds say what they mean.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct WithSpec<S> {
-    #[serde(default, rename = "apiVersion")]
-    _api_version: IgnoredAny,
-    #[serde(default, rename = "kind")]
-    _kind: IgnoredAny,
-    #[serde(default, rename = "metadata")]
-    _metadata: IgnoredAny,
-    #[serde(default, rename = "status")]
-    _status: IgnoredAny,
     #[serde(default)]
     spec: S,
 }
@@ -86,27 +80,19 @@ fn documents(text: &str) -> Vec<(usize, String)> {
 }
 
 fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
-    let header: Header = match serde_norway::from_str(&place.text) {
-        Ok(header) => header,
+    let read = serde_norway::from_str::<Value>(&place.text)
+        .and_then(|value| Ok((Header::deserialize(&value)?, value)));
+    let (Header { kind, metadata }, value) = match read {
+        Ok(read) => read,
         Err(error) => {
+            keep_file(place, before, loaded);
             loaded
                 .diagnostics
                 .push(found(place, UNREADABLE, "", "", &error, None));
-            // Without YAML nobody knows which objects were meant: those of the file stay.
-            let stays = before
-                .values()
-                .filter(|object| object.place.file == place.file);
-            for object in stays {
-                loaded
-                    .objects
-                    .entry(object.key.clone())
-                    .or_insert_with(|| Arc::clone(object));
-            }
             close_guessed(place, before, loaded);
             return;
         }
     };
-    let Header { kind, metadata } = header;
     let namespace = metadata
         .namespace
         .clone()
@@ -116,52 +102,94 @@ fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
         namespace,
         name: metadata.name.clone(),
     };
-    let object = |spec| {
-        Arc::new(Object {
-            key: key.clone(),
-            metadata: metadata.clone(),
-            place: place.clone(),
-            spec,
-        })
+    let mut object = Object {
+        key,
+        metadata,
+        place: place.clone(),
+        spec: Spec::Unreadable(BTreeMap::new()),
+        limits: Vec::new(),
     };
-    let is_held = |held: &Arc<Object>| {
-        before
-            .get(&key)
-            .is_some_and(|before| Arc::ptr_eq(before, held))
-    };
-    match read_spec(&key.kind, &place.text) {
-        Ok(spec) => {
-            if loaded
-                .objects
-                .insert(key.clone(), object(spec))
-                .is_some_and(|held| !is_held(&held))
-            {
-                let message = "this object is written more than once: the last one counts";
-                let mut finding =
-                    object(Spec::Unreadable).diagnose(DUPLICATE, "metadata", message, "");
-                finding.severity = Severity::Warning;
-                loaded.diagnostics.push(finding);
-            }
-        }
-        Err(Failure::UnknownKind) => {
-            let message = format!("kind {:?} is not known here", key.kind);
-            let help = "known are Service, EndpointSlice, ServiceEntry, VirtualService, \
-                        DestinationRule, PeerAuthentication and AuthorizationPolicy";
-            let finding = object(Spec::Unreadable).diagnose(UNKNOWN_KIND, "kind", message, help);
-            loaded.diagnostics.push(finding);
-        }
-        Err(Failure::BadField { path, error }) => {
-            let name = key.to_string();
-            loaded
-                .diagnostics
-                .push(found(place, BAD_FIELD, &name, &path, &error, Some(&path)));
-            if let Some(held) = before.get(&key) {
-                loaded.objects.insert(key.clone(), Arc::clone(held));
-            } else if SECURITY_KINDS.contains(&key.kind.as_str()) {
-                close(object(Spec::Unreadable), loaded);
-            }
+    match read_spec(&mut object, &value, &mut loaded.diagnostics) {
+        Ok(()) => insert(object, before, loaded),
+        Err(Unusable) => stand_in(object, &value, before, loaded),
+    }
+}
+
+/// Without YAML nobody knows which objects were meant: those of the file stay.
+fn keep_file(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
+    let stays = before
+        .values()
+        .filter(|object| object.place.file == place.file);
+    for object in stays {
+        loaded
+            .objects
+            .entry(object.key.clone())
+            .or_insert_with(|| Arc::clone(object));
+    }
+}
+
+fn insert(object: Object, before: &ObjectSet, loaded: &mut Loaded) {
+    let held = loaded.objects.get(&object.key);
+    let is_twice = held.is_some_and(|held| {
+        let kept = before.get(&object.key);
+        !kept.is_some_and(|kept| Arc::ptr_eq(kept, held))
+    });
+    if is_twice {
+        let message = "this object is written more than once: the last one counts";
+        loaded.diagnostics.push(Diagnostic {
+            severity: Severity::Warning,
+            ..object.diagnose(DUPLICATE, "metadata", message, "")
+        });
+    }
+    loaded.objects.insert(object.key.clone(), Arc::new(object));
+}
+
+/// Holds the place of an object that cannot be used: its last good version, or what keeps closed
+/// what it may have closed.
+fn stand_in(mut object: Object, value: &Value, before: &ObjectSet, loaded: &mut Loaded) {
+    if let Some(held) = before.get(&object.key) {
+        loaded.objects.insert(object.key, Arc::clone(held));
+    } else if SECURITY_KINDS.contains(&object.key.kind.as_str()) {
+        object.spec = Spec::Unreadable(selected(value));
+        close(Arc::new(object), loaded);
+    } else if object.key.kind == "DestinationRule"
+        && let Some(rule) = asked_for_mtls(value)
+    {
+        let message = format!("clients of {:?} use mTLS until this can be read", rule.host);
+        let finding = object.diagnose(FAILS_CLOSED, "spec", message, "");
+        loaded.diagnostics.push(finding);
+        object.spec = Spec::DestinationRule(rule);
+        loaded.objects.insert(object.key.clone(), Arc::new(object));
+    }
+}
+
+/// The labels that a security object selects by, if nothing is wrong with them; else none, which
+/// select everything.
+fn selected(value: &Value) -> BTreeMap<String, String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+    struct Selector {
+        match_labels: BTreeMap<String, String>,
+    }
+    let selector = Selector::deserialize(&value["spec"]["selector"]);
+    selector.unwrap_or_default().match_labels
+}
+
+/// What is left of a rule that cannot be used: that its host is called with mTLS, if any part of it
+/// said anything of TLS but to disable it.
+fn asked_for_mtls(value: &Value) -> Option<DestinationRule> {
+    fn has_tls(value: &Value) -> bool {
+        match value {
+            Value::Mapping(fields) => fields.iter().any(|(key, inside)| {
+                let is_tls = key.as_str() == Some("tls");
+                is_tls && inside["mode"].as_str() != Some("DISABLE") || has_tls(inside)
+            }),
+            Value::Sequence(items) => items.iter().any(has_tls),
+            _ => false,
         }
     }
+    let host = value["spec"]["host"].as_str()?.to_owned();
+    has_tls(&value["spec"]).then(|| DestinationRule::with_mtls(host))
 }
 
 /// A security document that is not even YAML still closes the namespace that it seems to be for,
@@ -201,15 +229,20 @@ fn close_guessed(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
         key,
         metadata: Metadata::default(),
         place: place.clone(),
-        spec: Spec::Unreadable,
+        spec: Spec::Unreadable(BTreeMap::new()),
+        limits: Vec::new(),
     };
     close(Arc::new(object), loaded);
 }
 
 /// Holds an unreadable security object in the place of what it would have said.
 fn close(object: Arc<Object>, loaded: &mut Loaded) {
+    let what = match &object.spec {
+        Spec::Unreadable(labels) if !labels.is_empty() => "what it selects in ",
+        _ => "",
+    };
     let message = format!(
-        "namespace {} is closed until this can be read",
+        "{what}namespace {} is closed until this can be read",
         object.key.namespace
     );
     let finding = object.diagnose(FAILS_CLOSED, "spec", message, "");
@@ -217,36 +250,129 @@ fn close(object: Arc<Object>, loaded: &mut Loaded) {
     loaded.objects.insert(object.key.clone(), object);
 }
 
-enum Failure {
-    UnknownKind,
-    BadField {
-        path: String,
-        error: serde_norway::Error,
-    },
+/// The object cannot be used; why is said already.
+struct Unusable;
+
+/// Reads what `object` says, and what is wrong with it.
+fn read_spec(
+    object: &mut Object,
+    value: &Value,
+    findings: &mut Vec<Diagnostic>,
+) -> Result<(), Unusable> {
+    check_group(object, value, findings)?;
+    check_fields(object, value, findings)?;
+    let kind = object.key.kind.as_str();
+    let read = match kind {
+        "Service" => read::<WithSpec<_>>(value).map(|object| Spec::Service(object.spec)),
+        "EndpointSlice" => read(value).map(Spec::EndpointSlice),
+        "ServiceEntry" => read::<WithSpec<_>>(value).map(|object| Spec::ServiceEntry(object.spec)),
+        "VirtualService" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::VirtualService(object.spec))
+        }
+        "DestinationRule" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
+        }
+        "PeerAuthentication" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
+        }
+        _ => read::<WithSpec<_>>(value).map(|object| Spec::AuthorizationPolicy(object.spec)),
+    };
+    match read {
+        Ok(spec) => object.spec = spec,
+        Err((path, error)) => {
+            let name = object.key.to_string();
+            let place = &object.place;
+            findings.push(found(place, BAD_FIELD, &name, &path, &error, Some(&path)));
+            return Err(Unusable);
+        }
+    }
+    Ok(())
 }
 
-fn read_spec(kind: &str, text: &str) -> Result<Spec, Failure> {
-    Ok(match kind {
-        "Service" => Spec::Service(read::<WithSpec<Service>>(text)?.spec),
-        "EndpointSlice" => Spec::EndpointSlice(read::<EndpointSlice>(text)?),
-        "ServiceEntry" => Spec::ServiceEntry(read::<WithSpec<_>>(text)?.spec),
-        "VirtualService" => Spec::VirtualService(read::<WithSpec<_>>(text)?.spec),
-        "DestinationRule" => Spec::DestinationRule(read::<WithSpec<_>>(text)?.spec),
-        "PeerAuthentication" => Spec::PeerAuthentication(read::<WithSpec<_>>(text)?.spec),
-        "AuthorizationPolicy" => Spec::AuthorizationPolicy(read::<WithSpec<_>>(text)?.spec),
-        _ => return Err(Failure::UnknownKind),
-    })
+/// Whether the kind is known, and of the group that it should be.
+fn check_group(
+    object: &Object,
+    value: &Value,
+    findings: &mut Vec<Diagnostic>,
+) -> Result<(), Unusable> {
+    let kind = object.key.kind.as_str();
+    let Some((_, group)) = GROUPS.iter().find(|(known, _)| *known == kind) else {
+        let near = fields::nearest(kind, SCHEMA.kinds());
+        let message = format!("kind {kind:?} is not known here");
+        let known: Vec<_> = SCHEMA.kinds().collect();
+        let help = near.map_or_else(
+            || format!("known are {}", known.join(", ")),
+            |near| format!("did you mean {near}?"),
+        );
+        findings.push(object.diagnose(UNKNOWN_KIND, "kind", message, &help));
+        return Err(Unusable);
+    };
+    let declared = value["apiVersion"].as_str();
+    let declared = declared.map(|version| version.rsplit_once('/').map_or("", |(group, _)| group));
+    if declared.is_some_and(|declared| declared != *group) {
+        let message = format!("{kind} is read from the group {group:?}");
+        findings.push(object.diagnose(UNKNOWN_KIND, "apiVersion", message, ""));
+        return Err(Unusable);
+    }
+    Ok(())
 }
 
-fn read<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
-    let deserializer = serde_norway::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(deserializer).map_err(|error| {
+/// What docs/config-fields.md says of the fields.
+fn check_fields(
+    object: &mut Object,
+    value: &Value,
+    findings: &mut Vec<Diagnostic>,
+) -> Result<(), Unusable> {
+    let mut is_usable = true;
+    for Finding { path, problem } in fields::check(&object.key.kind, value) {
+        is_usable &= !problem.is_error();
+        let name = path.rsplit('.').next().unwrap_or_default();
+        findings.push(match problem {
+            Problem::Unknown(near) => {
+                let help = near.map_or_else(
+                    || "docs/config-fields.md lists the fields".to_owned(),
+                    |near| format!("did you mean {near}?"),
+                );
+                object.diagnose(BAD_FIELD, &path, format!("unknown field {name:?}"), &help)
+            }
+            Problem::Rejected(note) => {
+                let message = format!("{name} is not supported as it is written");
+                object.diagnose(REJECTED_FIELD, &path, message, &note)
+            }
+            Problem::Ignored(note) => Diagnostic {
+                severity: Severity::Warning,
+                ..object.diagnose(IGNORED_FIELD, &path, format!("{name} is ignored"), &note)
+            },
+            Problem::OnlyFor(honoured_by, note) => {
+                let field = path;
+                object.limits.push(Limit {
+                    honoured_by,
+                    field,
+                    note,
+                });
+                continue;
+            }
+        });
+    }
+    if is_usable { Ok(()) } else { Err(Unusable) }
+}
+
+/// The group of each kind.
+const GROUPS: [(&str, &str); 7] = [
+    ("Service", ""),
+    ("EndpointSlice", "discovery.k8s.io"),
+    ("ServiceEntry", "networking.istio.io"),
+    ("VirtualService", "networking.istio.io"),
+    ("DestinationRule", "networking.istio.io"),
+    ("PeerAuthentication", "security.istio.io"),
+    ("AuthorizationPolicy", "security.istio.io"),
+];
+
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, (String, serde_norway::Error)> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
-        Failure::BadField {
-            path,
-            error: error.into_inner(),
-        }
+        (path, error.into_inner())
     })
 }
 

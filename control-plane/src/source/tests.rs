@@ -59,7 +59,7 @@ fn an_unknown_field_is_an_error_and_a_security_object_closes_its_namespace() {
     let codes: Vec<_> = loaded.diagnostics.iter().map(|found| found.code).collect();
     assert_eq!(codes, ["MESH0102", "MESH0106"]);
     let object = loaded.objects.values().next().unwrap();
-    assert!(matches!(object.spec, crate::model::Spec::Unreadable));
+    assert!(matches!(object.spec, crate::model::Spec::Unreadable(_)));
 }
 
 #[tokio::test]
@@ -93,4 +93,107 @@ async fn the_last_good_version_stays_and_a_removed_object_goes() {
             ));
         }
     }
+}
+
+#[test]
+fn a_misspelt_field_is_an_error_that_names_the_nearest() {
+    let service = |spec: &str| {
+        format!("kind: VirtualService\nmetadata:\n  name: a\nspec:\n  hosts: [a]\n{spec}")
+    };
+    for (text, field, line, help) in [
+        (
+            service("  http:\n  - route:\n    - destination: {host: a}\n      weigth: 1\n"),
+            "spec.http[0].route[0].weigth",
+            9,
+            "did you mean weight?",
+        ),
+        (
+            service("  htpp: []\n"),
+            "spec.htpp",
+            6,
+            "did you mean http?",
+        ),
+        (
+            service("  http:\n  - per_try_timeout: 1s\n"),
+            "spec.http[0].per_try_timeout",
+            7,
+            "docs/config-fields.md lists the fields",
+        ),
+        (
+            service("export_to: []\n"),
+            "export_to",
+            6,
+            "docs/config-fields.md lists the fields",
+        ),
+        (service("sepc: {}\n"), "sepc", 6, "did you mean spec?"),
+    ] {
+        let loaded = load_text("a.yaml", &text);
+        let [found] = &loaded.diagnostics[..] else {
+            panic!("{:?}", loaded.diagnostics)
+        };
+        assert_eq!(
+            (found.code, &*found.field, found.line),
+            ("MESH0102", field, line),
+            "{text}"
+        );
+        assert_eq!(found.help, help, "{text}");
+        assert!(loaded.objects.is_empty());
+    }
+    let loaded = load_text("a.yaml", "kind: VirtualSerice\nmetadata: {name: a}\n");
+    assert_eq!(loaded.diagnostics[0].help, "did you mean VirtualService?");
+}
+
+#[test]
+fn a_kind_of_another_group_is_not_ours_and_security_of_one_fails_closed() {
+    let text = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n";
+    let loaded = load_text("a.yaml", text);
+    assert_eq!((loaded.diagnostics.len(), loaded.objects.len()), (1, 0));
+    assert_eq!(loaded.diagnostics[0].field, "apiVersion");
+    let loaded = load_text(
+        "a.yaml",
+        &POLICY.replace("security.istio.io", "security.istoi.io"),
+    );
+    let object = loaded.objects.values().next().unwrap();
+    assert!(matches!(object.spec, crate::model::Spec::Unreadable(_)));
+}
+
+#[test]
+fn a_rule_that_cannot_be_used_still_asks_for_mtls() {
+    let rule = |mode: &str| {
+        format!(
+            "kind: DestinationRule\nmetadata: {{name: a}}\nspec:\n  host: a\n  subsets:\n  \
+             - {{name: v1, trafficPolicy: {{tunnel: {{}}, tls: {{mode: {mode}}}}}}}\n"
+        )
+    };
+    let loaded = load_text("a.yaml", &rule("SIMPLE"));
+    let codes: Vec<_> = loaded.diagnostics.iter().map(|found| found.code).collect();
+    assert_eq!(codes, ["MESH0107", "MESH0107", "MESH0106"]);
+    let object = loaded.objects.values().next().unwrap();
+    let crate::model::Spec::DestinationRule(rule_left) = &object.spec else {
+        panic!()
+    };
+    let policy = rule_left.traffic_policy.as_ref().unwrap();
+    assert_eq!(policy.tls.as_ref().unwrap().mode, "ISTIO_MUTUAL");
+    assert!(load_text("a.yaml", &rule("DISABLE")).objects.is_empty());
+}
+
+#[test]
+fn reading_a_folder_is_no_change_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = folder.path().join("read.yaml");
+    fs::write(&read, "a").unwrap();
+    let (tx, rx) = std::sync::mpsc::channel();
+    let _watcher = file::watch_changes(folder.path(), move |paths| {
+        _ = tx.send(paths);
+    })
+    .unwrap();
+    for _ in 0..3 {
+        fs::read_dir(folder.path()).unwrap().for_each(drop);
+        fs::read(&read).unwrap();
+    }
+    let written = folder.path().join("written.yaml");
+    fs::write(&written, "b").unwrap();
+    // Events come in order: those of the reading would be first.
+    let limit = Duration::from_secs(20);
+    assert_eq!(rx.recv_timeout(limit).unwrap(), [written]);
 }

@@ -29,7 +29,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Streaming, transport::Channel};
+use tonic::{Request, Status, Streaming, transport::Channel};
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
 
 /// A real bound only in a failing run.
@@ -65,6 +65,8 @@ impl World {
         AggregatedDiscoveryServiceClient::connect(uri)
             .await
             .unwrap()
+            .max_encoding_message_size(usize::MAX)
+            .max_decoding_message_size(usize::MAX)
     }
 
     pub(crate) async fn sotw(&self, user_agent: &str) -> Sotw {
@@ -90,6 +92,18 @@ impl World {
             responses,
             node: Some(node(user_agent)),
         }
+    }
+
+    /// Opens a stream that may be refused.
+    pub(crate) async fn try_sotw(&self) -> Result<Streaming<DiscoveryResponse>, Status> {
+        let (_requests, rx) = mpsc::channel(1);
+        let request = Request::new(ReceiverStream::new(rx));
+        let opened = self
+            .ads()
+            .await
+            .stream_aggregated_resources(request)
+            .await?;
+        Ok(opened.into_inner())
     }
 
     pub(crate) async fn delta(&self, user_agent: &str) -> Delta {

@@ -1,6 +1,7 @@
 //! Discovery over real sockets: what raw clients of both variants and every class get from a
 //! control plane that reads real files.
 
+mod depth;
 mod kit;
 
 use std::time::Duration;

@@ -1,6 +1,11 @@
-//! The command line.
+//! The command line: what can be asked, and what is done then.
+//!
+//! `report` prints findings, `bootstrap` makes the file that clients start from.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
+mod bootstrap;
+mod report;
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -8,10 +13,12 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::{
     CERT_TTL, ControlPlane, HTTP_PORT, XDS_PORT,
     ca::{Authority, Identity, create_token},
-    check::check,
-    compile::CompileOptions,
-    diagnostic::Severity,
+    cache::input_version,
+    class::ClientClass,
+    source::load_folder,
+    value,
 };
+use bootstrap::Bootstrap;
 
 /// The control plane of the mesh.
 #[derive(Debug, Parser)]
@@ -32,6 +39,15 @@ enum Command {
         /// How to print.
         #[arg(short, long, value_enum, default_value = "text")]
         output: Output,
+        /// Classes of clients that must honour all of it: rust, grpc-cpp, grpc-java, grpc-go,
+        /// grpc-node, envoy.
+        #[arg(long, value_delimiter = ',')]
+        clients: Vec<ClientClass>,
+    },
+    /// Prints the version of a directory, to wait for at `/v1/wait?version=`.
+    Version {
+        /// The directory.
+        directory: PathBuf,
     },
     /// Join tokens.
     #[command(subcommand)]
@@ -40,16 +56,7 @@ enum Command {
     #[command(subcommand)]
     Cert(Cert),
     /// Prints a bootstrap for a workload.
-    Bootstrap {
-        #[command(flatten)]
-        workload: Workload,
-        /// The control plane.
-        #[arg(long, default_value = "http://127.0.0.1:18000")]
-        xds: String,
-        /// File with the workload's join token.
-        #[arg(long)]
-        token_file: Option<PathBuf>,
-    },
+    Bootstrap(Bootstrap),
 }
 
 #[derive(Debug, clap::Args)]
@@ -69,9 +76,9 @@ struct Serve {
     /// Trust domain of identities.
     #[arg(long, default_value = "cluster.local")]
     trust_domain: String,
-    /// Longest life of a certificate, in seconds.
-    #[arg(long, default_value_t = CERT_TTL.as_secs())]
-    cert_ttl_seconds: u64,
+    /// Longest life of a certificate, for example 24h or 90m.
+    #[arg(long, default_value = "24h", value_parser = life)]
+    cert_ttl: Duration,
     /// Listen on addresses that other machines can reach, although nothing here is encrypted yet.
     #[arg(long)]
     allow_remote: bool,
@@ -86,9 +93,9 @@ enum Token {
         /// The control plane's data directory.
         #[arg(long)]
         data_dir: PathBuf,
-        /// Life of the token, in seconds.
-        #[arg(long, default_value_t = CERT_TTL.as_secs())]
-        ttl_seconds: u64,
+        /// Life of the token, for example 24h or 10m.
+        #[arg(long, default_value = "24h", value_parser = life)]
+        ttl: Duration,
     },
 }
 
@@ -104,6 +111,9 @@ enum Cert {
         /// Directory to write to.
         #[arg(long)]
         out: PathBuf,
+        /// Life of the certificate, for example 24h or 90m.
+        #[arg(long, default_value = "24h", value_parser = life)]
+        ttl: Duration,
         /// Trust domain of identities.
         #[arg(long, default_value = "cluster.local")]
         trust_domain: String,
@@ -134,20 +144,29 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<u8> {
         match self.command {
             Command::Serve(serve) => serve.run().await.map(|()| 0),
-            Command::Check { directory, output } => print_check(&directory, output),
+            Command::Check {
+                directory,
+                output,
+                clients,
+            } => report::check(&directory, output, &clients.into_iter().collect()),
+            Command::Version { directory } => {
+                let loaded =
+                    load_folder(&directory).with_context(|| directory.display().to_string())?;
+                println!("{}", input_version(&loaded.objects));
+                Ok(0)
+            }
             Command::Token(Token::Create {
                 workload,
                 data_dir,
-                ttl_seconds,
+                ttl,
             }) => {
                 let Workload {
                     namespace,
                     service_account,
                 } = workload;
-                let life = Duration::from_secs(ttl_seconds);
                 println!(
                     "{}",
-                    create_token(&data_dir, &namespace, &service_account, life)?
+                    create_token(&data_dir, &namespace, &service_account, ttl)?
                 );
                 Ok(0)
             }
@@ -155,31 +174,35 @@ impl Cli {
                 workload,
                 data_dir,
                 out,
+                ttl,
                 trust_domain,
             }) => {
-                let authority = Authority::open(&data_dir, &trust_domain, CERT_TTL)?;
                 let identity = Identity::new(&workload.namespace, &workload.service_account)?;
-                let issued = authority.issue(&identity, CERT_TTL)?;
-                std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-                for (name, text) in [
-                    ("key.pem", issued.key_pem.clone()),
-                    ("cert-chain.pem", issued.chain_pem.concat()),
-                    ("root-cert.pem", authority.root_pem().to_owned()),
-                ] {
-                    crate::ca::write_private(&out.join(name), text.as_bytes())?;
-                }
+                let authority = Authority::open(&data_dir, &trust_domain, ttl.max(CERT_TTL))?;
+                authority
+                    .issue_to(&out, &identity, ttl)
+                    .with_context(|| out.display().to_string())?;
                 Ok(0)
             }
-            Command::Bootstrap {
-                workload,
-                xds,
-                token_file,
-            } => {
-                println!("{:#}", bootstrap(&workload, &xds, token_file.as_deref()));
+            Command::Bootstrap(bootstrap) => {
+                println!("{:#}", bootstrap.json()?);
                 Ok(0)
             }
         }
     }
+}
+
+/// A length of time that is more than none.
+fn life(text: &str) -> Result<Duration, String> {
+    match value::duration(text)? {
+        Duration::ZERO => Err("it must be more than zero".to_owned()),
+        life => Ok(life),
+    }
+}
+
+/// Whether to write colours: to people, unless they said no (<https://no-color.org>).
+pub fn colours(is_terminal: bool, no_color: Option<OsString>) -> bool {
+    is_terminal && no_color.is_none_or(|value| value.is_empty())
 }
 
 impl Serve {
@@ -196,7 +219,7 @@ impl Serve {
             .xds_listen(self.xds_listen)
             .http_listen(self.http_listen)
             .trust_domain(self.trust_domain)
-            .cert_ttl(Duration::from_secs(self.cert_ttl_seconds))
+            .cert_ttl(self.cert_ttl)
             .start()
             .await?;
         terminated().await?;
@@ -221,59 +244,29 @@ async fn terminated() -> std::io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
-fn print_check(directory: &std::path::Path, output: Output) -> anyhow::Result<u8> {
-    let found = check(directory, &CompileOptions::default())
-        .with_context(|| directory.display().to_string())?;
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
-        Output::Text => {
-            let is_terminal = std::io::stdout().is_terminal();
-            for finding in &found {
-                let colour = match finding.severity {
-                    Severity::Error => "31",
-                    Severity::Warning => "33",
-                };
-                if is_terminal {
-                    println!("\x1b[{colour}m{finding}\x1b[0m");
-                } else {
-                    println!("{finding}");
-                }
-            }
-            let errors = found
-                .iter()
-                .filter(|f| f.severity == Severity::Error)
-                .count();
-            println!("{errors} errors, {} warnings", found.len() - errors);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lives_have_units_and_are_more_than_zero() {
+        for (text, seconds) in [("24h", Some(86_400)), ("10m", Some(600)), ("30s", Some(30))] {
+            assert_eq!(life(text).ok().map(|life| life.as_secs()), seconds);
+        }
+        for text in ["0s", "24", "", "-1h"] {
+            assert!(life(text).is_err(), "{text}");
         }
     }
-    Ok(u8::from(
-        found
-            .iter()
-            .any(|finding| finding.severity == Severity::Error),
-    ))
-}
 
-fn bootstrap(
-    workload: &Workload,
-    xds: &str,
-    token_file: Option<&std::path::Path>,
-) -> serde_json::Value {
-    let Workload {
-        namespace,
-        service_account,
-    } = workload;
-    let mut json = serde_json::json!({
-        "xds_servers": [{"server_uri": xds, "channel_creds": [{"type": "insecure"}]}],
-        "node": {
-            "id": format!("{service_account}~ns/{namespace}/sa/{service_account}"),
-            "metadata": {"NAMESPACE": namespace},
-        },
-        "server_listener_resource_name_template": "mesh/inbound/%s",
-    });
-    if let Some(token_file) = token_file {
-        json["certificate_providers"] = serde_json::json!({
-            "default": {"plugin_name": "mesh_csr", "config": {"token_file": token_file}},
-        });
+    #[test]
+    fn colours_are_for_terminals_whose_people_want_them() {
+        for (is_terminal, no_color, expected) in [
+            (true, None, true),
+            (true, Some(""), true),
+            (true, Some("1"), false),
+            (false, None, false),
+        ] {
+            assert_eq!(colours(is_terminal, no_color.map(Into::into)), expected);
+        }
     }
-    json
 }

@@ -1,9 +1,9 @@
-//! Values that several objects write alike.
+//! Values that objects and the command line write alike.
 
 use std::time::Duration;
 
 /// A duration such as `250ms`, `1.5s`, `1m` or `1h30m`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration: write for example 250ms, 1.5s or 1m");
     let mut total = Duration::ZERO;
     let mut rest = text.trim();

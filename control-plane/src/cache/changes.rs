@@ -1,0 +1,74 @@
+//! What differs between a world and the one before it.
+//!
+//! Most changes are about few clients: the others find out here, without looking at everything they
+//! have.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use super::{Client, ENVOY_OUTBOUND, INBOUND_PREFIX, ResourceType};
+use crate::{compile::Compiled, encode::ClientClass};
+
+/// Names of what came, went or changed.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    clusters: HashSet<String>,
+    endpoints: HashSet<String>,
+    routes: HashSet<String>,
+    /// What listeners of clients depend on: names and ports.
+    names: bool,
+    /// What listeners of servers depend on: policies and workloads.
+    policies: bool,
+    trust: bool,
+}
+
+impl Changes {
+    pub(super) fn between(before: &Compiled, after: &Compiled, is_same_trust: bool) -> Self {
+        Self {
+            clusters: changed(&before.clusters, &after.clusters),
+            endpoints: changed(&before.endpoints, &after.endpoints),
+            routes: changed(&before.routes, &after.routes),
+            names: !before.has_same_names(after),
+            policies: !before.has_same_policies(after),
+            trust: !is_same_trust,
+        }
+    }
+
+    /// Whether a subscription to a name may get something else now.
+    pub(crate) fn touches(&self, client: &Client, kind: ResourceType, name: &str) -> bool {
+        match kind {
+            ResourceType::Secret => self.trust,
+            ResourceType::Cluster => self.clusters.contains(name),
+            ResourceType::Endpoints => self.endpoints.contains(name),
+            ResourceType::Listener if name.starts_with(INBOUND_PREFIX) => self.policies,
+            ResourceType::Listener => self.names,
+            ResourceType::Route if client.class == ClientClass::Envoy && name == ENVOY_OUTBOUND => {
+                self.names || !self.routes.is_empty()
+            }
+            ResourceType::Route => self.routes.contains(name),
+        }
+    }
+
+    /// Whether a subscription to everything of a type may get something else now.
+    pub(crate) fn touches_any(&self, kind: ResourceType) -> bool {
+        match kind {
+            ResourceType::Secret => self.trust,
+            ResourceType::Cluster => !self.clusters.is_empty(),
+            ResourceType::Endpoints => !self.endpoints.is_empty(),
+            ResourceType::Listener => self.names || self.policies,
+            ResourceType::Route => self.names || !self.routes.is_empty(),
+        }
+    }
+}
+
+fn changed<K: Ord + ToString, V: PartialEq>(
+    before: &BTreeMap<K, Arc<V>>,
+    after: &BTreeMap<K, Arc<V>>,
+) -> HashSet<String> {
+    let differs = |(key, value): &(&K, &Arc<V>)| before.get(key) != Some(*value);
+    let new = after.iter().filter(differs).map(|(key, _)| key);
+    let gone = before.keys().filter(|key| !after.contains_key(key));
+    new.chain(gone).map(ToString::to_string).collect()
+}

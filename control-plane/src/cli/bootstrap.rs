@@ -1,0 +1,93 @@
+//! `control-plane bootstrap`: the file that a client starts from (gRFC A27).
+//!
+//! Always with a certificate provider, without which a client could not join where mTLS is asked
+//! for; without a name that the certificate authority would refuse.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use http::Uri;
+use serde_json::{Value, json};
+
+use super::Workload;
+use crate::ca::Identity;
+
+/// How often gRPC reads certificate files again; its own default is 10 minutes.
+const REFRESH_INTERVAL: &str = "600s";
+
+/// Arguments of the command.
+#[derive(Debug, clap::Args)]
+pub(super) struct Bootstrap {
+    #[command(flatten)]
+    workload: Workload,
+    /// The control plane.
+    #[arg(long, default_value = "http://127.0.0.1:18000")]
+    xds: String,
+    /// File with the workload's join token, for this project's library.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// Directory of `control-plane cert issue`, for gRPC, which reads certificates from files.
+    #[arg(long, conflicts_with = "token_file")]
+    cert_dir: Option<PathBuf>,
+}
+
+impl Bootstrap {
+    /// The file.
+    pub(super) fn json(&self) -> anyhow::Result<Value> {
+        let Workload {
+            namespace,
+            service_account,
+        } = &self.workload;
+        Identity::new(namespace, service_account)?;
+        let uri: Uri = self
+            .xds
+            .parse()
+            .with_context(|| format!("--xds {:?}", self.xds))?;
+        let Some(authority) = uri
+            .authority()
+            .filter(|authority| authority.port().is_some())
+        else {
+            bail!(
+                "--xds {:?} has no port: write for example http://127.0.0.1:18000",
+                self.xds
+            );
+        };
+        let (server, provider) = match &self.cert_dir {
+            // gRPC dials a name, not a URL, and takes deletions at their word unless told not to.
+            Some(folder) => (
+                json!({
+                    "server_uri": authority.as_str(),
+                    "server_features": ["xds_v3", "ignore_resource_deletion"],
+                }),
+                json!({
+                    "plugin_name": "file_watcher",
+                    "config": {
+                        "certificate_file": folder.join("cert-chain.pem"),
+                        "private_key_file": folder.join("key.pem"),
+                        "ca_certificate_file": folder.join("root-cert.pem"),
+                        "refresh_interval": REFRESH_INTERVAL,
+                    },
+                }),
+            ),
+            None => {
+                let config = match &self.token_file {
+                    Some(path) => json!({"token_file": path}),
+                    None => json!({}),
+                };
+                let provider = json!({"plugin_name": "mesh_csr", "config": config});
+                (json!({"server_uri": self.xds}), provider)
+            }
+        };
+        let mut server = server;
+        server["channel_creds"] = json!([{"type": "insecure"}]);
+        Ok(json!({
+            "xds_servers": [server],
+            "node": {
+                "id": format!("{service_account}~ns/{namespace}/sa/{service_account}"),
+                "metadata": {"NAMESPACE": namespace},
+            },
+            "certificate_providers": {"default": provider},
+            "server_listener_resource_name_template": "mesh/inbound/%s",
+        }))
+    }
+}

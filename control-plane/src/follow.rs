@@ -1,0 +1,144 @@
+//! From what the source holds to what streams serve: compiled, published, and reported on.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use mesh_core::config::TrustBundle;
+use tokio::{sync::watch, time::sleep_until};
+
+use crate::{
+    cache::World,
+    class::Classes,
+    compile::{CompileOptions, compile},
+    debounce::Debounce,
+    diagnostic::{Diagnostic, Severity},
+    metrics::Metrics,
+    model::ObjectSet,
+    server::Clients,
+    source::{FileSource, Loaded, loses_endpoints},
+};
+
+/// Turns what the source loads into worlds.
+pub(crate) struct Follower {
+    pub(crate) options: CompileOptions,
+    pub(crate) trust: TrustBundle,
+    pub(crate) world: watch::Sender<Option<Arc<World>>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) clients: Clients,
+    pub(crate) diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+    /// What was published last, and what was found in it whatever the clients are.
+    held: (ObjectSet, Vec<Diagnostic>),
+}
+
+impl Follower {
+    pub(crate) fn new(
+        options: CompileOptions,
+        trust: TrustBundle,
+        world: watch::Sender<Option<Arc<World>>>,
+        (metrics, clients): (Metrics, Clients),
+        diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+    ) -> Self {
+        Self {
+            options,
+            trust,
+            world,
+            metrics,
+            clients,
+            diagnostics,
+            held: Default::default(),
+        }
+    }
+
+    /// Publishes what the source loads until `shutdown`.
+    pub(crate) async fn follow(
+        mut self,
+        mut loaded: watch::Receiver<Arc<Loaded>>,
+        source: FileSource,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
+        let mut classes = self.clients.classes();
+        let mut debounce = Debounce::default();
+        debounce.published(Instant::now());
+        let mut trigger = "config";
+        loop {
+            let due = debounce.due();
+            tokio::select! {
+                changed = loaded.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let current = loaded.borrow_and_update().clone();
+                    self.metrics.source_changed();
+                    let is_urgent = loses_endpoints(&self.held.0, &current.objects);
+                    trigger = if is_urgent { "endpoint_down" } else { trigger };
+                    debounce.changed(Instant::now(), is_urgent);
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    let current = loaded.borrow().clone();
+                    self.publish(&current);
+                    let waited = debounce.published(Instant::now());
+                    self.metrics.triggered(trigger, waited);
+                    trigger = "config";
+                }
+                Ok(()) = classes.changed() => {
+                    let known = classes.borrow_and_update().clone();
+                    self.report(&known);
+                }
+                _ = shutdown.wait_for(|shutdown| *shutdown) => break,
+            }
+        }
+        // The files are watched as long as somebody wants to know.
+        drop(source);
+    }
+
+    /// Compiles and publishes.
+    pub(crate) fn publish(&mut self, loaded: &Loaded) {
+        let begin = Instant::now();
+        let (compiled, found) = compile(&loaded.objects, &self.options);
+        let found: Vec<_> = loaded.diagnostics.iter().cloned().chain(found).collect();
+        let counts = [
+            ("cds", compiled.clusters.len()),
+            ("eds", compiled.endpoints.len()),
+            ("rds", compiled.routes.len()),
+        ];
+        let services = compiled.services.len();
+        let before = self.world.borrow().clone();
+        let trust = self.trust.clone();
+        let world = match before {
+            Some(before) => World::following(compiled, trust, &before),
+            None => World::new(compiled, trust),
+        };
+        let world = Arc::new(world.made_of(&loaded.objects));
+        self.world.send_replace(Some(Arc::clone(&world)));
+        self.clients.published(&world);
+        self.metrics.published(begin.elapsed(), services, &counts);
+        self.held = (loaded.objects.clone(), found);
+        let classes = self.clients.classes().borrow().clone();
+        self.report(&classes);
+    }
+
+    /// Tells operators what was found, given the classes of clients that were seen.
+    fn report(&self, classes: &Classes) {
+        let (objects, found) = &self.held;
+        let limits = objects
+            .values()
+            .flat_map(|object| object.limits_for(classes));
+        let all: Vec<_> = found.iter().cloned().chain(limits).collect();
+        let mut held = self
+            .diagnostics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for diagnostic in all.iter().filter(|diagnostic| !held.contains(diagnostic)) {
+            match diagnostic.severity {
+                Severity::Error => tracing::error!("{diagnostic}"),
+                Severity::Warning => tracing::warn!("{diagnostic}"),
+            }
+        }
+        let is_error = |found: &&Diagnostic| found.severity == Severity::Error;
+        let errors = all.iter().filter(is_error).count();
+        self.metrics.diagnostics(errors, all.len() - errors);
+        *held = all;
+    }
+}

@@ -1,0 +1,507 @@
+//! Who is connected, what each was sent, and what each said of it.
+//!
+//! Nothing is stored twice: a question is answered from the sessions themselves. Only how far each
+//! client has come is kept beside them, so that waiting for all of them costs little.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
+
+use super::{Variant, sent::Held, sent::State, session::Session};
+use crate::{
+    cache::{Client, ResourceType, Version, World},
+    class::Classes,
+};
+
+/// Clients that one answer names; the others are counted.
+const NAMED_MAX: usize = 20;
+/// Worlds whose versions can still be waited for.
+const HISTORY_MAX: usize = 1_000;
+
+/// Who is connected. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Clients(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    held: Mutex<BTreeMap<u64, Connected>>,
+    next: AtomicU64,
+    count: watch::Sender<usize>,
+    classes: watch::Sender<Classes>,
+    /// Grows whenever a client has come further, or is gone.
+    steps: watch::Sender<u64>,
+    /// Versions of the last worlds, with their generations.
+    history: Mutex<VecDeque<(Version, u64)>>,
+}
+
+/// A client, as its stream introduces it.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) session: Arc<dyn Report>,
+    /// The last generation that it has answered in full.
+    pub(super) settled: Arc<AtomicU64>,
+    /// Wakes its stream.
+    pub(super) wake: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Connected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Connected").field(&self.settled).finish()
+    }
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            held: Mutex::default(),
+            next: AtomicU64::new(0),
+            count: watch::channel(0).0,
+            classes: watch::channel(Classes::new()).0,
+            steps: watch::channel(0).0,
+            history: Mutex::default(),
+        }))
+    }
+}
+
+/// One connected client.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ClientStatus {
+    /// Node id as the client says it.
+    pub node: String,
+    /// Its class, for example `grpc-go`.
+    pub class: String,
+    /// Version of the last configuration that the client has answered in full.
+    pub settled: Option<String>,
+    /// By `cds`, `eds`, `lds`, `rds`, `sds`.
+    pub types: BTreeMap<&'static str, TypeStatus>,
+}
+
+/// What a client was sent of one type.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct TypeStatus {
+    /// Version of the last response.
+    pub sent: Option<String>,
+    /// Version of the last response that the client accepted.
+    pub acked: Option<String>,
+    /// Why the client refused the last response; `null` if it did not.
+    pub nack: Option<String>,
+    /// How many resources it has.
+    pub resources: usize,
+    /// How many of them it did not answer yet.
+    pub pending: usize,
+    /// How many of them it refuses.
+    pub refused: usize,
+}
+
+/// One resource, over all clients that have it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ResourceStatus {
+    /// `cds`, `eds`, `lds`, `rds` or `sds`.
+    pub r#type: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The objects that it is made of, for example `VirtualService default/greeter`.
+    pub objects: Vec<String>,
+    /// How many clients have which version; classes have versions of their own content.
+    pub versions: BTreeMap<String, usize>,
+    /// How many clients accepted what they have.
+    pub acked: usize,
+    /// How many refused it.
+    pub nacked: usize,
+    /// How many did not answer yet.
+    pub pending: usize,
+    /// Some of those that refused it, and why.
+    pub refusals: Vec<Unfinished>,
+    /// Some of those that did not answer yet.
+    pub waiting: Vec<Unfinished>,
+}
+
+/// A client that did not accept something.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Unfinished {
+    /// Its node id.
+    pub node: String,
+    /// Its class.
+    pub class: &'static str,
+    /// Type and name of the resource; empty when it is about no single one.
+    pub resource: String,
+    /// Why it refused; empty when it did not answer.
+    pub text: String,
+}
+
+/// How far a version has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// Every client has answered, and accepted.
+    Done,
+    /// Every client has answered, and some refused a part.
+    Refused,
+    /// Some clients did not answer in time.
+    Waiting,
+    /// There was no such version in time.
+    Unknown,
+}
+
+/// The answer to waiting.
+#[derive(Clone, Debug, Serialize)]
+pub struct Waited {
+    /// How far it came.
+    pub progress: Progress,
+    /// The version that was waited for, or the newest.
+    pub version: String,
+    /// How many clients are connected.
+    pub clients: usize,
+    /// How many of them have it.
+    pub settled: usize,
+    /// Some of those that did not answer.
+    pub waiting: Vec<Unfinished>,
+    /// Some refusals.
+    pub refusals: Vec<Unfinished>,
+}
+
+/// A session that can be asked, and told of a newer world.
+pub(super) trait Report: Send + Sync {
+    /// There is a newer world; the generation that is answered in full, if its stream has nothing
+    /// to do about it.
+    fn offer(&self, world: &Arc<World>, now: Instant) -> Option<u64>;
+
+    fn status(&self) -> ClientStatus;
+
+    /// Calls `each` for every resource that the client has.
+    fn resources(&self, each: &mut dyn FnMut(Seen<'_>));
+}
+
+/// A resource that a client has.
+pub(super) struct Seen<'s> {
+    client: &'s Client,
+    world: &'s World,
+    kind: ResourceType,
+    name: &'s str,
+    held: &'s Held,
+}
+
+impl Seen<'_> {
+    fn unfinished(&self, text: &str) -> Unfinished {
+        Unfinished {
+            node: self.client.node_id.clone(),
+            class: self.client.class.as_str(),
+            resource: format!("{} {}", self.kind.as_str(), self.name),
+            text: text.to_owned(),
+        }
+    }
+}
+
+impl<V: Variant> Report for Mutex<Session<V>> {
+    fn offer(&self, world: &Arc<World>, now: Instant) -> Option<u64> {
+        let mut session = self.lock().unwrap_or_else(PoisonError::into_inner);
+        session.world_changed(Arc::clone(world), now.into_std());
+        session.rest()
+    }
+
+    fn status(&self) -> ClientStatus {
+        let session = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(client) = session.client() else {
+            return ClientStatus::default();
+        };
+        let is_settled = |world: &&Arc<World>| world.generation == session.settled();
+        let text = |version: Version| version.to_string();
+        let types = session.variant().sent().into_iter().map(|(kind, sent)| {
+            let states = || sent.entries().values().map(|held| &held.state);
+            let status = TypeStatus {
+                sent: sent.version().map(text),
+                acked: sent.acked().map(text),
+                nack: sent.refusal().map(ToString::to_string),
+                resources: sent.entries().len(),
+                pending: states().filter(|state| **state == State::Pending).count(),
+                refused: states()
+                    .filter(|state| matches!(state, State::Nacked(_)))
+                    .count(),
+            };
+            (kind.as_str(), status)
+        });
+        ClientStatus {
+            node: client.node_id.clone(),
+            class: client.class.as_str().to_owned(),
+            settled: session
+                .world()
+                .filter(is_settled)
+                .map(|world| world.version.to_string()),
+            types: types.collect(),
+        }
+    }
+
+    fn resources(&self, each: &mut dyn FnMut(Seen<'_>)) {
+        let session = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(client), Some(world)) = (session.client(), session.world()) else {
+            return;
+        };
+        for (kind, sent) in session.variant().sent() {
+            for (name, held) in sent.entries() {
+                each(Seen {
+                    client,
+                    world,
+                    kind,
+                    name,
+                    held,
+                });
+            }
+        }
+    }
+}
+
+impl Clients {
+    /// The clients that are connected now.
+    pub fn list(&self) -> Vec<ClientStatus> {
+        self.sessions()
+            .iter()
+            .map(|session| session.status())
+            .collect()
+    }
+
+    /// How many are connected, as it changes.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.0.count.subscribe()
+    }
+
+    /// The classes of all clients that connected since the start, as they come.
+    pub fn classes(&self) -> watch::Receiver<Classes> {
+        self.0.classes.subscribe()
+    }
+
+    /// Every resource that a client has, for which `wants` its type, name and objects.
+    pub fn resources(&self, wants: impl Fn(&str, &str, &[String]) -> bool) -> Vec<ResourceStatus> {
+        let mut found = BTreeMap::<(ResourceType, String), ResourceStatus>::new();
+        for session in self.sessions() {
+            session.resources(&mut |seen| {
+                let key = (seen.kind, seen.name.to_owned());
+                let status = found.entry(key).or_insert_with(|| {
+                    let objects = seen.world.objects(seen.client, seen.kind, seen.name);
+                    ResourceStatus {
+                        r#type: seen.kind.as_str(),
+                        name: seen.name.to_owned(),
+                        objects: objects.iter().map(ToString::to_string).collect(),
+                        ..ResourceStatus::default()
+                    }
+                });
+                status.add(&seen);
+            });
+        }
+        let mut found: Vec<_> = found.into_values().collect();
+        found.retain(|status| wants(status.r#type, &status.name, &status.objects));
+        found
+    }
+
+    /// Waits until every client has answered a version, the newest if none is given.
+    pub async fn wait(&self, version: Option<Version>, deadline: Instant) -> Waited {
+        let mut steps = self.0.steps.subscribe();
+        loop {
+            steps.mark_unchanged();
+            let answer = self.progress(version);
+            let is_over = matches!(answer.progress, Progress::Done | Progress::Refused);
+            if is_over || timeout_at(deadline, steps.changed()).await.is_err() {
+                return answer;
+            }
+        }
+    }
+
+    fn progress(&self, version: Option<Version>) -> Waited {
+        let history = self
+            .0
+            .history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let newest = history.back().copied();
+        let target = match version {
+            None => newest,
+            Some(version) => history
+                .iter()
+                .rev()
+                .find(|(held, _)| *held == version)
+                .copied(),
+        };
+        drop(history);
+        let held = self.lock();
+        let clients = held.len();
+        let Some((version, generation)) = target else {
+            let version = newest
+                .map(|(version, _)| version.to_string())
+                .unwrap_or_default();
+            return Waited::unknown(version, clients);
+        };
+        let late = held
+            .values()
+            .filter(|connected| connected.settled.load(Relaxed) < generation)
+            .map(|connected| Arc::clone(&connected.session));
+        let late: Vec<_> = late.collect();
+        drop(held);
+        let mut answer = Waited {
+            progress: Progress::Waiting,
+            version: version.to_string(),
+            clients,
+            settled: clients - late.len(),
+            waiting: late
+                .iter()
+                .take(NAMED_MAX)
+                .map(|session| pending(&**session))
+                .collect(),
+            refusals: Vec::new(),
+        };
+        if late.is_empty() {
+            answer.refusals = self.refusals();
+            answer.progress = match answer.refusals.is_empty() {
+                true => Progress::Done,
+                false => Progress::Refused,
+            };
+        }
+        answer
+    }
+
+    fn refusals(&self) -> Vec<Unfinished> {
+        let mut refusals = Vec::new();
+        for session in self.sessions() {
+            session.resources(&mut |seen| {
+                if let State::Nacked(text) = &seen.held.state
+                    && refusals.len() < NAMED_MAX
+                {
+                    refusals.push(seen.unfinished(text));
+                }
+            });
+        }
+        refusals
+    }
+
+    /// A world was published, where new streams find it. Those that are open are told here, and
+    /// only those are woken to whom it means something.
+    pub(crate) fn published(&self, world: &Arc<World>) {
+        let mut history = self
+            .0
+            .history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if history.len() == HISTORY_MAX {
+            history.pop_front();
+        }
+        history.push_back((world.version, world.generation));
+        drop(history);
+        let now = Instant::now();
+        let connected: Vec<_> = self.lock().values().cloned().collect();
+        for client in connected {
+            match client.session.offer(world, now) {
+                Some(generation) => client.settled.store(generation, Relaxed),
+                None => client.wake.notify_one(),
+            }
+        }
+        self.step();
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.0.next.fetch_add(1, Relaxed)
+    }
+
+    pub(super) fn introduce(&self, number: u64, client: &Client, connected: Connected) {
+        self.lock().insert(number, connected);
+        self.recount();
+        self.0
+            .classes
+            .send_if_modified(|classes| classes.insert(client.class));
+    }
+
+    pub(super) fn forget(&self, number: u64) {
+        let was_there = self.lock().remove(&number).is_some();
+        if was_there {
+            self.recount();
+            self.step();
+        }
+    }
+
+    /// A client has come further.
+    pub(super) fn step(&self) {
+        if self.0.steps.receiver_count() > 0 {
+            self.0.steps.send_modify(|steps| *steps += 1);
+        }
+    }
+
+    fn sessions(&self) -> Vec<Arc<dyn Report>> {
+        let held = self.lock();
+        held.values()
+            .map(|connected| Arc::clone(&connected.session))
+            .collect()
+    }
+
+    fn recount(&self) {
+        let count = self.lock().len();
+        self.0.count.send_replace(count);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Connected>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResourceStatus {
+    fn add(&mut self, seen: &Seen<'_>) {
+        let version = seen.held.version.to_string();
+        *self.versions.entry(version).or_default() += 1;
+        match &seen.held.state {
+            State::Acked => self.acked += 1,
+            State::Nacked(text) => {
+                self.nacked += 1;
+                if self.refusals.len() < NAMED_MAX {
+                    self.refusals.push(seen.unfinished(text));
+                }
+            }
+            State::Pending => {
+                self.pending += 1;
+                if self.waiting.len() < NAMED_MAX {
+                    self.waiting.push(seen.unfinished(""));
+                }
+            }
+        }
+    }
+}
+
+impl Waited {
+    fn unknown(version: String, clients: usize) -> Self {
+        Self {
+            progress: Progress::Unknown,
+            version,
+            clients,
+            settled: 0,
+            waiting: Vec::new(),
+            refusals: Vec::new(),
+        }
+    }
+}
+
+/// What a client that is late did not answer.
+fn pending(session: &dyn Report) -> Unfinished {
+    let mut found = None;
+    session.resources(&mut |seen| {
+        if found.is_none() && seen.held.state == State::Pending {
+            found = Some(seen.unfinished(""));
+        }
+    });
+    found.unwrap_or_else(|| {
+        let status = session.status();
+        Unfinished {
+            node: status.node,
+            class: status
+                .class
+                .parse()
+                .map_or("", crate::class::ClientClass::as_str),
+            resource: String::new(),
+            text: String::new(),
+        }
+    })
+}

@@ -1,0 +1,423 @@
+//! docs/config-fields.md against the code: every row does what it says, and nothing is missing.
+
+use std::{cell::RefCell, collections::BTreeSet};
+
+use serde::{
+    Deserialize,
+    de::{self, IntoDeserializer, Visitor, value::Error},
+    forward_to_deserialize_any,
+};
+use serde_norway::Value;
+
+use super::{
+    load_text,
+    schema::{EVERY_KIND, Fate, Node, Row, SCHEMA},
+};
+use crate::{
+    class::ClientClass,
+    compile::{CompileOptions, compile},
+    diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
+    model::{
+        AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
+        ServiceEntry, VirtualService,
+    },
+};
+
+/// What the examples refer to.
+const AROUND: &str = "
+kind: ServiceEntry
+metadata: {name: around}
+spec:
+  hosts: [greeter.default.svc.cluster.local]
+  resolution: STATIC
+  ports: [{number: 8080, name: grpc, protocol: GRPC}]
+  endpoints: [{address: 127.0.0.1, labels: {x: v1}}]
+---
+kind: Service
+metadata: {name: svc}
+spec: {ports: [{name: grpc, port: 8080}]}
+";
+const SUBSETS: &str = "---
+kind: DestinationRule
+metadata: {name: around}
+spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
+";
+
+/// An object of each kind, into which examples are written.
+const OBJECTS: [(&str, &str); 7] = [
+    (
+        "Service",
+        "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
+    ),
+    (
+        "EndpointSlice",
+        "metadata: {name: a, labels: {kubernetes.io/service-name: svc}}\n\
+         addressType: IPv4\nendpoints: [{addresses: [10.0.0.1]}]\nports: [{name: grpc, port: 1}]",
+    ),
+    (
+        "ServiceEntry",
+        "metadata: {name: a}\nspec: {hosts: [a.example.com], resolution: STATIC, \
+         ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}",
+    ),
+    (
+        "VirtualService",
+        "metadata: {name: a}\nspec: {hosts: [greeter], http: \
+         [{route: [{destination: {host: greeter}}]}]}",
+    ),
+    (
+        "DestinationRule",
+        "metadata: {name: a}\nspec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}], \
+         trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
+    ),
+    ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
+    (
+        "AuthorizationPolicy",
+        "metadata: {name: a}\nspec: {rules: [{}]}",
+    ),
+];
+
+/// Writes `value` at `path`, with the first item of lists and some key of maps; where that is.
+fn write(at: &mut Value, path: &str, value: Value) -> String {
+    let (mut at, mut place) = (at, String::new());
+    for part in path.split('.') {
+        let (name, inside) = part.split_at(part.find(['[', '{']).unwrap_or(part.len()));
+        if !at.is_mapping() {
+            *at = Value::Mapping(Default::default());
+        }
+        place.push_str(if place.is_empty() { "" } else { "." });
+        place.push_str(name);
+        at = at
+            .as_mapping_mut()
+            .unwrap()
+            .entry(name.into())
+            .or_insert(Value::Null);
+        match inside {
+            "[]" => {
+                if !at.is_sequence() {
+                    *at = Value::Sequence(vec![Value::Null]);
+                }
+                place.push_str("[0]");
+                at = &mut at.as_sequence_mut().unwrap()[0];
+            }
+            "{}" => {
+                let key = match name {
+                    "portLevelMtls" => "8080",
+                    "ports" => "http",
+                    _ => "x",
+                };
+                if !at.is_mapping() {
+                    *at = Value::Mapping(Default::default());
+                }
+                place = format!("{place}.{key}");
+                at = at
+                    .as_mapping_mut()
+                    .unwrap()
+                    .entry(key.into())
+                    .or_insert(Value::Null);
+            }
+            _ => {}
+        }
+    }
+    *at = value;
+    place
+}
+
+/// The findings, and the classes that do not honour the example, when it stands in an object.
+fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
+    let (kind, prefix) = match row.section.as_str() {
+        EVERY_KIND => ("VirtualService", ""),
+        "StringMatch" => ("VirtualService", "spec.http[].match[].uri."),
+        "TrafficPolicy" => ("DestinationRule", "spec.trafficPolicy."),
+        kind => (kind, ""),
+    };
+    let (_, text) = OBJECTS
+        .iter()
+        .find(|(known, _)| *known == kind)
+        .expect(kind);
+    let mut object: Value = serde_norway::from_str(text).unwrap();
+    object["kind"] = kind.into();
+    let example = serde_norway::from_str(&row.example).unwrap();
+    let place = write(&mut object, &format!("{prefix}{}", row.path), example);
+    let subsets = if kind == "VirtualService" {
+        SUBSETS
+    } else {
+        ""
+    };
+    let own = serde_norway::to_string(&object).unwrap();
+    let loaded = load_text("t.yaml", &format!("{AROUND}{subsets}---\n{own}"));
+    let (_, found) = compile(&loaded.objects, &CompileOptions::default());
+    let all_classes = ClientClass::ALL.into_iter().collect();
+    let limits = loaded
+        .objects
+        .values()
+        .flat_map(|object| object.limits_for(&all_classes));
+    let limits = limits
+        .filter(|limit| limit.field == place)
+        .map(|limit| limit.message);
+    let limits = limits.collect();
+    (
+        place,
+        loaded.diagnostics.into_iter().chain(found).collect(),
+        limits,
+    )
+}
+
+#[test]
+fn every_row_does_what_it_says() {
+    for row in &SCHEMA.rows {
+        if row.example.is_empty() {
+            let has_inside = row.link.is_some() || row.section == EVERY_KIND;
+            assert!(has_inside, "{row:?} has no example");
+            continue;
+        }
+        let (place, found, limits) = try_row(row);
+        let is_ours = |finding: &&Diagnostic| finding.field == place;
+        match &row.fate {
+            Fate::Honoured => assert!(found.is_empty() && limits.is_empty(), "{row:?}: {found:?}"),
+            Fate::HonouredFor(classes) => {
+                assert!(found.is_empty(), "{row:?}: {found:?}");
+                let [limit] = &limits[..] else {
+                    panic!("{row:?}: {limits:?}")
+                };
+                for class in ClientClass::ALL {
+                    let is_named = limit.contains(class.as_str());
+                    assert_ne!(is_named, classes.contains(&class), "{row:?}: {limit}");
+                }
+            }
+            Fate::Ignored => {
+                let [finding] = &found[..] else {
+                    panic!("{row:?}: {found:?}")
+                };
+                assert_eq!(
+                    (finding.code, &finding.field),
+                    (IGNORED_FIELD, &place),
+                    "{row:?}"
+                );
+                assert_eq!(finding.severity, Severity::Warning);
+            }
+            Fate::Rejected => {
+                let ours = found
+                    .iter()
+                    .find(is_ours)
+                    .unwrap_or_else(|| panic!("{row:?}: {found:?}"));
+                assert_eq!(
+                    (ours.code, ours.severity),
+                    (REJECTED_FIELD, Severity::Error)
+                );
+            }
+        }
+    }
+}
+
+/// The node at a path of the model.
+fn find<'s>(section: &str, path: &str) -> Option<&'s Node> {
+    let mut node = SCHEMA.section(section)?;
+    for part in path.split('.') {
+        let (name, inside) = part.split_at(part.find(['[', '{']).unwrap_or(part.len()));
+        if let Some(link) = &node.link {
+            node = SCHEMA.section(link)?;
+        }
+        node = node.fields.get(name)?;
+        node = match inside {
+            "[]" => node.items.as_deref()?,
+            "{}" => node.entries.as_deref()?,
+            _ => node,
+        };
+    }
+    Some(node)
+}
+
+/// Every field of a type and of what is in it, as paths.
+fn fields_of<'de, T: Deserialize<'de>>(prefix: &str) -> BTreeSet<String> {
+    let found = RefCell::default();
+    let probe = Probe {
+        path: prefix.to_owned(),
+        found: &found,
+    };
+    T::deserialize(probe).unwrap_or_else(|error| panic!("{prefix}: {error}"));
+    found.into_inner()
+}
+
+#[test]
+fn the_model_and_the_page_have_the_same_fields() {
+    let model = [
+        (EVERY_KIND, fields_of::<Metadata>("metadata")),
+        ("Service", fields_of::<Service>("spec")),
+        ("EndpointSlice", fields_of::<EndpointSlice>("")),
+        ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
+        ("VirtualService", fields_of::<VirtualService>("spec")),
+        ("DestinationRule", fields_of::<DestinationRule>("spec")),
+        (
+            "PeerAuthentication",
+            fields_of::<PeerAuthentication>("spec"),
+        ),
+        (
+            "AuthorizationPolicy",
+            fields_of::<AuthorizationPolicy>("spec"),
+        ),
+    ];
+    let mut kinds: Vec<_> = model.iter().map(|(kind, _)| *kind).skip(1).collect();
+    kinds.sort_unstable();
+    assert_eq!(SCHEMA.kinds().collect::<Vec<_>>(), kinds);
+    for (section, paths) in &model {
+        for path in paths {
+            assert!(
+                find(section, path).is_some(),
+                "{section} has no row for {path}"
+            );
+        }
+    }
+    let is_in_model = |row: &Row| {
+        model
+            .iter()
+            .any(|(section, paths)| match row.section.as_str() {
+                "StringMatch" | "TrafficPolicy" => {
+                    let inside = format!(".{}", row.path);
+                    paths.iter().any(|path| path.ends_with(&inside))
+                }
+                own => {
+                    let path = row.path.trim_end_matches(['[', ']', '{', '}']);
+                    own == *section && paths.contains(path)
+                }
+            })
+    };
+    for row in &SCHEMA.rows {
+        let is_honoured = matches!(row.fate, Fate::Honoured | Fate::HonouredFor(_));
+        if is_honoured && !row.note.starts_with("nothing to do: ") {
+            assert!(is_in_model(row), "{row:?} is not in the model");
+        }
+    }
+}
+
+/// Pretends to hold one of everything, and notes which fields are asked for.
+struct Probe<'f> {
+    path: String,
+    found: &'f RefCell<BTreeSet<String>>,
+}
+
+impl Probe<'_> {
+    fn inside(&self, part: &str) -> Self {
+        Self {
+            path: format!("{}{part}", self.path),
+            found: self.found,
+        }
+    }
+}
+
+impl<'de> de::Deserializer<'de> for Probe<'_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_str("1")
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_u16(1)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_u32(1)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_f64(1.0)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_bool(true)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_seq(Once(Some(self.inside("[]")), Vec::new()))
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_map(Once(Some(self.inside("{}")), vec!["1"]))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_map(Fields {
+            probe: self,
+            left: fields.iter(),
+            at: "",
+        })
+    }
+
+    forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u8 u64 u128 f32 char str string bytes byte_buf unit unit_struct
+        newtype_struct tuple tuple_struct enum identifier ignored_any
+    }
+}
+
+/// One item, or one entry.
+struct Once<'f>(Option<Probe<'f>>, Vec<&'static str>);
+
+impl<'de> de::SeqAccess<'de> for Once<'_> {
+    type Error = Error;
+
+    fn next_element_seed<S: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        self.0
+            .take()
+            .map(|probe| seed.deserialize(probe))
+            .transpose()
+    }
+}
+
+impl<'de> de::MapAccess<'de> for Once<'_> {
+    type Error = Error;
+
+    fn next_key_seed<S: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        self.1
+            .pop()
+            .map(|key| seed.deserialize(key.into_deserializer()))
+            .transpose()
+    }
+
+    fn next_value_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        seed.deserialize(self.0.take().unwrap())
+    }
+}
+
+/// Every field of a struct.
+struct Fields<'f> {
+    probe: Probe<'f>,
+    left: std::slice::Iter<'static, &'static str>,
+    at: &'static str,
+}
+
+impl<'de> de::MapAccess<'de> for Fields<'_> {
+    type Error = Error;
+
+    fn next_key_seed<S: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        let Some(name) = self.left.next() else {
+            return Ok(None);
+        };
+        self.at = name;
+        seed.deserialize(name.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        let dot = if self.probe.path.is_empty() { "" } else { "." };
+        let inside = self.probe.inside(&format!("{dot}{}", self.at));
+        self.probe.found.borrow_mut().insert(inside.path.clone());
+        seed.deserialize(inside)
+    }
+}

@@ -1,0 +1,203 @@
+//! The binary as operators run it.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    thread,
+};
+
+use serde_json::{Value, json};
+use x509_parser::pem::parse_x509_pem;
+
+const RULE: &str = "kind: VirtualService
+metadata: {name: a}
+spec:
+  hosts: [a.example.com]
+  http:
+  - route:
+    - destination: {host: a.example.com}
+      weigth: 1
+";
+const ENTRY: &str = "kind: ServiceEntry
+metadata: {name: a}
+spec:
+  hosts: [a.example.com]
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+---
+kind: PeerAuthentication
+metadata: {name: a}
+spec: {mtls: {mode: PERMISSIVE}}
+";
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_control-plane"));
+    command.args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn check_points_at_each_mistake_and_fails_on_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    fs::write(folder.path().join("entry.yaml"), ENTRY).unwrap();
+    let clean = run(&["check", path]);
+    assert_eq!(clean.status.code(), Some(0), "{}", text(&clean.stdout));
+    assert_eq!(text(&clean.stdout), "0 errors, 0 warnings\n");
+    let limited = run(&["check", path, "--clients", "rust,grpc-go"]);
+    assert_eq!(limited.status.code(), Some(0), "warnings alone do not fail");
+    assert!(text(&limited.stdout).contains("clients of grpc-go do not honour this"));
+
+    let file = folder.path().join("rule.yaml");
+    fs::write(&file, RULE).unwrap();
+    let broken = run(&["check", path]);
+    assert_eq!(broken.status.code(), Some(1));
+    let expected = format!(
+        "error[MESH0102]: unknown field \"weigth\"\n   --> {}:8\n    8 |       weigth: 1\n\
+         object: VirtualService default/a\n field: spec.http[0].route[0].weigth\n  \
+         help: did you mean weight?\n\n1 errors, 0 warnings\n",
+        file.display()
+    );
+    assert_eq!(text(&broken.stdout), expected);
+
+    let machine = run(&["check", path, "-o", "json"]);
+    assert_eq!(machine.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&machine.stdout).unwrap();
+    assert_eq!(found[0]["code"], "MESH0102");
+    assert_eq!(found[0]["line"], 8);
+    assert_eq!(found[0]["severity"], "error");
+}
+
+#[test]
+fn the_version_of_a_directory_is_that_of_its_objects() {
+    let version = |files: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        text(&run(&["version", folder.path().to_str().unwrap()]).stdout)
+    };
+    let (first, second) = ENTRY.split_once("---\n").unwrap();
+    let whole = version(&[("a.yaml", ENTRY)]);
+    assert_eq!(whole.trim().len(), 16);
+    assert_eq!(whole, version(&[("z.yaml", first), ("b.yaml", second)]));
+    assert_ne!(whole, version(&[("a.yaml", first)]));
+}
+
+#[test]
+fn bootstrap_always_has_a_provider_and_refuses_bad_names() {
+    let made = run(&["bootstrap", "--service-account", "web"]);
+    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let provider = &made["certificate_providers"]["default"];
+    assert_eq!(provider, &json!({"plugin_name": "mesh_csr", "config": {}}));
+    assert_eq!(made["node"]["id"], "web~ns/default/sa/web");
+
+    let grpc = [
+        "bootstrap",
+        "--service-account",
+        "web",
+        "--cert-dir",
+        "/certs",
+    ];
+    let made: Value = serde_json::from_slice(&run(&grpc).stdout).unwrap();
+    let provider = &made["certificate_providers"]["default"];
+    assert_eq!(provider["plugin_name"], "file_watcher");
+    assert_eq!(provider["config"]["private_key_file"], "/certs/key.pem");
+    assert_eq!(made["xds_servers"][0]["server_uri"], "127.0.0.1:18000");
+
+    for wrong in [
+        &["--service-account", "Web"][..],
+        &["--service-account", "a/sa/b"],
+        &["--service-account", "web", "--namespace", ""],
+        &["--service-account", "web", "--xds", "nowhere"],
+    ] {
+        let refused = run(&[&["bootstrap"], wrong].concat());
+        assert_ne!(refused.status.code(), Some(0), "{wrong:?}");
+        assert_eq!(text(&refused.stdout), "", "{wrong:?}");
+    }
+}
+
+#[test]
+fn lives_are_written_with_units() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let create = |life: &str| {
+        run(&[
+            "token",
+            "create",
+            "--service-account",
+            "a",
+            "--data-dir",
+            path,
+            "--ttl",
+            life,
+        ])
+    };
+    assert_eq!(create("10m").status.code(), Some(0));
+    for wrong in ["600", "0s", "soon"] {
+        let refused = create(wrong);
+        assert_ne!(refused.status.code(), Some(0), "{wrong}");
+        assert!(text(&refused.stderr).contains("--ttl"), "{wrong}");
+    }
+}
+
+fn serial(path: &Path) -> String {
+    let chain = fs::read(path).unwrap();
+    let (_, pem) = parse_x509_pem(&chain).unwrap();
+    pem.parse_x509().unwrap().raw_serial_as_string()
+}
+
+#[test]
+fn certificates_that_are_issued_at_once_do_not_mix() {
+    let data = tempfile::tempdir().unwrap();
+    let out = data.path().join("out");
+    let issue = || {
+        let (data, out) = (data.path().to_str().unwrap(), out.to_str().unwrap());
+        let arguments = [
+            "cert",
+            "issue",
+            "--service-account",
+            "a",
+            "--data-dir",
+            data,
+        ];
+        run(&[&arguments[..], &["--out", out, "--ttl", "1h"]].concat())
+    };
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(issue().status.code(), Some(0)));
+        }
+    });
+    assert!(!serial(&out.join("cert-chain.pem")).is_empty());
+    let key = fs::read_to_string(out.join("key.pem")).unwrap();
+    let key = rcgen::KeyPair::from_pem(&key).unwrap();
+    let chain = fs::read(out.join("cert-chain.pem")).unwrap();
+    let (_, pem) = parse_x509_pem(&chain).unwrap();
+    let public = rcgen::PublicKeyData::subject_public_key_info(&key);
+    assert_eq!(pem.parse_x509().unwrap().public_key().raw, public);
+}
+
+#[test]
+fn nothing_is_coloured_in_a_pipe() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    let logged = run(&[
+        "cert",
+        "issue",
+        "--service-account",
+        "a",
+        "--data-dir",
+        path,
+        "--out",
+        path,
+    ]);
+    let logs = text(&logged.stderr);
+    assert!(
+        logs.contains("certificate issued") && !logs.contains('\x1b'),
+        "{logs}"
+    );
+}
