@@ -28,11 +28,14 @@
 //! `bootstrap` beside them.
 
 mod ads;
+mod authority;
 pub mod bootstrap;
 mod cache;
 pub mod certificate;
 mod client;
+mod connection;
 mod driver;
+pub mod dump;
 mod error;
 mod graph;
 #[allow(
@@ -40,12 +43,14 @@ mod graph;
     reason = "Istio and older control planes send the deprecated fields too"
 )]
 mod resource;
+mod store;
 mod transport;
 mod watch;
 
+pub use ads::Variant;
 pub use bootstrap::Bootstrap;
 pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
-pub use driver::Driver;
+pub use driver::{Driver, Freshness};
 pub use error::Error;
 pub use transport::StreamStatus;
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

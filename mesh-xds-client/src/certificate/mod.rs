@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
-    bootstrap::ServerUri,
+    bootstrap::{Server, ServerUri},
     transport::{self, KeepAlive, backoff::Backoff},
 };
 
@@ -216,9 +216,9 @@ impl CertificateClient {
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
+        let server = Server::new(self.config.server.clone());
         let answer = async {
-            let channel =
-                transport::connect(self.config.server.clone(), KeepAlive::default()).await?;
+            let channel = transport::connect(Arc::new(server), KeepAlive::default()).await?;
             let mut client =
                 proto::istio_certificate_service_client::IstioCertificateServiceClient::new(
                     channel,

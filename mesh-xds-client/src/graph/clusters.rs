@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use mesh_core::{ClusterName, EndpointsName, config::Discovery, snapshot::ClusterTree};
 
 use super::WatchId;
-use crate::cache::{Cache, Reference};
+use crate::cache::{Cache, Reference, Resolved};
 
 /// All clusters that are wanted.
 #[derive(Debug, Default)]
@@ -81,6 +81,18 @@ impl Clusters {
         self.nodes.get(name).and_then(|node| node.tree.as_ref())
     }
 
+    /// Names that a cluster without a value waits for: its own, or its endpoints'.
+    pub(super) fn awaited(&self, name: &ClusterName) -> Option<String> {
+        let node = self.nodes.get(name)?;
+        if node.tree.is_some() {
+            return None;
+        }
+        match &node.next {
+            Some(endpoints) => Some(endpoints.to_string()),
+            None => Some(name.to_string()),
+        }
+    }
+
     /// Forgets a cluster; returns the endpoints that may be without a user now.
     pub(super) fn remove(&mut self, name: &ClusterName) -> Vec<Reference> {
         let Some(node) = self.nodes.remove(name) else {
@@ -104,7 +116,7 @@ impl Clusters {
         let Some(node) = self.nodes.get(name) else {
             return Refreshed::default();
         };
-        let (current, next, tree) = match cache.clusters.resolved(name) {
+        let (current, next, tree) = match cache.clusters.resolved(name).map(Resolved::into_result) {
             None => return Refreshed::default(),
             Some(Err(error)) => {
                 let tree = ClusterTree {
@@ -117,7 +129,7 @@ impl Clusters {
                 let Discovery::Eds(wanted) = &cluster.discovery;
                 let wanted = wanted.clone();
                 cache.request(&Reference::Endpoints(wanted.clone()));
-                match cache.endpoints.resolved(&wanted) {
+                match cache.endpoints.resolved(&wanted).map(Resolved::into_result) {
                     Some(endpoints) => {
                         let cluster = Ok(cluster);
                         (Some(wanted), None, Some(ClusterTree { cluster, endpoints }))
@@ -128,7 +140,8 @@ impl Clusters {
                         let known = node
                             .current
                             .as_ref()
-                            .and_then(|old| cache.endpoints.resolved(old));
+                            .and_then(|old| cache.endpoints.resolved(old))
+                            .map(Resolved::into_result);
                         if let (Some(tree), Some(endpoints)) = (&mut tree, known) {
                             tree.endpoints = endpoints;
                         }

@@ -39,7 +39,7 @@ use mesh_core::config::{
 use prost::Name;
 
 use super::{
-    DecodeContext,
+    DecodeContext, canonical,
     path::Sink,
     security::tls,
     value::{duration, is, parse, same_stream, uint32},
@@ -89,7 +89,7 @@ pub(super) fn decode(
         timeout => timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
     };
     Some(Cluster {
-        name: proto.name.as_str().into(),
+        name: canonical(proto.name.clone()).into(),
         discovery: discovery?,
         lb_policy: lb_policy?,
         circuit_breakers: circuit_breakers?,
@@ -125,7 +125,7 @@ fn decode_discovery(sink: &mut Sink, proto: &ClusterProto) -> Option<Discovery> 
     );
     let service_name = eds.map_or("", |eds| &eds.service_name);
     if !service_name.is_empty() {
-        return Some(Discovery::Eds(service_name.into()));
+        return Some(Discovery::Eds(canonical(service_name.to_owned()).into()));
     }
     if proto.name.starts_with("xdstp:") {
         return sink.error_at(

@@ -18,6 +18,7 @@ use envoy_types::pb::envoy::config::{
 use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoints, LocalityId};
 
 use super::{
+    canonical,
     path::Sink,
     value::{socket_address, uint32},
 };
@@ -32,7 +33,7 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<C
     });
     check_priorities(sink, &localities);
     Some(ClusterEndpoints {
-        name: proto.cluster_name.as_str().into(),
+        name: canonical(proto.cluster_name.clone()).into(),
         localities,
     })
 }

@@ -38,7 +38,7 @@ use mesh_core::config::{
 use prost::Name;
 
 use super::{
-    DecodeContext,
+    DecodeContext, canonical,
     cluster::typed_config,
     path::Sink,
     route::{self, Side},
@@ -65,7 +65,7 @@ pub(super) fn decode(
         None => decode_inbound(sink, context, proto).map(ListenerKind::Inbound),
     };
     Some(Listener {
-        name: proto.name.as_str().into(),
+        name: canonical(proto.name.clone()).into(),
         kind: kind?,
     })
 }
@@ -85,7 +85,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
             same_stream(sink, "config_source", rds.config_source.as_ref());
             match rds.route_config_name.as_str() {
                 "" => sink.error_at("route_config_name", "is missing"),
-                name => Some(RouteSource::Rds(name.into())),
+                name => Some(RouteSource::Rds(canonical(name.to_owned()).into())),
             }
         }),
         other => decode_inline(sink, Side::Client, other.as_ref()),

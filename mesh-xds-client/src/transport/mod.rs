@@ -5,14 +5,12 @@
 //! TCP keepalive besides the HTTP/2 one finds a dead peer within a minute.
 
 pub(crate) mod backoff;
+pub(crate) mod node;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-};
-use futures_util::{FutureExt, StreamExt, TryFutureExt, stream::BoxStream};
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream::BoxStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -20,7 +18,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::bootstrap::ServerUri;
+use crate::{
+    ads::{Request, Response, Variant},
+    bootstrap::Server,
+};
 
 /// Largest response that is read, in bytes. 10,000 clusters of Istio's size are about 10 MB.
 pub(crate) const RESPONSE_BYTES_MAX: usize = 128 << 20;
@@ -69,8 +70,8 @@ impl Default for KeepAlive {
 }
 
 /// Connects to `server`.
-pub(crate) async fn connect(server: ServerUri, keep_alive: KeepAlive) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(server.http_uri())
+pub(crate) async fn connect(server: Arc<Server>, keep_alive: KeepAlive) -> Result<Channel, String> {
+    let endpoint = Endpoint::from_shared(server.uri.http_uri())
         .map_err(|e| e.to_string())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(Some(Duration::from_secs(30)))
@@ -79,7 +80,7 @@ pub(crate) async fn connect(server: ServerUri, keep_alive: KeepAlive) -> Result<
         .http2_keep_alive_interval(keep_alive.interval)
         .keep_alive_timeout(keep_alive.timeout)
         .keep_alive_while_idle(true);
-    let connected = match server.unix_path() {
+    let connected = match server.uri.unix_path() {
         None => endpoint.connect().await,
         Some(path) => connect_unix(&endpoint, path.clone()).await,
     };
@@ -130,28 +131,51 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// An open stream. Dropping it closes the stream and the connection.
 pub(crate) struct AdsStream {
-    /// Requests to send.
-    pub(crate) requests: mpsc::Sender<DiscoveryRequest>,
+    /// Requests to send, of the stream's variant.
+    pub(crate) requests: mpsc::Sender<Request>,
     /// What the server sends; ends with the stream.
-    pub(crate) responses: BoxStream<'static, Result<DiscoveryResponse, Status>>,
+    pub(crate) responses: BoxStream<'static, Result<Response, Status>>,
 }
 
 impl AdsStream {
     /// Opens a stream on `channel`. Servers may send their headers with the first response only,
     /// so requests are taken before the call is answered.
-    pub(crate) fn open(channel: Channel) -> Self {
+    pub(crate) fn open(channel: Channel, variant: Variant, _server: &Server) -> Self {
         let (requests, queue) = mpsc::channel(REQUESTS_QUEUED_MAX);
-        let call = async move {
-            let mut client = AggregatedDiscoveryServiceClient::new(channel)
-                .max_decoding_message_size(RESPONSE_BYTES_MAX);
-            let response = client
-                .stream_aggregated_resources(ReceiverStream::new(queue))
-                .await?;
-            Ok::<_, Status>(response.into_inner())
+        let queue = ReceiverStream::new(queue);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX);
+        let responses = match variant {
+            Variant::StateOfTheWorld => {
+                let queue = queue.filter_map(|request| {
+                    std::future::ready(match request {
+                        Request::Sotw(request) => Some(request),
+                        Request::Delta(_) => None,
+                    })
+                });
+                let call = async move { client.stream_aggregated_resources(queue).await };
+                let responses = call
+                    .map_ok(tonic::Response::into_inner)
+                    .try_flatten_stream();
+                responses.map_ok(Response::Sotw).boxed()
+            }
+            Variant::Incremental => {
+                let queue = queue.filter_map(|request| {
+                    std::future::ready(match request {
+                        Request::Delta(request) => Some(request),
+                        Request::Sotw(_) => None,
+                    })
+                });
+                let call = async move { client.delta_aggregated_resources(queue).await };
+                let responses = call
+                    .map_ok(tonic::Response::into_inner)
+                    .try_flatten_stream();
+                responses.map_ok(Response::Delta).boxed()
+            }
         };
         Self {
             requests,
-            responses: call.boxed().try_flatten_stream().boxed(),
+            responses,
         }
     }
 }

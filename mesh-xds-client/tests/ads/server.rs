@@ -1,7 +1,11 @@
 //! A scripted control plane on a real socket: the test sees each stream's requests and writes its
 //! responses.
 
-use std::{net::SocketAddr, pin::Pin};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    pin::Pin,
+};
 
 use envoy_types::pb::{
     envoy::{
@@ -38,6 +42,7 @@ use envoy_types::pb::{
         },
         service::discovery::v3::{
             DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+            Resource,
             aggregated_discovery_service_server::{
                 AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
             },
@@ -128,9 +133,18 @@ impl Server {
     }
 
     pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        Self::start_as(address, false).await
+    }
+
+    /// One that does not know the incremental variant.
+    pub(crate) async fn start_sotw_only() -> Self {
+        Self::start_as("127.0.0.1:0".parse().expect("an address"), true).await
+    }
+
+    async fn start_as(address: SocketAddr, is_sotw_only: bool) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let (service, streams) = service();
+        let (service, streams) = service(is_sotw_only);
         let task = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
             let server = tonic::transport::Server::builder().add_service(service);
@@ -154,18 +168,24 @@ impl Drop for Server {
     }
 }
 
-pub(crate) fn service() -> (
+pub(crate) fn service(
+    is_sotw_only: bool,
+) -> (
     AggregatedDiscoveryServiceServer<Service>,
     mpsc::UnboundedReceiver<ServerStream>,
 ) {
     let (tx, streams) = mpsc::unbounded_channel();
-    let service = AggregatedDiscoveryServiceServer::new(Service { streams: tx });
+    let service = AggregatedDiscoveryServiceServer::new(Service {
+        streams: tx,
+        is_sotw_only,
+    });
     // A request with 10,000 names is large too.
     (service.max_decoding_message_size(64 << 20), streams)
 }
 
 pub(crate) struct Service {
     streams: mpsc::UnboundedSender<ServerStream>,
+    is_sotw_only: bool,
 }
 
 #[tonic::async_trait]
@@ -204,10 +224,127 @@ impl AggregatedDiscoveryService for Service {
 
     async fn delta_aggregated_resources(
         &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("state of the world only"))
+        if self.is_sotw_only {
+            return Err(Status::unimplemented("state of the world only"));
+        }
+        let mut incoming = request.into_inner();
+        let (request_tx, requests) = mpsc::unbounded_channel();
+        let (responses, mut response_rx) = mpsc::unbounded_channel();
+        let (tx, delta_rx) = mpsc::unbounded_channel();
+        _ = self.streams.send(ServerStream {
+            requests,
+            responses,
+        });
+        tokio::spawn(async move {
+            let mut translator = Translator::default();
+            loop {
+                tokio::select! {
+                    request = incoming.message() => match request {
+                        Ok(Some(request)) => {
+                            _ = request_tx.send(translator.request(request));
+                        }
+                        _ => return,
+                    },
+                    response = response_rx.recv() => match response {
+                        Some(response) => {
+                            let response: Result<DiscoveryResponse, Status> = response;
+                            _ = tx.send(response.map(|r| translator.response(r)));
+                        }
+                        None => return,
+                    },
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
+            delta_rx,
+        ))))
     }
+}
+
+/// Lets a test script both variants in the words of state of the world.
+#[derive(Default)]
+struct Translator {
+    wanted: BTreeMap<String, BTreeSet<String>>,
+    sent: BTreeMap<String, BTreeSet<String>>,
+    version: BTreeMap<String, String>,
+}
+
+impl Translator {
+    fn request(&mut self, request: DeltaDiscoveryRequest) -> DiscoveryRequest {
+        let type_url = request.type_url;
+        let wanted = self.wanted.entry(type_url.clone()).or_default();
+        for name in &request.resource_names_unsubscribe {
+            wanted.remove(name);
+        }
+        wanted.extend(request.resource_names_subscribe);
+        let initial: Vec<_> = request
+            .initial_resource_versions
+            .iter()
+            .map(|(name, version)| format!("{name}={version}"))
+            .collect();
+        let version = self.version.entry(type_url.clone()).or_default();
+        if !initial.is_empty() {
+            *version = initial.join(",");
+        }
+        if request.error_detail.is_none()
+            && let Some(acked) = request.response_nonce.strip_prefix("nonce-")
+        {
+            *version = acked.to_owned();
+        }
+        DiscoveryRequest {
+            node: request.node,
+            version_info: version.clone(),
+            resource_names: wanted.iter().cloned().collect(),
+            type_url,
+            response_nonce: request.response_nonce,
+            error_detail: request.error_detail,
+            ..DiscoveryRequest::default()
+        }
+    }
+
+    fn response(&mut self, response: DiscoveryResponse) -> DeltaDiscoveryResponse {
+        let version = response.version_info;
+        let wrap = |any: Any| Resource {
+            name: name_of(&any),
+            version: version.clone(),
+            resource: Some(any),
+            ..Resource::default()
+        };
+        let resources: Vec<_> = response.resources.into_iter().map(wrap).collect();
+        let now: BTreeSet<_> = resources.iter().map(|r| r.name.clone()).collect();
+        let mut removed_resources = Vec::new();
+        if [LDS, CDS].contains(&&*response.type_url) {
+            let before = self.sent.insert(response.type_url.clone(), now.clone());
+            removed_resources = before
+                .unwrap_or_default()
+                .difference(&now)
+                .cloned()
+                .collect();
+        }
+        DeltaDiscoveryResponse {
+            system_version_info: version,
+            resources,
+            removed_resources,
+            type_url: response.type_url,
+            nonce: response.nonce,
+            resource_errors: response.resource_errors,
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+}
+
+/// Field 1 of every type here is its name.
+fn name_of(any: &Any) -> String {
+    Named::decode(&*any.value).map_or_else(|_| String::new(), |n| n.name)
+}
+
+/// Any message whose first field is its name.
+#[derive(Clone, PartialEq, Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 fn any<T: Message + Name>(value: &T) -> Any {

@@ -17,6 +17,7 @@ use mesh_core::config::{
 
 use super::Side;
 use crate::resource::{
+    canonical,
     path::Sink,
     value::{duration, uint32},
 };
@@ -79,7 +80,7 @@ fn forward(
                 weighted_clusters(sink, weighted)
             }),
         Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Some(vec![WeightedCluster {
-            name: name.as_str().into(),
+            name: canonical(name.clone()).into(),
             weight: 1,
         }]),
         _ => return sink.error_at("cluster", "is empty"),
@@ -172,7 +173,7 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
             return sink.error_at("name", "is missing; cluster_header is not supported");
         }
         Some(WeightedCluster {
-            name: cluster.name.as_str().into(),
+            name: canonical(cluster.name.clone()).into(),
             weight,
         })
     });

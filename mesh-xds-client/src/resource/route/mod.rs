@@ -25,6 +25,7 @@ use envoy_types::pb::{
 use mesh_core::config::{Route, RouteConfig, VirtualHost};
 
 use super::{
+    canonical,
     listener::is_without_effect,
     path::Sink,
     value::{is, parse},
@@ -90,7 +91,7 @@ pub(crate) fn decode(
         }
     }
     Some(RouteConfig {
-        name: proto.name.as_str().into(),
+        name: canonical(proto.name.clone()).into(),
         virtual_hosts,
     })
 }

@@ -80,7 +80,7 @@ fn defaults() {
         discovery: Discovery::Eds("c".into()),
         lb_policy: LbPolicy::RoundRobin,
         circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: std::time::Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
         http_version: HttpVersion::ByRequest,
         tls: None,
     };
