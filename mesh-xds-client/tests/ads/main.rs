@@ -1,9 +1,11 @@
 //! The client against a scripted control plane, over real sockets.
 
+mod keep;
 mod server;
 
 use std::{future::Future, time::Duration};
 
+use keep::a_process_starts_and_serves_with_the_control_plane_down;
 use mesh_core::snapshot::{ListenerState, SnapshotReader};
 use mesh_xds_client::{
     Bootstrap, InboundState, StreamStatus, Variant, XdsClient, XdsClientBuilder,
@@ -31,6 +33,7 @@ macro_rules! over_both_variants {
 }
 
 over_both_variants!(
+    a_process_starts_and_serves_with_the_control_plane_down,
     the_first_snapshot_and_a_change_of_endpoints,
     a_refusal_names_the_resource_and_keeps_the_last_good_one,
     a_new_stream_begins_with_the_versions_of_the_last_one,

@@ -157,6 +157,11 @@ impl Server {
         }
     }
 
+    /// Streams that have not been accepted.
+    pub(crate) fn connections(&mut self) -> usize {
+        self.streams.len()
+    }
+
     pub(crate) async fn accept(&mut self) -> ServerStream {
         within(self.streams.recv()).await.expect("the server runs")
     }

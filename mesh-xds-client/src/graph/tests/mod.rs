@@ -1,5 +1,6 @@
 //! What is published when, from which resources.
 
+mod faults;
 mod keep;
 
 use mesh_core::{
