@@ -38,6 +38,8 @@ mod driver;
 pub mod dump;
 mod error;
 mod graph;
+#[cfg(test)]
+mod mutate;
 #[allow(
     deprecated,
     reason = "Istio and older control planes send the deprecated fields too"

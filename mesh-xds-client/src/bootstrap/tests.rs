@@ -201,3 +201,47 @@ fn listener_names_follow_the_templates() {
         "{error}"
     );
 }
+
+/// Bounded, seeded fuzzing: no text makes the bootstrap panic, and what is accepted can be used.
+#[test]
+fn damaged_bootstraps_are_refused_or_usable() {
+    use crate::mutate;
+    use mesh_core::rng::SplitMix64;
+    let text = r#"{
+        "xds_servers": [{
+            "server_uri": "dns:///cp:15010",
+            "channel_creds": [{"type": "google_default"}, {"type": "insecure"}],
+            "server_features": ["xds_v3", "fail_on_data_errors"]
+        }, {"server_uri": "unix:///run/xds", "channel_creds": [{"type": "insecure"}]}],
+        "authorities": {"x": {
+            "xds_servers": [{"server_uri": "h:1", "channel_creds": [{"type": "insecure"}]}],
+            "client_listener_resource_name_template": "xdstp://x/t/%s"
+        }},
+        "node": {"id": "me", "metadata": {"a": [1, null, {"b": true}]}, "locality": {"zone": "z"}},
+        "certificate_providers": {"default": {"plugin_name": "mesh_csr", "config": {}}},
+        "server_listener_resource_name_template": "mesh/inbound/%s",
+        "client_default_listener_resource_name_template": "%s"
+    }"#;
+    Bootstrap::from_json(text).unwrap();
+    let mut rng = SplitMix64::new(5);
+    let mut usable = 0;
+    for round in 0..20_000 {
+        let damaged = mutate::text(text, &mut rng);
+        match Bootstrap::from_json(&damaged) {
+            Ok(bootstrap) => {
+                usable += 1;
+                assert!(!bootstrap.servers.is_empty(), "round {round}");
+                let target = mutate::text("xds://x/greeter", &mut rng);
+                _ = bootstrap.client_listener_name(&target);
+                _ = bootstrap.check_target(&target);
+            }
+            Err(error) => assert!(error.is_bootstrap(), "round {round}"),
+        }
+        let uri = mutate::text("dns:///[::1]:15010", &mut rng);
+        if let Ok(uri) = ServerUri::parse(&uri) {
+            let again = ServerUri::parse(&uri.to_string());
+            assert_eq!(again.as_ref(), Ok(&uri), "round {round}");
+        }
+    }
+    assert!(usable > 100, "{usable}");
+}

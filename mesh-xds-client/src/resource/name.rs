@@ -33,7 +33,7 @@ pub(crate) fn canonical(name: String) -> String {
 pub(crate) fn authority(name: &str) -> Option<&str> {
     let rest = name.strip_prefix("xdstp:")?;
     let rest = rest.strip_prefix("//").unwrap_or("");
-    Some(rest.split('/').next().unwrap_or_default())
+    Some(rest.split(['/', '?', '#']).next().unwrap_or_default())
 }
 
 #[cfg(test)]

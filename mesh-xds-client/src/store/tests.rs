@@ -109,3 +109,25 @@ fn a_failed_write_leaves_the_file_as_it_was() {
     assert!(store.save(&some()).is_err());
     assert_eq!(store.load(), Ok(None));
 }
+
+/// Bounded, seeded fuzzing: with a checksum that fits, damage still only gives an error or resources.
+#[test]
+fn damaged_content_under_a_right_checksum_is_refused_or_read() {
+    use mesh_core::rng::SplitMix64;
+    use ring::digest::{SHA256, digest};
+
+    use crate::mutate;
+    let content = encode(&some(), "cp:1");
+    let (header, payload) = content.split_at(52);
+    let mut rng = SplitMix64::new(6);
+    let mut read = 0;
+    for _ in 0..50_000 {
+        let damaged = mutate::damage(payload, &mut rng);
+        let mut content = header[..12].to_vec();
+        content.extend((damaged.len() as u64).to_le_bytes());
+        content.extend(digest(&SHA256, &damaged).as_ref());
+        content.extend(damaged);
+        read += usize::from(decode(&content, "cp:1").is_ok());
+    }
+    assert!(read > 100, "{read}");
+}

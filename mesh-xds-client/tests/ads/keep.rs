@@ -195,7 +195,10 @@ async fn authorities_have_servers_of_their_own_and_share_equal_ones() {
     assert_eq!(name, "xdstp://x/envoy.config.listener.v3.Listener/greeter");
     let mut reader = client.watch_listener(&name, "greeter");
     let mut named = second.accept().await;
-    assert_eq!(named.expect(LDS).await.resource_names, [name.clone()]);
+    assert_eq!(
+        named.expect(LDS).await.resource_names,
+        std::slice::from_ref(&name)
+    );
     named.serve(LDS, "1", vec![listener(&name, "r")]).await;
     // A name of the old style belongs to the first server, whoever refers to it.
     let mut top = first.accept().await;

@@ -2,6 +2,8 @@
 
 mod both;
 mod delta;
+mod fuzz;
+mod sim;
 mod sotw;
 mod timer;
 

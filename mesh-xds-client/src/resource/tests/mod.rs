@@ -2,6 +2,7 @@
 
 mod cluster;
 mod endpoint;
+mod fuzz;
 mod listener;
 mod retry;
 mod route;
@@ -45,6 +46,7 @@ fn context() -> DecodeContext {
 }
 
 fn decode_any(kind: Kind, resources: Vec<Any>) -> Decoded {
+    fuzz::record(kind, &resources);
     decode_all(kind, raw(kind, resources), &context(), |_| true)
 }
 
