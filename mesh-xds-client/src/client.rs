@@ -25,6 +25,7 @@ use crate::{
     Error, Variant,
     bootstrap::{Bootstrap, CertificateProvider},
     certificate::{CertificateClient, CertificateWatch},
+    connection::ConnectionOptions,
     driver::{Command, Driver, DriverOptions, Freshness, Reports},
     dump::ClientDump,
     graph::{WatchId, Watcher},
@@ -85,15 +86,15 @@ impl XdsClientBuilder {
     /// Pauses between connection attempts: the first one, and the longest. They grow by 1.6 and
     /// vary by 20 %. Default [`BACKOFF_BASE`] and [`BACKOFF_CAP`].
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
-        self.options.backoff_base = base;
-        self.options.backoff_cap = cap;
+        self.options.connection.backoff_base = base;
+        self.options.connection.backoff_cap = cap;
         self
     }
 
     /// HTTP/2 pings: how often, and how long to wait for the answer. Default 5 min and 20 s, as
     /// many servers close connections that ping more often.
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.options.keep_alive = KeepAlive { interval, timeout };
+        self.options.connection.keep_alive = KeepAlive { interval, timeout };
         self
     }
 
@@ -108,7 +109,7 @@ impl XdsClientBuilder {
     /// state of the world with all others. A server that does not know the incremental one is spoken
     /// to in the other.
     pub fn variant(mut self, variant: Variant) -> Self {
-        self.options.variant = Some(variant);
+        self.options.connection.variant = Some(variant);
         self
     }
 
@@ -177,11 +178,13 @@ impl XdsClient {
         XdsClientBuilder {
             bootstrap,
             options: DriverOptions {
-                backoff_base: BACKOFF_BASE,
-                backoff_cap: BACKOFF_CAP,
-                keep_alive: KeepAlive::default(),
+                connection: ConnectionOptions {
+                    backoff_base: BACKOFF_BASE,
+                    backoff_cap: BACKOFF_CAP,
+                    keep_alive: KeepAlive::default(),
+                    variant: None,
+                },
                 seed: seed(),
-                variant: None,
                 state_file: None,
             },
         }

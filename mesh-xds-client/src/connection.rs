@@ -16,14 +16,25 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     ads::{Machine, Response, Variant},
-    bootstrap::Server,
+    bootstrap::{Bootstrap, Server, feature},
+    cache::ErrorPolicy,
     dump::ServerDump,
     graph::Source,
-    transport::{self, AdsStream, KeepAlive, StreamStatus, backoff::Backoff},
+    transport::{self, AdsStream, KeepAlive, StreamStatus, backoff::Backoff, node},
 };
 
 /// A stream without any response for this long is given up: the server hangs (gRPC C-core).
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How a stream is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionOptions {
+    pub(crate) backoff_base: Duration,
+    pub(crate) backoff_cap: Duration,
+    pub(crate) keep_alive: KeepAlive,
+    /// `None` is as the server's features say.
+    pub(crate) variant: Option<Variant>,
+}
 
 /// One control plane.
 pub(crate) struct Connection {
@@ -66,21 +77,36 @@ pub(crate) enum Event {
 }
 
 impl Connection {
-    pub(crate) fn new(
+    pub(crate) fn start(
+        bootstrap: &Bootstrap,
         server: Server,
-        source: Source,
-        machine: Machine,
-        keep_alive: KeepAlive,
-        backoff: Backoff,
+        options: &ConnectionOptions,
     ) -> Self {
+        let policy = ErrorPolicy {
+            fail_on_data_errors: server.has(feature::FAIL_ON_DATA_ERRORS),
+            ignore_resource_deletion: server.has(feature::IGNORE_RESOURCE_DELETION),
+            resource_timer_is_transient: server.has(feature::RESOURCE_TIMER_IS_TRANSIENT_ERROR)
+                || server.has(feature::RESOURCE_TIMER_IS_TRANSIENT_FAILURE),
+        };
+        let announced = match server.has(feature::DELTA) {
+            true => Variant::Incremental,
+            false => Variant::StateOfTheWorld,
+        };
+        let variant = options.variant.unwrap_or(announced);
+        let machine = Machine::new(variant, node::node(&bootstrap.node))
+            .with_transient_timer(policy.resource_timer_is_transient);
+        let source = Source {
+            server: server.uri.to_string(),
+            policy,
+        };
         Self {
             server: Arc::new(server),
             source,
             machine,
             last_nack: None,
-            keep_alive,
+            keep_alive: options.keep_alive,
             link: Link::Waiting(Instant::now()),
-            backoff,
+            backoff: Backoff::new(options.backoff_base, options.backoff_cap),
             status: StreamStatus::Connecting,
         }
     }

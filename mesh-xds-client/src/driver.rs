@@ -20,16 +20,16 @@ use tokio::{
 };
 
 use crate::{
-    ads::{Machine, Response, Variant},
+    ads::Response,
     authority::{Authorities, Effects, Order, ServerId},
-    bootstrap::{Bootstrap, Server, feature},
-    cache::ErrorPolicy,
-    connection::{Connection, Event},
+    bootstrap::{Bootstrap, Server},
+    connection::{Connection, ConnectionOptions, Event},
     dump::{ClientDump, Counters},
-    graph::{Graph, Source, WatchId, Watcher},
+    graph::{Graph, WatchId, Watcher},
+    notices::Notices,
     resource::{DecodeContext, Raw, decode_all},
     store::{Store, StoredResource, UNUSED_RUNS_MAX},
-    transport::{KeepAlive, StreamStatus, backoff::Backoff, node},
+    transport::StreamStatus,
 };
 
 /// Commands taken in one turn before requests go out.
@@ -49,12 +49,8 @@ pub(crate) enum Command {
 /// How the client behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct DriverOptions {
-    pub(crate) backoff_base: Duration,
-    pub(crate) backoff_cap: Duration,
-    pub(crate) keep_alive: KeepAlive,
+    pub(crate) connection: ConnectionOptions,
     pub(crate) seed: u64,
-    /// `None` is as the server's features say.
-    pub(crate) variant: Option<Variant>,
     pub(crate) state_file: Option<PathBuf>,
 }
 
@@ -93,6 +89,7 @@ pub struct Driver {
     graph: Graph,
     rng: SplitMix64,
     counters: Counters,
+    notices: Notices,
     store: Option<Store>,
     save_at: Option<Instant>,
     /// What to save when this ends, taken before the last watches went.
@@ -135,7 +132,7 @@ impl Driver {
             .first()
             .map(|server| server.uri.to_string());
         let fingerprint: Vec<_> = servers.iter().map(|s| s.uri.to_string()).collect();
-        let connect = |server: Server| connection(bootstrap, server, &options);
+        let connect = |server: Server| Connection::start(bootstrap, server, &options.connection);
         Self {
             commands,
             reports,
@@ -150,6 +147,7 @@ impl Driver {
             ),
             rng,
             counters: Counters::default(),
+            notices: Notices::default(),
             store: options
                 .state_file
                 .map(|path| Store::new(path, fingerprint.join(","))),
@@ -305,8 +303,11 @@ impl Driver {
         let Some(mut update) = update else {
             return self.obey(orders);
         };
-        let ignored = update.accepted.iter().map(|a| a.ignored.len() as u64);
-        self.counters.ignored_fields += ignored.sum::<u64>();
+        for accepted in &update.accepted {
+            let fields = &accepted.ignored;
+            self.counters.ignored_fields += fields.len() as u64;
+            self.notices.tell(update.kind, &accepted.name, fields);
+        }
         self.counters.updates_valid += update.accepted.len() as u64;
         self.counters.updates_invalid += update.rejected.len() as u64;
         if update.nack.is_some() {
@@ -469,26 +470,4 @@ fn write_state(store: &Store, resources: &[StoredResource]) {
         Ok(()) => tracing::debug!(%file, resources = resources.len(), "state saved"),
         Err(error) => tracing::warn!(%file, error, "the state cannot be saved"),
     }
-}
-
-fn connection(bootstrap: &Bootstrap, server: Server, options: &DriverOptions) -> Connection {
-    let policy = ErrorPolicy {
-        fail_on_data_errors: server.has(feature::FAIL_ON_DATA_ERRORS),
-        ignore_resource_deletion: server.has(feature::IGNORE_RESOURCE_DELETION),
-        resource_timer_is_transient: server.has(feature::RESOURCE_TIMER_IS_TRANSIENT_ERROR)
-            || server.has(feature::RESOURCE_TIMER_IS_TRANSIENT_FAILURE),
-    };
-    let announced = match server.has(feature::DELTA) {
-        true => Variant::Incremental,
-        false => Variant::StateOfTheWorld,
-    };
-    let variant = options.variant.unwrap_or(announced);
-    let machine = Machine::new(variant, node::node(&bootstrap.node))
-        .with_transient_timer(policy.resource_timer_is_transient);
-    let source = Source {
-        server: server.uri.to_string(),
-        policy,
-    };
-    let backoff = Backoff::new(options.backoff_base, options.backoff_cap);
-    Connection::new(server, source, machine, options.keep_alive, backoff)
 }

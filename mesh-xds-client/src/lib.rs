@@ -40,6 +40,7 @@ mod error;
 mod graph;
 #[cfg(test)]
 mod mutate;
+mod notices;
 #[allow(
     deprecated,
     reason = "Istio and older control planes send the deprecated fields too"

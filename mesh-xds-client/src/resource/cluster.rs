@@ -41,6 +41,7 @@ use prost::Name;
 use super::{
     DecodeContext, canonical,
     path::Sink,
+    report::report,
     security::tls,
     value::{duration, is, parse, same_stream, uint32},
 };
@@ -66,6 +67,35 @@ pub(super) fn decode(
         ("common_lb_config", proto.common_lb_config.is_some()),
         ("upstream_bind_config", proto.upstream_bind_config.is_some()),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            close_connections_on_host_health_failure,
+            common_http_protocol_options,
+            connection_pool_per_downstream_connection,
+            dns_failure_refresh_rate,
+            dns_jitter,
+            dns_lookup_family,
+            dns_refresh_rate,
+            dns_resolution_config,
+            dns_resolvers,
+            http_protocol_options,
+            ignore_health_on_host_removal,
+            load_assignment,
+            lrs_report_endpoint_metrics,
+            max_requests_per_connection,
+            preconnect_policy,
+            protocol_selection,
+            queuing_policies,
+            respect_dns_ttl,
+            typed_dns_resolver_config,
+            upstream_config,
+            upstream_connection_options,
+            upstream_http_protocol_options,
+            use_tcp_for_dns_lookups,
+        ]
+    );
     sink.refuse(
         "filters",
         !proto.filters.is_empty(),
@@ -142,6 +172,7 @@ fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
             walk_policies(sink, policy, 1)
         });
     }
+    report_lb_config(sink, proto);
     match LbPolicyProto::try_from(proto.lb_policy) {
         Ok(LbPolicyProto::RoundRobin) => Some(LbPolicy::RoundRobin),
         Ok(LbPolicyProto::Random) => Some(LbPolicy::Random),
@@ -160,6 +191,27 @@ fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
             ),
         ),
         Err(_) => sink.error_at("lb_policy", format!("{} is not known", proto.lb_policy)),
+    }
+}
+
+/// Settings of a policy that is not chosen, and those of a chosen one that have no effect.
+fn report_lb_config(sink: &mut Sink, proto: &ClusterProto) {
+    let chosen = LbPolicyProto::try_from(proto.lb_policy);
+    match &proto.lb_config {
+        None => {}
+        Some(LbConfig::LeastRequestLbConfig(config))
+            if chosen == Ok(LbPolicyProto::LeastRequest) =>
+        {
+            sink.field("least_request_lb_config", |sink| {
+                report!(sink, config, [active_request_bias, slow_start_config]);
+            });
+        }
+        Some(LbConfig::RoundRobinLbConfig(config)) => {
+            sink.field("round_robin_lb_config", |sink| {
+                report!(sink, config, [slow_start_config]);
+            });
+        }
+        Some(_) => sink.ignore([("lb_config (of a policy that is not chosen)", true)]),
     }
 }
 
@@ -185,12 +237,27 @@ fn walk_policies(sink: &mut Sink, list: &LoadBalancingPolicy, depth: usize) -> O
         };
         let place = format!("policies[{i}].typed_extension_config.typed_config");
         if is::<RoundRobin>(any) {
-            return Some(LbPolicy::RoundRobin);
+            return sink.field(&place, |sink| {
+                let config: RoundRobin = parse(sink, any)?;
+                report!(sink, config, [locality_lb_config, slow_start_config]);
+                Some(LbPolicy::RoundRobin)
+            });
         } else if is::<Random>(any) {
             return Some(LbPolicy::Random);
         } else if is::<LeastRequest>(any) {
             return sink.field(&place, |sink| {
                 let config: LeastRequest = parse(sink, any)?;
+                report!(
+                    sink,
+                    config,
+                    [
+                        active_request_bias,
+                        enable_full_scan,
+                        locality_lb_config,
+                        selection_method,
+                        slow_start_config,
+                    ]
+                );
                 least_request(sink, "choice_count", uint32(config.choice_count.as_ref()))
             });
         } else if is::<WrrLocality>(any) {
@@ -225,6 +292,7 @@ fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<Circ
     let Some(breakers) = &proto.circuit_breakers else {
         return Some(CircuitBreakers::default());
     };
+    report!(sink, breakers, [per_host_thresholds]);
     let is_default =
         |thresholds: &&Thresholds| thresholds.priority == RoutingPriority::Default as i32;
     let Some(found) = breakers.thresholds.iter().position(|t| is_default(&t)) else {
@@ -232,6 +300,7 @@ fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<Circ
     };
     let thresholds = &breakers.thresholds[found];
     sink.field(&format!("circuit_breakers.thresholds[{found}]"), |sink| {
+        report!(sink, thresholds, [max_connection_pools]);
         sink.ignore([
             ("max_connections", thresholds.max_connections.is_some()),
             (
@@ -289,6 +358,19 @@ fn decode_http_version(sink: &mut Sink, proto: &ClusterProto) -> Option<HttpVers
                 return sink.error(format!("holds {}", any.type_url));
             }
             let options: HttpProtocolOptions = parse(sink, any)?;
+            report!(
+                sink,
+                options,
+                [
+                    common_http_protocol_options,
+                    hash_policy,
+                    header_validation_config,
+                    outlier_detection,
+                    request_mirror_policies,
+                    retry_policy,
+                    upstream_http_protocol_options,
+                ]
+            );
             let is_filtered = options
                 .http_filters
                 .iter()

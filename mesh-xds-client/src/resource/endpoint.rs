@@ -20,12 +20,24 @@ use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoi
 use super::{
     canonical,
     path::Sink,
+    report::report,
     value::{socket_address, uint32},
 };
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<ClusterEndpoints> {
     if let Some(policy) = &proto.policy {
-        sink.ignore([("policy.drop_overloads", !policy.drop_overloads.is_empty())]);
+        sink.field("policy", |sink| {
+            report!(
+                sink,
+                policy,
+                [
+                    drop_overloads,
+                    endpoint_stale_after,
+                    overprovisioning_factor,
+                    weighted_priority_health,
+                ]
+            );
+        });
     }
     let mut addresses = HashSet::new();
     let localities = sink.each("endpoints", &proto.endpoints, |sink, locality| {
@@ -112,10 +124,9 @@ fn decode_endpoint(
             );
         }
     };
-    sink.ignore([(
-        "endpoint.additional_addresses",
-        !endpoint.additional_addresses.is_empty(),
-    )]);
+    sink.field("endpoint", |sink| {
+        report!(sink, endpoint, [additional_addresses, health_check_config]);
+    });
     let address = sink.field("endpoint.address", |sink| {
         let (ip, port) = socket_address(sink, endpoint.address.as_ref())?;
         let address = SocketAddr::new(ip, port);

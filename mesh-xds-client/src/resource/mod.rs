@@ -12,6 +12,7 @@ mod listener;
 mod name;
 pub(crate) mod path;
 mod raw;
+mod report;
 mod route;
 mod security;
 #[cfg(test)]

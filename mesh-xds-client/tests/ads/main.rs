@@ -2,6 +2,7 @@
 
 mod keep;
 mod server;
+mod translate;
 
 use std::{future::Future, time::Duration};
 

@@ -10,7 +10,7 @@ use super::*;
 use crate::mutate;
 
 /// Damaged resources per run.
-const ROUNDS: usize = 40_000;
+const ROUNDS: usize = 20_000;
 
 thread_local! {
     static CORPUS: RefCell<Vec<(Kind, Any)>> = const { RefCell::new(Vec::new()) };

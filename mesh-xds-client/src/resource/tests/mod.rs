@@ -2,6 +2,7 @@
 
 mod cluster;
 mod endpoint;
+mod fields;
 mod fuzz;
 mod listener;
 mod retry;
