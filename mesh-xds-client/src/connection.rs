@@ -12,7 +12,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use mesh_core::rng::Rng;
 use tokio::time::Instant;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use crate::{
     ads::{Machine, Response, Variant},
@@ -20,7 +20,7 @@ use crate::{
     cache::ErrorPolicy,
     dump::ServerDump,
     graph::Source,
-    transport::{self, AdsStream, KeepAlive, StreamStatus, backoff::Backoff, node},
+    transport::{self, AdsStream, Connected, KeepAlive, StreamStatus, backoff::Backoff, node},
 };
 
 /// A stream without any response for this long is given up: the server hangs (gRPC C-core).
@@ -54,7 +54,7 @@ enum Link {
     Waiting(Instant),
     Connecting {
         since: Instant,
-        attempt: BoxFuture<'static, Result<Channel, String>>,
+        attempt: BoxFuture<'static, Result<Connected, String>>,
     },
     Open {
         since: Instant,
@@ -67,7 +67,7 @@ enum Link {
 #[derive(Debug)]
 pub(crate) enum Event {
     Due,
-    Connected(Result<Channel, String>),
+    Connected(Result<Connected, String>),
     Response(Response),
     /// The stream is over.
     Ended(Option<Status>),
@@ -212,13 +212,13 @@ impl Connection {
         };
     }
 
-    pub(crate) fn opened(&mut self, channel: Channel) {
+    pub(crate) fn opened(&mut self, connected: &Connected) {
         tracing::info!(server = %self.server.uri, "connected to the control plane");
         self.machine.stream_opened();
         self.status = StreamStatus::Connected;
         self.link = Link::Open {
             since: Instant::now(),
-            stream: AdsStream::open(channel, self.machine.variant(), &self.server),
+            stream: AdsStream::open(connected, self.machine.variant()),
             has_response: false,
         };
     }

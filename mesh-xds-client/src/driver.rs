@@ -270,7 +270,7 @@ impl Driver {
         let connection = &mut self.connections[server];
         match event {
             Event::Due => connection.connect(),
-            Event::Connected(Ok(channel)) => connection.opened(channel),
+            Event::Connected(Ok(connected)) => connection.opened(&connected),
             Event::Connected(Err(error)) => self.closed(server, &error),
             Event::Response(response) => self.received(server, response),
             Event::Ended(status) => {

@@ -2,11 +2,14 @@
 //!
 //! What the JSON form says, said by calls; the same checks apply.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use mesh_core::config::LocalityId;
 
-use super::{Authority, Bootstrap, CertificateProvider, Node, Server, ServerUri};
+use super::{Authority, Bootstrap, CertificateProvider, Node, Server, ServerUri, TlsFiles};
 use crate::Error;
 
 /// Makes a [`Bootstrap`] in code.
@@ -15,6 +18,8 @@ use crate::Error;
 pub struct BootstrapBuilder {
     server_uri: String,
     features: BTreeSet<String>,
+    tls: Option<TlsFiles>,
+    token_file: Option<PathBuf>,
     fallbacks: Vec<Server>,
     authorities: BTreeMap<String, Authority>,
     node: Node,
@@ -28,6 +33,8 @@ impl BootstrapBuilder {
         Self {
             server_uri,
             features: BTreeSet::new(),
+            tls: None,
+            token_file: None,
             fallbacks: Vec::new(),
             authorities: BTreeMap::new(),
             node: Node::default(),
@@ -40,6 +47,18 @@ impl BootstrapBuilder {
     /// Adds one of [`feature`](super::feature) to the first control plane. Default none.
     pub fn server_feature(mut self, feature: impl Into<String>) -> Self {
         self.features.insert(feature.into());
+        self
+    }
+
+    /// Secures the connection to the first control plane with TLS (gRFC A65). Default plaintext.
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.tls = Some(files);
+        self
+    }
+
+    /// Sends the token in this file to the first control plane (gRFC A97). Default none.
+    pub fn token_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.token_file = Some(file.into());
         self
     }
 
@@ -104,14 +123,22 @@ impl BootstrapBuilder {
     /// Checks and finishes.
     ///
     /// # Errors
-    /// When the server's URI cannot be used.
+    /// When the server's URI cannot be used, or a token would travel in the clear.
     pub fn build(self) -> Result<Bootstrap, Error> {
-        let uri = ServerUri::parse(&self.server_uri)
-            .map_err(|reason| Error::bootstrap(format!("server_uri: {reason}")))?;
-        let first = Server {
-            uri,
-            features: self.features,
+        let text = match &self.tls {
+            Some(_) => self.server_uri.strip_prefix("https://"),
+            None => None,
         };
+        let uri = ServerUri::parse(text.unwrap_or(&self.server_uri))
+            .map_err(|reason| Error::bootstrap(format!("server_uri: {reason}")))?;
+        let mut first = Server::new(uri);
+        first.features = self.features;
+        if let Some(files) = self.tls {
+            first = first.with_tls(files);
+        }
+        if let Some(file) = self.token_file {
+            first = first.with_token_file(file)?;
+        }
         Ok(Bootstrap {
             servers: std::iter::once(first).chain(self.fallbacks).collect(),
             node: self.node,

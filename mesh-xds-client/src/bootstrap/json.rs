@@ -9,12 +9,11 @@ use mesh_core::config::LocalityId;
 use serde::Deserialize;
 
 use super::{
-    Authority, Bootstrap, CertificateProvider, MESH_CSR, MeshCsr, Node, Server, ServerUri,
+    Authority, Bootstrap, CertificateProvider, ChannelCredentials, MESH_CSR, MeshCsr, Node, Server,
+    ServerUri,
+    creds::{self, CredsDocument},
 };
 use crate::Error;
-
-/// The channel credentials this library has.
-const CHANNEL_CREDS: &str = "insecure";
 
 #[derive(Deserialize)]
 struct Document {
@@ -43,12 +42,9 @@ struct ServerDocument {
     #[serde(default)]
     channel_creds: Vec<CredsDocument>,
     #[serde(default)]
+    call_creds: Vec<CredsDocument>,
+    #[serde(default)]
     server_features: Vec<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct CredsDocument {
-    r#type: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -157,29 +153,28 @@ fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
 }
 
 impl ServerDocument {
-    fn parse(self) -> Result<Server, (&'static str, String)> {
-        let uri = ServerUri::parse(&self.server_uri).map_err(|reason| ("server_uri", reason))?;
-        if !self
-            .channel_creds
-            .iter()
-            .any(|creds| creds.r#type == CHANNEL_CREDS)
-        {
-            let offered: Vec<_> = self
-                .channel_creds
-                .iter()
-                .map(|creds| &*creds.r#type)
-                .collect();
-            return Err((
-                "channel_creds",
-                format!("none of {offered:?} is supported; supported is {CHANNEL_CREDS:?}"),
-            ));
-        }
+    fn parse(self) -> Result<Server, (String, String)> {
+        let channel = creds::channel(self.channel_creds)?;
+        // `https:` says what the credentials say; without them it would be a lie.
+        let text = match &channel {
+            ChannelCredentials::Tls(_) => self.server_uri.strip_prefix("https://"),
+            ChannelCredentials::Insecure => None,
+        };
+        let uri = ServerUri::parse(text.unwrap_or(&self.server_uri))
+            .map_err(|reason| ("server_uri".to_owned(), reason))?;
+        let calls = creds::calls(self.call_creds)?;
+        creds::check(&uri, &channel, &calls).map_err(|reason| ("call_creds".to_owned(), reason))?;
         let features: BTreeSet<String> = self
             .server_features
             .iter()
             .filter_map(|feature| feature.as_str().map(str::to_owned))
             .collect();
-        Ok(Server { uri, features })
+        Ok(Server {
+            uri,
+            features,
+            channel,
+            calls,
+        })
     }
 }
 

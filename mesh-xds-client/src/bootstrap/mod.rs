@@ -1,9 +1,11 @@
 //! Where the control plane is, and who we are.
 //!
 //! Reads gRPC's bootstrap format (gRFC A27, A29) from a file, a variable or code. Does not connect
-//! and does not read certificates. Deviation: channel credentials are `insecure` only.
+//! and does not read certificates. Deviation: channel credentials are
+//! `insecure` and `tls`.
 
 mod builder;
+mod creds;
 mod json;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use std::{
 use mesh_core::{SecretName, config::LocalityId};
 
 pub use builder::BootstrapBuilder;
+pub use creds::{CallCredentials, ChannelCredentials, TlsFiles};
 pub use uri::ServerUri;
 
 use crate::Error;
@@ -97,6 +100,10 @@ pub struct Server {
     pub uri: ServerUri,
     /// Features it announces, as written.
     pub features: BTreeSet<String>,
+    /// How the connection is secured.
+    pub channel: ChannelCredentials,
+    /// What each call carries.
+    pub calls: Vec<CallCredentials>,
 }
 
 impl Authority {
@@ -136,7 +143,26 @@ impl Server {
         Self {
             uri,
             features: BTreeSet::new(),
+            channel: ChannelCredentials::Insecure,
+            calls: Vec::new(),
         }
+    }
+
+    /// Secures the connection with TLS.
+    #[must_use]
+    pub fn with_tls(mut self, files: TlsFiles) -> Self {
+        self.channel = ChannelCredentials::Tls(files);
+        self
+    }
+
+    /// Sends the token in this file with every call.
+    ///
+    /// # Errors
+    /// When the token would leave this machine in the clear.
+    pub fn with_token_file(mut self, file: impl Into<PathBuf>) -> Result<Self, Error> {
+        self.calls.push(CallCredentials::JwtTokenFile(file.into()));
+        creds::check(&self.uri, &self.channel, &self.calls).map_err(Error::bootstrap)?;
+        Ok(self)
     }
 
     /// Adds one of [`feature`].

@@ -218,7 +218,9 @@ impl CertificateClient {
         }
         let server = Server::new(self.config.server.clone());
         let answer = async {
-            let channel = transport::connect(Arc::new(server), KeepAlive::default()).await?;
+            let channel = transport::connect(Arc::new(server), KeepAlive::default())
+                .await?
+                .channel;
             let mut client =
                 proto::istio_certificate_service_client::IstioCertificateServiceClient::new(
                     channel,

@@ -63,6 +63,8 @@ pub(crate) const SDS: &str = "type.googleapis.com/envoy.extensions.transport_soc
 pub(crate) struct ServerStream {
     requests: mpsc::UnboundedReceiver<DiscoveryRequest>,
     responses: mpsc::UnboundedSender<Result<DiscoveryResponse, Status>>,
+    /// The token that came with the call.
+    pub(crate) authorization: Option<String>,
 }
 
 impl ServerStream {
@@ -199,6 +201,7 @@ impl AggregatedDiscoveryService for Service {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let authorization = authorization(request.metadata());
         let mut incoming = request.into_inner();
         let (request_tx, requests) = mpsc::unbounded_channel();
         let (responses, response_rx) = mpsc::unbounded_channel();
@@ -209,6 +212,7 @@ impl AggregatedDiscoveryService for Service {
         _ = self.streams.send(ServerStream {
             requests,
             responses,
+            authorization,
         });
         tokio::spawn(async move {
             while let Ok(Some(request)) = incoming.message().await {
@@ -229,6 +233,7 @@ impl AggregatedDiscoveryService for Service {
         if self.is_sotw_only {
             return Err(Status::unimplemented("state of the world only"));
         }
+        let authorization = authorization(request.metadata());
         let mut incoming = request.into_inner();
         let (request_tx, requests) = mpsc::unbounded_channel();
         let (responses, mut response_rx) = mpsc::unbounded_channel();
@@ -236,6 +241,7 @@ impl AggregatedDiscoveryService for Service {
         _ = self.streams.send(ServerStream {
             requests,
             responses,
+            authorization,
         });
         tokio::spawn(async move {
             let mut translator = Translator::default();
@@ -261,6 +267,11 @@ impl AggregatedDiscoveryService for Service {
             delta_rx,
         ))))
     }
+}
+
+fn authorization(metadata: &tonic::metadata::MetadataMap) -> Option<String> {
+    let value = metadata.get("authorization")?;
+    value.to_str().ok().map(str::to_owned)
 }
 
 fn any<T: Message + Name>(value: &T) -> Any {
