@@ -29,7 +29,7 @@ use crate::{
     driver::{Command, Driver, DriverOptions, Freshness, Reports},
     dump::ClientDump,
     graph::{WatchId, Watcher},
-    transport::{KeepAlive, StreamStatus},
+    transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
 };
 
@@ -226,6 +226,13 @@ impl XdsClient {
         let (tx, rx) = oneshot::channel();
         self.shared.commands.send(Command::Dump(tx)).ok()?;
         rx.await.ok()
+    }
+
+    /// A service that shows all that the client knows to tools such as grpcdebug. It does not keep
+    /// the client alive.
+    pub fn status_service(&self) -> StatusService {
+        let node = node::node(&self.shared.bootstrap.node);
+        StatusService::new(node, self.shared.commands.downgrade())
     }
 
     fn watch(&self, watcher: impl FnOnce() -> Watcher) -> Arc<Subscription> {

@@ -55,5 +55,5 @@ pub use bootstrap::Bootstrap;
 pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
 pub use driver::{Driver, Freshness};
 pub use error::Error;
-pub use transport::StreamStatus;
+pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -371,7 +371,11 @@ impl Bootstrap {
                     .clone()
                     .or_else(|| self.servers.first().map(|server| server.uri.clone()))
                     .ok_or_else(|| Error::certificate("there is no server to sign with"))?;
+                // The signer is reached as the control plane at the same address is.
+                let known = self.servers.iter().find(|known| known.uri == server);
+                let channel = known.map(|known| known.channel.clone());
                 let mut config = crate::certificate::CertificateConfig::new(server);
+                config.channel = channel.unwrap_or_default();
                 config.token_file = csr.token_file.clone();
                 Ok(config)
             }

@@ -299,6 +299,17 @@ fn the_first_known_channel_credentials_count_and_all_known_call_credentials() {
 }
 
 #[test]
+fn certificates_are_asked_for_over_the_same_security_as_resources() {
+    let bootstrap = Bootstrap::builder("https://cp:443")
+        .tls(TlsFiles::with_roots("/ca"))
+        .certificate_provider("default", CertificateProvider::MeshCsr(MeshCsr::default()))
+        .build()
+        .unwrap();
+    let config = bootstrap.certificate_config("default").unwrap();
+    assert_eq!(config.channel, bootstrap.servers[0].channel);
+}
+
+#[test]
 fn a_token_in_code_is_refused_in_the_clear_too() {
     let builder = Bootstrap::builder("cp:1").token_file("/token");
     let error = builder.clone().build().unwrap_err().to_string();

@@ -5,6 +5,7 @@
 //! TCP keepalive besides the HTTP/2 one finds a dead peer within a minute.
 
 pub(crate) mod backoff;
+pub(crate) mod csds;
 pub(crate) mod node;
 mod secure;
 

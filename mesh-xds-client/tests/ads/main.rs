@@ -3,6 +3,7 @@
 mod keep;
 mod secure;
 mod server;
+mod status;
 mod translate;
 
 use std::{future::Future, time::Duration};
@@ -13,6 +14,7 @@ use mesh_xds_client::{
     Bootstrap, InboundState, StreamStatus, Variant, XdsClient, XdsClientBuilder,
 };
 use server::*;
+use status::the_status_service_shows_states_versions_and_contents;
 
 const MUST_HAPPEN: Duration = Duration::from_secs(10);
 
@@ -35,6 +37,7 @@ macro_rules! over_both_variants {
 }
 
 over_both_variants!(
+    the_status_service_shows_states_versions_and_contents,
     a_process_starts_and_serves_with_the_control_plane_down,
     the_first_snapshot_and_a_change_of_endpoints,
     a_refusal_names_the_resource_and_keeps_the_last_good_one,

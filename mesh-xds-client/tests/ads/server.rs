@@ -372,7 +372,11 @@ pub(crate) fn routes(name: &str, cluster: &str) -> Any {
 }
 
 pub(crate) fn cluster(name: &str) -> Any {
-    any(&Cluster {
+    any(&eds_cluster(name))
+}
+
+fn eds_cluster(name: &str) -> Cluster {
+    Cluster {
         name: name.into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(3)),
         eds_cluster_config: Some(EdsClusterConfig {
@@ -380,6 +384,14 @@ pub(crate) fn cluster(name: &str) -> Any {
             ..EdsClusterConfig::default()
         }),
         ..Cluster::default()
+    }
+}
+
+/// A cluster with a field that has no effect here.
+pub(crate) fn cluster_with_load_reports(name: &str) -> Any {
+    any(&Cluster {
+        lrs_server: ads(),
+        ..eds_cluster(name)
     })
 }
 
