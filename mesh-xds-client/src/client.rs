@@ -26,6 +26,7 @@ use crate::{
     bootstrap::{Bootstrap, CertificateProvider},
     certificate::{CertificateClient, CertificateWatch},
     connection::ConnectionOptions,
+    dns::Lookup,
     driver::{Command, Driver, DriverOptions, Freshness, Reports},
     dump::ClientDump,
     graph::{WatchId, Watcher},
@@ -186,6 +187,7 @@ impl XdsClient {
                 },
                 seed: seed(),
                 state_file: None,
+                lookup: Lookup::system(),
             },
         }
     }

@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -24,12 +25,13 @@ use crate::{
     authority::{Authorities, Effects, Order, ServerId},
     bootstrap::{Bootstrap, Server},
     connection::{Connection, ConnectionOptions, Event},
+    dns::{Lookup, Resolver},
     dump::{ClientDump, Counters},
     graph::{Graph, WatchId, Watcher},
     notices::Notices,
     resource::{DecodeContext, Raw, decode_all},
     store::{Store, StoredResource, UNUSED_RUNS_MAX},
-    transport::StreamStatus,
+    transport::{StreamStatus, backoff::Backoff},
 };
 
 /// Commands taken in one turn before requests go out.
@@ -52,6 +54,7 @@ pub(crate) struct DriverOptions {
     pub(crate) connection: ConnectionOptions,
     pub(crate) seed: u64,
     pub(crate) state_file: Option<PathBuf>,
+    pub(crate) lookup: Lookup,
 }
 
 /// How much of what is served the control plane has confirmed.
@@ -87,6 +90,7 @@ pub struct Driver {
     authorities: Authorities,
     connections: Vec<Connection>,
     graph: Graph,
+    resolver: Resolver,
     rng: SplitMix64,
     counters: Counters,
     notices: Notices,
@@ -100,6 +104,7 @@ pub struct Driver {
 enum Turn {
     Command(Option<Command>),
     Connection(ServerId, Event),
+    Resolved(String, Result<Vec<IpAddr>, String>),
     Save,
 }
 
@@ -145,6 +150,13 @@ impl Driver {
                 first.unwrap_or_default(),
                 rng.next_u64(),
             ),
+            resolver: Resolver::new(
+                options.lookup,
+                Backoff::new(
+                    options.connection.backoff_base,
+                    options.connection.backoff_cap,
+                ),
+            ),
             rng,
             counters: Counters::default(),
             notices: Notices::default(),
@@ -169,6 +181,7 @@ impl Driver {
                 }
                 Turn::Command(Some(command)) => self.take_commands(command),
                 Turn::Connection(server, event) => self.take_event(server, event),
+                Turn::Resolved(host, answer) => self.graph.resolved(&host, answer),
                 Turn::Save => self.save(),
             }
         }
@@ -195,6 +208,12 @@ impl Driver {
                     self.graph
                         .refuse_name(change.kind, &change.name, reason, now);
                 }
+            }
+        }
+        for (host, is_wanted) in self.graph.take_host_changes() {
+            match is_wanted {
+                true => self.resolver.want(&host),
+                false => self.resolver.unwant(&host),
             }
         }
         for connection in &mut self.connections {
@@ -243,6 +262,7 @@ impl Driver {
         tokio::select! {
             command = self.commands.recv() => Turn::Command(command),
             (event, server, _) = select_all(connections) => Turn::Connection(server, event),
+            (host, answer) = self.resolver.next(&mut self.rng) => Turn::Resolved(host, answer),
             () = save => Turn::Save,
         }
     }

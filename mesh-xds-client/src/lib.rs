@@ -34,6 +34,7 @@ mod cache;
 pub mod certificate;
 mod client;
 mod connection;
+mod dns;
 mod driver;
 pub mod dump;
 mod error;

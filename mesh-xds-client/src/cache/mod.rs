@@ -18,7 +18,7 @@ use mesh_core::{
 
 use crate::{
     dump::ResourceDump,
-    resource::{Accepted, Config, Kind},
+    resource::{Accepted, ClusterSpec, Config, Kind},
     store::StoredResource,
 };
 use entry::Entry;
@@ -175,7 +175,7 @@ impl Change {
 pub(crate) struct Cache {
     pub(crate) listeners: Table<ListenerName, config::Listener>,
     pub(crate) routes: Table<RouteConfigName, config::RouteConfig>,
-    pub(crate) clusters: Table<ClusterName, config::Cluster>,
+    pub(crate) clusters: Table<ClusterName, ClusterSpec>,
     pub(crate) endpoints: Table<EndpointsName, config::ClusterEndpoints>,
     pub(crate) secrets: Table<SecretName, Secret>,
     changes: Vec<Change>,

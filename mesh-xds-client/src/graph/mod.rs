@@ -10,11 +10,13 @@
 mod client;
 mod clusters;
 mod faults;
+mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::SystemTime,
 };
@@ -297,21 +299,39 @@ impl Graph {
         }
     }
 
-    /// Brings a cluster up to date with the cache, and finishes those that waited for it.
+    /// Brings a cluster up to date with the cache, with its members and the aggregates around it, and
+    /// finishes those that waited for it.
     fn refresh(&mut self, name: &ClusterName) {
-        let refreshed = self
-            .clusters
-            .refresh(name, &mut self.cache, &mut self.orphans);
-        if !refreshed.is_changed {
-            return;
-        }
-        if let Some(tree) = self.clusters.tree(name) {
-            self.compiler.update_cluster(name, tree);
-        }
-        if refreshed.is_new {
-            for id in self.clusters.users(name) {
-                self.settle(id, name);
+        let mut due = VecDeque::from([name.clone()]);
+        while let Some(name) = due.pop_front() {
+            let refreshed = self
+                .clusters
+                .refresh(&name, &mut self.cache, &mut self.orphans);
+            due.extend(refreshed.added);
+            if !refreshed.is_changed {
+                continue;
             }
+            if let Some(tree) = self.clusters.tree(&name) {
+                self.compiler.update_cluster(&name, tree);
+            }
+            due.extend(self.clusters.parents(&name));
+            if refreshed.is_new {
+                for id in self.clusters.users(&name) {
+                    self.settle(id, &name);
+                }
+            }
+        }
+    }
+
+    /// Hosts that are to be looked up or not any more, since the last call.
+    pub(crate) fn take_host_changes(&mut self) -> Vec<(String, bool)> {
+        self.clusters.take_host_changes()
+    }
+
+    /// Takes an answer for a host.
+    pub(crate) fn resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>) {
+        for cluster in self.clusters.resolved(host, answer) {
+            self.refresh(&cluster);
         }
     }
 

@@ -1,6 +1,6 @@
 //! `Cluster` to [`Cluster`].
 //!
-//! Stage 3. EDS clusters only (gRFC A27); `load_balancing_policy` wins over `lb_policy` (gRFC A52);
+//! Stage 3. `load_balancing_policy` wins over `lb_policy` (gRFC A52);
 //! limits by gRFC A32 and Envoy's retry budget. Outlier detection and health checks have no effect
 //! and are noted. Deviation: a policy that is not supported refuses the cluster, never falls back.
 
@@ -10,9 +10,7 @@ use envoy_types::pb::{
             cluster::v3::{
                 self as proto, Cluster as ClusterProto, LoadBalancingPolicy,
                 circuit_breakers::Thresholds,
-                cluster::{
-                    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as LbPolicyProto,
-                },
+                cluster::{LbConfig, LbPolicy as LbPolicyProto},
             },
             core::v3::{RoutingPriority, TransportSocket, transport_socket},
         },
@@ -32,18 +30,22 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{
-    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
-    RetryBudget, UpstreamTls,
+use mesh_core::{
+    ClusterName,
+    config::{
+        CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
+        RetryBudget, UpstreamTls,
+    },
 };
 use prost::Name;
 
 use super::{
     DecodeContext, canonical,
+    discovery::{self, ClusterSource, ClusterSpec},
     path::Sink,
     report::report,
     security::tls,
-    value::{duration, is, parse, same_stream, uint32},
+    value::{duration, is, parse, uint32},
 };
 
 /// Key of the HTTP options in `typed_extension_protocol_options`.
@@ -59,7 +61,7 @@ pub(super) fn decode(
     sink: &mut Sink,
     context: &DecodeContext,
     proto: &ClusterProto,
-) -> Option<Cluster> {
+) -> Option<ClusterSpec> {
     sink.ignore([
         ("outlier_detection", proto.outlier_detection.is_some()),
         ("health_checks", !proto.health_checks.is_empty()),
@@ -82,7 +84,6 @@ pub(super) fn decode(
             dns_resolvers,
             http_protocol_options,
             ignore_health_on_host_removal,
-            load_assignment,
             lrs_report_endpoint_metrics,
             max_requests_per_connection,
             preconnect_policy,
@@ -107,7 +108,7 @@ pub(super) fn decode(
         subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
         "subset load balancing is not supported",
     );
-    let discovery = decode_discovery(sink, proto);
+    let source = discovery::decode(sink, proto);
     let lb_policy = decode_lb_policy(sink, proto);
     let circuit_breakers = decode_circuit_breakers(sink, proto);
     let http_version = decode_http_version(sink, proto);
@@ -118,52 +119,25 @@ pub(super) fn decode(
         }
         timeout => timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
     };
-    Some(Cluster {
-        name: canonical(proto.name.clone()).into(),
-        discovery: discovery?,
+    let name: ClusterName = canonical(proto.name.clone()).into();
+    let source = source?;
+    let config = Cluster {
+        // Only EDS has a form there; for the others the name stands for itself.
+        discovery: Discovery::Eds(match &source {
+            ClusterSource::Eds(endpoints) => endpoints.clone(),
+            ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => name.as_str().into(),
+        }),
+        name,
         lb_policy: lb_policy?,
         circuit_breakers: circuit_breakers?,
         connect_timeout,
         http_version: http_version?,
         tls: tls?,
+    };
+    Some(ClusterSpec {
+        config: config.into(),
+        source,
     })
-}
-
-fn decode_discovery(sink: &mut Sink, proto: &ClusterProto) -> Option<Discovery> {
-    match &proto.cluster_discovery_type {
-        Some(ClusterDiscoveryType::Type(value)) if *value == DiscoveryType::Eds as i32 => {}
-        Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return sink.error_at(
-                "cluster_type",
-                format!("{:?} is not supported", custom.name),
-            );
-        }
-        other => {
-            let name = match other {
-                Some(ClusterDiscoveryType::Type(value)) => DiscoveryType::try_from(*value)
-                    .map_or_else(|_| value.to_string(), |known| known.as_str_name().into()),
-                _ => "STATIC".to_owned(),
-            };
-            return sink.error_at("type", format!("{name} is not supported; supported is EDS"));
-        }
-    }
-    let eds = proto.eds_cluster_config.as_ref();
-    same_stream(
-        sink,
-        "eds_cluster_config.eds_config",
-        eds.and_then(|eds| eds.eds_config.as_ref()),
-    );
-    let service_name = eds.map_or("", |eds| &eds.service_name);
-    if !service_name.is_empty() {
-        return Some(Discovery::Eds(canonical(service_name.to_owned()).into()));
-    }
-    if proto.name.starts_with("xdstp:") {
-        return sink.error_at(
-            "eds_cluster_config.service_name",
-            "must be set for a cluster with an xdstp: name",
-        );
-    }
-    Some(Discovery::Eds(proto.name.as_str().into()))
 }
 
 fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {

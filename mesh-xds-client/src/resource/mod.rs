@@ -7,6 +7,7 @@
 //! traffic or security depends on it, and is noted in the log where nothing does.
 
 mod cluster;
+mod discovery;
 mod endpoint;
 mod listener;
 mod name;
@@ -39,6 +40,7 @@ use mesh_core::{ConfigError, config};
 use prost::Message;
 
 use crate::bootstrap::CertificateProvider;
+pub(crate) use discovery::{ClusterSource, ClusterSpec, DnsHost};
 pub(crate) use name::{authority, canonical};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
@@ -98,7 +100,7 @@ impl Kind {
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Config {
-    Cluster(Arc<config::Cluster>),
+    Cluster(Arc<ClusterSpec>),
     Endpoints(Arc<config::ClusterEndpoints>),
     Listener(Arc<config::Listener>),
     Route(Arc<config::RouteConfig>),

@@ -37,6 +37,7 @@ macro_rules! over_both_variants {
 }
 
 over_both_variants!(
+    a_cluster_of_hosts_needs_no_endpoints_from_the_control_plane,
     the_status_service_shows_states_versions_and_contents,
     a_process_starts_and_serves_with_the_control_plane_down,
     the_first_snapshot_and_a_change_of_endpoints,
@@ -389,4 +390,16 @@ async fn a_server_without_the_incremental_variant_is_spoken_to_in_the_other() {
     wait_for_port(&mut reader, 1).await;
     let dump = client.dump().await.unwrap();
     assert_eq!(dump.servers[0].variant, Variant::StateOfTheWorld);
+}
+
+async fn a_cluster_of_hosts_needs_no_endpoints_from_the_control_plane(variant: Variant) {
+    let mut server = Server::start().await;
+    let client = client(&server, variant);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.serve(LDS, "1", vec![listener("l", "r")]).await;
+    stream.serve(RDS, "1", vec![routes("r", "c")]).await;
+    let hosts = vec![dns_cluster("c", "127.0.0.1", 7)];
+    stream.serve(CDS, "1", hosts).await;
+    wait_for_port(&mut reader, 7).await;
 }

@@ -395,6 +395,36 @@ pub(crate) fn cluster_with_load_reports(name: &str) -> Any {
     })
 }
 
+/// A cluster of one host.
+pub(crate) fn dns_cluster(name: &str, host: &str, port: u16) -> Any {
+    let address = Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: host.into(),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
+            ..SocketAddress::default()
+        })),
+    };
+    let endpoint = LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+            address: Some(address),
+            ..Endpoint::default()
+        })),
+        ..LbEndpoint::default()
+    };
+    any(&Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(2)),
+        load_assignment: Some(ClusterLoadAssignment {
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint],
+                ..LocalityLbEndpoints::default()
+            }],
+            ..ClusterLoadAssignment::default()
+        }),
+        ..Cluster::default()
+    })
+}
+
 /// A cluster with a policy that is not supported.
 pub(crate) fn bad_cluster(name: &str) -> Any {
     any(&Cluster {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod keep;
+mod sources;
 
 use mesh_core::{
     config::*,
@@ -9,7 +10,10 @@ use mesh_core::{
 };
 
 use super::*;
-use crate::{cache::ErrorPolicy, resource::Config};
+use crate::{
+    cache::ErrorPolicy,
+    resource::{ClusterSource, ClusterSpec, Config},
+};
 
 struct Rig {
     graph: Graph,
@@ -206,15 +210,20 @@ fn routes(clusters: &[&str]) -> Config {
 }
 
 fn cluster(name: &str, endpoints: &str) -> Config {
-    Config::Cluster(Arc::new(Cluster {
+    spec(name, ClusterSource::Eds(endpoints.into()))
+}
+
+fn spec(name: &str, source: ClusterSource) -> Config {
+    let config = Arc::new(Cluster {
         name: name.into(),
-        discovery: Discovery::Eds(endpoints.into()),
+        discovery: Discovery::Eds(name.into()),
         lb_policy: LbPolicy::RoundRobin,
         circuit_breakers: CircuitBreakers::default(),
         connect_timeout: DEFAULT_CONNECT_TIMEOUT,
         http_version: HttpVersion::ByRequest,
         tls: None,
-    }))
+    });
+    Config::Cluster(Arc::new(ClusterSpec { config, source }))
 }
 
 fn endpoints(name: &str, port: u16) -> Config {

@@ -56,7 +56,7 @@ fn with(change: impl FnOnce(&mut ClusterProto)) -> Any {
 #[track_caller]
 fn accepted(resource: Any) -> Arc<Cluster> {
     match decode(Kind::Cluster, resource).unwrap() {
-        Config::Cluster(cluster) => cluster,
+        Config::Cluster(cluster) => Arc::clone(&cluster.config),
         other => panic!("{other:?}"),
     }
 }
@@ -240,7 +240,7 @@ pub(super) fn what_would_change_traffic_is_refused() {
     for (resource, expected) in [
         (
             with(|c| c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(2))),
-            "type: LOGICAL_DNS is not supported",
+            "load_assignment: is missing, and names the host",
         ),
         (
             with(|c| c.cluster_discovery_type = None),

@@ -31,6 +31,8 @@ fn corpus() -> Vec<(Kind, Any)> {
     cluster::http_versions();
     cluster::what_would_change_traffic_is_refused();
     cluster::every_error_is_collected();
+    discovery::dns_clusters();
+    discovery::aggregates();
     endpoint::weights_health_and_priorities_are_taken();
     endpoint::localities_without_weight_are_left_out();
     endpoint::assignments_that_contradict_themselves_are_refused();

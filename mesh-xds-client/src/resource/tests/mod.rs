@@ -1,6 +1,7 @@
 //! What decode accepts and refuses, per type, with the path of each error.
 
 mod cluster;
+mod discovery;
 mod endpoint;
 mod fields;
 mod fuzz;

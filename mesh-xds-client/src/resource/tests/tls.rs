@@ -281,7 +281,7 @@ pub(super) fn tls_that_cannot_be_applied_is_never_taken_for_plaintext() {
         ..UpstreamTlsContext::default()
     });
     match decode(Kind::Cluster, cluster(typed(tls))).unwrap() {
-        Config::Cluster(cluster) => assert!(cluster.tls.is_some()),
+        Config::Cluster(cluster) => assert!(cluster.config.tls.is_some()),
         other => panic!("{other:?}"),
     }
 }
