@@ -6,6 +6,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,15 +19,18 @@ use mesh_core::{
     snapshot::{self, SnapshotReader},
 };
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Error,
+    Error, Variant,
     bootstrap::{Bootstrap, CertificateProvider},
     certificate::{CertificateClient, CertificateWatch},
-    driver::{Command, Driver, DriverOptions},
+    connection::ConnectionOptions,
+    dns::Lookup,
+    driver::{Command, Driver, DriverOptions, Freshness, Reports},
+    dump::ClientDump,
     graph::{WatchId, Watcher},
-    transport::{KeepAlive, StreamStatus},
+    transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
 };
 
@@ -46,6 +50,7 @@ pub struct XdsClient {
 struct Shared {
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<StreamStatus>,
+    freshness: watch::Receiver<Freshness>,
     bootstrap: Bootstrap,
     next_id: AtomicU64,
 }
@@ -82,21 +87,39 @@ impl XdsClientBuilder {
     /// Pauses between connection attempts: the first one, and the longest. They grow by 1.6 and
     /// vary by 20 %. Default [`BACKOFF_BASE`] and [`BACKOFF_CAP`].
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
-        self.options.backoff_base = base;
-        self.options.backoff_cap = cap;
+        self.options.connection.backoff_base = base;
+        self.options.connection.backoff_cap = cap;
         self
     }
 
     /// HTTP/2 pings: how often, and how long to wait for the answer. Default 5 min and 20 s, as
     /// many servers close connections that ping more often.
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.options.keep_alive = KeepAlive { interval, timeout };
+        self.options.connection.keep_alive = KeepAlive { interval, timeout };
         self
     }
 
     /// Seed of jitter and of where round robin starts. Default random.
     pub fn seed(mut self, seed: u64) -> Self {
         self.options.seed = seed;
+        self
+    }
+
+    /// Speaks this variant of the protocol with every server. Default: the incremental one with
+    /// servers whose bootstrap features include [`feature::DELTA`](crate::bootstrap::feature::DELTA),
+    /// state of the world with all others. A server that does not know the incremental one is spoken
+    /// to in the other.
+    pub fn variant(mut self, variant: Variant) -> Self {
+        self.options.connection.variant = Some(variant);
+        self
+    }
+
+    /// Keeps the last good state in this file, so that a process that starts while the control plane
+    /// is down serves what it served before. Its folder must exist. The file is readable by its owner
+    /// only, holds no private key, is written at most once a second and has at most 128 MiB. Default
+    /// none.
+    pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.options.state_file = Some(path.into());
         self
     }
 
@@ -120,17 +143,18 @@ impl XdsClientBuilder {
     /// When the bootstrap names no server.
     pub fn build_with_driver(self) -> Result<(XdsClient, Driver), Error> {
         let Self { bootstrap, options } = self;
-        let server = bootstrap
-            .servers
-            .first()
-            .map(|server| server.uri.clone())
-            .ok_or_else(|| Error::bootstrap("xds_servers: at least one is needed"))?;
+        if bootstrap.servers.is_empty() {
+            return Err(Error::bootstrap("xds_servers: at least one is needed"));
+        }
         let (commands, queue) = mpsc::unbounded_channel();
         let (status, status_rx) = watch::channel(StreamStatus::Connecting);
-        let driver = Driver::new(&bootstrap, server, queue, status, options);
+        let (freshness, freshness_rx) = watch::channel(Freshness::default());
+        let reports = Reports { status, freshness };
+        let driver = Driver::new(&bootstrap, queue, reports, options);
         let shared = Arc::new(Shared {
             commands,
             status: status_rx,
+            freshness: freshness_rx,
             bootstrap,
             next_id: AtomicU64::new(0),
         });
@@ -155,10 +179,15 @@ impl XdsClient {
         XdsClientBuilder {
             bootstrap,
             options: DriverOptions {
-                backoff_base: BACKOFF_BASE,
-                backoff_cap: BACKOFF_CAP,
-                keep_alive: KeepAlive::default(),
+                connection: ConnectionOptions {
+                    backoff_base: BACKOFF_BASE,
+                    backoff_cap: BACKOFF_CAP,
+                    keep_alive: KeepAlive::default(),
+                    variant: None,
+                },
                 seed: seed(),
+                state_file: None,
+                lookup: Lookup::system(),
             },
         }
     }
@@ -187,6 +216,25 @@ impl XdsClient {
         let (tx, rx) = watch::channel(None);
         let name = name.into();
         Watch::new(rx, self.watch(|| Watcher::TrustBundle { name, tx }))
+    }
+
+    /// Whether what is served is from an earlier run (see [`XdsClientBuilder::state_file`]).
+    pub fn freshness(&self) -> watch::Receiver<Freshness> {
+        self.shared.freshness.clone()
+    }
+
+    /// All that the client knows, for people. `None` when its driver has ended.
+    pub async fn dump(&self) -> Option<ClientDump> {
+        let (tx, rx) = oneshot::channel();
+        self.shared.commands.send(Command::Dump(tx)).ok()?;
+        rx.await.ok()
+    }
+
+    /// A service that shows all that the client knows to tools such as grpcdebug. It does not keep
+    /// the client alive.
+    pub fn status_service(&self) -> StatusService {
+        let node = node::node(&self.shared.bootstrap.node);
+        StatusService::new(node, self.shared.commands.downgrade())
     }
 
     fn watch(&self, watcher: impl FnOnce() -> Watcher) -> Arc<Subscription> {

@@ -1,360 +1,493 @@
-//! The only task: stream, timers and commands in; requests and snapshots out.
+//! The only task: streams, timers and commands in; requests and snapshots out.
 //!
-//! Stages 1 to 7 in one place, each a synchronous call. It owns everything above the line and is
-//! never waited for by requests. It ends, and the stream with it, when the last handle and the last
-//! watch are gone: it holds no sender of its own commands.
+//! Stages 1 to 7 in one place, each a synchronous call: the next response is read when every watcher
+//! has seen the last one. It owns everything above the line and is never waited for by requests. It
+//! ends, and the streams with it, when the last handle and the last watch are gone: it holds no
+//! sender of its own commands.
 
 use std::{
-    collections::HashMap,
     fmt,
+    net::IpAddr,
+    path::PathBuf,
     time::{Duration, SystemTime},
 };
 
-use envoy_types::pb::{
-    envoy::{
-        config::core::v3::{Locality, Node as NodeProto, node::UserAgentVersionType},
-        service::discovery::v3::DiscoveryResponse,
-    },
-    google::protobuf::{ListValue, Struct, Value, value::Kind as ValueKind},
-};
-use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use futures_util::{FutureExt, future::select_all};
 use mesh_core::rng::{Rng, SplitMix64};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::Instant,
 };
-use tonic::{Status, transport::Channel};
 
 use crate::{
-    ads::{Sotw, Variant},
-    bootstrap::{Bootstrap, Node, ServerUri},
-    graph::{Graph, Origin, WatchId, Watcher},
-    resource::DecodeContext,
-    transport::{self, AdsStream, KeepAlive, StreamStatus, backoff::Backoff},
+    ads::Response,
+    authority::{Authorities, Effects, Order, ServerId},
+    bootstrap::{Bootstrap, Server},
+    connection::{Connection, ConnectionOptions, Event},
+    dns::{Lookup, Resolver},
+    dump::{ClientDump, Counters},
+    graph::{Graph, WatchId, Watcher},
+    notices::Notices,
+    resource::{DecodeContext, Raw, decode_all},
+    store::{Store, StoredResource, UNUSED_RUNS_MAX},
+    transport::{StreamStatus, backoff::Backoff},
 };
-
-/// What this library can do beyond the basic protocol.
-const CLIENT_FEATURES: [&str; 1] = ["xds.config.resource-in-sotw"];
 
 /// Commands taken in one turn before requests go out.
 const COMMANDS_PER_TURN_MAX: usize = 1024;
+
+/// From the first change to writing the state: one push is many responses.
+const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// What handles ask for.
 #[derive(Debug)]
 pub(crate) enum Command {
     Watch(WatchId, Watcher),
     Unwatch(WatchId),
+    Dump(oneshot::Sender<ClientDump>),
 }
 
-/// How the stream is kept.
-#[derive(Clone, Copy, Debug)]
+/// How the client behaves.
+#[derive(Clone, Debug)]
 pub(crate) struct DriverOptions {
-    pub(crate) backoff_base: Duration,
-    pub(crate) backoff_cap: Duration,
-    pub(crate) keep_alive: KeepAlive,
+    pub(crate) connection: ConnectionOptions,
     pub(crate) seed: u64,
+    pub(crate) state_file: Option<PathBuf>,
+    pub(crate) lookup: Lookup,
 }
 
-/// Keeps one client's stream and configuration. Run it on any tokio runtime; the client does
+/// How much of what is served the control plane has confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Freshness {
+    /// Resources in use that are from an earlier run, and not confirmed since. 0 is fresh.
+    pub stored_in_use: usize,
+}
+
+impl Freshness {
+    /// Whether anything in use is from an earlier run.
+    pub fn is_stale(&self) -> bool {
+        self.stored_in_use > 0
+    }
+}
+
+/// Where the driver reports to.
+#[derive(Debug)]
+pub(crate) struct Reports {
+    pub(crate) status: watch::Sender<StreamStatus>,
+    pub(crate) freshness: watch::Sender<Freshness>,
+}
+
+/// Keeps one client's streams and configuration. Run it on any tokio runtime; the client does
 /// nothing without it.
 #[must_use = "the client does nothing until the driver runs"]
 pub struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
-    status: watch::Sender<StreamStatus>,
-    server: ServerUri,
-    keep_alive: KeepAlive,
+    reports: Reports,
+    node_id: String,
     context: DecodeContext,
-    ads: Sotw,
+    authorities: Authorities,
+    connections: Vec<Connection>,
     graph: Graph,
-    link: Link,
-    backoff: Backoff,
+    resolver: Resolver,
     rng: SplitMix64,
+    counters: Counters,
+    notices: Notices,
+    store: Option<Store>,
+    save_at: Option<Instant>,
+    /// What to save when this ends, taken before the last watches went.
+    pending: Option<Vec<StoredResource>>,
+    saving: Option<JoinHandle<()>>,
 }
 
-/// The connection, stage by stage.
-enum Link {
-    /// Not before this time.
-    Waiting(Instant),
-    Connecting {
-        since: Instant,
-        attempt: BoxFuture<'static, Result<Channel, String>>,
-    },
-    Open {
-        since: Instant,
-        stream: AdsStream,
-        has_response: bool,
-    },
-}
-
-enum Event {
+enum Turn {
     Command(Option<Command>),
-    Due,
-    Connected(Result<Channel, String>),
-    Response(Option<Result<DiscoveryResponse, Status>>),
-    Writable,
-    Expired,
+    Connection(ServerId, Event),
+    Resolved(String, Result<Vec<IpAddr>, String>),
+    Save,
 }
 
 impl Driver {
     pub(crate) fn new(
         bootstrap: &Bootstrap,
-        server: ServerUri,
         commands: mpsc::UnboundedReceiver<Command>,
-        status: watch::Sender<StreamStatus>,
+        reports: Reports,
         options: DriverOptions,
     ) -> Self {
         let mut rng = SplitMix64::new(options.seed);
-        let origin = Origin {
-            node: bootstrap.node.id.clone(),
-            server: server.to_string(),
-        };
+        let mut servers: Vec<Server> = Vec::new();
+        let mut authorities = Authorities::default();
+        for (name, list) in bootstrap.authority_servers() {
+            let mut ids = Vec::new();
+            for server in list {
+                let known = servers.iter().position(|known| known == server);
+                let id = known.unwrap_or_else(|| {
+                    servers.push(server.clone());
+                    servers.len() - 1
+                });
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+            authorities.add(name.map(str::to_owned), ids);
+        }
+        let first = bootstrap
+            .servers
+            .first()
+            .map(|server| server.uri.to_string());
+        let fingerprint: Vec<_> = servers.iter().map(|s| s.uri.to_string()).collect();
+        let connect = |server: Server| Connection::start(bootstrap, server, &options.connection);
         Self {
             commands,
-            status,
-            server,
-            keep_alive: options.keep_alive,
+            reports,
+            node_id: bootstrap.node.id.clone(),
             context: DecodeContext::new(&bootstrap.certificate_providers),
-            ads: Sotw::new(node(&bootstrap.node)),
-            graph: Graph::new(origin, rng.next_u64()),
-            link: Link::Waiting(Instant::now()),
-            backoff: Backoff::new(options.backoff_base, options.backoff_cap),
+            authorities,
+            connections: servers.into_iter().map(connect).collect(),
+            graph: Graph::new(
+                bootstrap.node.id.clone(),
+                first.unwrap_or_default(),
+                rng.next_u64(),
+            ),
+            resolver: Resolver::new(
+                options.lookup,
+                Backoff::new(
+                    options.connection.backoff_base,
+                    options.connection.backoff_cap,
+                ),
+            ),
             rng,
+            counters: Counters::default(),
+            notices: Notices::default(),
+            store: options
+                .state_file
+                .map(|path| Store::new(path, fingerprint.join(","))),
+            save_at: None,
+            pending: None,
+            saving: None,
         }
     }
 
     /// Runs until the last handle and the last watch are dropped.
     pub async fn run(mut self) {
+        self.load().await;
         loop {
             self.turn();
-            match self.next_event().await {
-                Event::Command(None) => {
+            match self.next_turn().await {
+                Turn::Command(None) => {
                     tracing::debug!("nobody uses the xDS client any more");
-                    return;
+                    return self.finish().await;
                 }
-                Event::Command(Some(command)) => self.take_commands(command),
-                Event::Due => self.connect(),
-                Event::Connected(Ok(channel)) => self.opened(channel),
-                Event::Connected(Err(error)) => self.closed(&error),
-                Event::Response(Some(Ok(response))) => self.received(response),
-                Event::Response(Some(Err(status))) => {
-                    self.closed(&format!("{:?}: {}", status.code(), status.message()));
-                }
-                Event::Response(None) => self.closed("the server ended the stream"),
-                Event::Writable => {}
-                Event::Expired => {
-                    let missing = self.ads.expire(Instant::now().into_std());
-                    self.graph.expire(missing);
-                }
+                Turn::Command(Some(command)) => self.take_commands(command),
+                Turn::Connection(server, event) => self.take_event(server, event),
+                Turn::Resolved(host, answer) => self.graph.resolved(&host, answer),
+                Turn::Save => self.save(),
             }
         }
     }
 
-    /// Tells the stream what changed: names first, then as many requests as it takes.
+    /// Tells the servers what changed: names first, then as many requests as it takes.
     fn turn(&mut self) {
+        // Whoever shuts down drops its watches first: that is no reason to forget on disk.
+        if self.save_at.is_some() && self.pending.is_none() && self.graph.has_orphans() {
+            self.pending = Some(self.graph.save());
+        }
         self.graph.collect();
+        let now = SystemTime::now();
         for change in self.graph.take_changes() {
-            if change.is_wanted {
-                self.ads.subscribe(change.kind, &change.name);
-            } else {
-                self.ads.unsubscribe(change.kind, &change.name);
+            if !change.is_wanted {
+                let orders = self.authorities.unsubscribe(change.kind, &change.name);
+                self.obey(orders);
+                continue;
+            }
+            match self.authorities.subscribe(change.kind, &change.name) {
+                Some(effects) => self.take_effects(effects, ""),
+                None => {
+                    let reason = "its authority is not among authorities of the bootstrap";
+                    self.graph
+                        .refuse_name(change.kind, &change.name, reason, now);
+                }
             }
         }
-        let Link::Open { stream, .. } = &self.link else {
-            return;
-        };
-        let now = Instant::now().into_std();
-        while self.ads.has_request() {
-            // Without room requests merge in the machine until there is some.
-            let Ok(permit) = stream.requests.try_reserve() else {
-                return;
-            };
-            match self.ads.poll_request(now) {
-                Some(request) => permit.send(request),
-                None => return,
+        for (host, is_wanted) in self.graph.take_host_changes() {
+            match is_wanted {
+                true => self.resolver.want(&host),
+                false => self.resolver.unwant(&host),
             }
         }
+        for connection in &mut self.connections {
+            connection.flush();
+        }
+        // The first server stays connected; the others only while they stand in.
+        for connection in self.connections.iter_mut().skip(1) {
+            connection.close_if_idle();
+        }
+        if self.store.is_some() && self.graph.take_dirty() && self.save_at.is_none() {
+            self.save_at = Some(Instant::now() + SAVE_AFTER);
+        }
+        self.report();
     }
 
-    async fn next_event(&mut self) -> Event {
-        let deadline = self.ads.next_deadline().map(Instant::from_std);
-        let is_blocked = self.ads.has_request();
-        let is_needed = self.ads.has_names();
-        let commands = &mut self.commands;
-        let expired = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
+    fn report(&self) {
+        let mut statuses = self.connections.iter().map(Connection::status);
+        let connected = statuses.clone().find(|s| **s == StreamStatus::Connected);
+        let is_down = |s: &&StreamStatus| matches!(s, StreamStatus::Disconnected { .. });
+        let status = connected.or_else(|| statuses.find(is_down));
+        let status = status.unwrap_or(&StreamStatus::Connecting);
+        self.reports.status.send_if_modified(|known| {
+            let is_changed = known != status;
+            known.clone_from(status);
+            is_changed
+        });
+        let freshness = Freshness {
+            stored_in_use: self.graph.stored_in_use(),
+        };
+        self.reports.freshness.send_if_modified(|known| {
+            let is_changed = *known != freshness;
+            *known = freshness;
+            is_changed
+        });
+    }
+
+    async fn next_turn(&mut self) -> Turn {
+        let save_at = self.save_at;
+        let save = async {
+            match save_at {
+                Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
-        let link = async {
-            match &mut self.link {
-                // Nobody needs a connection as long as nothing is watched.
-                Link::Waiting(_) if !is_needed => std::future::pending().await,
-                Link::Waiting(until) => {
-                    tokio::time::sleep_until(*until).await;
-                    Event::Due
-                }
-                Link::Connecting { attempt, .. } => Event::Connected(attempt.await),
-                Link::Open { stream, .. } => {
-                    let AdsStream {
-                        requests,
-                        responses,
-                    } = stream;
-                    tokio::select! {
-                        response = responses.next() => Event::Response(response),
-                        Ok(_) = requests.reserve(), if is_blocked => Event::Writable,
-                    }
-                }
-            }
-        };
+        let connections = self.connections.iter_mut().map(|c| c.next().boxed());
         tokio::select! {
-            command = commands.recv() => Event::Command(command),
-            event = link => event,
-            () = expired => Event::Expired,
+            command = self.commands.recv() => Turn::Command(command),
+            (event, server, _) = select_all(connections) => Turn::Connection(server, event),
+            (host, answer) = self.resolver.next(&mut self.rng) => Turn::Resolved(host, answer),
+            () = save => Turn::Save,
         }
     }
 
     fn take_commands(&mut self, first: Command) {
-        let mut next = Some(first);
-        for _ in 0..COMMANDS_PER_TURN_MAX {
-            match next.take() {
-                Some(Command::Watch(id, watcher)) => self.graph.add(id, watcher),
-                Some(Command::Unwatch(id)) => self.graph.remove(id),
-                None => return,
+        self.take_command(first);
+        for _ in 1..COMMANDS_PER_TURN_MAX {
+            match self.commands.try_recv() {
+                Ok(command) => self.take_command(command),
+                Err(_) => return,
             }
-            next = self.commands.try_recv().ok();
-        }
-        // Taken out of the queue already.
-        match next {
-            Some(Command::Watch(id, watcher)) => self.graph.add(id, watcher),
-            Some(Command::Unwatch(id)) => self.graph.remove(id),
-            None => {}
         }
     }
 
-    fn connect(&mut self) {
-        let attempt = transport::connect(self.server.clone(), self.keep_alive).boxed();
-        self.link = Link::Connecting {
-            since: Instant::now(),
-            attempt,
+    fn take_command(&mut self, command: Command) {
+        match command {
+            Command::Watch(id, watcher) => self.graph.add(id, watcher),
+            Command::Unwatch(id) => self.graph.remove(id),
+            // Whoever asked may have gone.
+            Command::Dump(to) => _ = to.send(self.dump()),
+        }
+    }
+
+    fn take_event(&mut self, server: ServerId, event: Event) {
+        let connection = &mut self.connections[server];
+        match event {
+            Event::Due => connection.connect(),
+            Event::Connected(Ok(connected)) => connection.opened(&connected),
+            Event::Connected(Err(error)) => self.closed(server, &error),
+            Event::Response(response) => self.received(server, response),
+            Event::Ended(status) => {
+                let error = connection.ended(status.as_ref());
+                self.closed(server, &error);
+            }
+            Event::Hangs => self.closed(server, "no response within 60 s of opening the stream"),
+            Event::Writable => {}
+            Event::Expired => {
+                let mut expired = connection.machine.expire(Instant::now().into_std());
+                let authorities = &self.authorities;
+                let is_asked = |name: &str| authorities.is_asked(server, name);
+                expired.missing.retain(|(_, name)| is_asked(name));
+                expired.ended.retain(|(_, name)| is_asked(name));
+                let source = &self.connections[server].source;
+                self.graph.expire(expired, source, SystemTime::now());
+            }
+        }
+    }
+
+    fn received(&mut self, server: ServerId, response: Response) {
+        let now = Instant::now().into_std();
+        let connection = &mut self.connections[server];
+        connection.responded();
+        let update = connection.machine.receive(response, &self.context, now);
+        let (orders, reached) = self.authorities.responded(server);
+        for authority in reached {
+            self.graph.connected(authority.as_deref());
+        }
+        let Some(mut update) = update else {
+            return self.obey(orders);
         };
+        for accepted in &update.accepted {
+            let fields = &accepted.ignored;
+            self.counters.ignored_fields += fields.len() as u64;
+            self.notices.tell(update.kind, &accepted.name, fields);
+        }
+        self.counters.updates_valid += update.accepted.len() as u64;
+        self.counters.updates_invalid += update.rejected.len() as u64;
+        if update.nack.is_some() {
+            self.counters.nacks += 1;
+            self.connections[server].last_nack.clone_from(&update.nack);
+        }
+        let authorities = &self.authorities;
+        let is_asked = |name: &str| authorities.is_asked(server, name);
+        update.accepted.retain(|accepted| is_asked(&accepted.name));
+        update.rejected.retain(|(name, _)| is_asked(name));
+        update.errors.retain(|error| is_asked(&error.name));
+        update.removed.retain(|name| is_asked(name));
+        let source = &self.connections[server].source;
+        self.graph.apply(update, source, SystemTime::now());
+        self.obey(orders);
     }
 
-    fn opened(&mut self, channel: Channel) {
-        tracing::info!(server = %self.server, "connected to the control plane");
-        self.ads.stream_opened();
-        self.graph.connected();
-        self.status.send_replace(StreamStatus::Connected);
-        self.link = Link::Open {
-            since: Instant::now(),
-            stream: AdsStream::open(channel),
-            has_response: false,
+    /// The attempt has failed or the stream has ended.
+    fn closed(&mut self, server: ServerId, error: &str) {
+        if self.connections[server].closed(error, &mut self.rng) {
+            return;
+        }
+        self.counters.server_failures += 1;
+        let graph = &self.graph;
+        let effects = self
+            .authorities
+            .failed(server, |kind, name| graph.is_known(kind, name));
+        self.take_effects(effects, error);
+    }
+
+    fn take_effects(&mut self, effects: Effects, error: &str) {
+        self.obey(effects.orders);
+        for authority in effects.outages {
+            let servers: Vec<_> = self
+                .authorities
+                .servers(authority.as_deref())
+                .iter()
+                .map(|server| self.connections[*server].server.uri.to_string())
+                .collect();
+            let servers = servers.join(", ");
+            self.graph
+                .disconnected(authority.as_deref(), &servers, error);
+        }
+    }
+
+    fn obey(&mut self, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Subscribe(server, kind, name) => {
+                    self.connections[server].machine.subscribe(kind, &name);
+                }
+                Order::Unsubscribe(server, kind, name) => {
+                    self.connections[server].machine.unsubscribe(kind, &name);
+                }
+            }
+        }
+    }
+
+    fn dump(&self) -> ClientDump {
+        ClientDump {
+            node_id: self.node_id.clone(),
+            servers: self.connections.iter().map(Connection::dump).collect(),
+            resources: self.graph.dump(),
+            counters: self.counters,
+        }
+    }
+
+    /// Takes over what an earlier run knew.
+    async fn load(&mut self) {
+        let Some(store) = self.store.clone() else {
+            return;
         };
-    }
-
-    fn received(&mut self, response: DiscoveryResponse) {
-        if let Link::Open { has_response, .. } = &mut self.link {
-            *has_response = true;
-        }
-        if let Some(update) = self.ads.receive(response, &self.context) {
-            self.graph.apply(update);
-        }
-    }
-
-    /// The attempt has failed or the stream has ended; schedules the next one.
-    fn closed(&mut self, error: &str) {
-        let now = Instant::now();
-        let mut has_worked = false;
-        let since = match &self.link {
-            Link::Waiting(_) => now,
-            Link::Connecting { since, .. } => *since,
-            Link::Open {
-                since,
-                has_response,
-                ..
-            } => {
-                has_worked = *has_response;
-                *since
+        let place = store.path().display().to_string();
+        let loaded = tokio::task::spawn_blocking(move || store.load()).await;
+        let resources = match loaded {
+            Ok(Ok(Some(resources))) => resources,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(file = place, error, "the stored state is not used");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(file = place, %error, "the stored state is not used");
+                return;
             }
         };
-        let until = if has_worked {
-            now + self.backoff.after_success(&mut self.rng)
-        } else {
-            // From the start of the attempt: a slow failure is not waited for twice.
-            (since + self.backoff.after_failure(&mut self.rng)).max(now)
-        };
-        let retry_in_ms = until.duration_since(now).as_millis() as u64;
-        tracing::warn!(server = %self.server, error, retry_in_ms, "no stream to the control plane");
-        self.ads.stream_closed();
-        // A stream that ends after a response is ordinary (gRFC A57); the next attempt will tell.
-        if !has_worked {
-            self.graph.disconnected(error);
+        let total = resources.len();
+        let mut usable = Vec::new();
+        for resource in resources {
+            let StoredResource {
+                kind,
+                name,
+                version,
+                raw,
+                updated,
+                unused_runs,
+            } = resource;
+            if unused_runs > UNUSED_RUNS_MAX {
+                continue;
+            }
+            let raw = Raw::stored(kind, name, version, raw.into());
+            let decoded = decode_all(kind, vec![raw], &self.context, |_| true);
+            for rejected in decoded.rejected {
+                let error = rejected.combined(kind);
+                tracing::warn!(file = place, %error, "a stored resource is not used");
+            }
+            let accepted = decoded.accepted.into_iter();
+            usable.extend(accepted.map(|accepted| (accepted, updated, unused_runs)));
         }
-        self.status.send_if_modified(|status| {
-            let since = match status {
-                StreamStatus::Disconnected { since, .. } => *since,
-                StreamStatus::Connecting | StreamStatus::Connected => SystemTime::now(),
-            };
-            *status = StreamStatus::Disconnected {
-                since,
-                error: error.to_owned(),
-            };
-            true
-        });
-        self.link = Link::Waiting(until);
+        tracing::info!(
+            file = place,
+            total,
+            usable = usable.len(),
+            "state of an earlier run is at hand"
+        );
+        self.graph.preload(usable);
+    }
+
+    /// Writes the state on a thread that may wait; one at a time.
+    fn save(&mut self) {
+        let Some(store) = self.store.clone() else {
+            return;
+        };
+        if self.saving.as_ref().is_some_and(|task| !task.is_finished()) {
+            self.save_at = Some(Instant::now() + SAVE_AFTER);
+            return;
+        }
+        self.save_at = None;
+        self.pending = None;
+        let resources = self.graph.save();
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            write_state(&store, &resources);
+        }));
+    }
+
+    async fn finish(mut self) {
+        if let Some(task) = self.saving.take() {
+            // Its error is in the log.
+            _ = task.await;
+        }
+        if let (Some(store), Some(_)) = (self.store.clone(), self.save_at) {
+            let resources = self.pending.take().unwrap_or_else(|| self.graph.save());
+            let write = move || write_state(&store, &resources);
+            _ = tokio::task::spawn_blocking(write).await;
+        }
     }
 }
 
 impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver")
-            .field("server", &self.server)
+            .field("node", &self.node_id)
             .finish_non_exhaustive()
     }
 }
 
-/// Who we are, on the wire.
-fn node(node: &Node) -> NodeProto {
-    let metadata = node
-        .metadata
-        .iter()
-        .map(|(name, value)| (name.clone(), proto_value(value)));
-    NodeProto {
-        id: node.id.clone(),
-        cluster: node.cluster.clone(),
-        metadata: (!node.metadata.is_empty()).then(|| Struct {
-            fields: metadata.collect::<HashMap<_, _>>(),
-        }),
-        locality: Some(Locality {
-            region: node.locality.region.clone(),
-            zone: node.locality.zone.clone(),
-            sub_zone: node.locality.sub_zone.clone(),
-        }),
-        user_agent_name: "mesh-rs".into(),
-        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
-            env!("CARGO_PKG_VERSION").into(),
-        )),
-        client_features: CLIENT_FEATURES.map(Into::into).to_vec(),
-        ..NodeProto::default()
+fn write_state(store: &Store, resources: &[StoredResource]) {
+    let file = store.path().display();
+    match store.save(resources) {
+        Ok(()) => tracing::debug!(%file, resources = resources.len(), "state saved"),
+        Err(error) => tracing::warn!(%file, error, "the state cannot be saved"),
     }
-}
-
-fn proto_value(value: &serde_json::Value) -> Value {
-    use serde_json::Value as Json;
-    let kind = match value {
-        Json::Null => ValueKind::NullValue(0),
-        Json::Bool(value) => ValueKind::BoolValue(*value),
-        Json::Number(value) => ValueKind::NumberValue(value.as_f64().unwrap_or_default()),
-        Json::String(value) => ValueKind::StringValue(value.clone()),
-        Json::Array(values) => ValueKind::ListValue(ListValue {
-            values: values.iter().map(proto_value).collect(),
-        }),
-        Json::Object(fields) => ValueKind::StructValue(Struct {
-            fields: fields
-                .iter()
-                .map(|(name, value)| (name.clone(), proto_value(value)))
-                .collect(),
-        }),
-    };
-    Value { kind: Some(kind) }
 }

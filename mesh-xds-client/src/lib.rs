@@ -10,42 +10,56 @@
 //!
 //! | feature | specification | status |
 //! |---|---|---|
-//! | aggregated stream, state of the world | xDS protocol, gRFC A27, A40 | yes |
-//! | incremental variant | xDS protocol | no |
+//! | aggregated stream, state of the world and incremental | xDS protocol, gRFC A27, A40 | yes |
 //! | partial acceptance, NACK per resource | gRFC A46 | yes |
 //! | does-not-exist timers | gRFC A57 | yes |
-//! | data errors keep the last good resource | gRFC A88 | yes, always |
+//! | error model with the features of servers | gRFC A53, A88 | yes |
 //! | `resource_errors` | xRFC TP3 | yes |
+//! | time to live, heartbeats | xDS protocol | yes |
 //! | LDS, RDS, CDS, EDS of clients | gRFC A27, A28, A31, A32, A44, A48 | yes |
+//! | every field honoured, reported or refused | docs/xds-fields.md | yes |
 //! | server listeners with RBAC | gRFC A36, A41 | yes, with inline routes |
 //! | TLS by provider instance and by SDS | gRFC A29, Envoy SDS | yes |
 //! | complete or nothing | gRFC A74 | yes |
-//! | fallback servers, federation | gRFC A71, A47 | no, warned about |
-//! | load reports, status service | LRS, CSDS | no |
+//! | aggregates, logical and strict DNS | gRFC A37, A75 | yes |
+//! | fallback servers, federation | gRFC A71, A47 | yes |
+//! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
+//! | last good state on disk | – | yes |
+//! | status service | CSDS, gRFC A40 | yes |
+//! | load reports | LRS | no |
 //!
 //! Modules import only downward in this order:
-//! `client → driver → {transport, ads, graph}`, `graph → cache → resource`, and `certificate` and
-//! `bootstrap` beside them.
+//! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
+//! `graph → cache → resource`, and `certificate`, `bootstrap` and `dump` beside them.
 
 mod ads;
+mod authority;
 pub mod bootstrap;
 mod cache;
 pub mod certificate;
 mod client;
+mod connection;
+mod dns;
 mod driver;
+pub mod dump;
 mod error;
 mod graph;
+#[cfg(test)]
+mod mutate;
+mod notices;
 #[allow(
     deprecated,
     reason = "Istio and older control planes send the deprecated fields too"
 )]
 mod resource;
+mod store;
 mod transport;
 mod watch;
 
+pub use ads::Variant;
 pub use bootstrap::Bootstrap;
 pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
-pub use driver::Driver;
+pub use driver::{Driver, Freshness};
 pub use error::Error;
-pub use transport::StreamStatus;
+pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -1,74 +1,112 @@
 //! The xDS protocol, without I/O and without a clock.
 //!
 //! Stage 2: which names are wanted, which version and nonce to answer with, what is accepted, what
-//! is refused, and when a resource counts as missing. A [`Variant`] takes events and time and is
-//! asked for requests; [`Sotw`] is the state-of-the-world variant. It keeps no resource: those go
-//! on to the cache. Rules: xDS transport protocol, gRFC A46 and A57, xRFC TP3.
+//! is refused, and when a resource counts as missing. [`Machine`] takes events and time and is
+//! asked for requests; it speaks either [`Variant`], and what differs between them is in `sotw` and
+//! `delta`. It keeps no resource: those go on to the cache. Rules: xDS transport protocol, gRFC A46,
+//! A57 and A88, xRFC TP3. Deviation: a response that only holds heartbeats still is answered.
 
+mod deadlines;
+mod delta;
+mod machine;
 mod nack;
 mod sotw;
 mod subscription;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
-
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    ResourceError,
+};
 use mesh_core::ConfigError;
 
-use crate::resource::{Config, DecodeContext, Kind};
+use crate::resource::{Accepted, Kind, Raw};
 
-pub(crate) use sotw::Sotw;
+pub(crate) use machine::Machine;
+
+/// Which form of the protocol a server is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Each request holds all names, each response of LDS and CDS all resources. Every control
+    /// plane speaks it.
+    #[default]
+    StateOfTheWorld,
+    /// Only changes go either way. A server that does not speak it is spoken to in the other form.
+    Incremental,
+}
 
 /// What a response changed, resource by resource.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Update {
     pub(crate) kind: Kind,
     /// Valid resources that were asked for.
-    pub(crate) accepted: Vec<(String, Config)>,
+    pub(crate) accepted: Vec<Accepted>,
     /// Refused resources that were asked for.
     pub(crate) rejected: Vec<(String, ConfigError)>,
-    /// Resources received before, which the server says are gone.
+    /// Resources that the server says are gone.
     pub(crate) removed: Vec<String>,
     /// Resources for which the server sent an error instead (xRFC TP3).
-    pub(crate) errors: Vec<(String, ConfigError)>,
+    pub(crate) errors: Vec<ServerError>,
+    /// The whole refusal, as the server is told.
+    pub(crate) nack: Option<String>,
 }
 
-/// One variant of the protocol on one stream after another.
-///
-/// Names and versions live longer than a stream, nonces do not.
-pub(crate) trait Variant {
-    /// What is sent.
-    type Request;
-    /// What is received.
-    type Response;
+/// An error in place of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerError {
+    pub(crate) name: String,
+    pub(crate) error: ConfigError,
+    /// Whether it says something about the resource, rather than about the server's state: only
+    /// NOT_FOUND and PERMISSION_DENIED do (gRFC A88).
+    pub(crate) is_data_error: bool,
+}
 
-    /// Wants a resource from now on.
-    fn subscribe(&mut self, kind: Kind, name: &str);
-
-    /// Does not want it any more.
-    fn unsubscribe(&mut self, kind: Kind, name: &str);
-
-    /// Whether anything is wanted.
-    fn has_names(&self) -> bool;
-
-    /// A stream is there; the first request on it introduces the node.
-    fn stream_opened(&mut self);
-
-    /// The stream is gone; what waited for an answer starts to wait anew on the next one.
-    fn stream_closed(&mut self);
-
-    /// Takes a response. `None` when it is not about anything asked for, and is not answered.
-    fn receive(&mut self, response: Self::Response, context: &DecodeContext) -> Option<Update>;
-
-    /// Whether [`poll_request`](Self::poll_request) has something to send.
-    fn has_request(&self) -> bool;
-
-    /// The next request. `now` is when it is sent: it starts the does-not-exist timers.
-    fn poll_request(&mut self, now: Instant) -> Option<Self::Request>;
-
-    /// When [`expire`](Self::expire) has something to say.
-    fn next_deadline(&self) -> Option<Instant>;
-
+/// What time has done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Expired {
     /// Resources that did not come in time; each is named once per stream.
-    fn expire(&mut self, now: Instant) -> Vec<(Kind, String)>;
+    pub(crate) missing: Vec<(Kind, String)>,
+    /// Resources whose time to live is over.
+    pub(crate) ended: Vec<(Kind, String)>,
+}
+
+/// What is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Request {
+    Sotw(DiscoveryRequest),
+    Delta(DeltaDiscoveryRequest),
+}
+
+/// What is received.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Response {
+    Sotw(DiscoveryResponse),
+    Delta(DeltaDiscoveryResponse),
+}
+
+impl Response {
+    /// The type it is about.
+    pub(crate) fn type_url(&self) -> &str {
+        match self {
+            Self::Sotw(response) => &response.type_url,
+            Self::Delta(response) => &response.type_url,
+        }
+    }
+}
+
+/// A response of either variant, in one form.
+struct Incoming {
+    version: String,
+    nonce: String,
+    resources: Vec<Raw>,
+    removed: Vec<String>,
+    errors: Vec<ResourceError>,
+}
+
+/// What a response is answered with.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    nonce: String,
+    refusal: Option<String>,
 }

@@ -5,7 +5,12 @@
 
 use std::fmt::Write as _;
 
+use envoy_types::pb::google::rpc::Status;
+
 use crate::resource::{Kind, Rejected};
+
+/// gRPC code of a refusal.
+const INVALID_ARGUMENT: i32 = 3;
 
 /// Errors written out per resource; the rest are counted.
 const ERRORS_MAX: usize = 5;
@@ -39,4 +44,13 @@ pub(super) fn compose(kind: Kind, rejected: &[Rejected], total: usize) -> String
         }
     }
     text
+}
+
+/// The refusal on the wire.
+pub(super) fn status(message: String) -> Status {
+    Status {
+        code: INVALID_ARGUMENT,
+        message,
+        details: Vec::new(),
+    }
 }

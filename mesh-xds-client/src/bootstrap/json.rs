@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use mesh_core::config::LocalityId;
 use serde::Deserialize;
 
-use super::{Bootstrap, CertificateProvider, MESH_CSR, MeshCsr, Node, Server, ServerUri};
+use super::{
+    Authority, Bootstrap, CertificateProvider, ChannelCredentials, MESH_CSR, MeshCsr, Node, Server,
+    ServerUri,
+    creds::{self, CredsDocument},
+};
 use crate::Error;
-
-/// The channel credentials this library has.
-const CHANNEL_CREDS: &str = "insecure";
 
 #[derive(Deserialize)]
 struct Document {
@@ -25,7 +26,14 @@ struct Document {
     server_listener_resource_name_template: Option<String>,
     client_default_listener_resource_name_template: Option<String>,
     #[serde(default)]
-    authorities: BTreeMap<String, serde_json::Value>,
+    authorities: BTreeMap<String, AuthorityDocument>,
+}
+
+#[derive(Deserialize)]
+struct AuthorityDocument {
+    #[serde(default)]
+    xds_servers: Vec<ServerDocument>,
+    client_listener_resource_name_template: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -34,12 +42,9 @@ struct ServerDocument {
     #[serde(default)]
     channel_creds: Vec<CredsDocument>,
     #[serde(default)]
+    call_creds: Vec<CredsDocument>,
+    #[serde(default)]
     server_features: Vec<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct CredsDocument {
-    r#type: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -84,22 +89,11 @@ pub(super) fn parse(text: &str) -> Result<Bootstrap, Error> {
     if document.xds_servers.is_empty() {
         return Err(Error::bootstrap("xds_servers: at least one is needed"));
     }
-    let mut servers = Vec::new();
-    for (i, server) in document.xds_servers.into_iter().enumerate() {
-        servers.push(server.parse().map_err(|reason| {
-            let (field, reason) = reason;
-            Error::bootstrap(format!("xds_servers[{i}].{field}: {reason}"))
-        })?);
-    }
-    if servers.len() > 1 {
-        tracing::warn!(
-            used = %servers[0].uri,
-            "the bootstrap names {} xDS servers; only the first is used, there is no fall-back",
-            servers.len()
-        );
-    }
-    if !document.authorities.is_empty() {
-        tracing::warn!("the bootstrap's authorities are ignored: federation is not supported");
+    let servers = parse_servers("", document.xds_servers)?;
+    let mut authorities = BTreeMap::new();
+    for (name, authority) in document.authorities {
+        let authority = authority.parse(&name)?;
+        authorities.insert(name, authority);
     }
     let mut certificate_providers = BTreeMap::new();
     for (name, provider) in document.certificate_providers {
@@ -119,7 +113,33 @@ pub(super) fn parse(text: &str) -> Result<Bootstrap, Error> {
             .client_default_listener_resource_name_template
             .filter(|template| !template.is_empty())
             .unwrap_or_else(|| "%s".into()),
+        authorities,
     })
+}
+
+fn parse_servers(place: &str, documents: Vec<ServerDocument>) -> Result<Vec<Server>, Error> {
+    let mut servers = Vec::new();
+    for (i, server) in documents.into_iter().enumerate() {
+        let server = server.parse().map_err(|(field, reason)| {
+            Error::bootstrap(format!("{place}xds_servers[{i}].{field}: {reason}"))
+        })?;
+        servers.push(server);
+    }
+    Ok(servers)
+}
+
+impl AuthorityDocument {
+    fn parse(self, name: &str) -> Result<Authority, Error> {
+        let place = format!("authorities[{name:?}].");
+        let servers = parse_servers(&place, self.xds_servers)?;
+        let authority = Authority::new(name, servers);
+        match self.client_listener_resource_name_template {
+            Some(template) if !template.is_empty() => authority
+                .with_client_listener_template(name, template)
+                .map_err(|e| e.in_place(place.trim_end_matches('.'))),
+            _ => Ok(authority),
+        }
+    }
 }
 
 fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
@@ -133,29 +153,28 @@ fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
 }
 
 impl ServerDocument {
-    fn parse(self) -> Result<Server, (&'static str, String)> {
-        let uri = ServerUri::parse(&self.server_uri).map_err(|reason| ("server_uri", reason))?;
-        if !self
-            .channel_creds
-            .iter()
-            .any(|creds| creds.r#type == CHANNEL_CREDS)
-        {
-            let offered: Vec<_> = self
-                .channel_creds
-                .iter()
-                .map(|creds| &*creds.r#type)
-                .collect();
-            return Err((
-                "channel_creds",
-                format!("none of {offered:?} is supported; supported is {CHANNEL_CREDS:?}"),
-            ));
-        }
+    fn parse(self) -> Result<Server, (String, String)> {
+        let channel = creds::channel(self.channel_creds)?;
+        // `https:` says what the credentials say; without them it would be a lie.
+        let text = match &channel {
+            ChannelCredentials::Tls(_) => self.server_uri.strip_prefix("https://"),
+            ChannelCredentials::Insecure => None,
+        };
+        let uri = ServerUri::parse(text.unwrap_or(&self.server_uri))
+            .map_err(|reason| ("server_uri".to_owned(), reason))?;
+        let calls = creds::calls(self.call_creds)?;
+        creds::check(&uri, &channel, &calls).map_err(|reason| ("call_creds".to_owned(), reason))?;
         let features: BTreeSet<String> = self
             .server_features
             .iter()
             .filter_map(|feature| feature.as_str().map(str::to_owned))
             .collect();
-        Ok(Server { uri, features })
+        Ok(Server {
+            uri,
+            features,
+            channel,
+            calls,
+        })
     }
 }
 

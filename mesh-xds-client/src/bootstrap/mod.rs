@@ -1,9 +1,11 @@
 //! Where the control plane is, and who we are.
 //!
 //! Reads gRPC's bootstrap format (gRFC A27, A29) from a file, a variable or code. Does not connect
-//! and does not read certificates. Deviations: channel credentials are `insecure` only,
-//! `authorities` (gRFC A47) are ignored with a warning, and only the first server is used.
+//! and does not read certificates. Deviation: channel credentials are
+//! `insecure` and `tls`.
 
+mod builder;
+mod creds;
 mod json;
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,8 @@ use std::{
 
 use mesh_core::{SecretName, config::LocalityId};
 
+pub use builder::BootstrapBuilder;
+pub use creds::{CallCredentials, ChannelCredentials, TlsFiles};
 pub use uri::ServerUri;
 
 use crate::Error;
@@ -58,6 +62,34 @@ pub struct Bootstrap {
     pub server_listener_resource_name_template: Option<String>,
     /// Names a client's listener; `%s` stands for the dialled name. Default `%s`.
     pub client_default_listener_resource_name_template: String,
+    /// Further control planes, by the authority of the `xdstp:` names they know (gRFC A47).
+    pub authorities: BTreeMap<String, Authority>,
+}
+
+/// Who knows the `xdstp:` names of one authority (gRFC A47).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Authority {
+    /// Control planes in order; empty means those of the bootstrap.
+    pub servers: Vec<Server>,
+    /// Names a client's listener; `%s` stands for the dialled name. Begins with
+    /// `xdstp://AUTHORITY/`.
+    pub client_listener_resource_name_template: String,
+}
+
+/// What a bootstrap can say of a server in `server_features`.
+pub mod feature {
+    /// The incremental variant of the protocol is spoken. Ours: gRPC clients do not have it.
+    pub const DELTA: &str = "xds_delta";
+    /// A refused, deleted or refused-by-server resource is not used any more (gRFC A88).
+    pub const FAIL_ON_DATA_ERRORS: &str = "fail_on_data_errors";
+    /// A deletion never takes a resource away (gRFC A53): the default here, and stronger than
+    /// [`FAIL_ON_DATA_ERRORS`] where both are set.
+    pub const IGNORE_RESOURCE_DELETION: &str = "ignore_resource_deletion";
+    /// A resource that does not come in time is slow, not missing (gRFC A88, as its title says).
+    pub const RESOURCE_TIMER_IS_TRANSIENT_ERROR: &str = "resource_timer_is_transient_error";
+    /// The same, as the text of gRFC A88 also spells it.
+    pub const RESOURCE_TIMER_IS_TRANSIENT_FAILURE: &str = "resource_timer_is_transient_failure";
 }
 
 /// One control plane.
@@ -68,6 +100,82 @@ pub struct Server {
     pub uri: ServerUri,
     /// Features it announces, as written.
     pub features: BTreeSet<String>,
+    /// How the connection is secured.
+    pub channel: ChannelCredentials,
+    /// What each call carries.
+    pub calls: Vec<CallCredentials>,
+}
+
+impl Authority {
+    /// An authority with the default template; without servers it uses those of the bootstrap.
+    pub fn new(name: &str, servers: Vec<Server>) -> Self {
+        Self {
+            servers,
+            client_listener_resource_name_template: authority_template(name),
+        }
+    }
+
+    /// Sets the template.
+    ///
+    /// # Errors
+    /// When it does not begin with `xdstp://NAME/`.
+    pub fn with_client_listener_template(
+        mut self,
+        name: &str,
+        template: impl Into<String>,
+    ) -> Result<Self, Error> {
+        let template = template.into();
+        let expected = format!("xdstp://{name}/");
+        if !template.starts_with(&expected) {
+            return Err(Error::bootstrap(format!(
+                "client_listener_resource_name_template: {template:?} does not begin with \
+                 {expected:?}"
+            )));
+        }
+        self.client_listener_resource_name_template = template;
+        Ok(self)
+    }
+}
+
+impl Server {
+    /// A control plane at `uri`, without features.
+    pub fn new(uri: ServerUri) -> Self {
+        Self {
+            uri,
+            features: BTreeSet::new(),
+            channel: ChannelCredentials::Insecure,
+            calls: Vec::new(),
+        }
+    }
+
+    /// Secures the connection with TLS.
+    #[must_use]
+    pub fn with_tls(mut self, files: TlsFiles) -> Self {
+        self.channel = ChannelCredentials::Tls(files);
+        self
+    }
+
+    /// Sends the token in this file with every call.
+    ///
+    /// # Errors
+    /// When the token would leave this machine in the clear.
+    pub fn with_token_file(mut self, file: impl Into<PathBuf>) -> Result<Self, Error> {
+        self.calls.push(CallCredentials::JwtTokenFile(file.into()));
+        creds::check(&self.uri, &self.channel, &self.calls).map_err(Error::bootstrap)?;
+        Ok(self)
+    }
+
+    /// Adds one of [`feature`].
+    #[must_use]
+    pub fn with_feature(mut self, feature: impl Into<String>) -> Self {
+        self.features.insert(feature.into());
+        self
+    }
+
+    /// Whether `feature` is among its features.
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.contains(feature)
+    }
 }
 
 /// Who we are, as sent to the control plane.
@@ -177,21 +285,36 @@ impl Bootstrap {
     /// A bootstrap in code, for one control plane: `http://host:port`, `host:port`,
     /// `dns:///host:port` or `unix:/path`.
     pub fn builder(server_uri: impl Into<String>) -> BootstrapBuilder {
-        BootstrapBuilder {
-            server_uri: server_uri.into(),
-            node: Node::default(),
-            certificate_providers: BTreeMap::new(),
-            server_template: None,
-            client_template: None,
+        BootstrapBuilder::new(server_uri.into())
+    }
+
+    /// The listener resource of a dialled name; `xds:///` in front is removed. `xds://AUTHORITY/name`
+    /// takes the template of that authority.
+    ///
+    /// For `xdstp:` templates the name is percent-encoded (gRFC A47). An authority that the bootstrap
+    /// does not know has no control plane: watching its listener fails at once and says so;
+    /// [`check_target`](Self::check_target) finds out before.
+    pub fn client_listener_name(&self, target: &str) -> String {
+        match split_target(target) {
+            (Some(name), path) => match self.authorities.get(name) {
+                Some(authority) => fill(&authority.client_listener_resource_name_template, path),
+                None => fill(&authority_template(name), path),
+            },
+            (None, path) => fill(&self.client_default_listener_resource_name_template, path),
         }
     }
 
-    /// The listener resource of a dialled name; `xds:///` in front is removed.
+    /// Checks that the bootstrap knows the authority of a target.
     ///
-    /// For `xdstp:` templates the name is percent-encoded (gRFC A47).
-    pub fn client_listener_name(&self, target: &str) -> String {
-        let name = dialled_name(target);
-        fill(&self.client_default_listener_resource_name_template, name)
+    /// # Errors
+    /// When it does not.
+    pub fn check_target(&self, target: &str) -> Result<(), Error> {
+        match split_target(target) {
+            (Some(name), _) if !self.authorities.contains_key(name) => Err(Error::bootstrap(
+                format!("{target:?}: authority {name:?} is not among authorities"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The listener resource of a server that listens on `address`.
@@ -206,6 +329,18 @@ impl Bootstrap {
                  example \"mesh/inbound/%s\"",
             )),
         }
+    }
+
+    /// Each authority with its servers; `None` is that of names of the old style.
+    pub(crate) fn authority_servers(&self) -> impl Iterator<Item = (Option<&str>, &[Server])> {
+        let named = self.authorities.iter().map(|(name, authority)| {
+            let servers = match authority.servers.is_empty() {
+                true => &self.servers,
+                false => &authority.servers,
+            };
+            (Some(name.as_str()), servers.as_slice())
+        });
+        std::iter::once((None, self.servers.as_slice())).chain(named)
     }
 
     /// Settings for [`CertificateClient`](crate::certificate::CertificateClient) from the provider
@@ -236,7 +371,11 @@ impl Bootstrap {
                     .clone()
                     .or_else(|| self.servers.first().map(|server| server.uri.clone()))
                     .ok_or_else(|| Error::certificate("there is no server to sign with"))?;
+                // The signer is reached as the control plane at the same address is.
+                let known = self.servers.iter().find(|known| known.uri == server);
+                let channel = known.map(|known| known.channel.clone());
                 let mut config = crate::certificate::CertificateConfig::new(server);
+                config.channel = channel.unwrap_or_default();
                 config.token_file = csr.token_file.clone();
                 Ok(config)
             }
@@ -247,92 +386,23 @@ impl Bootstrap {
     }
 }
 
-/// Makes a [`Bootstrap`] in code.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct BootstrapBuilder {
-    server_uri: String,
-    node: Node,
-    certificate_providers: BTreeMap<String, CertificateProvider>,
-    server_template: Option<String>,
-    client_template: Option<String>,
-}
-
-impl BootstrapBuilder {
-    /// Unique name of this process. Default empty.
-    pub fn node_id(mut self, id: impl Into<String>) -> Self {
-        self.node.id = id.into();
-        self
-    }
-
-    /// Group of processes. Default empty.
-    pub fn node_cluster(mut self, cluster: impl Into<String>) -> Self {
-        self.node.cluster = cluster.into();
-        self
-    }
-
-    /// Where this process runs. Default nowhere.
-    pub fn locality(mut self, locality: LocalityId) -> Self {
-        self.node.locality = locality;
-        self
-    }
-
-    /// Adds one entry to the node's metadata.
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
-        self.node.metadata.insert(key.into(), value.into());
-        self
-    }
-
-    /// Adds a certificate provider; `default` by convention is the process's own identity.
-    pub fn certificate_provider(
-        mut self,
-        instance: impl Into<String>,
-        provider: CertificateProvider,
-    ) -> Self {
-        self.certificate_providers.insert(instance.into(), provider);
-        self
-    }
-
-    /// Sets [`Bootstrap::server_listener_resource_name_template`]. Default none.
-    pub fn server_listener_template(mut self, template: impl Into<String>) -> Self {
-        self.server_template = Some(template.into());
-        self
-    }
-
-    /// Sets [`Bootstrap::client_default_listener_resource_name_template`]. Default `%s`.
-    pub fn client_listener_template(mut self, template: impl Into<String>) -> Self {
-        self.client_template = Some(template.into());
-        self
-    }
-
-    /// Checks and finishes.
-    ///
-    /// # Errors
-    /// When the server's URI cannot be used.
-    pub fn build(self) -> Result<Bootstrap, Error> {
-        let uri = ServerUri::parse(&self.server_uri)
-            .map_err(|reason| Error::bootstrap(format!("server_uri: {reason}")))?;
-        Ok(Bootstrap {
-            servers: vec![Server {
-                uri,
-                features: BTreeSet::new(),
-            }],
-            node: self.node,
-            certificate_providers: self.certificate_providers,
-            server_listener_resource_name_template: self.server_template,
-            client_default_listener_resource_name_template: self
-                .client_template
-                .unwrap_or_else(|| "%s".into()),
-        })
+/// The authority and the name in a target.
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    let Some(rest) = target.strip_prefix("xds:") else {
+        return (None, target);
+    };
+    let with_authority = rest
+        .strip_prefix("//")
+        .and_then(|rest| rest.split_once('/'));
+    match with_authority {
+        Some((authority, path)) if !authority.is_empty() => (Some(authority), path),
+        _ => (None, rest.trim_start_matches('/')),
     }
 }
 
-/// The name in a target, without the scheme `xds:`.
-fn dialled_name(target: &str) -> &str {
-    match target.strip_prefix("xds:") {
-        Some(rest) => rest.trim_start_matches('/'),
-        None => target,
-    }
+/// The template of an authority that has none.
+fn authority_template(name: &str) -> String {
+    format!("xdstp://{name}/envoy.config.listener.v3.Listener/%s")
 }
 
 fn fill(template: &str, name: &str) -> String {

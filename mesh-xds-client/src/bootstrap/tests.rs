@@ -78,11 +78,39 @@ fn errors_name_the_field() {
         (server(creds), "xds_servers[0]: missing field `server_uri`"),
         (
             server(r#""server_uri": "a:1""#),
-            "xds_servers[0].channel_creds: none of [] is supported; supported is \"insecure\"",
+            "xds_servers[0].channel_creds: none of [] is supported; supported are \"insecure\"",
         ),
         (
-            server(r#""server_uri": "a:1", "channel_creds": [{"type": "tls"}]"#),
-            "xds_servers[0].channel_creds: none of [\"tls\"] is supported",
+            server(r#""server_uri": "a:1", "channel_creds": [{"type": "google_default"}]"#),
+            "xds_servers[0].channel_creds: none of [\"google_default\"] is supported",
+        ),
+        (
+            server(
+                r#""server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {
+                "certificate_file": "x"}}]"#,
+            ),
+            "xds_servers[0].channel_creds[0].config: certificate_file and private_key_file",
+        ),
+        (
+            server(
+                r#""server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {
+                "spiffe_trust_bundle_map_file": "x"}}]"#,
+            ),
+            "xds_servers[0].channel_creds[0].config.spiffe_trust_bundle_map_file: is not supported",
+        ),
+        (
+            server(
+                r#""server_uri": "a:1", "channel_creds": [{"type": "insecure"}], "call_creds":
+                [{"type": "jwt_token_file", "config": {"jwt_token_file": "/t"}}]"#,
+            ),
+            "xds_servers[0].call_creds: a token would travel in the clear to a:1",
+        ),
+        (
+            server(
+                r#""server_uri": "unix:/s", "channel_creds": [{"type": "insecure"}], "call_creds":
+                [{"type": "jwt_token_file"}]"#,
+            ),
+            "xds_servers[0].call_creds[0].config.jwt_token_file: is missing",
         ),
         (
             server(&format!(r#""server_uri": "https://a:1", {creds}"#)),
@@ -200,4 +228,93 @@ fn listener_names_follow_the_templates() {
             .contains("server_listener_resource_name_template"),
         "{error}"
     );
+}
+
+/// Bounded, seeded fuzzing: no text makes the bootstrap panic, and what is accepted can be used.
+#[test]
+fn damaged_bootstraps_are_refused_or_usable() {
+    use crate::mutate;
+    use mesh_core::rng::SplitMix64;
+    let text = r#"{
+        "xds_servers": [{
+            "server_uri": "dns:///cp:15010",
+            "channel_creds": [{"type": "google_default"}, {"type": "insecure"}],
+            "server_features": ["xds_v3", "fail_on_data_errors"]
+        }, {"server_uri": "unix:///run/xds", "channel_creds": [{"type": "insecure"}]}],
+        "authorities": {"x": {
+            "xds_servers": [{"server_uri": "h:1", "channel_creds": [{"type": "insecure"}]}],
+            "client_listener_resource_name_template": "xdstp://x/t/%s"
+        }},
+        "node": {"id": "me", "metadata": {"a": [1, null, {"b": true}]}, "locality": {"zone": "z"}},
+        "certificate_providers": {"default": {"plugin_name": "mesh_csr", "config": {}}},
+        "server_listener_resource_name_template": "mesh/inbound/%s",
+        "client_default_listener_resource_name_template": "%s"
+    }"#;
+    Bootstrap::from_json(text).unwrap();
+    let mut rng = SplitMix64::new(5);
+    let mut usable = 0;
+    for round in 0..20_000 {
+        let damaged = mutate::text(text, &mut rng);
+        match Bootstrap::from_json(&damaged) {
+            Ok(bootstrap) => {
+                usable += 1;
+                assert!(!bootstrap.servers.is_empty(), "round {round}");
+                let target = mutate::text("xds://x/greeter", &mut rng);
+                _ = bootstrap.client_listener_name(&target);
+                _ = bootstrap.check_target(&target);
+            }
+            Err(error) => assert!(error.is_bootstrap(), "round {round}"),
+        }
+        let uri = mutate::text("dns:///[::1]:15010", &mut rng);
+        if let Ok(uri) = ServerUri::parse(&uri) {
+            let again = ServerUri::parse(&uri.to_string());
+            assert_eq!(again.as_ref(), Ok(&uri), "round {round}");
+        }
+    }
+    assert!(usable > 100, "{usable}");
+}
+
+#[test]
+fn the_first_known_channel_credentials_count_and_all_known_call_credentials() {
+    let text = r#"{"xds_servers": [{
+        "server_uri": "https://cp:443",
+        "channel_creds": [
+            {"type": "google_default"},
+            {"type": "tls", "config": {
+                "ca_certificate_file": "/ca", "certificate_file": "/cert",
+                "private_key_file": "/key", "refresh_interval": "60s"}},
+            {"type": "insecure"}
+        ],
+        "call_creds": [
+            {"type": "unknown"},
+            {"type": "jwt_token_file", "config": {"jwt_token_file": "/token"}}
+        ]
+    }]}"#;
+    let server = &Bootstrap::from_json(text).unwrap().servers[0];
+    assert_eq!(server.uri.to_string(), "cp:443");
+    let files = TlsFiles::with_roots("/ca").identity("/cert", "/key");
+    assert_eq!(server.channel, ChannelCredentials::Tls(files));
+    let token = CallCredentials::JwtTokenFile("/token".into());
+    assert_eq!(server.calls, [token]);
+}
+
+#[test]
+fn certificates_are_asked_for_over_the_same_security_as_resources() {
+    let bootstrap = Bootstrap::builder("https://cp:443")
+        .tls(TlsFiles::with_roots("/ca"))
+        .certificate_provider("default", CertificateProvider::MeshCsr(MeshCsr::default()))
+        .build()
+        .unwrap();
+    let config = bootstrap.certificate_config("default").unwrap();
+    assert_eq!(config.channel, bootstrap.servers[0].channel);
+}
+
+#[test]
+fn a_token_in_code_is_refused_in_the_clear_too() {
+    let builder = Bootstrap::builder("cp:1").token_file("/token");
+    let error = builder.clone().build().unwrap_err().to_string();
+    assert!(error.contains("in the clear"), "{error}");
+    builder.tls(TlsFiles::default()).build().unwrap();
+    let local = Bootstrap::builder("127.0.0.1:1").token_file("/token");
+    local.build().unwrap();
 }

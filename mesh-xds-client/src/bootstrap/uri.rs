@@ -5,7 +5,7 @@
 
 use std::{fmt, path::PathBuf};
 
-/// Address of a server that is reached without TLS.
+/// Address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerUri {
     kind: Kind,
@@ -67,6 +67,16 @@ impl ServerUri {
             Kind::Unix(path) => Some(path),
             Kind::Tcp(_) => None,
         }
+    }
+
+    /// Authority and host, if it is not a socket's path.
+    pub(crate) fn host(&self) -> Option<(&str, &str)> {
+        let Kind::Tcp(authority) = &self.kind else {
+            return None;
+        };
+        let (host, _) = authority.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Some((authority, host))
     }
 
     /// Whether what is sent stays on this machine.

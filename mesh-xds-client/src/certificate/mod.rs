@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
-    bootstrap::ServerUri,
+    bootstrap::{ChannelCredentials, Server, ServerUri},
     transport::{self, KeepAlive, backoff::Backoff},
 };
 
@@ -80,6 +80,8 @@ impl fmt::Debug for Certificate {
 pub struct CertificateConfig {
     /// The signer.
     pub server: ServerUri,
+    /// How the connection to it is secured. Default plaintext.
+    pub channel: ChannelCredentials,
     /// File with the bearer token, read for every request; `None` sends none.
     pub token_file: Option<PathBuf>,
     /// Life to ask for, in whole seconds. Default [`VALIDITY`]; the signer may give less.
@@ -95,6 +97,7 @@ impl CertificateConfig {
     pub fn new(server: ServerUri) -> Self {
         Self {
             server,
+            channel: ChannelCredentials::Insecure,
             token_file: None,
             validity: VALIDITY,
             backoff_base: Duration::from_secs(1),
@@ -118,7 +121,8 @@ impl CertificateClient {
     /// Outside of a tokio runtime.
     pub fn start(config: CertificateConfig) -> CertificateWatch {
         let (tx, rx) = watch::channel(None);
-        if config.token_file.is_some() && !config.server.is_local() {
+        let is_plain = config.channel == ChannelCredentials::Insecure;
+        if config.token_file.is_some() && is_plain && !config.server.is_local() {
             tracing::warn!(
                 server = %config.server,
                 "the token for the certificate service travels unencrypted"
@@ -216,9 +220,12 @@ impl CertificateClient {
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
+        let mut server = Server::new(self.config.server.clone());
+        server.channel = self.config.channel.clone();
         let answer = async {
-            let channel =
-                transport::connect(self.config.server.clone(), KeepAlive::default()).await?;
+            let channel = transport::connect(Arc::new(server), KeepAlive::default())
+                .await?
+                .channel;
             let mut client =
                 proto::istio_certificate_service_client::IstioCertificateServiceClient::new(
                     channel,

@@ -13,7 +13,7 @@ use mesh_core::{
 };
 
 use super::{Graph, Watch, WatchId};
-use crate::cache::Reference;
+use crate::cache::{Reference, Resolved};
 
 #[derive(Debug)]
 pub(super) struct ClientWatch {
@@ -84,6 +84,17 @@ impl ClientWatch {
         }
     }
 
+    /// Resources that are waited for, as far as they are known.
+    pub(super) fn awaited(
+        &self,
+    ) -> (
+        &ListenerName,
+        Option<&RouteConfigName>,
+        BTreeSet<ClusterName>,
+    ) {
+        (&self.listener, self.route.as_ref(), self.unresolved.clone())
+    }
+
     fn is_published(&self, host: &VirtualHost, limit: Option<Duration>) -> bool {
         self.published.as_ref().is_some_and(|plan| {
             plan.limit == limit && virtual_host(&plan.routes, &self.authority) == Some(host)
@@ -96,6 +107,8 @@ enum Found {
     /// Not all of it is there.
     Nothing,
     Error(ConfigError),
+    /// What was used must not be used any more.
+    Dropped(ConfigError),
     Routes(Arc<RouteConfig>, Option<Duration>),
 }
 
@@ -105,6 +118,7 @@ impl Graph {
         let (routes, limit) = match self.find_routes(id, watch) {
             Found::Nothing => return,
             Found::Error(error) => return watch.fail(error),
+            Found::Dropped(error) => return self.drop_published(id, watch, error),
             Found::Routes(routes, limit) => (routes, limit),
         };
         let Some(host) = virtual_host(&routes, &watch.authority) else {
@@ -154,8 +168,9 @@ impl Graph {
     fn find_routes(&mut self, id: WatchId, watch: &mut ClientWatch) -> Found {
         let listener = match self.cache.listeners.resolved(&watch.listener) {
             None => return Found::Nothing,
-            Some(Err(error)) => return Found::Error(error),
-            Some(Ok(listener)) => listener,
+            Some(Resolved::Error(error)) => return Found::Error(error),
+            Some(Resolved::Dropped(error)) => return Found::Dropped(error),
+            Some(Resolved::Value(listener)) => listener,
         };
         let ListenerKind::Api(ApiListener {
             routes,
@@ -179,27 +194,42 @@ impl Graph {
             }
         }
         let routes = match routes {
-            RouteSource::Inline(routes) => Some(Ok(Arc::clone(routes))),
+            RouteSource::Inline(routes) => Some(Resolved::Value(Arc::clone(routes))),
             RouteSource::Rds(name) => self.cache.routes.resolved(name),
         };
         match routes {
             None => Found::Nothing,
-            Some(Err(error)) => Found::Error(error),
-            Some(Ok(routes)) => Found::Routes(routes, *max_stream_duration),
+            Some(Resolved::Error(error)) => Found::Error(error),
+            Some(Resolved::Dropped(error)) => Found::Dropped(error),
+            Some(Resolved::Value(routes)) => Found::Routes(routes, *max_stream_duration),
         }
     }
 
     /// The control plane has taken the authority out of the routes: a valid change, so what was
     /// published ends.
     fn withdraw(&mut self, id: WatchId, watch: &mut ClientWatch, routes: &RouteConfig) {
-        let error = self.origin.annotate(ConfigError::new(
+        let error = ConfigError::new(
             format!("route configuration {}", routes.name),
             "virtual_hosts",
             format!(
                 "no domain matches the dialled authority {:?}",
                 watch.authority
             ),
-        ));
+        );
+        let advice = "dial one of its domains, or add this one";
+        let error = self.origin.annotate_any(error, advice);
+        self.drop_published(id, watch, error);
+    }
+
+    /// Ends what was published.
+    fn drop_published(&mut self, id: WatchId, watch: &mut ClientWatch, error: ConfigError) {
+        let is_repeated = watch
+            .failed
+            .as_ref()
+            .is_some_and(|failed| failed.error == error);
+        if is_repeated && watch.published.is_none() {
+            return;
+        }
         tracing::warn!(%error, listener = %watch.listener, "no route table");
         watch.published = None;
         watch.next = None;
@@ -244,7 +274,7 @@ impl Graph {
                 watch.failed = None;
             }
             Err(error) => {
-                let error = self.origin.annotate(error);
+                let error = self.origin.annotate_any(error, "correct the routes");
                 tracing::warn!(%error, listener = %watch.listener, "the routes cannot be used");
                 watch.fail(error);
             }

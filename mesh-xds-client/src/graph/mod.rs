@@ -9,12 +9,16 @@
 
 mod client;
 mod clusters;
+mod faults;
+mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
+    time::SystemTime,
 };
 
 use mesh_core::{
@@ -25,13 +29,17 @@ use mesh_core::{
 use tokio::sync::watch;
 
 use crate::{
-    ads::Update,
-    cache::{Cache, Change, Failure, Reference},
-    resource::Kind,
+    ads::{Expired, Update},
+    cache::{Cache, Cause, Change, Reference, Resolved},
+    dump::ResourceDump,
+    resource::{Accepted, Kind},
+    store::StoredResource,
     watch::InboundState,
 };
 use client::ClientWatch;
 use clusters::Clusters;
+pub(crate) use faults::Source;
+use faults::{Origin, Outage, named};
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
@@ -70,22 +78,6 @@ enum Watch {
     },
 }
 
-/// Who asks whom, for error texts.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin {
-    pub(crate) node: String,
-    pub(crate) server: String,
-}
-
-impl Origin {
-    /// The same error, saying where it comes from.
-    fn annotate(&self, mut error: ConfigError) -> ConfigError {
-        let Self { node, server } = self;
-        error.reason = format!("{} (node {node:?}, control plane {server})", error.reason);
-        error
-    }
-}
-
 /// All watches and what they depend on.
 #[derive(Debug)]
 pub(crate) struct Graph {
@@ -98,22 +90,26 @@ pub(crate) struct Graph {
     clusters: Clusters,
     /// What may have lost its last user; dropped at the end of the turn if so.
     orphans: BTreeSet<Reference>,
-    /// Why the control plane cannot be reached, while it cannot.
-    outage: Option<String>,
+    /// Why an authority's control planes cannot be reached, while they cannot.
+    outages: BTreeMap<Option<String>, Outage>,
 }
 
 impl Graph {
     /// `seed` decides where round robin starts.
-    pub(crate) fn new(origin: Origin, seed: u64) -> Self {
+    pub(crate) fn new(node: String, server: String, seed: u64) -> Self {
         Self {
-            origin,
+            origin: Origin {
+                node,
+                server,
+                last_nack: None,
+            },
             cache: Cache::default(),
             compiler: Compiler::new(seed),
             watches: BTreeMap::new(),
             users: BTreeMap::new(),
             clusters: Clusters::default(),
             orphans: BTreeSet::new(),
-            outage: None,
+            outages: BTreeMap::new(),
         }
     }
 
@@ -139,9 +135,7 @@ impl Graph {
         };
         self.watches.insert(id, watch);
         self.evaluate(id);
-        if self.outage.is_some() {
-            self.fail_for_outage(id);
-        }
+        self.fail_for_outage(id);
     }
 
     /// Ends a watch.
@@ -157,83 +151,90 @@ impl Graph {
     }
 
     /// Takes what a response changed.
-    pub(crate) fn apply(&mut self, update: Update) {
+    pub(crate) fn apply(&mut self, update: Update, source: &Source, now: SystemTime) {
         let kind = update.kind;
+        if let Some(nack) = update.nack {
+            self.origin.last_nack = Some(nack);
+        }
         let mut changed = Vec::new();
-        for (name, config) in update.accepted {
-            changed.extend(self.cache.accept(&name, config));
+        for accepted in update.accepted {
+            changed.extend(self.cache.accept(accepted, now));
         }
-        for (name, error) in update.rejected {
-            let failure = Failure::Rejected(self.origin.annotate(error));
-            changed.extend(self.cache.fail(kind, &name, failure));
-        }
-        for (name, error) in update.errors {
-            let failure = Failure::Absent(self.origin.annotate(error));
-            changed.extend(self.cache.fail(kind, &name, failure));
+        let rejected = update.rejected.into_iter();
+        let failures = rejected.map(|(name, error)| (name, error, Cause::Rejected));
+        let errors = update.errors.into_iter().map(|error| {
+            let cause = match error.is_data_error {
+                true => Cause::DataError,
+                false => Cause::ServerError,
+            };
+            (error.name, error.error, cause)
+        });
+        for (name, error, cause) in failures.chain(errors) {
+            changed.extend(self.fail(kind, &name, error, cause, source, now));
         }
         for name in update.removed {
-            let failure = self.absent(kind, &name, "was removed by the control plane");
-            changed.extend(self.cache.fail(kind, &name, failure));
+            let error = named(kind, &name, "was removed by the control plane");
+            changed.extend(self.fail(kind, &name, error, Cause::Removed, source, now));
         }
         self.propagate(changed);
     }
 
-    /// Takes what did not come in time.
-    pub(crate) fn expire(&mut self, missing: Vec<(Kind, String)>) {
+    /// Takes what did not come in time, and what may not be used any longer.
+    pub(crate) fn expire(&mut self, expired: Expired, source: &Source, now: SystemTime) {
         let mut changed = Vec::new();
-        for (kind, name) in missing {
-            let reason = "does not exist: the control plane did not send it within 15 s";
-            let failure = self.absent(kind, &name, reason);
-            changed.extend(self.cache.fail(kind, &name, failure));
+        for (kind, name) in expired.missing {
+            let (cause, reason) = if source.policy.resource_timer_is_transient {
+                (
+                    Cause::TimedOut,
+                    "the control plane did not send it within 30 s",
+                )
+            } else {
+                let reason = "does not exist: the control plane did not send it within 15 s";
+                (Cause::Missing, reason)
+            };
+            let error = named(kind, &name, reason);
+            changed.extend(self.fail(kind, &name, error, cause, source, now));
+        }
+        for (kind, name) in expired.ended {
+            let error = named(kind, &name, "its time to live is over");
+            changed.extend(self.fail(kind, &name, error, Cause::Expired, source, now));
         }
         self.propagate(changed);
     }
 
-    fn absent(&self, kind: Kind, name: &str, reason: &str) -> Failure {
-        let error = ConfigError::new(format!("{} {name}", kind.noun()), "", reason);
-        Failure::Absent(self.origin.annotate(error))
+    /// Whether something may have lost its last user.
+    pub(crate) fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
     }
 
-    /// The control plane cannot be reached. Those that have nothing yet fail until it can.
-    pub(crate) fn disconnected(&mut self, error: &str) {
-        self.outage = Some(format!("the control plane cannot be reached: {error}"));
-        let ids: Vec<_> = self.watches.keys().copied().collect();
-        for id in ids {
-            self.fail_for_outage(id);
-        }
+    /// Whether a value or an error is known of a resource.
+    pub(crate) fn is_known(&self, kind: Kind, name: &str) -> bool {
+        self.cache.is_known(kind, name)
     }
 
-    /// The control plane can be reached.
-    pub(crate) fn connected(&mut self) {
-        self.outage = None;
+    /// See [`Cache::preload`].
+    pub(crate) fn preload(&mut self, resources: Vec<(Accepted, SystemTime, u8)>) {
+        self.cache.preload(resources);
     }
 
-    fn fail_for_outage(&mut self, id: WatchId) {
-        let Some(outage) = &self.outage else {
-            return;
-        };
-        let describe = |listener: &ListenerName| {
-            let error = ConfigError::new(format!("listener {listener}"), "", outage.clone());
-            self.origin.annotate(error)
-        };
-        match self.watches.get_mut(&id) {
-            Some(Watch::Client(watch)) => {
-                let error = describe(&watch.listener);
-                watch.fail_for_outage(error);
-            }
-            Some(Watch::Inbound { listener, tx }) => {
-                let error = describe(listener);
-                let is_pending = |state: &InboundState| matches!(state, InboundState::Pending);
-                tx.send_if_modified(|state| {
-                    let is_changed = is_pending(state);
-                    if is_changed {
-                        *state = InboundState::Failed(error);
-                    }
-                    is_changed
-                });
-            }
-            Some(Watch::TrustBundle { .. }) | None => {}
-        }
+    /// See [`Cache::take_dirty`].
+    pub(crate) fn take_dirty(&mut self) -> bool {
+        self.cache.take_dirty()
+    }
+
+    /// See [`Cache::save`].
+    pub(crate) fn save(&self) -> Vec<StoredResource> {
+        self.cache.save()
+    }
+
+    /// See [`Cache::stored_in_use`].
+    pub(crate) fn stored_in_use(&self) -> usize {
+        self.cache.stored_in_use()
+    }
+
+    /// Every resource as people see it.
+    pub(crate) fn dump(&self) -> Vec<ResourceDump> {
+        self.cache.dump()
     }
 
     /// Drops what nobody uses any more. Called at the end of a turn, so that a resource that only
@@ -298,21 +299,39 @@ impl Graph {
         }
     }
 
-    /// Brings a cluster up to date with the cache, and finishes those that waited for it.
+    /// Brings a cluster up to date with the cache, with its members and the aggregates around it, and
+    /// finishes those that waited for it.
     fn refresh(&mut self, name: &ClusterName) {
-        let refreshed = self
-            .clusters
-            .refresh(name, &mut self.cache, &mut self.orphans);
-        if !refreshed.is_changed {
-            return;
-        }
-        if let Some(tree) = self.clusters.tree(name) {
-            self.compiler.update_cluster(name, tree);
-        }
-        if refreshed.is_new {
-            for id in self.clusters.users(name) {
-                self.settle(id, name);
+        let mut due = VecDeque::from([name.clone()]);
+        while let Some(name) = due.pop_front() {
+            let refreshed = self
+                .clusters
+                .refresh(&name, &mut self.cache, &mut self.orphans);
+            due.extend(refreshed.added);
+            if !refreshed.is_changed {
+                continue;
             }
+            if let Some(tree) = self.clusters.tree(&name) {
+                self.compiler.update_cluster(&name, tree);
+            }
+            due.extend(self.clusters.parents(&name));
+            if refreshed.is_new {
+                for id in self.clusters.users(&name) {
+                    self.settle(id, &name);
+                }
+            }
+        }
+    }
+
+    /// Hosts that are to be looked up or not any more, since the last call.
+    pub(crate) fn take_host_changes(&mut self) -> Vec<(String, bool)> {
+        self.clusters.take_host_changes()
+    }
+
+    /// Takes an answer for a host.
+    pub(crate) fn resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>) {
+        for cluster in self.clusters.resolved(host, answer) {
+            self.refresh(&cluster);
         }
     }
 
@@ -336,20 +355,28 @@ impl Graph {
             Watch::Client(_) => {}
             Watch::Inbound { listener, tx } => match self.cache.listeners.resolved(listener) {
                 None => {}
-                Some(Ok(value)) => match &value.kind {
+                Some(Resolved::Value(value)) => match &value.kind {
                     ListenerKind::Inbound(inbound) => {
                         tx.send_replace(InboundState::Ready(Arc::new(inbound.clone())));
                     }
                     ListenerKind::Api(_) => {
-                        fail_inbound(tx, self.wrong_kind(listener, "a client's, not a server's"));
+                        let error = self.wrong_kind(listener, "a client's, not a server's");
+                        fail_inbound(tx, error, false);
                     }
                 },
-                Some(Err(error)) => fail_inbound(tx, error),
+                Some(Resolved::Error(error)) => fail_inbound(tx, error, false),
+                Some(Resolved::Dropped(error)) => fail_inbound(tx, error, true),
             },
             Watch::TrustBundle { name, tx } => {
                 // The cache has logged an error, and the stream's state says the rest.
-                let Some(Ok(secret)) = self.cache.secrets.resolved(name) else {
-                    return;
+                let secret = match self.cache.secrets.resolved(name) {
+                    Some(Resolved::Value(secret)) => secret,
+                    // Without trusted roots nobody is trusted: the server asked for that.
+                    Some(Resolved::Dropped(_)) => {
+                        tx.send_replace(None);
+                        return;
+                    }
+                    Some(Resolved::Error(_)) | None => return,
                 };
                 match &*secret {
                     Secret::TrustBundle(bundle) => {
@@ -365,13 +392,14 @@ impl Graph {
 
     fn wrong_kind(&self, listener: &ListenerName, what: &str) -> ConfigError {
         let error = ConfigError::new(format!("listener {listener}"), "", format!("is {what}"));
-        self.origin.annotate(error)
+        let advice = "check the name that is dialled or served";
+        self.origin.annotate_any(error, advice)
     }
 }
 
-fn fail_inbound(tx: &watch::Sender<InboundState>, error: ConfigError) {
+fn fail_inbound(tx: &watch::Sender<InboundState>, error: ConfigError, drops: bool) {
     tx.send_if_modified(|state| {
-        if matches!(state, InboundState::Ready(_)) {
+        if matches!(state, InboundState::Ready(_)) && !drops {
             return false;
         }
         *state = InboundState::Failed(error);

@@ -1,6 +1,6 @@
 //! `Cluster` to [`Cluster`].
 //!
-//! Stage 3. EDS clusters only (gRFC A27); `load_balancing_policy` wins over `lb_policy` (gRFC A52);
+//! Stage 3. `load_balancing_policy` wins over `lb_policy` (gRFC A52);
 //! limits by gRFC A32 and Envoy's retry budget. Outlier detection and health checks have no effect
 //! and are noted. Deviation: a policy that is not supported refuses the cluster, never falls back.
 
@@ -10,9 +10,7 @@ use envoy_types::pb::{
             cluster::v3::{
                 self as proto, Cluster as ClusterProto, LoadBalancingPolicy,
                 circuit_breakers::Thresholds,
-                cluster::{
-                    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as LbPolicyProto,
-                },
+                cluster::{LbConfig, LbPolicy as LbPolicyProto},
             },
             core::v3::{RoutingPriority, TransportSocket, transport_socket},
         },
@@ -32,17 +30,22 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{
-    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
-    RetryBudget, UpstreamTls,
+use mesh_core::{
+    ClusterName,
+    config::{
+        CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
+        RetryBudget, UpstreamTls,
+    },
 };
 use prost::Name;
 
 use super::{
-    DecodeContext,
+    DecodeContext, canonical,
+    discovery::{self, ClusterSource, ClusterSpec},
     path::Sink,
+    report::report,
     security::tls,
-    value::{duration, is, parse, same_stream, uint32},
+    value::{duration, is, parse, uint32},
 };
 
 /// Key of the HTTP options in `typed_extension_protocol_options`.
@@ -58,7 +61,7 @@ pub(super) fn decode(
     sink: &mut Sink,
     context: &DecodeContext,
     proto: &ClusterProto,
-) -> Option<Cluster> {
+) -> Option<ClusterSpec> {
     sink.ignore([
         ("outlier_detection", proto.outlier_detection.is_some()),
         ("health_checks", !proto.health_checks.is_empty()),
@@ -66,6 +69,34 @@ pub(super) fn decode(
         ("common_lb_config", proto.common_lb_config.is_some()),
         ("upstream_bind_config", proto.upstream_bind_config.is_some()),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            close_connections_on_host_health_failure,
+            common_http_protocol_options,
+            connection_pool_per_downstream_connection,
+            dns_failure_refresh_rate,
+            dns_jitter,
+            dns_lookup_family,
+            dns_refresh_rate,
+            dns_resolution_config,
+            dns_resolvers,
+            http_protocol_options,
+            ignore_health_on_host_removal,
+            lrs_report_endpoint_metrics,
+            max_requests_per_connection,
+            preconnect_policy,
+            protocol_selection,
+            queuing_policies,
+            respect_dns_ttl,
+            typed_dns_resolver_config,
+            upstream_config,
+            upstream_connection_options,
+            upstream_http_protocol_options,
+            use_tcp_for_dns_lookups,
+        ]
+    );
     sink.refuse(
         "filters",
         !proto.filters.is_empty(),
@@ -77,7 +108,7 @@ pub(super) fn decode(
         subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
         "subset load balancing is not supported",
     );
-    let discovery = decode_discovery(sink, proto);
+    let source = discovery::decode(sink, proto);
     let lb_policy = decode_lb_policy(sink, proto);
     let circuit_breakers = decode_circuit_breakers(sink, proto);
     let http_version = decode_http_version(sink, proto);
@@ -88,52 +119,25 @@ pub(super) fn decode(
         }
         timeout => timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
     };
-    Some(Cluster {
-        name: proto.name.as_str().into(),
-        discovery: discovery?,
+    let name: ClusterName = canonical(proto.name.clone()).into();
+    let source = source?;
+    let config = Cluster {
+        // Only EDS has a form there; for the others the name stands for itself.
+        discovery: Discovery::Eds(match &source {
+            ClusterSource::Eds(endpoints) => endpoints.clone(),
+            ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => name.as_str().into(),
+        }),
+        name,
         lb_policy: lb_policy?,
         circuit_breakers: circuit_breakers?,
         connect_timeout,
         http_version: http_version?,
         tls: tls?,
+    };
+    Some(ClusterSpec {
+        config: config.into(),
+        source,
     })
-}
-
-fn decode_discovery(sink: &mut Sink, proto: &ClusterProto) -> Option<Discovery> {
-    match &proto.cluster_discovery_type {
-        Some(ClusterDiscoveryType::Type(value)) if *value == DiscoveryType::Eds as i32 => {}
-        Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return sink.error_at(
-                "cluster_type",
-                format!("{:?} is not supported", custom.name),
-            );
-        }
-        other => {
-            let name = match other {
-                Some(ClusterDiscoveryType::Type(value)) => DiscoveryType::try_from(*value)
-                    .map_or_else(|_| value.to_string(), |known| known.as_str_name().into()),
-                _ => "STATIC".to_owned(),
-            };
-            return sink.error_at("type", format!("{name} is not supported; supported is EDS"));
-        }
-    }
-    let eds = proto.eds_cluster_config.as_ref();
-    same_stream(
-        sink,
-        "eds_cluster_config.eds_config",
-        eds.and_then(|eds| eds.eds_config.as_ref()),
-    );
-    let service_name = eds.map_or("", |eds| &eds.service_name);
-    if !service_name.is_empty() {
-        return Some(Discovery::Eds(service_name.into()));
-    }
-    if proto.name.starts_with("xdstp:") {
-        return sink.error_at(
-            "eds_cluster_config.service_name",
-            "must be set for a cluster with an xdstp: name",
-        );
-    }
-    Some(Discovery::Eds(proto.name.as_str().into()))
 }
 
 fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
@@ -142,6 +146,7 @@ fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
             walk_policies(sink, policy, 1)
         });
     }
+    report_lb_config(sink, proto);
     match LbPolicyProto::try_from(proto.lb_policy) {
         Ok(LbPolicyProto::RoundRobin) => Some(LbPolicy::RoundRobin),
         Ok(LbPolicyProto::Random) => Some(LbPolicy::Random),
@@ -160,6 +165,27 @@ fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
             ),
         ),
         Err(_) => sink.error_at("lb_policy", format!("{} is not known", proto.lb_policy)),
+    }
+}
+
+/// Settings of a policy that is not chosen, and those of a chosen one that have no effect.
+fn report_lb_config(sink: &mut Sink, proto: &ClusterProto) {
+    let chosen = LbPolicyProto::try_from(proto.lb_policy);
+    match &proto.lb_config {
+        None => {}
+        Some(LbConfig::LeastRequestLbConfig(config))
+            if chosen == Ok(LbPolicyProto::LeastRequest) =>
+        {
+            sink.field("least_request_lb_config", |sink| {
+                report!(sink, config, [active_request_bias, slow_start_config]);
+            });
+        }
+        Some(LbConfig::RoundRobinLbConfig(config)) => {
+            sink.field("round_robin_lb_config", |sink| {
+                report!(sink, config, [slow_start_config]);
+            });
+        }
+        Some(_) => sink.ignore([("lb_config (of a policy that is not chosen)", true)]),
     }
 }
 
@@ -185,12 +211,27 @@ fn walk_policies(sink: &mut Sink, list: &LoadBalancingPolicy, depth: usize) -> O
         };
         let place = format!("policies[{i}].typed_extension_config.typed_config");
         if is::<RoundRobin>(any) {
-            return Some(LbPolicy::RoundRobin);
+            return sink.field(&place, |sink| {
+                let config: RoundRobin = parse(sink, any)?;
+                report!(sink, config, [locality_lb_config, slow_start_config]);
+                Some(LbPolicy::RoundRobin)
+            });
         } else if is::<Random>(any) {
             return Some(LbPolicy::Random);
         } else if is::<LeastRequest>(any) {
             return sink.field(&place, |sink| {
                 let config: LeastRequest = parse(sink, any)?;
+                report!(
+                    sink,
+                    config,
+                    [
+                        active_request_bias,
+                        enable_full_scan,
+                        locality_lb_config,
+                        selection_method,
+                        slow_start_config,
+                    ]
+                );
                 least_request(sink, "choice_count", uint32(config.choice_count.as_ref()))
             });
         } else if is::<WrrLocality>(any) {
@@ -225,6 +266,7 @@ fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<Circ
     let Some(breakers) = &proto.circuit_breakers else {
         return Some(CircuitBreakers::default());
     };
+    report!(sink, breakers, [per_host_thresholds]);
     let is_default =
         |thresholds: &&Thresholds| thresholds.priority == RoutingPriority::Default as i32;
     let Some(found) = breakers.thresholds.iter().position(|t| is_default(&t)) else {
@@ -232,6 +274,7 @@ fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<Circ
     };
     let thresholds = &breakers.thresholds[found];
     sink.field(&format!("circuit_breakers.thresholds[{found}]"), |sink| {
+        report!(sink, thresholds, [max_connection_pools]);
         sink.ignore([
             ("max_connections", thresholds.max_connections.is_some()),
             (
@@ -289,6 +332,19 @@ fn decode_http_version(sink: &mut Sink, proto: &ClusterProto) -> Option<HttpVers
                 return sink.error(format!("holds {}", any.type_url));
             }
             let options: HttpProtocolOptions = parse(sink, any)?;
+            report!(
+                sink,
+                options,
+                [
+                    common_http_protocol_options,
+                    hash_policy,
+                    header_validation_config,
+                    outlier_detection,
+                    request_mirror_policies,
+                    retry_policy,
+                    upstream_http_protocol_options,
+                ]
+            );
             let is_filtered = options
                 .http_filters
                 .iter()

@@ -18,13 +18,26 @@ use envoy_types::pb::envoy::config::{
 use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoints, LocalityId};
 
 use super::{
+    canonical,
     path::Sink,
+    report::report,
     value::{socket_address, uint32},
 };
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<ClusterEndpoints> {
     if let Some(policy) = &proto.policy {
-        sink.ignore([("policy.drop_overloads", !policy.drop_overloads.is_empty())]);
+        sink.field("policy", |sink| {
+            report!(
+                sink,
+                policy,
+                [
+                    drop_overloads,
+                    endpoint_stale_after,
+                    overprovisioning_factor,
+                    weighted_priority_health,
+                ]
+            );
+        });
     }
     let mut addresses = HashSet::new();
     let localities = sink.each("endpoints", &proto.endpoints, |sink, locality| {
@@ -32,7 +45,7 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<C
     });
     check_priorities(sink, &localities);
     Some(ClusterEndpoints {
-        name: proto.cluster_name.as_str().into(),
+        name: canonical(proto.cluster_name.clone()).into(),
         localities,
     })
 }
@@ -111,10 +124,9 @@ fn decode_endpoint(
             );
         }
     };
-    sink.ignore([(
-        "endpoint.additional_addresses",
-        !endpoint.additional_addresses.is_empty(),
-    )]);
+    sink.field("endpoint", |sink| {
+        report!(sink, endpoint, [additional_addresses, health_check_config]);
+    });
     let address = sink.field("endpoint.address", |sink| {
         let (ip, port) = socket_address(sink, endpoint.address.as_ref())?;
         let address = SocketAddr::new(ip, port);

@@ -38,13 +38,102 @@ use mesh_core::config::{
 use prost::Name;
 
 use super::{
-    DecodeContext,
+    DecodeContext, canonical,
     cluster::typed_config,
     path::Sink,
+    report::report,
     route::{self, Side},
     security::{rbac, tls},
     value::{duration, is, parse, same_stream, socket_address},
 };
+
+/// Listener fields of both sides that ask for something that is not done here.
+fn report_listener(sink: &mut Sink, proto: &ListenerProto) {
+    report!(
+        sink,
+        proto,
+        [
+            access_log,
+            additional_addresses,
+            connection_balance_config,
+            fcds_config,
+            freebind,
+            listener_filters_timeout,
+            listener_specifier,
+            socket_options,
+            tcp_keepalive,
+            transparent,
+            udp_listener_config,
+        ]
+    );
+}
+
+/// The same of the HTTP connection manager.
+fn report_manager(sink: &mut Sink, manager: &HttpConnectionManager) {
+    report!(
+        sink,
+        manager,
+        [
+            access_log,
+            add_proxy_protocol_connection_state,
+            add_user_agent,
+            always_set_request_id_in_response,
+            append_local_overload,
+            append_x_forwarded_port,
+            codec_type,
+            early_header_mutation_extensions,
+            forward_client_cert_details,
+            forward_client_cert_matcher,
+            forward_proto_config,
+            http2_protocol_options,
+            http3_protocol_options,
+            http_protocol_options,
+            internal_address_config,
+            local_reply_config,
+            max_request_headers_kb,
+            original_ip_detection_extensions,
+            path_normalization_options,
+            preserve_external_request_id,
+            proxy_100_continue,
+            proxy_status_config,
+            request_headers_timeout,
+            request_id_extension,
+            request_timeout,
+            scheme_header_transformation,
+            server_header_transformation,
+            server_name,
+            set_current_client_cert_details,
+            skip_xff_append,
+            stream_error_on_invalid_http_message,
+            stream_idle_timeout,
+            strip_matching_host_port,
+            strip_port_mode,
+            strip_trailing_host_dot,
+            tracing,
+            typed_header_validation_config,
+            upgrade_configs,
+            use_remote_address,
+            via,
+            xff_num_trusted_hops,
+        ]
+    );
+    report!(sink, manager, [delayed_close_timeout, drain_timeout]);
+    if let Some(options) = &manager.common_http_protocol_options {
+        sink.field("common_http_protocol_options", |sink| {
+            report!(
+                sink,
+                options,
+                [
+                    headers_with_underscores_action,
+                    idle_timeout,
+                    max_connection_duration,
+                    max_headers_count,
+                    max_requests_per_connection,
+                ]
+            );
+        });
+    }
+}
 
 pub(super) fn decode(
     sink: &mut Sink,
@@ -55,6 +144,7 @@ pub(super) fn decode(
         .api_listener
         .as_ref()
         .and_then(|api| api.api_listener.as_ref());
+    report_listener(sink, proto);
     let kind = match api {
         Some(api) => sink
             .field("api_listener.api_listener", |sink| decode_api(sink, api))
@@ -65,7 +155,7 @@ pub(super) fn decode(
         None => decode_inbound(sink, context, proto).map(ListenerKind::Inbound),
     };
     Some(Listener {
-        name: proto.name.as_str().into(),
+        name: canonical(proto.name.clone()).into(),
         kind: kind?,
     })
 }
@@ -79,13 +169,23 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
         ));
     }
     let manager: HttpConnectionManager = parse(sink, api)?;
+    report_manager(sink, &manager);
+    report!(
+        sink,
+        manager,
+        [
+            merge_slashes,
+            normalize_path,
+            path_with_escaped_slashes_action,
+        ]
+    );
     decode_filters(sink, Side::Client, &manager.http_filters);
     let routes = match &manager.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => sink.field("rds", |sink| {
             same_stream(sink, "config_source", rds.config_source.as_ref());
             match rds.route_config_name.as_str() {
                 "" => sink.error_at("route_config_name", "is missing"),
-                name => Some(RouteSource::Rds(name.into())),
+                name => Some(RouteSource::Rds(canonical(name.to_owned()).into())),
             }
         }),
         other => decode_inline(sink, Side::Client, other.as_ref()),
@@ -135,6 +235,12 @@ fn decode_filters(sink: &mut Sink, side: Side, filters: &[HttpFilter]) -> Vec<Rb
         match &filter.config_type {
             Some(http_filter::ConfigType::TypedConfig(any)) if is::<Router>(any) => {
                 last_is_router = true;
+                sink.field("typed_config", |sink| {
+                    if let Some(router) = parse::<Router>(sink, any) {
+                        report!(sink, router, [upstream_http_filters, upstream_log]);
+                        report!(sink, router, [strict_check_headers]);
+                    }
+                });
                 None
             }
             _ if filter.disabled => None,
@@ -261,6 +367,7 @@ fn decode_chain(
             .is_some_and(|value| value.value),
         "is not supported",
     );
+    report!(sink, proto, [transport_socket_connect_timeout]);
     let tls = match &proto.transport_socket {
         Some(socket) => sink.field("transport_socket.typed_config", |sink| {
             decode_transport(sink, context, socket)
@@ -280,6 +387,12 @@ fn decode_chain(
     let (rbac, routes) = sink.field("filters[0].typed_config", |sink| {
         let manager = manager?;
         check_normalisation(sink, &manager);
+        report_manager(sink, &manager);
+        if let Some(options) = &manager.common_http_protocol_options {
+            sink.field("common_http_protocol_options", |sink| {
+                report!(sink, options, [max_stream_duration]);
+            });
+        }
         let rbac = decode_filters(sink, Side::Server, &manager.http_filters);
         let routes = decode_inline(sink, Side::Server, manager.route_specifier.as_ref())?;
         Some((rbac, routes))

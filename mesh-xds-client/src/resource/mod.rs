@@ -7,9 +7,13 @@
 //! traffic or security depends on it, and is noted in the log where nothing does.
 
 mod cluster;
+mod discovery;
 mod endpoint;
 mod listener;
+mod name;
 pub(crate) mod path;
+mod raw;
+mod report;
 mod route;
 mod security;
 #[cfg(test)]
@@ -20,25 +24,26 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
-use envoy_types::pb::{
-    envoy::{
-        config::{
-            cluster::v3::Cluster as ClusterProto,
-            endpoint::v3::ClusterLoadAssignment as EndpointsProto,
-            listener::v3::Listener as ListenerProto, route::v3::RouteConfiguration as RouteProto,
-        },
-        extensions::transport_sockets::tls::v3::Secret as SecretProto,
-        service::discovery::v3::Resource as WrapperProto,
+use bytes::Bytes;
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::Cluster as ClusterProto,
+        endpoint::v3::ClusterLoadAssignment as EndpointsProto,
+        listener::v3::Listener as ListenerProto, route::v3::RouteConfiguration as RouteProto,
     },
-    google::protobuf::Any,
+    extensions::transport_sockets::tls::v3::Secret as SecretProto,
 };
 use mesh_core::{ConfigError, config};
-use prost::{Message, Name};
+use prost::Message;
 
 use crate::bootstrap::CertificateProvider;
+pub(crate) use discovery::{ClusterSource, ClusterSpec, DnsHost};
+pub(crate) use name::{authority, canonical};
 use path::{Sink, combine};
+pub(crate) use raw::Raw;
 
 /// A type of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,7 +100,7 @@ impl Kind {
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Config {
-    Cluster(Arc<config::Cluster>),
+    Cluster(Arc<ClusterSpec>),
     Endpoints(Arc<config::ClusterEndpoints>),
     Listener(Arc<config::Listener>),
     Route(Arc<config::RouteConfig>),
@@ -133,11 +138,28 @@ impl Rejected {
     }
 }
 
+/// A valid resource.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Accepted {
+    pub(crate) name: String,
+    pub(crate) config: Config,
+    /// Of this resource, or of the response it came in.
+    pub(crate) version: String,
+    /// As received, for people and for storage.
+    pub(crate) raw: Bytes,
+    /// How long it may be used.
+    pub(crate) ttl: Option<Duration>,
+    /// Fields that are set and have no effect here.
+    pub(crate) ignored: Vec<String>,
+}
+
 /// A response, resource by resource.
 #[derive(Debug, Default)]
 pub(crate) struct Decoded {
-    pub(crate) accepted: Vec<(String, Config)>,
+    pub(crate) accepted: Vec<Accepted>,
     pub(crate) rejected: Vec<Rejected>,
+    /// Resources of which the response only says that they live, and for how much longer.
+    pub(crate) heartbeats: Vec<(String, Option<Duration>)>,
     /// Every name in the response, of good and bad resources.
     pub(crate) present: BTreeSet<String>,
 }
@@ -145,24 +167,25 @@ pub(crate) struct Decoded {
 /// Decodes all resources of a response that `is_wanted`; the others are skipped silently.
 pub(crate) fn decode_all(
     kind: Kind,
-    resources: Vec<Any>,
+    resources: Vec<Raw>,
     context: &DecodeContext,
     is_wanted: impl Fn(&str) -> bool,
 ) -> Decoded {
     let mut decoded = Decoded::default();
     let mut twice = BTreeSet::new();
     for (i, resource) in resources.into_iter().enumerate() {
+        let known_as = resource.name.clone();
         let guarded = AssertUnwindSafe(|| decode_one(kind, resource, context, &is_wanted));
         // A resource that finds a defect in decode must not take the process down.
         let outcome = catch_unwind(guarded).unwrap_or_else(|_| {
-            Outcome::Rejected(
-                None,
-                vec![unnamed(kind, "decoding it panicked; please report this")],
-            )
+            let reason = "decoding it panicked; please report this";
+            Outcome::Rejected(known_as, vec![unnamed(kind, reason)])
         });
         let name = match &outcome {
             Outcome::Skipped => continue,
-            Outcome::Accepted(name, _) | Outcome::Rejected(Some(name), _) => Some(name.clone()),
+            Outcome::Accepted(Accepted { name, .. })
+            | Outcome::Heartbeat(name, _)
+            | Outcome::Rejected(Some(name), _) => Some(name.clone()),
             Outcome::Rejected(None, _) => None,
         };
         if let Some(name) = &name
@@ -172,11 +195,13 @@ pub(crate) fn decode_all(
             continue;
         }
         match outcome {
-            Outcome::Accepted(name, config) => decoded.accepted.push((name, config)),
+            Outcome::Accepted(accepted) => decoded.accepted.push(accepted),
+            Outcome::Heartbeat(name, ttl) => decoded.heartbeats.push((name, ttl)),
             Outcome::Rejected(name, mut errors) => {
-                if name.is_none() {
-                    for error in &mut errors {
-                        error.resource = format!("{} at resources[{i}]", kind.noun());
+                for error in &mut errors {
+                    match &name {
+                        None => error.resource = format!("{} at resources[{i}]", kind.noun()),
+                        Some(name) => error.resource = format!("{} {name}", kind.noun()),
                     }
                 }
                 decoded.rejected.push(Rejected { name, errors });
@@ -185,7 +210,8 @@ pub(crate) fn decode_all(
         }
     }
     for name in twice {
-        decoded.accepted.retain(|(accepted, _)| *accepted != name);
+        decoded.accepted.retain(|accepted| accepted.name != name);
+        decoded.heartbeats.retain(|(alive, _)| *alive != name);
         decoded
             .rejected
             .retain(|rejected| rejected.name.as_ref() != Some(&name));
@@ -205,7 +231,8 @@ pub(crate) fn decode_all(
 
 enum Outcome {
     Skipped,
-    Accepted(String, Config),
+    Accepted(Accepted),
+    Heartbeat(String, Option<Duration>),
     Rejected(Option<String>, Vec<ConfigError>),
 }
 
@@ -213,28 +240,28 @@ fn unnamed(kind: Kind, reason: impl Into<String>) -> ConfigError {
     ConfigError::new(kind.noun(), "", reason)
 }
 
-/// Takes a resource out of `envoy.service.discovery.v3.Resource`, when it is in one.
-fn unwrap(kind: Kind, any: Any) -> Result<(Option<String>, Any), ConfigError> {
-    if any.type_url != WrapperProto::type_url() {
-        return Ok((None, any));
-    }
-    let wrapper = WrapperProto::decode(&*any.value)
-        .map_err(|e| unnamed(kind, format!("the wrapper cannot be parsed: {e}")))?;
-    match wrapper.resource {
-        Some(inner) => Ok((Some(wrapper.name).filter(|name| !name.is_empty()), inner)),
-        None => Err(unnamed(kind, "the wrapper holds no resource")),
-    }
-}
-
 fn decode_one(
     kind: Kind,
-    any: Any,
+    raw: Raw,
     context: &DecodeContext,
     is_wanted: &impl Fn(&str) -> bool,
 ) -> Outcome {
-    let (wrapper, any) = match unwrap(kind, any) {
-        Ok(inner) => inner,
-        Err(error) => return Outcome::Rejected(None, vec![error]),
+    let Raw {
+        name,
+        aliases,
+        version,
+        ttl,
+        body,
+    } = raw;
+    let any = match body {
+        Ok(Some(any)) => any,
+        Ok(None) => {
+            return match name.filter(|name| is_wanted(name)) {
+                Some(name) => Outcome::Heartbeat(name, ttl),
+                None => Outcome::Skipped,
+            };
+        }
+        Err(error) => return Outcome::Rejected(name, vec![error]),
     };
     if any.type_url != kind.type_url() {
         let reason = format!(
@@ -242,15 +269,50 @@ fn decode_one(
             any.type_url,
             kind.type_url()
         );
-        return Outcome::Rejected(wrapper, vec![unnamed(kind, reason)]);
+        return Outcome::Rejected(name, vec![unnamed(kind, reason)]);
     }
-    let bytes = &any.value;
+    let bytes = Bytes::from(any.value);
+    match decode_body(kind, name, &aliases, &bytes, context, is_wanted) {
+        Body::Skipped => Outcome::Skipped,
+        Body::Rejected(name, errors) => Outcome::Rejected(name, errors),
+        Body::Accepted(name, config, ignored) => Outcome::Accepted(Accepted {
+            name,
+            config,
+            version,
+            raw: bytes,
+            ttl,
+            ignored,
+        }),
+    }
+}
+
+enum Body {
+    Skipped,
+    Accepted(String, Config, Vec<String>),
+    Rejected(Option<String>, Vec<ConfigError>),
+}
+
+fn decode_body(
+    kind: Kind,
+    wrapper: Option<String>,
+    aliases: &[String],
+    bytes: &[u8],
+    context: &DecodeContext,
+    is_wanted: &impl Fn(&str) -> bool,
+) -> Body {
+    let wanted_as = |name: &str| {
+        let names = std::iter::once(name).chain(aliases.iter().map(String::as_str));
+        names
+            .into_iter()
+            .find(|name| is_wanted(name))
+            .map(str::to_owned)
+    };
     match kind {
         Kind::Cluster => decode_as(
             kind,
             wrapper,
             bytes,
-            is_wanted,
+            wanted_as,
             |proto: &ClusterProto| &proto.name,
             |sink, proto| cluster::decode(sink, context, proto).map(|c| Config::Cluster(c.into())),
         ),
@@ -258,7 +320,7 @@ fn decode_one(
             kind,
             wrapper,
             bytes,
-            is_wanted,
+            wanted_as,
             |proto: &EndpointsProto| &proto.cluster_name,
             |sink, proto| endpoint::decode(sink, proto).map(|c| Config::Endpoints(c.into())),
         ),
@@ -266,7 +328,7 @@ fn decode_one(
             kind,
             wrapper,
             bytes,
-            is_wanted,
+            wanted_as,
             |proto: &ListenerProto| &proto.name,
             |sink, proto| {
                 listener::decode(sink, context, proto).map(|c| Config::Listener(c.into()))
@@ -276,7 +338,7 @@ fn decode_one(
             kind,
             wrapper,
             bytes,
-            is_wanted,
+            wanted_as,
             |proto: &RouteProto| &proto.name,
             |sink, proto| {
                 route::decode(sink, route::Side::Client, proto).map(|c| Config::Route(c.into()))
@@ -286,7 +348,7 @@ fn decode_one(
             kind,
             wrapper,
             bytes,
-            is_wanted,
+            wanted_as,
             |proto: &SecretProto| &proto.name,
             |sink, proto| security::secret::decode(sink, proto).map(|c| Config::Secret(c.into())),
         ),
@@ -297,43 +359,33 @@ fn decode_as<P: Message + Default>(
     kind: Kind,
     wrapper: Option<String>,
     bytes: &[u8],
-    is_wanted: &impl Fn(&str) -> bool,
+    wanted_as: impl Fn(&str) -> Option<String>,
     name_of: impl Fn(&P) -> &String,
     decode: impl FnOnce(&mut Sink, &P) -> Option<Config>,
-) -> Outcome {
+) -> Body {
     let proto = match P::decode(bytes) {
         Ok(proto) => proto,
         Err(e) => {
             let error = unnamed(kind, format!("cannot be parsed: {e}"));
-            return Outcome::Rejected(wrapper, vec![error]);
+            return Body::Rejected(wrapper, vec![error]);
         }
     };
-    let name = name_of(&proto).clone();
+    let name = canonical(name_of(&proto).clone());
     if name.is_empty() {
-        return Outcome::Rejected(wrapper, vec![unnamed(kind, "has no name")]);
+        return Body::Rejected(wrapper, vec![unnamed(kind, "has no name")]);
     }
     if let Some(outer) = wrapper.filter(|outer| *outer != name) {
         let reason = format!("is wrapped under another name, {outer:?}");
         let error = ConfigError::new(format!("{} {name}", kind.noun()), "", reason);
-        return Outcome::Rejected(Some(name), vec![error]);
+        return Body::Rejected(Some(name), vec![error]);
     }
-    if !is_wanted(&name) {
-        return Outcome::Skipped;
-    }
+    let Some(name) = wanted_as(&name) else {
+        return Body::Skipped;
+    };
     let mut sink = Sink::new(format!("{} {name}", kind.noun()));
     let value = decode(&mut sink, &proto);
     match sink.finish(value) {
-        Ok((config, ignored)) => {
-            if !ignored.is_empty() {
-                tracing::debug!(
-                    kind = kind.noun(),
-                    resource = name,
-                    fields = ignored.join(", "),
-                    "fields are set that have no effect here"
-                );
-            }
-            Outcome::Accepted(name, config)
-        }
-        Err(errors) => Outcome::Rejected(Some(name), errors),
+        Ok((config, ignored)) => Body::Accepted(name, config, ignored),
+        Err(errors) => Body::Rejected(Some(name), errors),
     }
 }

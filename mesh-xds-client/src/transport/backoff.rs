@@ -31,6 +31,11 @@ impl Backoff {
         }
     }
 
+    /// The shortest pause.
+    pub(crate) fn base(&self) -> Duration {
+        self.base
+    }
+
     /// The pause after a failure.
     pub(crate) fn after_failure(&mut self, rng: &mut impl Rng) -> Duration {
         let pause = self.next;

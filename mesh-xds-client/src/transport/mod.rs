@@ -1,26 +1,30 @@
 //! The only sockets: a channel to a server, and the ADS stream on it.
 //!
 //! Stage 1. Connects and streams; it does not decide when (see [`backoff`] and the driver) and does
-//! not read messages. Plaintext HTTP/2 over TCP or a Unix socket. Deviation from gRPC's clients: a
+//! not read messages. HTTP/2 over TCP, TLS or a Unix socket. Deviation from gRPC's clients: a
 //! TCP keepalive besides the HTTP/2 one finds a dead peer within a minute.
 
 pub(crate) mod backoff;
+pub(crate) mod csds;
+pub(crate) mod node;
+mod secure;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-};
-use futures_util::{FutureExt, StreamExt, TryFutureExt, stream::BoxStream};
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream::BoxStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
 
-use crate::bootstrap::ServerUri;
+use crate::{
+    ads::{Request, Response, Variant},
+    bootstrap::{ChannelCredentials, Server},
+};
 
 /// Largest response that is read, in bytes. 10,000 clusters of Istio's size are about 10 MB.
 pub(crate) const RESPONSE_BYTES_MAX: usize = 128 << 20;
@@ -69,8 +73,11 @@ impl Default for KeepAlive {
 }
 
 /// Connects to `server`.
-pub(crate) async fn connect(server: ServerUri, keep_alive: KeepAlive) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(server.http_uri())
+pub(crate) async fn connect(
+    server: Arc<Server>,
+    keep_alive: KeepAlive,
+) -> Result<Connected, String> {
+    let endpoint = Endpoint::from_shared(server.uri.http_uri())
         .map_err(|e| e.to_string())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(Some(Duration::from_secs(30)))
@@ -79,11 +86,36 @@ pub(crate) async fn connect(server: ServerUri, keep_alive: KeepAlive) -> Result<
         .http2_keep_alive_interval(keep_alive.interval)
         .keep_alive_timeout(keep_alive.timeout)
         .keep_alive_while_idle(true);
-    let connected = match server.unix_path() {
-        None => endpoint.connect().await,
-        Some(path) => connect_unix(&endpoint, path.clone()).await,
+    let channel = match (&server.channel, server.uri.unix_path()) {
+        (ChannelCredentials::Tls(files), _) => {
+            secure::connect(&endpoint, &server.uri, files).await?
+        }
+        (ChannelCredentials::Insecure, None) => endpoint.connect().await.map_err(|e| chain(&e))?,
+        (ChannelCredentials::Insecure, Some(path)) => {
+            let connected = connect_unix(&endpoint, path.clone()).await;
+            connected.map_err(|e| chain(&e))?
+        }
     };
-    connected.map_err(|e| chain(&e))
+    let token = secure::token(&server.calls).await?;
+    Ok(Connected { channel, token })
+}
+
+/// A connection with what each call on it carries.
+#[derive(Clone, Debug)]
+pub(crate) struct Connected {
+    pub(crate) channel: Channel,
+    token: Option<MetadataValue<Ascii>>,
+}
+
+impl Connected {
+    /// A call with the token that goes with it.
+    pub(crate) fn call<T>(&self, message: T) -> tonic::Request<T> {
+        let mut call = tonic::Request::new(message);
+        if let Some(token) = &self.token {
+            call.metadata_mut().insert("authorization", token.clone());
+        }
+        call
+    }
 }
 
 #[cfg(unix)]
@@ -130,28 +162,53 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// An open stream. Dropping it closes the stream and the connection.
 pub(crate) struct AdsStream {
-    /// Requests to send.
-    pub(crate) requests: mpsc::Sender<DiscoveryRequest>,
+    /// Requests to send, of the stream's variant.
+    pub(crate) requests: mpsc::Sender<Request>,
     /// What the server sends; ends with the stream.
-    pub(crate) responses: BoxStream<'static, Result<DiscoveryResponse, Status>>,
+    pub(crate) responses: BoxStream<'static, Result<Response, Status>>,
 }
 
 impl AdsStream {
     /// Opens a stream on `channel`. Servers may send their headers with the first response only,
     /// so requests are taken before the call is answered.
-    pub(crate) fn open(channel: Channel) -> Self {
+    pub(crate) fn open(connected: &Connected, variant: Variant) -> Self {
         let (requests, queue) = mpsc::channel(REQUESTS_QUEUED_MAX);
-        let call = async move {
-            let mut client = AggregatedDiscoveryServiceClient::new(channel)
-                .max_decoding_message_size(RESPONSE_BYTES_MAX);
-            let response = client
-                .stream_aggregated_resources(ReceiverStream::new(queue))
-                .await?;
-            Ok::<_, Status>(response.into_inner())
+        let queue = ReceiverStream::new(queue);
+        let mut client = AggregatedDiscoveryServiceClient::new(connected.channel.clone())
+            .max_decoding_message_size(RESPONSE_BYTES_MAX);
+        let responses = match variant {
+            Variant::StateOfTheWorld => {
+                let queue = queue.filter_map(|request| {
+                    std::future::ready(match request {
+                        Request::Sotw(request) => Some(request),
+                        Request::Delta(_) => None,
+                    })
+                });
+                let call = connected.call(queue);
+                let call = async move { client.stream_aggregated_resources(call).await };
+                let responses = call
+                    .map_ok(tonic::Response::into_inner)
+                    .try_flatten_stream();
+                responses.map_ok(Response::Sotw).boxed()
+            }
+            Variant::Incremental => {
+                let queue = queue.filter_map(|request| {
+                    std::future::ready(match request {
+                        Request::Delta(request) => Some(request),
+                        Request::Sotw(_) => None,
+                    })
+                });
+                let call = connected.call(queue);
+                let call = async move { client.delta_aggregated_resources(call).await };
+                let responses = call
+                    .map_ok(tonic::Response::into_inner)
+                    .try_flatten_stream();
+                responses.map_ok(Response::Delta).boxed()
+            }
         };
         Self {
             requests,
-            responses: call.boxed().try_flatten_stream().boxed(),
+            responses,
         }
     }
 }

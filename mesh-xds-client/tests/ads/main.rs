@@ -1,14 +1,55 @@
 //! The client against a scripted control plane, over real sockets.
 
+mod keep;
+mod secure;
 mod server;
+mod status;
+mod translate;
 
 use std::{future::Future, time::Duration};
 
+use keep::a_process_starts_and_serves_with_the_control_plane_down;
 use mesh_core::snapshot::{ListenerState, SnapshotReader};
-use mesh_xds_client::{Bootstrap, InboundState, StreamStatus, XdsClient, XdsClientBuilder};
+use mesh_xds_client::{
+    Bootstrap, InboundState, StreamStatus, Variant, XdsClient, XdsClientBuilder,
+};
 use server::*;
+use status::the_status_service_shows_states_versions_and_contents;
 
 const MUST_HAPPEN: Duration = Duration::from_secs(10);
+
+/// Every test over both variants of the protocol.
+macro_rules! over_both_variants {
+    ($($name:ident),* $(,)?) => {
+        mod state_of_the_world {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(mesh_xds_client::Variant::StateOfTheWorld).await;
+            })*
+        }
+        mod incremental {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(mesh_xds_client::Variant::Incremental).await;
+            })*
+        }
+    };
+}
+
+over_both_variants!(
+    a_cluster_of_hosts_needs_no_endpoints_from_the_control_plane,
+    the_status_service_shows_states_versions_and_contents,
+    a_process_starts_and_serves_with_the_control_plane_down,
+    the_first_snapshot_and_a_change_of_endpoints,
+    a_refusal_names_the_resource_and_keeps_the_last_good_one,
+    a_new_stream_begins_with_the_versions_of_the_last_one,
+    the_stream_closes_with_the_last_handle_and_the_last_watch,
+    a_watch_that_is_dropped_unsubscribes,
+    an_unreachable_control_plane_fails_the_listener_until_it_is_there,
+    a_resource_that_does_not_come_in_time_fails_the_listener,
+    inbound_listeners_and_trust_bundles,
+    many_clusters_in_one_response,
+);
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(MUST_HAPPEN, future)
@@ -26,8 +67,9 @@ fn builder(uri: impl Into<String>) -> XdsClientBuilder {
     XdsClient::builder(bootstrap).backoff(Duration::from_millis(10), Duration::from_millis(50))
 }
 
-fn client(server: &Server) -> XdsClient {
-    builder(server.address.to_string()).build().unwrap()
+fn client(server: &Server, variant: Variant) -> XdsClient {
+    let builder = builder(server.address.to_string());
+    builder.variant(variant).build().unwrap()
 }
 
 /// Waits until the listener's state is as wanted.
@@ -58,10 +100,9 @@ async fn wait_for_port(reader: &mut SnapshotReader, port: u16) {
         .expect("the compiler lives");
 }
 
-#[tokio::test]
-async fn the_first_snapshot_and_a_change_of_endpoints() {
+async fn the_first_snapshot_and_a_change_of_endpoints(variant: Variant) {
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut reader = client.watch_listener("l", "greeter");
     let mut stream = server.accept().await;
 
@@ -69,7 +110,11 @@ async fn the_first_snapshot_and_a_change_of_endpoints() {
     let node = first.node.expect("the first request introduces us");
     assert_eq!((&*node.id, &*node.cluster), ("me", "tests"));
     assert_eq!(node.user_agent_name, "mesh-rs");
-    assert_eq!(node.client_features, ["xds.config.resource-in-sotw"]);
+    let features = [
+        "xds.config.resource-in-sotw",
+        "xds.config.supports-resource-ttl",
+    ];
+    assert_eq!(node.client_features, features);
     assert!(node.metadata.unwrap().fields.contains_key("GENERATOR"));
     assert_eq!(
         (&*first.resource_names, &*first.version_info),
@@ -103,10 +148,9 @@ async fn the_first_snapshot_and_a_change_of_endpoints() {
     );
 }
 
-#[tokio::test]
-async fn a_refusal_names_the_resource_and_keeps_the_last_good_one() {
+async fn a_refusal_names_the_resource_and_keeps_the_last_good_one(variant: Variant) {
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut reader = client.watch_listener("l", "greeter");
     let mut stream = server.accept().await;
     stream.serve_all(1).await;
@@ -133,10 +177,9 @@ async fn a_refusal_names_the_resource_and_keeps_the_last_good_one() {
     wait_for_port(&mut reader, 3).await;
 }
 
-#[tokio::test]
-async fn a_new_stream_begins_with_the_versions_of_the_last_one() {
+async fn a_new_stream_begins_with_the_versions_of_the_last_one(variant: Variant) {
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut reader = client.watch_listener("l", "greeter");
     let mut stream = server.accept().await;
     stream.serve_all(1).await;
@@ -154,16 +197,20 @@ async fn a_new_stream_begins_with_the_versions_of_the_last_one() {
         );
         versions.push(request.version_info);
     }
-    assert_eq!(versions, ["c1", "e1", "l1", "r1"]);
+    let expected = match variant {
+        Variant::StateOfTheWorld => ["c1", "e1", "l1", "r1"],
+        // Here each resource has its own.
+        Variant::Incremental => ["c=c1", "c=e1", "l=l1", "r=r1"],
+    };
+    assert_eq!(versions, expected);
     assert!(matches!(reader.load(), ListenerState::Ready(_)));
     stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;
     wait_for_port(&mut reader, 2).await;
 }
 
-#[tokio::test]
-async fn the_stream_closes_with_the_last_handle_and_the_last_watch() {
+async fn the_stream_closes_with_the_last_handle_and_the_last_watch(variant: Variant) {
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut status = client.status();
     let reader = client.watch_listener("l", "greeter");
     let second = reader.clone();
@@ -179,10 +226,9 @@ async fn the_stream_closes_with_the_last_handle_and_the_last_watch() {
     within(ended).await;
 }
 
-#[tokio::test]
-async fn a_watch_that_is_dropped_unsubscribes() {
+async fn a_watch_that_is_dropped_unsubscribes(variant: Variant) {
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let reader = client.watch_listener("l", "greeter");
     let _other = client.watch_inbound("other");
     let mut stream = server.accept().await;
@@ -193,12 +239,14 @@ async fn a_watch_that_is_dropped_unsubscribes() {
     assert_eq!(stream.expect(LDS).await.resource_names.len(), 2);
 }
 
-#[tokio::test]
-async fn an_unreachable_control_plane_fails_the_listener_until_it_is_there() {
+async fn an_unreachable_control_plane_fails_the_listener_until_it_is_there(variant: Variant) {
     let server = Server::start().await;
     let address = server.address;
     drop(server);
-    let client = builder(format!("dns:///{address}")).build().unwrap();
+    let client = builder(format!("dns:///{address}"))
+        .variant(variant)
+        .build()
+        .unwrap();
     let mut reader = client.watch_listener("l", "greeter");
     wait(&mut reader, |state| {
         matches!(state, ListenerState::Failed(_))
@@ -226,12 +274,10 @@ async fn an_unreachable_control_plane_fails_the_listener_until_it_is_there() {
     wait_for_port(&mut reader, 1).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_resource_that_does_not_come_in_time_fails_the_listener() {
+async fn a_resource_that_does_not_come_in_time_fails_the_listener(variant: Variant) {
     // Time jumps while all wait; the sockets are real, so the connection is made first.
-    tokio::time::resume();
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut reader = client.watch_listener("l", "greeter");
     let mut stream = server.accept().await;
     stream.expect(LDS).await;
@@ -248,10 +294,9 @@ async fn a_resource_that_does_not_come_in_time_fails_the_listener() {
     );
 }
 
-#[tokio::test]
-async fn inbound_listeners_and_trust_bundles() {
+async fn inbound_listeners_and_trust_bundles(variant: Variant) {
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut inbound_watch = client.watch_inbound("in");
     let mut bundle = client.watch_trust_bundle("ROOTCA");
     let mut stream = server.accept().await;
@@ -274,8 +319,7 @@ async fn inbound_listeners_and_trust_bundles() {
     );
 }
 
-#[tokio::test]
-async fn many_clusters_in_one_response() {
+async fn many_clusters_in_one_response(variant: Variant) {
     const CLUSTERS: usize = 10_000;
     let names: Vec<String> = (0..CLUSTERS)
         .map(|i| {
@@ -286,7 +330,7 @@ async fn many_clusters_in_one_response() {
         })
         .collect();
     let mut server = Server::start().await;
-    let client = client(&server);
+    let client = client(&server, variant);
     let mut reader = client.watch_listener("l", "greeter");
     let mut stream = server.accept().await;
     stream.serve(LDS, "1", vec![listener("l", "r")]).await;
@@ -314,7 +358,7 @@ async fn a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("xds");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    let (service, mut streams) = service();
+    let (service, mut streams) = service(false);
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
     let client = builder(format!("unix:{}", path.display())).build().unwrap();
@@ -334,4 +378,28 @@ async fn without_its_driver_a_client_fails_watches_at_once() {
         client.watch_inbound("l").load(),
         InboundState::Failed(_)
     ));
+}
+
+#[tokio::test]
+async fn a_server_without_the_incremental_variant_is_spoken_to_in_the_other() {
+    let mut server = Server::start_sotw_only().await;
+    let client = client(&server, Variant::Incremental);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.serve_all(1).await;
+    wait_for_port(&mut reader, 1).await;
+    let dump = client.dump().await.unwrap();
+    assert_eq!(dump.servers[0].variant, Variant::StateOfTheWorld);
+}
+
+async fn a_cluster_of_hosts_needs_no_endpoints_from_the_control_plane(variant: Variant) {
+    let mut server = Server::start().await;
+    let client = client(&server, variant);
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = server.accept().await;
+    stream.serve(LDS, "1", vec![listener("l", "r")]).await;
+    stream.serve(RDS, "1", vec![routes("r", "c")]).await;
+    let hosts = vec![dns_cluster("c", "127.0.0.1", 7)];
+    stream.serve(CDS, "1", hosts).await;
+    wait_for_port(&mut reader, 7).await;
 }

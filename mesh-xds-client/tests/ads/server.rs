@@ -51,7 +51,7 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::within;
+use crate::{translate::Translator, within};
 
 pub(crate) const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
@@ -63,6 +63,8 @@ pub(crate) const SDS: &str = "type.googleapis.com/envoy.extensions.transport_soc
 pub(crate) struct ServerStream {
     requests: mpsc::UnboundedReceiver<DiscoveryRequest>,
     responses: mpsc::UnboundedSender<Result<DiscoveryResponse, Status>>,
+    /// The token that came with the call.
+    pub(crate) authorization: Option<String>,
 }
 
 impl ServerStream {
@@ -128,9 +130,18 @@ impl Server {
     }
 
     pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        Self::start_as(address, false).await
+    }
+
+    /// One that does not know the incremental variant.
+    pub(crate) async fn start_sotw_only() -> Self {
+        Self::start_as("127.0.0.1:0".parse().expect("an address"), true).await
+    }
+
+    async fn start_as(address: SocketAddr, is_sotw_only: bool) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let (service, streams) = service();
+        let (service, streams) = service(is_sotw_only);
         let task = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
             let server = tonic::transport::Server::builder().add_service(service);
@@ -141,6 +152,11 @@ impl Server {
             streams,
             task,
         }
+    }
+
+    /// Streams that have not been accepted.
+    pub(crate) fn connections(&mut self) -> usize {
+        self.streams.len()
     }
 
     pub(crate) async fn accept(&mut self) -> ServerStream {
@@ -154,18 +170,24 @@ impl Drop for Server {
     }
 }
 
-pub(crate) fn service() -> (
+pub(crate) fn service(
+    is_sotw_only: bool,
+) -> (
     AggregatedDiscoveryServiceServer<Service>,
     mpsc::UnboundedReceiver<ServerStream>,
 ) {
     let (tx, streams) = mpsc::unbounded_channel();
-    let service = AggregatedDiscoveryServiceServer::new(Service { streams: tx });
+    let service = AggregatedDiscoveryServiceServer::new(Service {
+        streams: tx,
+        is_sotw_only,
+    });
     // A request with 10,000 names is large too.
     (service.max_decoding_message_size(64 << 20), streams)
 }
 
 pub(crate) struct Service {
     streams: mpsc::UnboundedSender<ServerStream>,
+    is_sotw_only: bool,
 }
 
 #[tonic::async_trait]
@@ -179,6 +201,7 @@ impl AggregatedDiscoveryService for Service {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let authorization = authorization(request.metadata());
         let mut incoming = request.into_inner();
         let (request_tx, requests) = mpsc::unbounded_channel();
         let (responses, response_rx) = mpsc::unbounded_channel();
@@ -189,6 +212,7 @@ impl AggregatedDiscoveryService for Service {
         _ = self.streams.send(ServerStream {
             requests,
             responses,
+            authorization,
         });
         tokio::spawn(async move {
             while let Ok(Some(request)) = incoming.message().await {
@@ -204,10 +228,50 @@ impl AggregatedDiscoveryService for Service {
 
     async fn delta_aggregated_resources(
         &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("state of the world only"))
+        if self.is_sotw_only {
+            return Err(Status::unimplemented("state of the world only"));
+        }
+        let authorization = authorization(request.metadata());
+        let mut incoming = request.into_inner();
+        let (request_tx, requests) = mpsc::unbounded_channel();
+        let (responses, mut response_rx) = mpsc::unbounded_channel();
+        let (tx, delta_rx) = mpsc::unbounded_channel();
+        _ = self.streams.send(ServerStream {
+            requests,
+            responses,
+            authorization,
+        });
+        tokio::spawn(async move {
+            let mut translator = Translator::default();
+            loop {
+                tokio::select! {
+                    request = incoming.message() => match request {
+                        Ok(Some(request)) => {
+                            _ = request_tx.send(translator.request(request));
+                        }
+                        _ => return,
+                    },
+                    response = response_rx.recv() => match response {
+                        Some(response) => {
+                            let response: Result<DiscoveryResponse, Status> = response;
+                            _ = tx.send(response.map(|r| translator.response(r)));
+                        }
+                        None => return,
+                    },
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
+            delta_rx,
+        ))))
     }
+}
+
+fn authorization(metadata: &tonic::metadata::MetadataMap) -> Option<String> {
+    let value = metadata.get("authorization")?;
+    value.to_str().ok().map(str::to_owned)
 }
 
 fn any<T: Message + Name>(value: &T) -> Any {
@@ -308,12 +372,54 @@ pub(crate) fn routes(name: &str, cluster: &str) -> Any {
 }
 
 pub(crate) fn cluster(name: &str) -> Any {
-    any(&Cluster {
+    any(&eds_cluster(name))
+}
+
+fn eds_cluster(name: &str) -> Cluster {
+    Cluster {
         name: name.into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(3)),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: ads(),
             ..EdsClusterConfig::default()
+        }),
+        ..Cluster::default()
+    }
+}
+
+/// A cluster with a field that has no effect here.
+pub(crate) fn cluster_with_load_reports(name: &str) -> Any {
+    any(&Cluster {
+        lrs_server: ads(),
+        ..eds_cluster(name)
+    })
+}
+
+/// A cluster of one host.
+pub(crate) fn dns_cluster(name: &str, host: &str, port: u16) -> Any {
+    let address = Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: host.into(),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
+            ..SocketAddress::default()
+        })),
+    };
+    let endpoint = LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+            address: Some(address),
+            ..Endpoint::default()
+        })),
+        ..LbEndpoint::default()
+    };
+    any(&Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(2)),
+        load_assignment: Some(ClusterLoadAssignment {
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint],
+                ..LocalityLbEndpoints::default()
+            }],
+            ..ClusterLoadAssignment::default()
         }),
         ..Cluster::default()
     })

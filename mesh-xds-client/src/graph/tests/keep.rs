@@ -15,7 +15,7 @@ fn a_refused_or_deleted_resource_takes_nothing_away() {
         rig.serve(&["x"]);
         rig.reject(kind, name);
         rig.remove_resource(kind, name);
-        rig.graph.disconnected("it is gone");
+        rig.graph.disconnected(None, "cp:1", "it is gone");
         assert_eq!(ports(&published(&reader)[0]), [1], "{kind:?}");
         let (_, late) = rig.watch("a");
         assert_eq!(
@@ -31,12 +31,12 @@ fn without_an_earlier_value_an_error_fails_the_listener_and_says_where() {
     let mut rig = Rig::new();
     let (_, reader) = rig.watch("a");
     rig.reject(Kind::Listener, "l");
-    let expected = "listener l: field: is bad (node \"me\", control plane cp:1)";
+    let expected = "listener l: field: is bad (node \"me\", control plane cp:1); correct it at the control plane";
     assert_eq!(failure(&reader), expected);
-    rig.graph.disconnected("refused");
+    rig.graph.disconnected(None, "cp:1", "refused");
     assert_eq!(failure(&reader), expected, "the outage says less");
     rig.accept(Kind::Listener, vec![("l", rds_listener("r"))]);
-    rig.graph.expire(vec![(Kind::Route, "r".into())]);
+    rig.expire(Kind::Route, "r");
     assert!(failure(&reader).starts_with("route configuration r: does not exist"));
     rig.serve(&["x"]);
     assert_eq!(ports(&published(&reader)[0]), [1]);
@@ -46,11 +46,11 @@ fn without_an_earlier_value_an_error_fails_the_listener_and_says_where() {
 fn an_outage_fails_only_those_that_have_nothing() {
     let mut rig = Rig::new();
     let (_, first) = rig.watch("a");
-    rig.graph.disconnected("connection refused");
+    rig.graph.disconnected(None, "cp:1", "connection refused");
     assert!(failure(&first).contains("cannot be reached: connection refused"));
     let (_, second) = rig.watch("a");
     assert!(failure(&second).contains("listener l: the control plane cannot be reached"));
-    rig.graph.connected();
+    rig.graph.connected(None);
     let (_, third) = rig.watch("a");
     assert!(is_pending(&third));
     rig.serve(&["x"]);

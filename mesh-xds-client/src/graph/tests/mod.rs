@@ -1,6 +1,8 @@
 //! What is published when, from which resources.
 
+mod faults;
 mod keep;
+mod sources;
 
 use mesh_core::{
     config::*,
@@ -8,10 +10,14 @@ use mesh_core::{
 };
 
 use super::*;
-use crate::resource::Config;
+use crate::{
+    cache::ErrorPolicy,
+    resource::{ClusterSource, ClusterSpec, Config},
+};
 
 struct Rig {
     graph: Graph,
+    source: Source,
     /// Names that are wanted on the wire.
     wanted: BTreeSet<(Kind, String)>,
     next_id: WatchId,
@@ -19,12 +25,12 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let origin = Origin {
-            node: "me".into(),
-            server: "cp:1".into(),
-        };
         Self {
-            graph: Graph::new(origin, 1),
+            graph: Graph::new("me".into(), "cp:1".into(), 1),
+            source: Source {
+                server: "cp:1".into(),
+                policy: ErrorPolicy::default(),
+            },
             wanted: BTreeSet::new(),
             next_id: 0,
         }
@@ -65,14 +71,15 @@ impl Rig {
     }
 
     fn update(&mut self, update: Update) {
-        self.graph.apply(update);
+        self.graph
+            .apply(update, &self.source, SystemTime::UNIX_EPOCH);
         self.turn();
     }
 
     fn accept(&mut self, kind: Kind, accepted: Vec<(&str, Config)>) {
         let accepted = accepted
             .into_iter()
-            .map(|(name, c)| (name.to_owned(), c))
+            .map(|(name, c)| accepted_as(name, c))
             .collect();
         self.update(Update {
             accepted,
@@ -95,6 +102,16 @@ impl Rig {
         });
     }
 
+    fn expire(&mut self, kind: Kind, name: &str) {
+        let expired = Expired {
+            missing: vec![(kind, name.to_owned())],
+            ended: vec![],
+        };
+        let now = SystemTime::UNIX_EPOCH;
+        self.graph.expire(expired, &self.source, now);
+        self.turn();
+    }
+
     /// Listener, routes to `clusters`, and the clusters with their endpoints.
     fn serve(&mut self, clusters: &[&str]) {
         self.accept(Kind::Listener, vec![("l", rds_listener("r"))]);
@@ -114,6 +131,17 @@ impl Rig {
     }
 }
 
+fn accepted_as(name: &str, config: Config) -> Accepted {
+    Accepted {
+        name: name.to_owned(),
+        config,
+        version: "1".into(),
+        raw: name.to_owned().into(),
+        ttl: None,
+        ignored: Vec::new(),
+    }
+}
+
 fn empty(kind: Kind) -> Update {
     Update {
         kind,
@@ -121,6 +149,7 @@ fn empty(kind: Kind) -> Update {
         rejected: vec![],
         removed: vec![],
         errors: vec![],
+        nack: None,
     }
 }
 
@@ -181,15 +210,20 @@ fn routes(clusters: &[&str]) -> Config {
 }
 
 fn cluster(name: &str, endpoints: &str) -> Config {
-    Config::Cluster(Arc::new(Cluster {
+    spec(name, ClusterSource::Eds(endpoints.into()))
+}
+
+fn spec(name: &str, source: ClusterSource) -> Config {
+    let config = Arc::new(Cluster {
         name: name.into(),
-        discovery: Discovery::Eds(endpoints.into()),
+        discovery: Discovery::Eds(name.into()),
         lb_policy: LbPolicy::RoundRobin,
         circuit_breakers: CircuitBreakers::default(),
         connect_timeout: DEFAULT_CONNECT_TIMEOUT,
         http_version: HttpVersion::ByRequest,
         tls: None,
-    }))
+    });
+    Config::Cluster(Arc::new(ClusterSpec { config, source }))
 }
 
 fn endpoints(name: &str, port: u16) -> Config {
@@ -277,12 +311,12 @@ fn an_error_of_a_cluster_or_its_endpoints_is_recorded_and_completes_the_tree() {
     rig.accept(Kind::Route, vec![("r", routes(&["x", "y"]))]);
     rig.accept(Kind::Cluster, vec![("y", cluster("y", "y"))]);
     rig.reject(Kind::Cluster, "x");
-    rig.graph.expire(vec![(Kind::Endpoints, "y".into())]);
+    rig.expire(Kind::Endpoints, "y");
     let clusters = published(&reader);
     let error = clusters[0].config.as_ref().unwrap_err().to_string();
     assert_eq!(
         error,
-        "cluster x: field: is bad (node \"me\", control plane cp:1)"
+        "cluster x: field: is bad (node \"me\", control plane cp:1); correct it at the control plane"
     );
     assert!(clusters[1].config.is_ok());
     let note = clusters[1].resolution_note.as_ref().unwrap().to_string();
@@ -405,7 +439,7 @@ fn inbound_listeners_and_trust_bundles() {
         tx,
     });
     assert_eq!(rig.wants(Kind::Secret), ["ROOTCA"]);
-    rig.graph.expire(vec![(Kind::Listener, "in".into())]);
+    rig.expire(Kind::Listener, "in");
     assert!(matches!(&*inbound.borrow(), InboundState::Failed(_)));
     rig.accept(Kind::Listener, vec![("in", inbound_listener("in"))]);
     rig.reject(Kind::Listener, "in");

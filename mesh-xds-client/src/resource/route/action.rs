@@ -17,7 +17,9 @@ use mesh_core::config::{
 
 use super::Side;
 use crate::resource::{
+    canonical,
     path::Sink,
+    report::report,
     value::{duration, uint32},
 };
 
@@ -70,6 +72,21 @@ fn forward(
         ),
         ("priority", proto.priority != 0),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            append_x_forwarded_host,
+            early_data_policy,
+            flush_timeout,
+            grpc_timeout_offset,
+            include_vh_rate_limits,
+            internal_redirect_action,
+            max_grpc_timeout,
+            max_internal_redirects,
+            upgrade_configs,
+        ]
+    );
     if let Some(what) = unknown_specifier(proto).or_else(|| rewrites(proto)) {
         return Some(RouteAction::Unsupported(format!("{what} is not supported")));
     }
@@ -79,7 +96,7 @@ fn forward(
                 weighted_clusters(sink, weighted)
             }),
         Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Some(vec![WeightedCluster {
-            name: name.as_str().into(),
+            name: canonical(name.clone()).into(),
             weight: 1,
         }]),
         _ => return sink.error_at("cluster", "is empty"),
@@ -163,6 +180,17 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
                 super::check_override(sink, Side::Client, any);
             });
         }
+        report!(
+            sink,
+            cluster,
+            [
+                cluster_header,
+                request_headers_to_add,
+                request_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
+            ]
+        );
         let weight = uint32(cluster.weight.as_ref()).unwrap_or(0);
         sum += u64::from(weight);
         if weight == 0 {
@@ -172,7 +200,7 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
             return sink.error_at("name", "is missing; cluster_header is not supported");
         }
         Some(WeightedCluster {
-            name: cluster.name.as_str().into(),
+            name: canonical(cluster.name.clone()).into(),
             weight,
         })
     });
@@ -203,6 +231,15 @@ pub(super) fn retry_policy(sink: &mut Sink, proto: &RetryProto) -> Option<Option
         ),
         ("per_try_idle_timeout", proto.per_try_idle_timeout.is_some()),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            host_selection_retry_max_attempts,
+            refresh_cluster_on_retry,
+            retry_options_predicates,
+        ]
+    );
     let (mut retry_on, unknown) = RetryOn::parse(&proto.retry_on);
     // Istio writes codes into the list of conditions.
     let mut codes: Vec<u16> = unknown

@@ -25,8 +25,10 @@ use envoy_types::pb::{
 use mesh_core::config::{Route, RouteConfig, VirtualHost};
 
 use super::{
+    canonical,
     listener::is_without_effect,
     path::Sink,
+    report::report,
     value::{is, parse},
 };
 
@@ -68,6 +70,17 @@ pub(crate) fn decode(
             proto.ignore_port_in_host_matching,
         ),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            cluster_specifier_plugins,
+            ignore_path_parameters_in_path_matching,
+            internal_only_headers,
+            most_specific_header_mutations_wins,
+            vhost_header,
+        ]
+    );
     sink.refuse("vhds", proto.vhds.is_some(), "is not supported");
     check_overrides(sink, side, &proto.typed_per_filter_config);
     let virtual_hosts = sink.each("virtual_hosts", &proto.virtual_hosts, |sink, host| {
@@ -90,7 +103,7 @@ pub(crate) fn decode(
         }
     }
     Some(RouteConfig {
-        name: proto.name.as_str().into(),
+        name: canonical(proto.name.clone()).into(),
         virtual_hosts,
     })
 }
@@ -125,6 +138,17 @@ fn virtual_host(sink: &mut Sink, side: Side, proto: &VirtualHostProto) -> Option
             proto.retry_policy_typed_config.is_some(),
         ),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            include_attempt_count_in_response,
+            include_is_timeout_retry_header,
+            include_request_attempt_count,
+            per_request_buffer_limit_bytes,
+            request_body_buffer_limit,
+        ]
+    );
     sink.refuse(
         "matcher",
         proto.matcher.is_some(),
@@ -190,6 +214,15 @@ fn route(
             !proto.response_headers_to_remove.is_empty(),
         ),
     ]);
+    report!(
+        sink,
+        proto,
+        [
+            per_request_buffer_limit_bytes,
+            request_body_buffer_limit,
+            tracing,
+        ]
+    );
     check_overrides(sink, side, &proto.typed_per_filter_config);
     let matcher = match &proto.r#match {
         Some(proto) => sink.field("match", |sink| matcher::route_match(sink, proto)),

@@ -18,7 +18,7 @@ use mesh_core::config::{
 
 use crate::{
     bootstrap::CertificateProvider,
-    resource::{DecodeContext, path::Sink, route::matcher, value::same_stream},
+    resource::{DecodeContext, path::Sink, report::report, route::matcher, value::same_stream},
 };
 
 /// Longest server name (gRFC A29).
@@ -34,7 +34,11 @@ pub(crate) fn decode_upstream(
         proto.auto_sni_san_validation,
         "is not supported; list subject alternative names instead",
     );
-    sink.ignore([("auto_host_sni", proto.auto_host_sni)]);
+    report!(
+        sink,
+        proto,
+        [allow_renegotiation, auto_host_sni, enforce_rsa_key_usage,]
+    );
     if proto.sni.len() > SNI_LENGTH_MAX {
         sink.error_at::<()>("sni", format!("is longer than {SNI_LENGTH_MAX} bytes"));
     }
@@ -78,6 +82,16 @@ pub(crate) fn decode_downstream(
         proto.ocsp_staple_policy != OcspStaplePolicy::LenientStapling as i32,
         "only LENIENT_STAPLING is supported",
     );
+    report!(
+        sink,
+        proto,
+        [
+            full_scan_certs_on_sni_mismatch,
+            prefer_client_ciphers,
+            session_ticket_keys_type,
+            session_timeout,
+        ]
+    );
     let require_client_certificate = is_set(&proto.require_client_certificate);
     let Some(common) = &proto.common_tls_context else {
         return sink.error_at("common_tls_context", "is missing");
@@ -111,6 +125,7 @@ pub(crate) fn decode_downstream(
 
 /// Refuses what would weaken security if it were ignored.
 fn check_common(sink: &mut Sink, common: &CommonTlsContext) {
+    report!(sink, common, [key_log]);
     let unsupported = "is not supported";
     sink.refuse("tls_params", common.tls_params.is_some(), unsupported);
     sink.refuse(
@@ -303,7 +318,18 @@ fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
         proto.system_root_certs.is_some(),
         unsupported,
     );
-    sink.ignore([("trusted_ca", proto.trusted_ca.is_some())]);
+    // Where these would loosen the check, it stays as strict as without them.
+    report!(
+        sink,
+        proto,
+        [
+            allow_expired_certificate,
+            only_verify_leaf_cert_crl,
+            trust_chain_verification,
+            trusted_ca,
+            watched_directory,
+        ]
+    );
 }
 
 /// The name of a provider instance, if the bootstrap has it.

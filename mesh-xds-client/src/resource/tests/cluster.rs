@@ -56,7 +56,7 @@ fn with(change: impl FnOnce(&mut ClusterProto)) -> Any {
 #[track_caller]
 fn accepted(resource: Any) -> Arc<Cluster> {
     match decode(Kind::Cluster, resource).unwrap() {
-        Config::Cluster(cluster) => cluster,
+        Config::Cluster(cluster) => Arc::clone(&cluster.config),
         other => panic!("{other:?}"),
     }
 }
@@ -74,13 +74,13 @@ fn policies(list: Vec<Any>) -> Option<LoadBalancingPolicy> {
 }
 
 #[test]
-fn defaults() {
+pub(super) fn defaults() {
     let expected = Cluster {
         name: "c".into(),
         discovery: Discovery::Eds("c".into()),
         lb_policy: LbPolicy::RoundRobin,
         circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: std::time::Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
         http_version: HttpVersion::ByRequest,
         tls: None,
     };
@@ -92,7 +92,7 @@ fn defaults() {
 }
 
 #[test]
-fn policies_are_taken_from_the_new_field_first() {
+pub(super) fn policies_are_taken_from_the_new_field_first() {
     let least = |choice_count: Option<u32>| {
         any(&LeastRequest {
             choice_count: choice_count.map(|value| UInt32Value { value }),
@@ -147,7 +147,7 @@ fn policies_are_taken_from_the_new_field_first() {
 }
 
 #[test]
-fn limits() {
+pub(super) fn limits() {
     let thresholds = |budget: Option<BudgetProto>| {
         Some(BreakersProto {
             thresholds: vec![
@@ -199,7 +199,7 @@ fn limits() {
 }
 
 #[test]
-fn http_versions() {
+pub(super) fn http_versions() {
     let options = |config: Option<ProtocolConfig>| {
         let options = HttpProtocolOptions {
             upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
@@ -236,11 +236,11 @@ fn http_versions() {
 }
 
 #[test]
-fn what_would_change_traffic_is_refused() {
+pub(super) fn what_would_change_traffic_is_refused() {
     for (resource, expected) in [
         (
             with(|c| c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(2))),
-            "type: LOGICAL_DNS is not supported",
+            "load_assignment: is missing, and names the host",
         ),
         (
             with(|c| c.cluster_discovery_type = None),
@@ -304,7 +304,7 @@ fn what_would_change_traffic_is_refused() {
 }
 
 #[test]
-fn every_error_is_collected() {
+pub(super) fn every_error_is_collected() {
     let errors = decode(
         Kind::Cluster,
         with(|c| {

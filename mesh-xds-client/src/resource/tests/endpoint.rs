@@ -48,7 +48,7 @@ fn accepted(endpoints: Vec<LocalityLbEndpoints>) -> Arc<ClusterEndpoints> {
 }
 
 #[test]
-fn weights_health_and_priorities_are_taken() {
+pub(super) fn weights_health_and_priorities_are_taken() {
     let mut weighted = endpoint(1);
     weighted.load_balancing_weight = uint32(7);
     weighted.health_status = 3;
@@ -77,7 +77,7 @@ fn weights_health_and_priorities_are_taken() {
 }
 
 #[test]
-fn localities_without_weight_are_left_out() {
+pub(super) fn localities_without_weight_are_left_out() {
     let mut weightless = locality("b", 5, vec![endpoint(2)]);
     weightless.load_balancing_weight = None;
     let got = accepted(vec![locality("a", 0, vec![endpoint(1)]), weightless]);
@@ -85,7 +85,7 @@ fn localities_without_weight_are_left_out() {
 }
 
 #[test]
-fn assignments_that_contradict_themselves_are_refused() {
+pub(super) fn assignments_that_contradict_themselves_are_refused() {
     let mut heavy = endpoint(2);
     heavy.load_balancing_weight = uint32(u32::MAX);
     let mut heavy_locality = locality("b", 0, vec![]);
@@ -120,7 +120,7 @@ fn assignments_that_contradict_themselves_are_refused() {
 }
 
 #[test]
-fn endpoints_that_cannot_be_used_are_refused() {
+pub(super) fn endpoints_that_cannot_be_used_are_refused() {
     let check = |change: &dyn Fn(&mut LbEndpoint), expected: &str| {
         let mut changed = endpoint(1);
         change(&mut changed);

@@ -88,7 +88,7 @@ fn accepted_api(resource: Any) -> ApiListener {
 }
 
 #[test]
-fn client_listeners() {
+pub(super) fn client_listeners() {
     let got = accepted_api(api(|manager| {
         manager.common_http_protocol_options = Some(HttpProtocolOptions {
             max_stream_duration: Some(DurationProto {
@@ -107,7 +107,7 @@ fn client_listeners() {
 }
 
 #[test]
-fn client_filters() {
+pub(super) fn client_filters() {
     let place = "api_listener.api_listener";
     let fault = http_filter("fault", any(&HttpFault::default()));
     accepted_api(api(|m| m.http_filters.insert(0, fault)));
@@ -250,7 +250,7 @@ fn listener_filter(config: Any) -> ListenerFilter {
 }
 
 #[test]
-fn server_listeners() {
+pub(super) fn server_listeners() {
     let got = accepted(inbound(|l| {
         l.filter_chains = vec![
             chain("tls", manager(|_| {})),
@@ -284,7 +284,7 @@ fn server_listeners() {
 }
 
 #[test]
-fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
+pub(super) fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
     let with_manager = |change: fn(&mut ManagerPb)| {
         inbound(|l| l.filter_chains = vec![chain("", manager(change))])
     };
@@ -327,7 +327,7 @@ fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
 }
 
 #[test]
-fn filter_chains_that_cannot_be_told_apart_or_served_are_refused() {
+pub(super) fn filter_chains_that_cannot_be_told_apart_or_served_are_refused() {
     let yes = || Some(BoolValue { value: true });
     for (resource, expected) in [
         (
@@ -374,7 +374,7 @@ fn filter_chains_that_cannot_be_told_apart_or_served_are_refused() {
 }
 
 #[test]
-fn authorisation_filters_are_taken_in_order() {
+pub(super) fn authorisation_filters_are_taken_in_order() {
     let rules = |action: i32| RbacPb {
         rules: Some(RulesPb {
             action,

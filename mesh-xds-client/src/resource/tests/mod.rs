@@ -1,7 +1,10 @@
 //! What decode accepts and refuses, per type, with the path of each error.
 
 mod cluster;
+mod discovery;
 mod endpoint;
+mod fields;
+mod fuzz;
 mod listener;
 mod retry;
 mod route;
@@ -45,14 +48,20 @@ fn context() -> DecodeContext {
 }
 
 fn decode_any(kind: Kind, resources: Vec<Any>) -> Decoded {
-    decode_all(kind, resources, &context(), |_| true)
+    fuzz::record(kind, &resources);
+    decode_all(kind, raw(kind, resources), &context(), |_| true)
+}
+
+fn raw(kind: Kind, resources: Vec<Any>) -> Vec<Raw> {
+    let resources = resources.into_iter();
+    resources.map(|any| Raw::from_any(kind, any, "1")).collect()
 }
 
 /// The config, or the errors as `path: reason`.
 fn decode(kind: Kind, resource: Any) -> Result<Config, Vec<String>> {
     let mut decoded = decode_any(kind, vec![resource]);
     match decoded.rejected.pop() {
-        None => Ok(decoded.accepted.remove(0).1),
+        None => Ok(decoded.accepted.remove(0).config),
         Some(rejected) => {
             assert!(decoded.accepted.is_empty());
             let text = |error: &ConfigError| format!("{}: {}", error.path, error.reason);
@@ -116,7 +125,7 @@ fn resources_come_bare_or_wrapped() {
     refused(Kind::Endpoints, other, ": is wrapped under another name");
     refused(
         Kind::Endpoints,
-        wrapped("a", None),
+        wrapped("", None),
         ": the wrapper holds no resource",
     );
 }
@@ -166,7 +175,7 @@ fn a_name_that_comes_twice_is_refused_and_the_others_are_not() {
         ],
     );
     assert_eq!(decoded.accepted.len(), 1);
-    assert_eq!(decoded.accepted[0].0, "b");
+    assert_eq!(decoded.accepted[0].name, "b");
     assert_eq!(decoded.rejected.len(), 1);
     assert_eq!(decoded.rejected[0].name.as_deref(), Some("a"));
 }
@@ -177,6 +186,11 @@ fn resources_that_nobody_asked_for_are_skipped_even_when_bad() {
         name: "other".into(),
         ..ClusterProto::default()
     });
-    let decoded = decode_all(Kind::Cluster, vec![bad], &context(), |name| name == "mine");
+    let decoded = decode_all(
+        Kind::Cluster,
+        raw(Kind::Cluster, vec![bad]),
+        &context(),
+        |name| name == "mine",
+    );
     assert!(decoded.accepted.is_empty() && decoded.rejected.is_empty());
 }

@@ -16,7 +16,7 @@ use super::{
 };
 
 #[test]
-fn retries() {
+pub(super) fn retries() {
     let policy = |retry_on: &str| RetryProto {
         retry_on: retry_on.into(),
         ..RetryProto::default()
@@ -57,7 +57,7 @@ fn retries() {
 }
 
 #[test]
-fn backoff_and_bounds_of_retries() {
+pub(super) fn backoff_and_bounds_of_retries() {
     let policy = |retry_on: &str| RetryProto {
         retry_on: retry_on.into(),
         ..RetryProto::default()
@@ -103,7 +103,7 @@ fn backoff_and_bounds_of_retries() {
 }
 
 #[test]
-fn the_hosts_retry_policy_is_replaced_not_merged() {
+pub(super) fn the_hosts_retry_policy_is_replaced_not_merged() {
     let mut shared = host(vec![route()]);
     shared.retry_policy = Some(RetryProto {
         retry_on: "unavailable".into(),

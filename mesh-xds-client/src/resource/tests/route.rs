@@ -114,7 +114,7 @@ fn regex(text: &str) -> RegexMatcher {
 }
 
 #[test]
-fn paths() {
+pub(super) fn paths() {
     let path = |specifier: PathSpecifier| {
         let routes = accepted(with_match(|m| {
             m.path_specifier = Some(specifier);
@@ -165,7 +165,7 @@ fn paths() {
 }
 
 #[test]
-fn headers() {
+pub(super) fn headers() {
     let header = |specifier: Option<HeaderMatchSpecifier>| HeaderProto {
         name: "X-A".into(),
         invert_match: true,
@@ -222,7 +222,7 @@ fn headers() {
 }
 
 #[test]
-fn fractions() {
+pub(super) fn fractions() {
     let fraction = |numerator, denominator| {
         with_match(|m| {
             m.runtime_fraction = Some(RuntimeFractionalPercent {
@@ -252,7 +252,7 @@ fn fractions() {
 }
 
 #[test]
-fn weighted_clusters() {
+pub(super) fn weighted_clusters() {
     let weighted = |weights: &[u32]| {
         let clusters = weights.iter().enumerate().map(|(i, weight)| ClusterWeight {
             name: format!("c{i}"),
@@ -286,7 +286,7 @@ fn weighted_clusters() {
 }
 
 #[test]
-fn limits() {
+pub(super) fn limits() {
     let got = forward(with_action(|a| {
         a.timeout = seconds(3);
         a.max_stream_duration = Some(LimitsPb {
@@ -314,7 +314,7 @@ fn limits() {
 }
 
 #[test]
-fn actions_that_cannot_be_done_disable_their_route_only() {
+pub(super) fn actions_that_cannot_be_done_disable_their_route_only() {
     let unsupported = |resource: Any| match &accepted(resource).virtual_hosts[0].routes[0].action {
         RouteAction::Unsupported(reason) => reason.clone(),
         other => panic!("{other:?}"),
@@ -357,7 +357,7 @@ fn actions_that_cannot_be_done_disable_their_route_only() {
 }
 
 #[test]
-fn virtual_hosts() {
+pub(super) fn virtual_hosts() {
     let named = |name: &str, domains: &[&str]| HostPb {
         name: name.into(),
         domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
@@ -406,7 +406,7 @@ fn virtual_hosts() {
 }
 
 #[test]
-fn filter_overrides_without_effect_are_taken_and_others_refused() {
+pub(super) fn filter_overrides_without_effect_are_taken_and_others_refused() {
     let with_override = |config: Any| {
         with(|r| {
             r.typed_per_filter_config.insert("f".into(), config);

@@ -61,7 +61,7 @@ fn header(name: &str) -> HeaderPb {
 }
 
 #[test]
-fn authorisation_rules() {
+pub(super) fn authorisation_rules() {
     let set = |rules: Vec<PermissionPb>| permission::Set { rules };
     let got = rules(policy(
         Rule::AndRules(set(vec![
@@ -95,7 +95,7 @@ fn authorisation_rules() {
 }
 
 #[test]
-fn rules_that_cannot_be_evaluated_refuse_the_filter() {
+pub(super) fn rules_that_cannot_be_evaluated_refuse_the_filter() {
     let anyone = || Identifier::Any(true);
     let empty = Policy {
         principals: vec![principal(anyone())],
@@ -151,7 +151,7 @@ fn rules_that_cannot_be_evaluated_refuse_the_filter() {
 }
 
 #[test]
-fn secrets() {
+pub(super) fn secrets() {
     let root = rcgen::generate_simple_self_signed(["root".to_owned()])
         .unwrap()
         .cert;

@@ -103,7 +103,7 @@ fn provider() -> (CertificateSource, TrustSource) {
 }
 
 #[test]
-fn certificates_come_from_providers_in_new_and_old_fields_and_from_sds() {
+pub(super) fn certificates_come_from_providers_in_new_and_old_fields_and_from_sds() {
     let (identity, roots) = provider();
     let got = upstream(with_provider()).unwrap();
     assert_eq!(
@@ -171,7 +171,7 @@ fn upstream_refused(common: CommonTlsContext, expected: &str) {
 }
 
 #[test]
-fn contexts_that_weaken_tls_are_refused() {
+pub(super) fn contexts_that_weaken_tls_are_refused() {
     let check = |change: fn(&mut CommonTlsContext), expected: &str| {
         let mut common = with_provider();
         change(&mut common);
@@ -211,7 +211,7 @@ fn contexts_that_weaken_tls_are_refused() {
 }
 
 #[test]
-fn validations_that_weaken_tls_are_refused() {
+pub(super) fn validations_that_weaken_tls_are_refused() {
     let check = |change: fn(&mut CertificateValidationContext), expected: &str| {
         let mut common = with_provider();
         match &mut common.validation_context_type {
@@ -247,7 +247,7 @@ fn validations_that_weaken_tls_are_refused() {
 }
 
 #[test]
-fn tls_that_cannot_be_applied_is_never_taken_for_plaintext() {
+pub(super) fn tls_that_cannot_be_applied_is_never_taken_for_plaintext() {
     let cluster = |config_type| {
         any(&ClusterProto {
             name: "c".into(),
@@ -281,13 +281,13 @@ fn tls_that_cannot_be_applied_is_never_taken_for_plaintext() {
         ..UpstreamTlsContext::default()
     });
     match decode(Kind::Cluster, cluster(typed(tls))).unwrap() {
-        Config::Cluster(cluster) => assert!(cluster.tls.is_some()),
+        Config::Cluster(cluster) => assert!(cluster.config.tls.is_some()),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn server_tls() {
+pub(super) fn server_tls() {
     let downstream = |change: fn(&mut DownstreamTlsContext)| {
         let mut common = with_provider();
         if let Some(ValidationContextType::ValidationContext(context)) =

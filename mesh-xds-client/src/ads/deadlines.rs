@@ -1,0 +1,63 @@
+//! Names with a time each, soonest first.
+//!
+//! Stage 2. Used for the does-not-exist timers and for resources that expire. Holds no clock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+/// At most one time per name.
+#[derive(Debug, Default)]
+pub(super) struct Deadlines {
+    by_time: BTreeMap<Instant, BTreeSet<String>>,
+    by_name: BTreeMap<String, Instant>,
+}
+
+impl Deadlines {
+    /// Sets the time of `name`, in place of any earlier one.
+    pub(super) fn set(&mut self, name: &str, at: Instant) {
+        self.clear(name);
+        self.by_name.insert(name.to_owned(), at);
+        self.by_time.entry(at).or_default().insert(name.to_owned());
+    }
+
+    /// Forgets `name`.
+    pub(super) fn clear(&mut self, name: &str) {
+        let Some(at) = self.by_name.remove(name) else {
+            return;
+        };
+        if let Some(names) = self.by_time.get_mut(&at) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_time.remove(&at);
+            }
+        }
+    }
+
+    /// Forgets all.
+    pub(super) fn clear_all(&mut self) {
+        self.by_time.clear();
+        self.by_name.clear();
+    }
+
+    /// The soonest time.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.by_time.keys().next().copied()
+    }
+
+    /// Takes the names whose time has come, soonest first.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Vec<String> {
+        let mut due = Vec::new();
+        while let Some(entry) = self.by_time.first_entry() {
+            if *entry.key() > now {
+                break;
+            }
+            due.extend(entry.remove());
+        }
+        for name in &due {
+            self.by_name.remove(name);
+        }
+        due
+    }
+}

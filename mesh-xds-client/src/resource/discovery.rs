@@ -1,0 +1,185 @@
+//! Where a cluster's endpoints come from.
+//!
+//! Stage 3. EDS (gRFC A27), DNS names and other clusters in order (gRFC A37, A75). Addresses of DNS
+//! names are looked up again by their time to live, whatever the cluster says about refresh rates.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::{
+            Cluster as ClusterProto,
+            cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType},
+        },
+        core::v3::{address::Address, socket_address::PortSpecifier},
+        endpoint::v3::lb_endpoint::HostIdentifier,
+    },
+    extensions::clusters::aggregate::v3::ClusterConfig as Aggregate,
+};
+use mesh_core::{ClusterName, EndpointsName, config};
+
+use super::{
+    canonical,
+    path::Sink,
+    report::report,
+    value::{is, parse, same_stream},
+};
+
+/// Most clusters that one aggregate names.
+const CHILDREN_MAX: usize = 128;
+
+/// Most names of hosts in one cluster.
+const HOSTS_MAX: usize = 1024;
+
+/// A cluster with where its endpoints come from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ClusterSpec {
+    pub(crate) config: Arc<config::Cluster>,
+    pub(crate) source: ClusterSource,
+}
+
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ClusterSource {
+    Eds(EndpointsName),
+    /// Hosts to look up; all are used.
+    Dns(Vec<DnsHost>),
+    /// Other clusters, the first one that has endpoints first.
+    Aggregate(Vec<ClusterName>),
+}
+
+/// A host by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DnsHost {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+}
+
+pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {
+    match &proto.cluster_discovery_type {
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            sink.field("cluster_type", |sink| aggregate(sink, custom))
+        }
+        Some(ClusterDiscoveryType::Type(value)) => match DiscoveryType::try_from(*value) {
+            Ok(DiscoveryType::Eds) => eds(sink, proto),
+            Ok(DiscoveryType::LogicalDns) => {
+                let hosts = dns(sink, proto)?;
+                if hosts.len() != 1 {
+                    // gRFC A37.
+                    let reason = format!("a LOGICAL_DNS cluster has one host, not {}", hosts.len());
+                    return sink.error_at("load_assignment", reason);
+                }
+                Some(ClusterSource::Dns(hosts))
+            }
+            Ok(DiscoveryType::StrictDns) => dns(sink, proto).map(ClusterSource::Dns),
+            Ok(other) => unsupported(sink, other.as_str_name()),
+            Err(_) => unsupported(sink, &value.to_string()),
+        },
+        None => unsupported(sink, "STATIC"),
+    }
+}
+
+fn unsupported<T>(sink: &mut Sink, name: &str) -> Option<T> {
+    let known = "EDS, LOGICAL_DNS, STRICT_DNS and aggregate clusters";
+    sink.error_at(
+        "type",
+        format!("{name} is not supported; supported are {known}"),
+    )
+}
+
+fn eds(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {
+    report!(sink, proto, [load_assignment]);
+    let eds = proto.eds_cluster_config.as_ref();
+    same_stream(
+        sink,
+        "eds_cluster_config.eds_config",
+        eds.and_then(|eds| eds.eds_config.as_ref()),
+    );
+    let service_name = eds.map_or("", |eds| &eds.service_name);
+    let name = match service_name {
+        "" if proto.name.starts_with("xdstp:") => {
+            return sink.error_at(
+                "eds_cluster_config.service_name",
+                "must be set for a cluster with an xdstp: name",
+            );
+        }
+        "" => &proto.name,
+        name => name,
+    };
+    Some(ClusterSource::Eds(canonical(name.to_owned()).into()))
+}
+
+fn aggregate(sink: &mut Sink, custom: &CustomClusterType) -> Option<ClusterSource> {
+    let config = custom.typed_config.as_ref();
+    let Some(any) = config.filter(|any| is::<Aggregate>(any)) else {
+        return sink.error(format!("{:?} is not supported", custom.name));
+    };
+    sink.field("typed_config", |sink| {
+        let proto: Aggregate = parse(sink, any)?;
+        let count = proto.clusters.len();
+        if count == 0 || count > CHILDREN_MAX {
+            let reason = format!("must name 1 to {CHILDREN_MAX} clusters, not {count}");
+            return sink.error_at("clusters", reason);
+        }
+        let mut children: Vec<ClusterName> = Vec::new();
+        for name in proto.clusters {
+            let name: ClusterName = canonical(name).into();
+            // The second time it would only be tried after itself (gRFC A75).
+            if !children.contains(&name) {
+                children.push(name);
+            }
+        }
+        Some(ClusterSource::Aggregate(children))
+    })
+}
+
+fn dns(sink: &mut Sink, proto: &ClusterProto) -> Option<Vec<DnsHost>> {
+    let Some(assignment) = &proto.load_assignment else {
+        return sink.error_at("load_assignment", "is missing, and names the host");
+    };
+    sink.field("load_assignment", |sink| {
+        let localities = &assignment.endpoints;
+        if localities.iter().any(|locality| locality.priority != 0) {
+            return sink.error_at("endpoints", "priorities are not supported with DNS");
+        }
+        let endpoints = localities
+            .iter()
+            .flat_map(|locality| &locality.lb_endpoints);
+        let mut hosts = sink.each("endpoints", endpoints, |sink, endpoint| {
+            match &endpoint.host_identifier {
+                Some(HostIdentifier::Endpoint(endpoint)) => {
+                    let address = endpoint.address.as_ref();
+                    host(sink, address.and_then(|address| address.address.as_ref()))
+                }
+                _ => sink.error("must hold an address"),
+            }
+        });
+        hosts.sort_unstable();
+        hosts.dedup();
+        if hosts.is_empty() || hosts.len() > HOSTS_MAX {
+            let reason = format!("must hold 1 to {HOSTS_MAX} hosts, not {}", hosts.len());
+            return sink.error_at("endpoints", reason);
+        }
+        Some(hosts)
+    })
+}
+
+fn host(sink: &mut Sink, address: Option<&Address>) -> Option<DnsHost> {
+    let Some(Address::SocketAddress(address)) = address else {
+        return sink.error("must be a socket_address");
+    };
+    if !address.resolver_name.is_empty() {
+        return sink.error_at("resolver_name", "is not supported");
+    }
+    let port = match &address.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
+        _ => None,
+    };
+    match port {
+        Some(port) if port != 0 && !address.address.is_empty() => Some(DnsHost {
+            name: address.address.clone(),
+            port,
+        }),
+        _ => sink.error("must have an address and a port of 1 to 65535"),
+    }
+}
