@@ -60,7 +60,6 @@ impl Follower {
     ) {
         let mut classes = self.clients.classes();
         let mut debounce = Debounce::default();
-        debounce.published(Instant::now());
         let mut trigger = "config";
         loop {
             let due = debounce.due();

@@ -16,7 +16,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::{Loaded, parse::read_text};
@@ -25,8 +25,9 @@ use crate::{
     model::{Object, ObjectSet},
 };
 
-/// Between two readings; events that come meanwhile are followed together.
-const PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause between two readings. A pause is as long as the reading took, so that a storm
+/// of events costs half a core at most.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// The directory is looked at this often even without an event, for file systems that send none.
 const RESCAN: Duration = Duration::from_secs(30);
 
@@ -102,6 +103,7 @@ async fn follow(
             change = changes.recv() => if change.is_none() { return },
             () = sleep(RESCAN) => {}
         }
+        let begin = Instant::now();
         match read_folder(&folder) {
             Ok(texts) if texts != held => {
                 let before = Arc::clone(&tx.borrow());
@@ -114,7 +116,7 @@ async fn follow(
                 tracing::error!(%error, folder = %folder.display(), "cannot be read: the last configuration stays");
             }
         }
-        sleep(PAUSE).await;
+        sleep(begin.elapsed().min(PAUSE_MAX)).await;
     }
 }
 

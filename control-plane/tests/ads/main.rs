@@ -105,6 +105,37 @@ async fn names_that_do_not_exist_are_answered_and_sent_when_they_appear() {
 }
 
 #[tokio::test]
+async fn a_listener_that_appears_is_sent_to_who_asked_for_it_before() {
+    let world = World::start().await;
+    let kind = ResourceType::Listener;
+    for accepts in [true, false] {
+        let mut stream = world.sotw("mesh-rs").await;
+        let name = if accepts {
+            "late.default"
+        } else {
+            "later.default"
+        };
+        stream
+            .ask(kind, &["mesh/inbound/127.0.0.1:5000", name], "")
+            .await;
+        let first = stream.next().await;
+        assert_eq!((first.resources.len(), first.resource_errors.len()), (1, 1));
+        if accepts {
+            stream
+                .ask(kind, &["mesh/inbound/127.0.0.1:5000", name], &first.nonce)
+                .await;
+        }
+        let host = name.split('.').next().unwrap();
+        world.write(&(greeter(5000) + &service(host, 6000)));
+        let second = stream.next().await;
+        assert_eq!(
+            (second.resources.len(), second.resource_errors.len()),
+            (2, 0)
+        );
+    }
+}
+
+#[tokio::test]
 async fn envoy_gets_everything_by_wildcard_in_both_variants() {
     let world = World::start().await;
     let other = "outbound|8080||other.default.svc.cluster.local";
