@@ -72,6 +72,8 @@ impl Load {
                         }
                     }
                     progress.notify_waiters();
+                    // A call that fails at once never waits: the others need the thread, too.
+                    tokio::task::yield_now().await;
                 }
             });
         }
