@@ -28,6 +28,7 @@ use crate::{
     dns::{Lookup, Resolver},
     dump::{ClientDump, Counters},
     graph::{Graph, WatchId, Watcher},
+    load::Load,
     notices::Notices,
     resource::{DecodeContext, Raw, decode_all},
     store::{Store, StoredResource, UNUSED_RUNS_MAX},
@@ -91,6 +92,7 @@ pub struct Driver {
     connections: Vec<Connection>,
     graph: Graph,
     resolver: Resolver,
+    load: Load,
     rng: SplitMix64,
     counters: Counters,
     notices: Notices,
@@ -150,6 +152,7 @@ impl Driver {
                 first.unwrap_or_default(),
                 rng.next_u64(),
             ),
+            load: Load::new(bootstrap, options.connection, &mut rng),
             resolver: Resolver::new(
                 options.lookup,
                 Backoff::new(
@@ -215,6 +218,9 @@ impl Driver {
                 true => self.resolver.want(&host),
                 false => self.resolver.unwant(&host),
             }
+        }
+        if let Some(sources) = self.graph.take_load_sources() {
+            self.load.update(sources);
         }
         for connection in &mut self.connections {
             connection.flush();
@@ -416,19 +422,12 @@ impl Driver {
         };
         let total = resources.len();
         let mut usable = Vec::new();
-        for resource in resources {
-            let StoredResource {
-                kind,
-                name,
-                version,
-                raw,
-                updated,
-                unused_runs,
-            } = resource;
+        for stored in resources {
+            let (kind, updated, unused_runs) = (stored.kind, stored.updated, stored.unused_runs);
             if unused_runs > UNUSED_RUNS_MAX {
                 continue;
             }
-            let raw = Raw::stored(kind, name, version, raw.into());
+            let raw = Raw::stored(kind, stored.name, stored.version, stored.raw.into());
             let decoded = decode_all(kind, vec![raw], &self.context, |_| true);
             for rejected in decoded.rejected {
                 let error = rejected.combined(kind);
@@ -464,6 +463,7 @@ impl Driver {
     }
 
     async fn finish(mut self) {
+        self.load.finish().await;
         if let Some(task) = self.saving.take() {
             // Its error is in the log.
             _ = task.await;

@@ -23,7 +23,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
-    config::{ListenerKind, Secret, TrustBundle},
+    config::{Discovery, ListenerKind, Secret, TrustBundle},
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -34,6 +34,7 @@ use crate::{
     dump::ResourceDump,
     resource::{Accepted, Kind},
     store::StoredResource,
+    transport::lrs::LoadSource,
     watch::InboundState,
 };
 use client::ClientWatch;
@@ -92,6 +93,8 @@ pub(crate) struct Graph {
     orphans: BTreeSet<Reference>,
     /// Why an authority's control planes cannot be reached, while they cannot.
     outages: BTreeMap<Option<String>, Outage>,
+    /// Whether other clusters than before may be asked for their load.
+    has_new_sources: bool,
 }
 
 impl Graph {
@@ -110,6 +113,7 @@ impl Graph {
             clusters: Clusters::default(),
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
+            has_new_sources: false,
         }
     }
 
@@ -140,6 +144,7 @@ impl Graph {
 
     /// Ends a watch.
     pub(crate) fn remove(&mut self, id: WatchId) {
+        self.has_new_sources = true;
         match self.watches.remove(&id) {
             Some(Watch::Client(watch)) => self.release_client(id, *watch),
             Some(Watch::Inbound { listener, .. }) => {
@@ -283,7 +288,10 @@ impl Graph {
     fn propagate(&mut self, changed: Vec<Reference>) {
         for reference in changed {
             match reference {
-                Reference::Cluster(name) => self.refresh(&name),
+                Reference::Cluster(name) => {
+                    self.has_new_sources = true;
+                    self.refresh(&name);
+                }
                 Reference::Endpoints(name) => {
                     for cluster in self.clusters.users_of(&name) {
                         self.refresh(&cluster);
@@ -321,6 +329,33 @@ impl Graph {
                 }
             }
         }
+    }
+
+    /// Clusters whose load is to be reported, when that may have changed since the last call.
+    pub(crate) fn take_load_sources(&mut self) -> Option<Vec<LoadSource>> {
+        if !std::mem::take(&mut self.has_new_sources) {
+            return None;
+        }
+        let mut sources = BTreeMap::new();
+        let clients = self.watches.values().filter_map(|watch| match watch {
+            Watch::Client(client) => Some(client),
+            Watch::Inbound { .. } | Watch::TrustBundle { .. } => None,
+        });
+        for handle in clients.flat_map(|client| client.handles()) {
+            let Some(Resolved::Value(spec)) = self.cache.clusters.resolved(&handle.name) else {
+                continue;
+            };
+            if spec.reports_load && !sources.contains_key(&handle.name) {
+                let Discovery::Eds(service) = &spec.config.discovery;
+                let source = LoadSource {
+                    cluster: handle.name.to_string(),
+                    service: service.to_string(),
+                    current: handle.current.clone(),
+                };
+                sources.insert(handle.name.clone(), source);
+            }
+        }
+        Some(sources.into_values().collect())
     }
 
     /// Hosts that are to be looked up or not any more, since the last call.

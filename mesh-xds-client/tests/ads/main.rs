@@ -1,6 +1,7 @@
 //! The client against a scripted control plane, over real sockets.
 
 mod keep;
+mod load;
 mod secure;
 mod server;
 mod status;
