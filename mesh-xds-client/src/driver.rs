@@ -26,7 +26,7 @@ use crate::{
     bootstrap::{Bootstrap, Server},
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
-    dump::{ClientDump, Counters},
+    dump::{ClientDump, Counters, Freshness},
     graph::{Graph, WatchId, Watcher},
     load::Load,
     notices::Notices,
@@ -40,6 +40,9 @@ const COMMANDS_PER_TURN_MAX: usize = 1024;
 
 /// From the first change to writing the state: one push is many responses.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
+
+/// From one writing to the next: a fleet that changes all the time must not keep a disk busy.
+const SAVE_PAUSE: Duration = Duration::from_secs(15);
 
 /// What handles ask for.
 #[derive(Debug)]
@@ -56,21 +59,6 @@ pub(crate) struct DriverOptions {
     pub(crate) seed: u64,
     pub(crate) state_file: Option<PathBuf>,
     pub(crate) lookup: Lookup,
-}
-
-/// How much of what is served the control plane has confirmed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Freshness {
-    /// Resources in use that are from an earlier run, and not confirmed since. 0 is fresh.
-    pub stored_in_use: usize,
-}
-
-impl Freshness {
-    /// Whether anything in use is from an earlier run.
-    pub fn is_stale(&self) -> bool {
-        self.stored_in_use > 0
-    }
 }
 
 /// Where the driver reports to.
@@ -98,6 +86,7 @@ pub struct Driver {
     notices: Notices,
     store: Option<Store>,
     save_at: Option<Instant>,
+    saved_at: Option<Instant>,
     /// What to save when this ends, taken before the last watches went.
     pending: Option<Vec<StoredResource>>,
     saving: Option<JoinHandle<()>>,
@@ -167,6 +156,7 @@ impl Driver {
                 .state_file
                 .map(|path| Store::new(path, fingerprint.join(","))),
             save_at: None,
+            saved_at: None,
             pending: None,
             saving: None,
         }
@@ -230,7 +220,9 @@ impl Driver {
             connection.close_if_idle();
         }
         if self.store.is_some() && self.graph.take_dirty() && self.save_at.is_none() {
-            self.save_at = Some(Instant::now() + SAVE_AFTER);
+            let pause = self.saved_at.map(|saved| saved + SAVE_PAUSE);
+            let soon = Instant::now() + SAVE_AFTER;
+            self.save_at = Some(pause.map_or(soon, |pause| pause.max(soon)));
         }
         self.report();
     }
@@ -455,6 +447,7 @@ impl Driver {
             return;
         }
         self.save_at = None;
+        self.saved_at = Some(Instant::now());
         self.pending = None;
         let resources = self.graph.save();
         self.saving = Some(tokio::task::spawn_blocking(move || {

@@ -32,7 +32,7 @@ use crate::{
     ads::{Expired, Update},
     cache::{Cache, Cause, Change, Reference, Resolved},
     dump::ResourceDump,
-    resource::{Accepted, Kind},
+    resource::{Accepted, ClusterSpec, Config, Kind},
     store::StoredResource,
     transport::lrs::LoadSource,
     watch::InboundState,
@@ -95,6 +95,8 @@ pub(crate) struct Graph {
     outages: BTreeMap<Option<String>, Outage>,
     /// Whether other clusters than before may be asked for their load.
     has_new_sources: bool,
+    /// Whether any cluster has ever asked for reports: most control planes never do.
+    has_reports: bool,
 }
 
 impl Graph {
@@ -114,6 +116,7 @@ impl Graph {
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
             has_new_sources: false,
+            has_reports: false,
         }
     }
 
@@ -163,6 +166,8 @@ impl Graph {
         }
         let mut changed = Vec::new();
         for accepted in update.accepted {
+            let reports = |spec: &ClusterSpec| spec.reports_load;
+            self.has_reports |= matches!(&accepted.config, Config::Cluster(c) if reports(c));
             changed.extend(self.cache.accept(accepted, now));
         }
         let rejected = update.rejected.into_iter();
@@ -219,6 +224,7 @@ impl Graph {
 
     /// See [`Cache::preload`].
     pub(crate) fn preload(&mut self, resources: Vec<(Accepted, SystemTime, u8)>) {
+        self.has_reports |= !resources.is_empty();
         self.cache.preload(resources);
     }
 
@@ -333,7 +339,7 @@ impl Graph {
 
     /// Clusters whose load is to be reported, when that may have changed since the last call.
     pub(crate) fn take_load_sources(&mut self) -> Option<Vec<LoadSource>> {
-        if !std::mem::take(&mut self.has_new_sources) {
+        if !std::mem::take(&mut self.has_new_sources) || !self.has_reports {
             return None;
         }
         let mut sources = BTreeMap::new();
