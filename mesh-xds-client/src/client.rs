@@ -27,8 +27,8 @@ use crate::{
     certificate::{CertificateClient, CertificateWatch},
     connection::ConnectionOptions,
     dns::Lookup,
-    driver::{Command, Driver, DriverOptions, Freshness, Reports},
-    dump::ClientDump,
+    driver::{Command, Driver, DriverOptions, Reports},
+    dump::{ClientDump, Freshness},
     graph::{WatchId, Watcher},
     transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
@@ -116,7 +116,7 @@ impl XdsClientBuilder {
 
     /// Keeps the last good state in this file, so that a process that starts while the control plane
     /// is down serves what it served before. Its folder must exist. The file is readable by its owner
-    /// only, holds no private key, is written at most once a second and has at most 128 MiB. Default
+    /// only, holds no private key, is written at most every 15 s and at the end, and has at most 128 MiB. Default
     /// none.
     pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.options.state_file = Some(path.into());

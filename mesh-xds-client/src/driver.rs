@@ -26,8 +26,9 @@ use crate::{
     bootstrap::{Bootstrap, Server},
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
-    dump::{ClientDump, Counters},
+    dump::{ClientDump, Counters, Freshness},
     graph::{Graph, WatchId, Watcher},
+    load::Load,
     notices::Notices,
     resource::{DecodeContext, Raw, decode_all},
     store::{Store, StoredResource, UNUSED_RUNS_MAX},
@@ -39,6 +40,9 @@ const COMMANDS_PER_TURN_MAX: usize = 1024;
 
 /// From the first change to writing the state: one push is many responses.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
+
+/// From one writing to the next: a fleet that changes all the time must not keep a disk busy.
+const SAVE_PAUSE: Duration = Duration::from_secs(15);
 
 /// What handles ask for.
 #[derive(Debug)]
@@ -55,21 +59,6 @@ pub(crate) struct DriverOptions {
     pub(crate) seed: u64,
     pub(crate) state_file: Option<PathBuf>,
     pub(crate) lookup: Lookup,
-}
-
-/// How much of what is served the control plane has confirmed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Freshness {
-    /// Resources in use that are from an earlier run, and not confirmed since. 0 is fresh.
-    pub stored_in_use: usize,
-}
-
-impl Freshness {
-    /// Whether anything in use is from an earlier run.
-    pub fn is_stale(&self) -> bool {
-        self.stored_in_use > 0
-    }
 }
 
 /// Where the driver reports to.
@@ -91,11 +80,13 @@ pub struct Driver {
     connections: Vec<Connection>,
     graph: Graph,
     resolver: Resolver,
+    load: Load,
     rng: SplitMix64,
     counters: Counters,
     notices: Notices,
     store: Option<Store>,
     save_at: Option<Instant>,
+    saved_at: Option<Instant>,
     /// What to save when this ends, taken before the last watches went.
     pending: Option<Vec<StoredResource>>,
     saving: Option<JoinHandle<()>>,
@@ -150,6 +141,7 @@ impl Driver {
                 first.unwrap_or_default(),
                 rng.next_u64(),
             ),
+            load: Load::new(bootstrap, options.connection, &mut rng),
             resolver: Resolver::new(
                 options.lookup,
                 Backoff::new(
@@ -164,6 +156,7 @@ impl Driver {
                 .state_file
                 .map(|path| Store::new(path, fingerprint.join(","))),
             save_at: None,
+            saved_at: None,
             pending: None,
             saving: None,
         }
@@ -216,6 +209,9 @@ impl Driver {
                 false => self.resolver.unwant(&host),
             }
         }
+        if let Some(sources) = self.graph.take_load_sources() {
+            self.load.update(sources);
+        }
         for connection in &mut self.connections {
             connection.flush();
         }
@@ -224,7 +220,9 @@ impl Driver {
             connection.close_if_idle();
         }
         if self.store.is_some() && self.graph.take_dirty() && self.save_at.is_none() {
-            self.save_at = Some(Instant::now() + SAVE_AFTER);
+            let pause = self.saved_at.map(|saved| saved + SAVE_PAUSE);
+            let soon = Instant::now() + SAVE_AFTER;
+            self.save_at = Some(pause.map_or(soon, |pause| pause.max(soon)));
         }
         self.report();
     }
@@ -416,19 +414,12 @@ impl Driver {
         };
         let total = resources.len();
         let mut usable = Vec::new();
-        for resource in resources {
-            let StoredResource {
-                kind,
-                name,
-                version,
-                raw,
-                updated,
-                unused_runs,
-            } = resource;
+        for stored in resources {
+            let (kind, updated, unused_runs) = (stored.kind, stored.updated, stored.unused_runs);
             if unused_runs > UNUSED_RUNS_MAX {
                 continue;
             }
-            let raw = Raw::stored(kind, name, version, raw.into());
+            let raw = Raw::stored(kind, stored.name, stored.version, stored.raw.into());
             let decoded = decode_all(kind, vec![raw], &self.context, |_| true);
             for rejected in decoded.rejected {
                 let error = rejected.combined(kind);
@@ -456,6 +447,7 @@ impl Driver {
             return;
         }
         self.save_at = None;
+        self.saved_at = Some(Instant::now());
         self.pending = None;
         let resources = self.graph.save();
         self.saving = Some(tokio::task::spawn_blocking(move || {
@@ -464,6 +456,7 @@ impl Driver {
     }
 
     async fn finish(mut self) {
+        self.load.finish().await;
         if let Some(task) = self.saving.take() {
             // Its error is in the log.
             _ = task.await;

@@ -111,3 +111,18 @@ pub struct Counters {
     /// Fields received that have no effect here.
     pub ignored_fields: u64,
 }
+
+/// How much of what is served the control plane has confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Freshness {
+    /// Resources in use that are from an earlier run, and not confirmed since. 0 is fresh.
+    pub stored_in_use: usize,
+}
+
+impl Freshness {
+    /// Whether anything in use is from an earlier run.
+    pub fn is_stale(&self) -> bool {
+        self.stored_in_use > 0
+    }
+}

@@ -26,7 +26,7 @@
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
-//! | load reports | LRS | no |
+//! | load reports | LRS | yes, per locality, to the first server |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
@@ -44,6 +44,7 @@ mod driver;
 pub mod dump;
 mod error;
 mod graph;
+mod load;
 #[cfg(test)]
 mod mutate;
 mod notices;
@@ -59,7 +60,8 @@ mod watch;
 pub use ads::Variant;
 pub use bootstrap::Bootstrap;
 pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
-pub use driver::{Driver, Freshness};
+pub use driver::Driver;
+pub use dump::Freshness;
 pub use error::Error;
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -117,6 +117,11 @@ impl<T: PartialEq> Entry<T> {
         }
     }
 
+    /// Whether what is used is from an earlier run.
+    pub(super) fn is_stale(&self) -> bool {
+        self.good.as_ref().is_some_and(|good| good.about.is_stored)
+    }
+
     pub(super) fn good(&self) -> Option<&Good<T>> {
         self.good.as_ref()
     }

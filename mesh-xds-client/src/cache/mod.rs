@@ -53,6 +53,8 @@ pub(crate) struct Table<N, T> {
     entries: HashMap<N, Entry<T>>,
     /// From an earlier run, not asked for yet, with the number of runs that did not.
     stored: HashMap<String, (Good<T>, u8)>,
+    /// Entries in use that are from an earlier run.
+    stale: usize,
 }
 
 impl<N, T> Table<N, T>
@@ -65,6 +67,7 @@ where
             kind,
             entries: HashMap::new(),
             stored: HashMap::new(),
+            stale: 0,
         }
     }
 
@@ -85,7 +88,11 @@ where
 
     fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> bool) -> Option<N> {
         let entry = self.entries.get_mut(name)?;
-        change(entry).then(|| name.into())
+        let was_stale = entry.is_stale();
+        let is_changed = change(entry);
+        // A value of this run never gives way to one of an earlier run.
+        self.stale -= usize::from(was_stale && !entry.is_stale());
+        is_changed.then(|| name.into())
     }
 
     /// Wants `name`; records the change for the stream.
@@ -93,6 +100,7 @@ where
         if !self.entries.contains_key::<str>(name.borrow()) {
             let stored = self.stored.remove::<str>(name.borrow());
             let entry = Entry::requested(stored.map(|(good, _)| good));
+            self.stale += usize::from(entry.is_stale());
             self.entries.insert(name.clone(), entry);
             changes.push(Change::subscribe(self.kind, name.borrow()));
         }
@@ -100,7 +108,8 @@ where
 
     /// Drops `name`; records the change for the stream.
     fn forget(&mut self, name: &N, changes: &mut Vec<Change>) {
-        if self.entries.remove::<str>(name.borrow()).is_some() {
+        if let Some(entry) = self.entries.remove::<str>(name.borrow()) {
+            self.stale -= usize::from(entry.is_stale());
             changes.push(Change::unsubscribe(self.kind, name.borrow()));
         }
     }
@@ -136,11 +145,6 @@ where
                 });
             }
         }
-    }
-
-    fn stored_in_use(&self) -> usize {
-        let goods = self.entries.values().filter_map(Entry::good);
-        goods.filter(|good| good.about.is_stored).count()
     }
 }
 
@@ -374,11 +378,11 @@ impl Cache {
 
     /// How many values in use the control plane has not confirmed since this process started.
     pub(crate) fn stored_in_use(&self) -> usize {
-        self.listeners.stored_in_use()
-            + self.routes.stored_in_use()
-            + self.clusters.stored_in_use()
-            + self.endpoints.stored_in_use()
-            + self.secrets.stored_in_use()
+        self.listeners.stale
+            + self.routes.stale
+            + self.clusters.stale
+            + self.endpoints.stale
+            + self.secrets.stale
     }
 
     /// Every resource as people see it, in order.

@@ -9,7 +9,7 @@ use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
     config::{ApiListener, ListenerKind, RouteAction, RouteConfig, RouteSource, VirtualHost},
     route::virtual_host,
-    snapshot::{ConfigTree, SnapshotWriter},
+    snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
 };
 
 use super::{Graph, Watch, WatchId};
@@ -33,6 +33,8 @@ pub(super) struct ClientWatch {
 /// What a snapshot is compiled from.
 #[derive(Debug)]
 struct Plan {
+    /// Once it is published.
+    snapshot: Option<Arc<Snapshot>>,
     routes: Arc<RouteConfig>,
     limit: Option<Duration>,
     clusters: BTreeSet<ClusterName>,
@@ -95,6 +97,15 @@ impl ClientWatch {
         (&self.listener, self.route.as_ref(), self.unresolved.clone())
     }
 
+    /// The clusters of what is published.
+    pub(super) fn handles(&self) -> impl Iterator<Item = &ClusterHandle> {
+        let snapshot = self
+            .published
+            .iter()
+            .filter_map(|plan| plan.snapshot.as_ref());
+        snapshot.flat_map(|snapshot| &snapshot.clusters)
+    }
+
     fn is_published(&self, host: &VirtualHost, limit: Option<Duration>) -> bool {
         self.published.as_ref().is_some_and(|plan| {
             plan.limit == limit && virtual_host(&plan.routes, &self.authority) == Some(host)
@@ -130,6 +141,7 @@ impl Graph {
         }
         let clusters = clusters_of(host);
         watch.next = Some(Plan {
+            snapshot: None,
             routes,
             limit,
             clusters,
@@ -246,7 +258,7 @@ impl Graph {
         if !watch.unresolved.is_empty() {
             return;
         }
-        let Some(plan) = watch.next.take() else {
+        let Some(mut plan) = watch.next.take() else {
             return;
         };
         let clusters = plan
@@ -269,7 +281,9 @@ impl Graph {
                     clusters = plan.clusters.len(),
                     "published"
                 );
+                plan.snapshot = Some(Arc::clone(&snapshot));
                 watch.writer.publish(snapshot);
+                self.has_new_sources = true;
                 watch.published = Some(plan);
                 watch.failed = None;
             }

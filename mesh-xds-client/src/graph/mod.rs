@@ -23,7 +23,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
-    config::{ListenerKind, Secret, TrustBundle},
+    config::{Discovery, ListenerKind, Secret, TrustBundle},
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -32,8 +32,9 @@ use crate::{
     ads::{Expired, Update},
     cache::{Cache, Cause, Change, Reference, Resolved},
     dump::ResourceDump,
-    resource::{Accepted, Kind},
+    resource::{Accepted, ClusterSpec, Config, Kind},
     store::StoredResource,
+    transport::lrs::LoadSource,
     watch::InboundState,
 };
 use client::ClientWatch;
@@ -92,6 +93,10 @@ pub(crate) struct Graph {
     orphans: BTreeSet<Reference>,
     /// Why an authority's control planes cannot be reached, while they cannot.
     outages: BTreeMap<Option<String>, Outage>,
+    /// Whether other clusters than before may be asked for their load.
+    has_new_sources: bool,
+    /// Whether any cluster has ever asked for reports: most control planes never do.
+    has_reports: bool,
 }
 
 impl Graph {
@@ -110,6 +115,8 @@ impl Graph {
             clusters: Clusters::default(),
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
+            has_new_sources: false,
+            has_reports: false,
         }
     }
 
@@ -140,6 +147,7 @@ impl Graph {
 
     /// Ends a watch.
     pub(crate) fn remove(&mut self, id: WatchId) {
+        self.has_new_sources = true;
         match self.watches.remove(&id) {
             Some(Watch::Client(watch)) => self.release_client(id, *watch),
             Some(Watch::Inbound { listener, .. }) => {
@@ -158,6 +166,8 @@ impl Graph {
         }
         let mut changed = Vec::new();
         for accepted in update.accepted {
+            let reports = |spec: &ClusterSpec| spec.reports_load;
+            self.has_reports |= matches!(&accepted.config, Config::Cluster(c) if reports(c));
             changed.extend(self.cache.accept(accepted, now));
         }
         let rejected = update.rejected.into_iter();
@@ -214,6 +224,7 @@ impl Graph {
 
     /// See [`Cache::preload`].
     pub(crate) fn preload(&mut self, resources: Vec<(Accepted, SystemTime, u8)>) {
+        self.has_reports |= !resources.is_empty();
         self.cache.preload(resources);
     }
 
@@ -283,7 +294,10 @@ impl Graph {
     fn propagate(&mut self, changed: Vec<Reference>) {
         for reference in changed {
             match reference {
-                Reference::Cluster(name) => self.refresh(&name),
+                Reference::Cluster(name) => {
+                    self.has_new_sources = true;
+                    self.refresh(&name);
+                }
                 Reference::Endpoints(name) => {
                     for cluster in self.clusters.users_of(&name) {
                         self.refresh(&cluster);
@@ -321,6 +335,33 @@ impl Graph {
                 }
             }
         }
+    }
+
+    /// Clusters whose load is to be reported, when that may have changed since the last call.
+    pub(crate) fn take_load_sources(&mut self) -> Option<Vec<LoadSource>> {
+        if !std::mem::take(&mut self.has_new_sources) || !self.has_reports {
+            return None;
+        }
+        let mut sources = BTreeMap::new();
+        let clients = self.watches.values().filter_map(|watch| match watch {
+            Watch::Client(client) => Some(client),
+            Watch::Inbound { .. } | Watch::TrustBundle { .. } => None,
+        });
+        for handle in clients.flat_map(|client| client.handles()) {
+            let Some(Resolved::Value(spec)) = self.cache.clusters.resolved(&handle.name) else {
+                continue;
+            };
+            if spec.reports_load && !sources.contains_key(&handle.name) {
+                let Discovery::Eds(service) = &spec.config.discovery;
+                let source = LoadSource {
+                    cluster: handle.name.to_string(),
+                    service: service.to_string(),
+                    current: handle.current.clone(),
+                };
+                sources.insert(handle.name.clone(), source);
+            }
+        }
+        Some(sources.into_values().collect())
     }
 
     /// Hosts that are to be looked up or not any more, since the last call.

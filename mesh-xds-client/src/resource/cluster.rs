@@ -12,7 +12,10 @@ use envoy_types::pb::{
                 circuit_breakers::Thresholds,
                 cluster::{LbConfig, LbPolicy as LbPolicyProto},
             },
-            core::v3::{RoutingPriority, TransportSocket, transport_socket},
+            core::v3::{
+                RoutingPriority, TransportSocket, config_source::ConfigSourceSpecifier,
+                transport_socket,
+            },
         },
         extensions::{
             load_balancing_policies::{
@@ -65,7 +68,6 @@ pub(super) fn decode(
     sink.ignore([
         ("outlier_detection", proto.outlier_detection.is_some()),
         ("health_checks", !proto.health_checks.is_empty()),
-        ("lrs_server", proto.lrs_server.is_some()),
         ("common_lb_config", proto.common_lb_config.is_some()),
         ("upstream_bind_config", proto.upstream_bind_config.is_some()),
     ]);
@@ -108,6 +110,7 @@ pub(super) fn decode(
         subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
         "subset load balancing is not supported",
     );
+    let reports_load = decode_lrs(sink, proto);
     let source = discovery::decode(sink, proto);
     let lb_policy = decode_lb_policy(sink, proto);
     let circuit_breakers = decode_circuit_breakers(sink, proto);
@@ -137,7 +140,19 @@ pub(super) fn decode(
     Some(ClusterSpec {
         config: config.into(),
         source,
+        reports_load,
     })
+}
+
+/// Whether load is reported: only to the control plane itself (gRFC A27).
+fn decode_lrs(sink: &mut Sink, proto: &ClusterProto) -> bool {
+    let specifier = proto
+        .lrs_server
+        .as_ref()
+        .map(|lrs| &lrs.config_source_specifier);
+    let is_self = matches!(specifier, Some(Some(ConfigSourceSpecifier::Self_(_))));
+    sink.ignore([("lrs_server (not self)", specifier.is_some() && !is_self)]);
+    is_self
 }
 
 fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {

@@ -36,6 +36,8 @@ const HOSTS_MAX: usize = 1024;
 pub(crate) struct ClusterSpec {
     pub(crate) config: Arc<config::Cluster>,
     pub(crate) source: ClusterSource,
+    /// Whether the control plane wants to know how many requests went where.
+    pub(crate) reports_load: bool,
 }
 
 /// Where a cluster's endpoints come from.

@@ -31,6 +31,11 @@ impl Backoff {
         }
     }
 
+    /// Starts over.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.base.min(self.cap);
+    }
+
     /// The shortest pause.
     pub(crate) fn base(&self) -> Duration {
         self.base

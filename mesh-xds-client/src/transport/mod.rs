@@ -6,6 +6,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod csds;
+pub(crate) mod lrs;
 pub(crate) mod node;
 mod secure;
 

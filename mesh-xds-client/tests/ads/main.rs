@@ -1,6 +1,8 @@
 //! The client against a scripted control plane, over real sockets.
 
+mod catalogue;
 mod keep;
+mod load;
 mod secure;
 mod server;
 mod status;
@@ -8,6 +10,12 @@ mod translate;
 
 use std::{future::Future, time::Duration};
 
+use catalogue::{
+    a_second_watch_of_a_name_is_served_without_a_request, a_server_that_never_responds_is_given_up,
+    a_stream_that_worked_is_no_failure_and_not_followed_at_once,
+    a_stream_without_a_response_is_a_failure_and_is_told,
+    a_watch_may_be_started_and_dropped_on_news_of_another,
+};
 use keep::a_process_starts_and_serves_with_the_control_plane_down;
 use mesh_core::snapshot::{ListenerState, SnapshotReader};
 use mesh_xds_client::{
@@ -37,6 +45,11 @@ macro_rules! over_both_variants {
 }
 
 over_both_variants!(
+    a_second_watch_of_a_name_is_served_without_a_request,
+    a_watch_may_be_started_and_dropped_on_news_of_another,
+    a_stream_that_worked_is_no_failure_and_not_followed_at_once,
+    a_stream_without_a_response_is_a_failure_and_is_told,
+    a_server_that_never_responds_is_given_up,
     a_cluster_of_hosts_needs_no_endpoints_from_the_control_plane,
     the_status_service_shows_states_versions_and_contents,
     a_process_starts_and_serves_with_the_control_plane_down,

@@ -11,9 +11,9 @@ use envoy_types::pb::{
                 cluster::{ClusterDiscoveryType, EdsClusterConfig},
             },
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, DataSource, SocketAddress, address,
-                config_source::ConfigSourceSpecifier, data_source::Specifier,
-                socket_address::PortSpecifier,
+                Address, AggregatedConfigSource, ConfigSource, DataSource, SelfConfigSource,
+                SocketAddress, address, config_source::ConfigSourceSpecifier,
+                data_source::Specifier, socket_address::PortSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -391,6 +391,19 @@ fn eds_cluster(name: &str) -> Cluster {
 pub(crate) fn cluster_with_load_reports(name: &str) -> Any {
     any(&Cluster {
         lrs_server: ads(),
+        ..eds_cluster(name)
+    })
+}
+
+/// A cluster whose load the control plane wants to know.
+pub(crate) fn cluster_with_own_load_reports(name: &str) -> Any {
+    any(&Cluster {
+        lrs_server: Some(ConfigSource {
+            config_source_specifier: Some(
+                ConfigSourceSpecifier::Self_(SelfConfigSource::default()),
+            ),
+            ..ConfigSource::default()
+        }),
         ..eds_cluster(name)
     })
 }

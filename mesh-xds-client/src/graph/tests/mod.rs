@@ -223,7 +223,11 @@ fn spec(name: &str, source: ClusterSource) -> Config {
         http_version: HttpVersion::ByRequest,
         tls: None,
     });
-    Config::Cluster(Arc::new(ClusterSpec { config, source }))
+    Config::Cluster(Arc::new(ClusterSpec {
+        config,
+        source,
+        reports_load: false,
+    }))
 }
 
 fn endpoints(name: &str, port: u16) -> Config {
