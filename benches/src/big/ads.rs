@@ -1,9 +1,9 @@
 //! An xDS server of ten thousand clusters, in a process of its own, that can change a thousand of
 //! them a second.
 //!
-//! It serves what our control plane compiles and encodes, state of the world, and answers nothing
-//! else than first subscriptions: what it costs itself is not measured here. A changed cluster is
-//! sent alone, as EDS allows.
+//! It serves what our control plane compiles and encodes, in both variants, and answers nothing else
+//! than first subscriptions: what it costs itself is not measured here. A changed cluster is sent
+//! alone, as EDS allows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,10 +21,14 @@ use control_plane::{
     source::load_folder,
 };
 use envoy_types::pb::{
-    envoy::service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-        aggregated_discovery_service_server::{
-            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+    envoy::{
+        config::core::v3::Node,
+        service::discovery::v3::{
+            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+            Resource,
+            aggregated_discovery_service_server::{
+                AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+            },
         },
     },
     google::protobuf::Any,
@@ -162,24 +166,97 @@ impl AggregatedDiscoveryService for Big {
         &self,
         requests: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let (sender, responses) = mpsc::channel(16);
-        let subscriber = Subscriber {
-            big: self.clone(),
-            client: None,
-            named: BTreeMap::new(),
-            version: 0,
-            changed: 0,
-            responses: sender,
-        };
-        tokio::spawn(subscriber.follow(requests.into_inner()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(Response::new(follow(self.clone(), requests.into_inner())))
     }
 
     async fn delta_aggregated_resources(
         &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
+        requests: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("state of the world only"))
+        Ok(Response::new(follow(self.clone(), requests.into_inner())))
+    }
+}
+
+/// What the variants of the protocol say differently.
+trait Variant: Send + 'static {
+    type Response: Send + 'static;
+
+    fn node(&mut self) -> Option<Node>;
+    fn nack(&self) -> Option<&str>;
+    fn type_url(&self) -> &str;
+    /// All names, now that `held` are subscribed.
+    fn names(self, held: &BTreeSet<String>) -> BTreeSet<String>;
+    fn response(kind: ResourceType, version: u64, resources: Vec<Named>) -> Self::Response;
+}
+
+type Named = (String, Any);
+
+impl Variant for DiscoveryRequest {
+    type Response = DiscoveryResponse;
+
+    fn node(&mut self) -> Option<Node> {
+        self.node.take()
+    }
+
+    fn nack(&self) -> Option<&str> {
+        Some(&self.error_detail.as_ref()?.message)
+    }
+
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn names(self, _: &BTreeSet<String>) -> BTreeSet<String> {
+        self.resource_names.into_iter().collect()
+    }
+
+    fn response(kind: ResourceType, version: u64, resources: Vec<Named>) -> DiscoveryResponse {
+        DiscoveryResponse {
+            version_info: version.to_string(),
+            nonce: version.to_string(),
+            type_url: kind.url(),
+            resources: resources.into_iter().map(|(_, any)| any).collect(),
+            ..DiscoveryResponse::default()
+        }
+    }
+}
+
+impl Variant for DeltaDiscoveryRequest {
+    type Response = DeltaDiscoveryResponse;
+
+    fn node(&mut self) -> Option<Node> {
+        self.node.take()
+    }
+
+    fn nack(&self) -> Option<&str> {
+        Some(&self.error_detail.as_ref()?.message)
+    }
+
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn names(self, held: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut names = held.clone();
+        names.extend(self.resource_names_subscribe);
+        names.retain(|name| !self.resource_names_unsubscribe.contains(name));
+        names
+    }
+
+    fn response(kind: ResourceType, version: u64, resources: Vec<Named>) -> DeltaDiscoveryResponse {
+        let resource = |(name, any)| Resource {
+            name,
+            version: version.to_string(),
+            resource: Some(any),
+            ..Resource::default()
+        };
+        DeltaDiscoveryResponse {
+            system_version_info: version.to_string(),
+            nonce: version.to_string(),
+            type_url: kind.url(),
+            resources: resources.into_iter().map(resource).collect(),
+            ..DeltaDiscoveryResponse::default()
+        }
     }
 }
 
@@ -188,45 +265,59 @@ struct Subscriber {
     big: Big,
     client: Option<Client>,
     named: BTreeMap<ResourceType, BTreeSet<String>>,
-    version: u64,
     changed: usize,
-    responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
 }
 
-impl Subscriber {
-    async fn follow(mut self, mut requests: Streaming<DiscoveryRequest>) {
+fn follow<V: Variant>(big: Big, mut requests: Streaming<V>) -> Responses<V::Response> {
+    let (sender, responses) = mpsc::channel(16);
+    let mut subscriber = Subscriber {
+        big,
+        client: None,
+        named: BTreeMap::new(),
+        changed: 0,
+    };
+    tokio::spawn(async move {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut version = 0;
         loop {
-            let response = tokio::select! {
+            let news = tokio::select! {
                 request = requests.message() => match request {
-                    Ok(Some(request)) => self.subscribe(request),
+                    Ok(Some(request)) => subscriber.subscribe(request),
                     Ok(None) | Err(_) => return,
                 },
-                _ = tick.tick() => self.change(),
+                _ = tick.tick() => subscriber.change(),
             };
-            if let Some(response) = response
-                && self.responses.send(Ok(response)).await.is_err()
-            {
+            let Some((kind, resources)) = news.filter(|(_, resources)| !resources.is_empty())
+            else {
+                continue;
+            };
+            version += 1;
+            let response = V::response(kind, version, resources);
+            if sender.send(Ok(response)).await.is_err() {
                 return;
             }
         }
-    }
+    });
+    Box::pin(ReceiverStream::new(responses))
+}
 
-    fn subscribe(&mut self, mut request: DiscoveryRequest) -> Option<DiscoveryResponse> {
-        if let Some(error) = &request.error_detail {
-            eprintln!("NACK: {}", error.message);
+impl Subscriber {
+    fn subscribe<V: Variant>(&mut self, mut request: V) -> Option<(ResourceType, Vec<Named>)> {
+        if let Some(error) = request.nack() {
+            eprintln!("NACK: {error}");
         }
-        let node = request.node.take();
+        let node = request.node();
         let client = self
             .client
             .get_or_insert_with(|| client(node.unwrap_or_default()));
-        let kind = ResourceType::from_url(&request.type_url)?;
-        let mut names: BTreeSet<String> = request.resource_names.into_iter().collect();
+        let kind = ResourceType::from_url(request.type_url())?;
+        let held = self.named.get(&kind).cloned();
+        let mut names = request.names(held.as_ref().unwrap_or(&BTreeSet::new()));
+        names.remove("*");
         if names.is_empty() && kind.is_full_set() {
             names = self.big.world.wildcard(client, kind).into_iter().collect();
         }
-        let held = self.named.insert(kind, names.clone());
         if held.as_ref() == Some(&names) {
             return None;
         }
@@ -235,26 +326,15 @@ impl Subscriber {
         };
         let resources = names.iter().filter(is_new).filter_map(|name| {
             let resource = self.big.world.resource(client, kind, name)?;
-            Any::decode(&*resource.any).ok()
+            Some((name.clone(), Any::decode(&*resource.any).ok()?))
         });
-        let resources: Vec<_> = resources.collect();
-        // The full set is never sent empty by accident.
-        (!resources.is_empty()).then(|| self.respond(kind, resources))
-    }
-
-    fn respond(&mut self, kind: ResourceType, resources: Vec<Any>) -> DiscoveryResponse {
-        self.version += 1;
-        DiscoveryResponse {
-            version_info: self.version.to_string(),
-            nonce: self.version.to_string(),
-            type_url: kind.url(),
-            resources,
-            ..DiscoveryResponse::default()
-        }
+        let resources = resources.collect();
+        self.named.insert(kind, names);
+        Some((kind, resources))
     }
 
     /// The next clusters with one endpoint that moved.
-    fn change(&mut self) -> Option<DiscoveryResponse> {
+    fn change(&mut self) -> Option<(ResourceType, Vec<Named>)> {
         if !*self.big.is_churning.borrow() {
             return None;
         }
@@ -272,16 +352,17 @@ impl Subscriber {
             let last = moved.localities.last_mut()?.endpoints.last_mut()?;
             last.address
                 .set_port(1000 + (self.changed / CLUSTERS % 2000) as u16);
-            resources.push(Any {
+            let any = Any {
                 type_url: ResourceType::Endpoints.url(),
                 value: encode::endpoints(&moved).encode_to_vec(),
-            });
+            };
+            resources.push((name, any));
         }
-        Some(self.respond(ResourceType::Endpoints, resources))
+        Some((ResourceType::Endpoints, resources))
     }
 }
 
-fn client(node: envoy_types::pb::envoy::config::core::v3::Node) -> Client {
+fn client(node: Node) -> Client {
     let port = node.metadata.as_ref().and_then(|metadata| {
         use envoy_types::pb::google::protobuf::value::Kind;
         match metadata.fields.get("OUTBOUND_PORT")?.kind.as_ref()? {

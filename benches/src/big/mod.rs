@@ -89,16 +89,18 @@ pub fn run(plan: &Plan) -> anyhow::Result<Results> {
             child::start(["serve", "big", &real]).await?;
         let control = tokio::sync::Mutex::new(&mut control);
         let length = LENGTH.mul_f64(plan.length.max(0.5));
-        let contenders = vec![
-            Contender {
-                name: "ours".to_owned(),
-                turn: Box::new(|| Box::pin(ours(&control, xds, length))),
-            },
-            Contender {
-                name: "Envoy".to_owned(),
-                turn: Box::new(|| Box::pin(envoy(&control, xds, length))),
-            },
-        ];
+        let mut contenders = Vec::new();
+        let control = &control;
+        for (variant, is_delta) in [("delta", true), ("state of the world", false)] {
+            contenders.push(Contender {
+                name: format!("ours, {variant}"),
+                turn: Box::new(move || Box::pin(ours(control, xds, is_delta, length))),
+            });
+            contenders.push(Contender {
+                name: format!("Envoy, {variant}"),
+                turn: Box::new(move || Box::pin(envoy(control, xds, is_delta, length))),
+            });
+        }
         let plan = Plan {
             rounds: plan.rounds.min(3),
             ..plan.clone()
@@ -111,10 +113,16 @@ pub fn run(plan: &Plan) -> anyhow::Result<Results> {
 
 type Control<'a> = tokio::sync::Mutex<&'a mut Process>;
 
-async fn ours(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyhow::Result<Turn> {
+async fn ours(
+    control: &Control<'_>,
+    xds: SocketAddr,
+    is_delta: bool,
+    length: Duration,
+) -> anyhow::Result<Turn> {
     let mut control = control.lock().await;
     let millis = length.as_millis().to_string();
-    let arguments = ["serve", "big-client", &xds.to_string(), &millis];
+    let variant = if is_delta { "xds_delta" } else { "xds_v3" };
+    let arguments = ["serve", "big-client", &xds.to_string(), &millis, variant];
     let (mut client, ready): (Process, Ready) = child::start(arguments).await?;
     tokio::time::sleep(SETTLED).await;
     let still: Felt = client.ask("still").await?;
@@ -141,16 +149,18 @@ fn figures(ready: &Ready, still: Felt, churned: Felt) -> Turn {
 }
 
 /// Our client, in a process of its own: gets ready, then makes a load for each line of input.
+/// `variant` is the bootstrap's server feature.
 ///
 /// # Errors
 /// When it does not get ready.
-pub async fn client(xds: SocketAddr, length: Duration) -> anyhow::Result<()> {
+pub async fn client(xds: SocketAddr, length: Duration, variant: &str) -> anyhow::Result<()> {
     let pid = std::process::id();
     let (start, bytes_before) = (Instant::now(), cpu::resident(pid));
     let bootstrap = serde_json::json!({
         "xds_servers": [{
             "server_uri": format!("http://{xds}"),
             "channel_creds": [{"type": "insecure"}],
+            "server_features": [variant],
         }],
         "node": {"id": "big", "metadata": {"NAMESPACE": "default"}},
     });
@@ -193,7 +203,12 @@ async fn load(channel: impl EchoChannel, length: Duration) -> anyhow::Result<Fel
         .into())
 }
 
-async fn envoy(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyhow::Result<Turn> {
+async fn envoy(
+    control: &Control<'_>,
+    xds: SocketAddr,
+    is_delta: bool,
+    length: Duration,
+) -> anyhow::Result<Turn> {
     let mut control = control.lock().await;
     let (admin, outbound) = (child::free_port()?, child::free_port()?);
     let folder = tempfile::tempdir()?;
@@ -202,7 +217,10 @@ async fn envoy(control: &Control<'_>, xds: SocketAddr, length: Duration) -> anyh
         ("@ACCOUNT@", "big".to_owned()),
         ("@OUTBOUND_PORT@", outbound.to_string()),
         ("@ADMIN_PORT@", admin.to_string()),
-        ("@API_TYPE@", "GRPC".to_owned()),
+        (
+            "@API_TYPE@",
+            if is_delta { "DELTA_GRPC" } else { "GRPC" }.to_owned(),
+        ),
         ("@TOKEN@", "none".to_owned()),
         ("@XDS_PORT@", xds.port().to_string()),
     ];

@@ -47,7 +47,11 @@ enum Serve {
     /// An xDS server of ten thousand clusters, the first of which is at these addresses.
     Big { real: String },
     /// A client of it.
-    BigClient { xds: SocketAddr, millis: u64 },
+    BigClient {
+        xds: SocketAddr,
+        millis: u64,
+        variant: String,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -83,6 +87,10 @@ async fn serve(part: Serve) -> anyhow::Result<()> {
         Serve::Plain => wire::server::plain().await,
         Serve::Meshed { bootstrap } => wire::server::meshed(&bootstrap).await,
         Serve::Big { real } => big::ads::serve(&serde_json::from_str::<Vec<_>>(&real)?).await,
-        Serve::BigClient { xds, millis } => big::client(xds, Duration::from_millis(millis)).await,
+        Serve::BigClient {
+            xds,
+            millis,
+            variant,
+        } => big::client(xds, Duration::from_millis(millis), &variant).await,
     }
 }

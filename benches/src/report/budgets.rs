@@ -165,7 +165,7 @@ fn wire(measured: &Measured<'_>) -> Vec<Line> {
 
 fn big(measured: &Measured<'_>) -> Vec<Line> {
     let case = "10k clusters, 100k endpoints, 10k routes";
-    let of = |figure| measured.figure("Big configuration", case, "ours", figure);
+    let of = |figure| measured.figure("Big configuration", case, "ours, delta", figure);
     let p99 = of("p99 µs changing").zip(of("p99 µs still"));
     vec![
         at_most("big configuration: ready", 1.0, " s", of("ready s")),

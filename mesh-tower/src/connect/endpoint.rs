@@ -35,6 +35,14 @@ use crate::{
 
 /// Connections to one address.
 pub struct HyperEndpoint {
+    context: EndpointContext,
+    identity: Option<Identity>,
+    /// Made when it is first wanted: most endpoints of a large mesh never are.
+    used: OnceLock<Box<Used>>,
+}
+
+/// An endpoint that was wanted.
+struct Used {
     shared: Arc<Shared>,
     keeper: OnceLock<AbortOnDrop>,
 }
@@ -64,25 +72,35 @@ impl Drop for AbortOnDrop {
 
 impl HyperEndpoint {
     pub(super) fn new(context: EndpointContext, identity: Option<&Identity>) -> Self {
-        let shared = Shared {
-            dialer: Dialer::new(context, identity),
-            http2: ArcSwapOption::empty(),
-            http1: Pool::default(),
-            reconnect: Notify::new(),
-            on_demand: tokio::sync::Mutex::new(()),
-            is_gone: AtomicBool::new(false),
-        };
         Self {
-            shared: Arc::new(shared),
-            keeper: OnceLock::new(),
+            context,
+            identity: identity.cloned(),
+            used: OnceLock::new(),
         }
+    }
+
+    fn used(&self) -> &Used {
+        self.used.get_or_init(|| {
+            let shared = Shared {
+                dialer: Dialer::new(self.context.clone(), self.identity.as_ref()),
+                http2: ArcSwapOption::empty(),
+                http1: Pool::default(),
+                reconnect: Notify::new(),
+                on_demand: tokio::sync::Mutex::new(()),
+                is_gone: AtomicBool::new(false),
+            };
+            Box::new(Used {
+                shared: Arc::new(shared),
+                keeper: OnceLock::new(),
+            })
+        })
     }
 }
 
 impl fmt::Debug for HyperEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HyperEndpoint")
-            .field("context", &self.shared.dialer.context)
+            .field("context", &self.context)
             .finish()
     }
 }
@@ -91,26 +109,28 @@ impl EndpointService for HyperEndpoint {
     type ResponseBody = HyperBody;
 
     fn connect(&self) {
-        self.keeper.get_or_init(|| {
-            self.shared.set_connectivity(Connectivity::Connecting);
-            let task = tokio::spawn(keeper::run(Arc::clone(&self.shared)));
+        let Used { shared, keeper } = self.used();
+        keeper.get_or_init(|| {
+            shared.set_connectivity(Connectivity::Connecting);
+            let task = tokio::spawn(keeper::run(Arc::clone(shared)));
             AbortOnDrop(task.abort_handle())
         });
     }
 
     fn disconnect(&self) {
-        self.shared.is_gone.store(true, Relaxed);
-        self.shared.reconnect.notify_one();
+        let shared = &self.used().shared;
+        shared.is_gone.store(true, Relaxed);
+        shared.reconnect.notify_one();
         // Streams hold the connection until they end.
-        self.shared.http2.store(None);
-        self.shared.http1.clear();
+        shared.http2.store(None);
+        shared.http1.clear();
     }
 
     async fn dispatch(
         &self,
         request: &mut Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
-        let shared = &self.shared;
+        let shared = &self.used().shared;
         let version = shared.dialer.context.cluster.http_version;
         if version != HttpVersion::Http1
             && let Some(exchange) = shared.begin_http2(request)
