@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the real peers that the interoperability tests talk to, into target/peers: Envoy and
-# gRPC's C-core with Python. Safe to run again; does nothing when they are there.
+# Installs what tests and benchmarks need beside Rust: Envoy and gRPC's C-core with Python, into
+# target/peers, and valgrind, which counts the instructions of a call. Safe to run again; does
+# nothing when they are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +9,13 @@ peers="${MESH_PEERS_DIR:-target/peers}"
 envoy_version=1.40
 grpc_version=1.85
 
+if ! command -v valgrind >/dev/null; then
+    echo "installing valgrind"
+    apt-get install --yes --quiet valgrind >/dev/null || {
+        echo "valgrind is needed: apt-get install valgrind" >&2
+        exit 1
+    }
+fi
 if [ -x "$peers/bin/python" ] && "$peers/bin/python" - <<'PY' 2>/dev/null; then
 import grpc, envoy
 PY

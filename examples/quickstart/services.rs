@@ -148,6 +148,7 @@ pub(crate) fn write_bootstraps(folder: &Path, xds: u16) -> anyhow::Result<()> {
         let bootstrap = json!({
             "xds_servers": [{
                 "server_uri": format!("http://127.0.0.1:{xds}"),
+                "server_features": ["xds_delta"],
                 "channel_creds": [{"type": "insecure"}],
             }],
             "node": {

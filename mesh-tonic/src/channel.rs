@@ -137,7 +137,8 @@ pub trait MeshExt {
     /// call waits for the configuration.
     ///
     /// # Errors
-    /// When the target is not of the form `xds:///NAME`.
+    /// When the target is not of the form `xds:///NAME` or `xds://AUTHORITY/NAME`, or the bootstrap
+    /// does not know the authority.
     fn channel(&self, target: &str) -> Result<Channel, TargetError>;
 }
 
@@ -145,8 +146,13 @@ pub trait MeshExt {
 impl MeshExt for Mesh {
     fn channel(&self, target: &str) -> Result<Channel, TargetError> {
         let parsed: Target = target.parse()?;
-        self.service(parsed.name())
-            .map_err(|_| TargetError::new(target, "the bootstrap's listener template refuses it"))
+        self.service_at(parsed.authority(), parsed.name())
+            .map_err(|_| {
+                TargetError::new(
+                    target,
+                    "its authority is not among the bootstrap's authorities",
+                )
+            })
             .and_then(|service| {
                 Channel::new(service)
                     .map_err(|_| TargetError::new(target, "the name is not a valid authority"))

@@ -1,10 +1,11 @@
-//! What a channel dials: `xds:///name` (gRFC A27).
+//! What a channel dials: `xds:///name`, or `xds://authority/name` (gRFC A27, A47).
 
 use std::{error, fmt, str::FromStr};
 
 /// A parsed target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    authority: String,
     name: String,
 }
 
@@ -16,6 +17,11 @@ pub struct TargetError {
 }
 
 impl Target {
+    /// Whose control plane knows the name, an authority of the bootstrap; empty for the default.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
     /// The service name, as the data-plane authority.
     pub fn name(&self) -> &str {
         &self.name
@@ -30,11 +36,11 @@ impl FromStr for Target {
         let Some(rest) = target.strip_prefix("xds:") else {
             return fail("it must begin with xds:, as in xds:///greeter.default");
         };
-        let name = match rest.strip_prefix("//") {
-            None => rest,
+        let (authority, name) = match rest.strip_prefix("//") {
+            None => ("", rest),
             Some(rest) => match rest.split_once('/') {
-                Some(("", name)) => name,
-                _ => return fail("xDS authorities are not supported yet: write xds:///NAME"),
+                Some(parts) => parts,
+                None => return fail("a name must follow the authority: write xds:///NAME"),
             },
         };
         if name.is_empty()
@@ -44,6 +50,7 @@ impl FromStr for Target {
             return fail("the name must look like greeter.default or greeter.default:8080");
         }
         Ok(Self {
+            authority: authority.to_owned(),
             name: name.to_owned(),
         })
     }
@@ -80,7 +87,8 @@ mod tests {
             ("xds:///greeter", Some("greeter")),
             ("xds:///greeter.default:8080", Some("greeter.default:8080")),
             ("xds:greeter", Some("greeter")),
-            ("xds://authority/greeter", None),
+            ("xds://authority/greeter", Some("greeter")),
+            ("xds://authority", None),
             ("xds:///", None),
             ("xds:///a/b", None),
             ("http://greeter", None),

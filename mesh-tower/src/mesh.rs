@@ -6,6 +6,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -71,6 +72,7 @@ pub struct MeshBuilder {
     identity: Option<Identity>,
     telemetry: Option<Telemetry>,
     drain_timeout: Option<Duration>,
+    state_file: Option<PathBuf>,
 }
 
 impl MeshBuilder {
@@ -93,6 +95,15 @@ impl MeshBuilder {
         self
     }
 
+    /// Keeps the last good configuration in this file, so that a process that starts while the
+    /// control plane is down routes as it did before. It holds no private key and is readable by its
+    /// owner only; its folder must exist. Default none. Where calls need a certificate of ours, they
+    /// wait until one has been issued.
+    pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state_file = Some(path.into());
+        self
+    }
+
     /// How long [`Mesh::shutdown`] waits for requests in flight. Default [`DRAIN_TIMEOUT`].
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.drain_timeout = Some(limit);
@@ -112,7 +123,11 @@ impl MeshBuilder {
             Some(telemetry) => telemetry,
             None => Telemetry::from_env().map_err(SetupError::new)?,
         };
-        let xds = XdsClient::new(bootstrap).map_err(SetupError::new)?;
+        let mut xds = XdsClient::builder(bootstrap);
+        if let Some(path) = self.state_file {
+            xds = xds.state_file(path);
+        }
+        let xds = xds.build().map_err(SetupError::new)?;
         let identity = match self.identity {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
@@ -155,10 +170,26 @@ impl Mesh {
     /// once; the first request waits for the configuration.
     ///
     /// # Errors
-    /// When the bootstrap's listener template cannot take the name.
+    /// None at present; see [`service_at`](Self::service_at).
     pub fn service(&self, name: &str) -> Result<MeshService<HyperConnector>, SetupError> {
+        self.service_at("", name)
+    }
+
+    /// A client of a name that the control planes of `authority` know, one of the bootstrap's
+    /// `authorities` (gRFC A47); empty for the default ones.
+    ///
+    /// # Errors
+    /// When the bootstrap does not know the authority.
+    pub fn service_at(
+        &self,
+        authority: &str,
+        name: &str,
+    ) -> Result<MeshService<HyperConnector>, SetupError> {
         let inner = &self.inner;
-        let resource = inner.xds.client_listener_name(name);
+        let target = format!("xds://{authority}/{name}");
+        let bootstrap = inner.xds.bootstrap();
+        bootstrap.check_target(&target).map_err(SetupError::new)?;
+        let resource = inner.xds.client_listener_name(&target);
         let reader = inner.xds.watch_listener(&resource, name);
         let clusters = Arc::clone(&inner.clusters);
         let listener = ListenerRuntime::new(name, reader, clusters, inner.telemetry.clone());

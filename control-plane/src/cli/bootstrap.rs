@@ -75,7 +75,11 @@ impl Bootstrap {
                     None => json!({}),
                 };
                 let provider = json!({"plugin_name": "mesh_csr", "config": config});
-                (json!({"server_uri": self.xds}), provider)
+                // Our library hears of a change alone, not of everything of its kind.
+                (
+                    json!({"server_uri": self.xds, "server_features": ["xds_delta"]}),
+                    provider,
+                )
             }
         };
         let mut server = server;

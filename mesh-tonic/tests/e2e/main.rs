@@ -286,6 +286,41 @@ async fn dropping_every_handle_closes_the_ads_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_starts_without_the_control_plane_routes_by_its_state_file() {
+    let mut world = World::start().await;
+    let server = world.greeter("v1").await;
+    world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let first = world.member_builder("frontend").state_file(&state);
+    let first = first.build().await.unwrap();
+    let mut client = greeter_client(&first);
+    let answered = async {
+        // The name is not known before the file with the endpoints was read.
+        while client.say_hello(hello()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(MUST_HAPPEN, answered).await.expect("an answer");
+    let mut streams = world.control_plane.as_ref().unwrap().streams();
+    let both = timeout(MUST_HAPPEN, streams.wait_for(|open| *open == 2));
+    both.await.expect("the server's and ours").unwrap();
+    drop((client, first));
+    // The state is written before the stream is closed.
+    let one = timeout(MUST_HAPPEN, streams.wait_for(|open| *open == 1));
+    one.await.expect("ours is closed").unwrap();
+    assert!(state.exists());
+
+    world.stop_control_plane().await;
+    let second = world.member_builder("frontend").state_file(&state);
+    let second = second.build().await.unwrap();
+    let mut request = tonic::Request::new(hello());
+    request.set_timeout(MUST_HAPPEN);
+    let reply = greeter_client(&second).say_hello(request).await.unwrap();
+    assert_eq!(reply.into_inner().version, "v1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_generated_client_works_in_a_spawned_task_and_deadlines_reach_the_server() {
     let (world, servers) = split_world().await;
     let frontend = world.member("frontend").await;

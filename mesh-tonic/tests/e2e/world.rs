@@ -21,7 +21,7 @@ use mesh_examples::greeter::{
     greeter_server::{Greeter, GreeterServer},
 };
 use mesh_tonic::{Channel, MeshExt};
-use mesh_tower::{Mesh, identity::PeerIdentity, telemetry::Telemetry};
+use mesh_tower::{Mesh, MeshBuilder, identity::PeerIdentity, telemetry::Telemetry};
 use mesh_xds_client::Bootstrap;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -91,18 +91,20 @@ impl World {
     }
 
     pub(crate) async fn member_with(&self, account: &str, telemetry: Telemetry) -> Mesh {
-        let mesh = Mesh::builder()
-            .bootstrap(self.bootstrap(account))
-            .telemetry(telemetry)
-            .drain_timeout(Duration::from_secs(5))
-            .build()
-            .await
-            .unwrap();
+        let mesh = self.member_builder(account).telemetry(telemetry);
+        let mesh = mesh.build().await.unwrap();
         tokio::time::timeout(MUST_HAPPEN, mesh.ready())
             .await
             .expect("a certificate")
             .unwrap();
         mesh
+    }
+
+    pub(crate) fn member_builder(&self, account: &str) -> MeshBuilder {
+        Mesh::builder()
+            .bootstrap(self.bootstrap(account))
+            .telemetry(Telemetry::disabled())
+            .drain_timeout(Duration::from_secs(5))
     }
 
     /// Where xDS is served.
