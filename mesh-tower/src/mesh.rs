@@ -15,7 +15,7 @@ use std::{
 };
 
 use mesh_core::config::TrustBundle;
-use mesh_xds_client::{Bootstrap, StreamStatus, XdsClient};
+use mesh_xds_client::{Bootstrap, Driver, StreamStatus, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -127,7 +127,8 @@ impl MeshBuilder {
         if let Some(path) = self.state_file {
             xds = xds.state_file(path);
         }
-        let xds = xds.build().map_err(SetupError::new)?;
+        let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
+        run_apart(driver).map_err(SetupError::new)?;
         let identity = match self.identity {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
@@ -328,6 +329,18 @@ impl Drop for Running {
         self.0.running.fetch_sub(1, Relaxed);
         self.0.changed.notify_waiters();
     }
+}
+
+/// Runs the driver on a thread of its own: decoding ten thousand clusters must not hold a request up
+/// that waits for the same worker. It ends with the last handle.
+fn run_apart(driver: Driver) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("mesh-xds".to_owned())
+        .spawn(move || runtime.block_on(driver.run()))?;
+    Ok(())
 }
 
 /// The identity that the bootstrap's certificate provider `default` describes.

@@ -17,6 +17,9 @@ use crate::harness::{Results, Row, Spread, root};
 /// In the order of the page.
 pub const FAMILIES: [&str; 3] = ["library", "wire", "big"];
 
+/// What the figures do not say of themselves; written by hand.
+const WHY: &str = include_str!("why.md");
+
 /// Writes the page and the picture.
 ///
 /// # Errors
@@ -55,7 +58,7 @@ pub fn write() -> anyhow::Result<()> {
             table(&mut page, name, &lines)?;
         }
     }
-    let budgets = budgets::table(&rows)?;
+    let budgets = budgets::table(&rows)? + WHY;
     let page = page.replace("@BUDGETS@", &budgets);
     let docs = root().join("docs");
     fs::write(docs.join("benchmarks.md"), page).context("docs/benchmarks.md")?;
@@ -90,7 +93,7 @@ fn remarks(family: &str) -> &'static str {
              answer and whose own time counts as the client's. A \"call\" of a stream is a message there and back."
         }
         _ => {
-            "An xDS server in a process of its own serves state of the world. Ready: from start \
+            "An xDS server in a process of its own serves both variants of the protocol. Ready: from start \
              to the first answered call, which matches the last route. Changes: an endpoint of \
              another cluster moves, each change a resource; their cost is the processor time of \
              the client (or Envoy) while they arrive less that while none do, at the same request \
