@@ -20,11 +20,15 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
+use tokio::net::TcpStream;
 
 use children::Children;
 use services::Role;
 use table::Table;
 use traffic::Traffic;
+
+/// How long each half of the start may take.
+const START_MAX: Duration = Duration::from_secs(60);
 
 /// The mesh in one command.
 #[derive(Debug, Parser)]
@@ -113,13 +117,15 @@ async fn start(folder: &Path) -> anyhow::Result<Quickstart> {
 
     let mut children = Children::new(folder);
     children.start("control plane", Role::ControlPlane, xds)?;
+    println!("starting the mesh in {}", folder.display());
+    let up = tokio::time::timeout(START_MAX, listening(xds)).await;
+    up.context("the control plane did not start")?;
     children.start("greeter v1 (a)", Role::GreeterV1, v1_a)?;
     children.start("greeter v1 (b)", Role::GreeterV1, v1_b)?;
     children.start("greeter v2", Role::GreeterV2, v2)?;
     children.start("front end", Role::Frontend, frontend)?;
     let traffic = Traffic::start(folder).await?;
-    println!("starting the mesh in {}", folder.display());
-    let ready = tokio::time::timeout(Duration::from_secs(60), traffic.warmed_up()).await;
+    let ready = tokio::time::timeout(START_MAX, traffic.warmed_up()).await;
     ready.context("the mesh did not answer within a minute")?;
     traffic.reset();
     Ok(Quickstart {
@@ -127,6 +133,14 @@ async fn start(folder: &Path) -> anyhow::Result<Quickstart> {
         children,
         traffic,
     })
+}
+
+/// Waits until somebody listens on `port`.
+async fn listening(port: u16) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    while TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Ports that were free a moment ago.
