@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::{
     Body, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint, pick_later},
-    context,
+    context::{self, GRPC_TIMEOUT},
     error::{DispatchError, Error, ErrorKind},
     head::Head,
     headers::find,
@@ -467,9 +467,6 @@ fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
         (a, b) => a.or(b),
     }
 }
-
-/// How long the caller waits (gRPC over HTTP/2).
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Endpoints that a retry avoids at most.
 const PREVIOUS_MAX: usize = 8;

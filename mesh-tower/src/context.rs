@@ -8,9 +8,12 @@
 
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use crate::identity::PeerIdentity;
+
+/// How long the caller waits (gRPC over HTTP/2).
+pub(crate) static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 tokio::task_local! {
     static CURRENT: RequestContext;

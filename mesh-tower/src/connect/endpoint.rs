@@ -37,8 +37,9 @@ use crate::{
 pub struct HyperEndpoint {
     context: EndpointContext,
     identity: Option<Identity>,
-    /// Made when it is first wanted: most endpoints of a large mesh never are.
-    used: OnceLock<Box<Used>>,
+    /// Made when it is first wanted: most endpoints of a large mesh never are. `None` when the
+    /// endpoint left its cluster before.
+    used: OnceLock<Option<Box<Used>>>,
 }
 
 /// An endpoint that was wanted.
@@ -79,8 +80,8 @@ impl HyperEndpoint {
         }
     }
 
-    fn used(&self) -> &Used {
-        self.used.get_or_init(|| {
+    fn used(&self) -> Option<&Used> {
+        let used = self.used.get_or_init(|| {
             let shared = Shared {
                 dialer: Dialer::new(self.context.clone(), self.identity.as_ref()),
                 http2: ArcSwapOption::empty(),
@@ -89,11 +90,12 @@ impl HyperEndpoint {
                 on_demand: tokio::sync::Mutex::new(()),
                 is_gone: AtomicBool::new(false),
             };
-            Box::new(Used {
+            Some(Box::new(Used {
                 shared: Arc::new(shared),
                 keeper: OnceLock::new(),
-            })
-        })
+            }))
+        });
+        used.as_deref()
     }
 }
 
@@ -109,7 +111,9 @@ impl EndpointService for HyperEndpoint {
     type ResponseBody = HyperBody;
 
     fn connect(&self) {
-        let Used { shared, keeper } = self.used();
+        let Some(Used { shared, keeper }) = self.used() else {
+            return;
+        };
         keeper.get_or_init(|| {
             shared.set_connectivity(Connectivity::Connecting);
             let task = tokio::spawn(keeper::run(Arc::clone(shared)));
@@ -118,7 +122,9 @@ impl EndpointService for HyperEndpoint {
     }
 
     fn disconnect(&self) {
-        let shared = &self.used().shared;
+        let Some(Used { shared, .. }) = self.used.get_or_init(|| None).as_deref() else {
+            return;
+        };
         shared.is_gone.store(true, Relaxed);
         shared.reconnect.notify_one();
         // Streams hold the connection until they end.
@@ -130,7 +136,9 @@ impl EndpointService for HyperEndpoint {
         &self,
         request: &mut Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
-        let shared = &self.used().shared;
+        let Some(Used { shared, .. }) = self.used() else {
+            return Err(gone());
+        };
         let version = shared.dialer.context.cluster.http_version;
         if version != HttpVersion::Http1
             && let Some(exchange) = shared.begin_http2(request)
@@ -138,8 +146,7 @@ impl EndpointService for HyperEndpoint {
             return Shared::finish_http2(exchange?, request).await;
         }
         if shared.is_gone() {
-            let kind = DispatchErrorKind::Refused;
-            return Err(DispatchError::new(kind, "the endpoint left its cluster").unsent());
+            return Err(gone());
         }
         // Rare, or dear in any case: kept out of the other requests' futures.
         let is_http1 = version == HttpVersion::Http1
@@ -338,6 +345,10 @@ impl Shared {
             .unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
     }
+}
+
+fn gone() -> DispatchError {
+    DispatchError::new(DispatchErrorKind::Refused, "the endpoint left its cluster").unsent()
 }
 
 fn unreachable(error: BoxError) -> DispatchError {

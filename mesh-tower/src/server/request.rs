@@ -20,14 +20,13 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    context::{RequestContext, parse_grpc_timeout},
+    context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
     telemetry::{Protocol, ServerHead},
 };
 
 /// Written by proxies that terminate TLS. We are the one who terminates it, so a value that comes
 /// in is the caller's own claim.
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 pub(super) async fn serve<A: MeshApplication>(
     connection: Arc<Connection>,
@@ -187,7 +186,7 @@ fn asked_timeout(
     protocol: Protocol,
 ) -> Result<Option<Duration>, Refusal> {
     match (
-        request.headers().get(GRPC_TIMEOUT).map(parse_grpc_timeout),
+        request.headers().get(&GRPC_TIMEOUT).map(parse_grpc_timeout),
         protocol,
     ) {
         (None, _) | (Some(None), Protocol::Http) => Ok(None),

@@ -65,16 +65,14 @@ pub(super) fn decode(
     context: &DecodeContext,
     proto: &ClusterProto,
 ) -> Option<ClusterSpec> {
-    sink.ignore([
-        ("outlier_detection", proto.outlier_detection.is_some()),
-        ("health_checks", !proto.health_checks.is_empty()),
-        ("common_lb_config", proto.common_lb_config.is_some()),
-        ("upstream_bind_config", proto.upstream_bind_config.is_some()),
-    ]);
     report!(
         sink,
         proto,
         [
+            outlier_detection,
+            health_checks,
+            common_lb_config,
+            upstream_bind_config,
             close_connections_on_host_health_failure,
             common_http_protocol_options,
             connection_pool_per_downstream_connection,
@@ -96,7 +94,7 @@ pub(super) fn decode(
             upstream_config,
             upstream_connection_options,
             upstream_http_protocol_options,
-            use_tcp_for_dns_lookups,
+            use_tcp_for_dns_lookups
         ]
     );
     sink.refuse(
@@ -290,14 +288,11 @@ fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<Circ
     let thresholds = &breakers.thresholds[found];
     sink.field(&format!("circuit_breakers.thresholds[{found}]"), |sink| {
         report!(sink, thresholds, [max_connection_pools]);
-        sink.ignore([
-            ("max_connections", thresholds.max_connections.is_some()),
-            (
-                "max_pending_requests",
-                thresholds.max_pending_requests.is_some(),
-            ),
-            ("max_retries", thresholds.max_retries.is_some()),
-        ]);
+        report!(
+            sink,
+            thresholds,
+            [max_connections, max_pending_requests, max_retries]
+        );
         let defaults = CircuitBreakers::default();
         let retry_budget = match &thresholds.retry_budget {
             Some(budget) => sink.field("retry_budget", |sink| decode_budget(sink, budget))?,

@@ -214,30 +214,19 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
 /// The outer `None` is an error. The inner one never is: a policy without a known condition means
 /// "no retry", and still stands in for the virtual host's (gRFC A44).
 pub(super) fn retry_policy(sink: &mut Sink, proto: &RetryProto) -> Option<Option<RetryPolicy>> {
-    sink.ignore([
-        ("retry_priority", proto.retry_priority.is_some()),
-        (
-            "retry_host_predicate",
-            !proto.retry_host_predicate.is_empty(),
-        ),
-        ("retriable_headers", !proto.retriable_headers.is_empty()),
-        (
-            "retriable_request_headers",
-            !proto.retriable_request_headers.is_empty(),
-        ),
-        (
-            "rate_limited_retry_back_off",
-            proto.rate_limited_retry_back_off.is_some(),
-        ),
-        ("per_try_idle_timeout", proto.per_try_idle_timeout.is_some()),
-    ]);
     report!(
         sink,
         proto,
         [
+            retry_priority,
+            retry_host_predicate,
+            retriable_headers,
+            retriable_request_headers,
+            rate_limited_retry_back_off,
+            per_try_idle_timeout,
             host_selection_retry_max_attempts,
             refresh_cluster_on_retry,
-            retry_options_predicates,
+            retry_options_predicates
         ]
     );
     let (mut retry_on, unknown) = RetryOn::parse(&proto.retry_on);

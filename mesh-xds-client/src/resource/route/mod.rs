@@ -44,41 +44,21 @@ pub(crate) fn decode(
     side: Side,
     proto: &RouteConfiguration,
 ) -> Option<RouteConfig> {
-    sink.ignore([
-        (
-            "request_headers_to_add",
-            !proto.request_headers_to_add.is_empty(),
-        ),
-        (
-            "request_headers_to_remove",
-            !proto.request_headers_to_remove.is_empty(),
-        ),
-        (
-            "response_headers_to_add",
-            !proto.response_headers_to_add.is_empty(),
-        ),
-        (
-            "response_headers_to_remove",
-            !proto.response_headers_to_remove.is_empty(),
-        ),
-        (
-            "request_mirror_policies",
-            !proto.request_mirror_policies.is_empty(),
-        ),
-        (
-            "ignore_port_in_host_matching",
-            proto.ignore_port_in_host_matching,
-        ),
-    ]);
     report!(
         sink,
         proto,
         [
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            request_mirror_policies,
+            ignore_port_in_host_matching,
             cluster_specifier_plugins,
             ignore_path_parameters_in_path_matching,
             internal_only_headers,
             most_specific_header_mutations_wins,
-            vhost_header,
+            vhost_header
         ]
     );
     sink.refuse("vhds", proto.vhds.is_some(), "is not supported");
@@ -109,44 +89,24 @@ pub(crate) fn decode(
 }
 
 fn virtual_host(sink: &mut Sink, side: Side, proto: &VirtualHostProto) -> Option<VirtualHost> {
-    sink.ignore([
-        (
-            "request_headers_to_add",
-            !proto.request_headers_to_add.is_empty(),
-        ),
-        (
-            "request_headers_to_remove",
-            !proto.request_headers_to_remove.is_empty(),
-        ),
-        (
-            "response_headers_to_add",
-            !proto.response_headers_to_add.is_empty(),
-        ),
-        (
-            "response_headers_to_remove",
-            !proto.response_headers_to_remove.is_empty(),
-        ),
-        (
-            "request_mirror_policies",
-            !proto.request_mirror_policies.is_empty(),
-        ),
-        ("rate_limits", !proto.rate_limits.is_empty()),
-        ("cors", proto.cors.is_some()),
-        ("hedge_policy", proto.hedge_policy.is_some()),
-        (
-            "retry_policy_typed_config",
-            proto.retry_policy_typed_config.is_some(),
-        ),
-    ]);
     report!(
         sink,
         proto,
         [
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            request_mirror_policies,
+            rate_limits,
+            cors,
+            hedge_policy,
+            retry_policy_typed_config,
             include_attempt_count_in_response,
             include_is_timeout_retry_header,
             include_request_attempt_count,
             per_request_buffer_limit_bytes,
-            request_body_buffer_limit,
+            request_body_buffer_limit
         ]
     );
     sink.refuse(
@@ -196,31 +156,17 @@ fn route(
     proto: &RouteProto,
     host_retry: Option<&mesh_core::config::RetryPolicy>,
 ) -> Option<Route> {
-    sink.ignore([
-        (
-            "request_headers_to_add",
-            !proto.request_headers_to_add.is_empty(),
-        ),
-        (
-            "request_headers_to_remove",
-            !proto.request_headers_to_remove.is_empty(),
-        ),
-        (
-            "response_headers_to_add",
-            !proto.response_headers_to_add.is_empty(),
-        ),
-        (
-            "response_headers_to_remove",
-            !proto.response_headers_to_remove.is_empty(),
-        ),
-    ]);
     report!(
         sink,
         proto,
         [
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
             per_request_buffer_limit_bytes,
             request_body_buffer_limit,
-            tracing,
+            tracing
         ]
     );
     check_overrides(sink, side, &proto.typed_per_filter_config);

@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::{
 };
 use mesh_core::config::{HeaderMatcher, Permission, Principal, Rbac, RbacAction, RbacPolicy};
 
-use crate::resource::{path::Sink, route::matcher};
+use crate::resource::{path::Sink, report::report, route::matcher};
 
 /// The outer `None` is an error; the inner one a filter without rules, which admits everybody.
 pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Option<Rbac>> {
@@ -27,10 +27,7 @@ pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Opti
         proto.matcher.is_some(),
         "is not supported; use rules",
     );
-    sink.ignore([
-        ("shadow_rules", proto.shadow_rules.is_some()),
-        ("shadow_matcher", proto.shadow_matcher.is_some()),
-    ]);
+    report!(sink, proto, [shadow_rules, shadow_matcher]);
     match &proto.rules {
         Some(rules) => sink
             .field("rules", |sink| decode_rules(sink, rules))
