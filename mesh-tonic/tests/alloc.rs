@@ -128,7 +128,7 @@ async fn a_call_allocates_at_most_its_budget() {
             Channel::new(MeshService::new("greeter", reader, Instant::default())).unwrap();
         let world = tree("greeter")
             .cluster_with("a", &endpoints, |cluster| {
-                cluster.lb_policy = LbPolicy::LeastRequest { choice_count: 2 };
+                cluster.lb_policy = LbPolicy::least_request(2);
             })
             .route_with("/", "a", |forward| {
                 forward.retry = with_retry.then(|| RetryPolicy {

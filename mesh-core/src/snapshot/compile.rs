@@ -5,21 +5,23 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock},
 };
 
 use tokio::sync::watch;
 
-use super::{ClusterEndpoint, ClusterHandle, ClusterSnapshot, Snapshot};
+use super::{
+    ClusterHandle, ClusterSnapshot, Snapshot,
+    drops::{DropCounters, Drops},
+    endpoints::{Arranged, StatsByAddress, arrange},
+};
 use crate::{
     ConfigError,
-    balance::Picker,
-    config::{self, ClusterEndpoints, LbPolicy, RouteConfig},
+    balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
+    config::{self, ClusterEndpoints, CommonLbConfig, LbPolicy, RouteConfig},
     name::{ClusterName, ListenerName},
     rng::{Rng, SplitMix64},
     route::RouteTable,
-    stats::EndpointStats,
 };
 
 /// Everything one listener needs, every reference resolved.
@@ -52,14 +54,35 @@ pub struct Compiler {
     clusters: HashMap<ClusterName, ClusterSlot>,
     generation: u64,
     rng: SplitMix64,
+    factories: LbPolicyFactories,
 }
 
 #[derive(Debug)]
 struct ClusterSlot {
     tree: ClusterTree,
     tx: watch::Sender<Arc<ClusterSnapshot>>,
-    /// Counters by address, kept while a snapshot or a request in flight holds them.
-    stats: HashMap<SocketAddr, Weak<EndpointStats>>,
+    kept: Kept,
+}
+
+/// What outlives the snapshots of a cluster.
+#[derive(Debug)]
+struct Kept {
+    stats: StatsByAddress,
+    drop_counters: DropCounters,
+    tiers: Arc<TierState>,
+    /// Chooses subsets.
+    seed: u64,
+}
+
+impl Kept {
+    fn new(seed: u64) -> Self {
+        Self {
+            stats: StatsByAddress::new(),
+            drop_counters: DropCounters::new(),
+            tiers: Arc::default(),
+            seed,
+        }
+    }
 }
 
 impl Compiler {
@@ -69,6 +92,7 @@ impl Compiler {
             clusters: HashMap::new(),
             generation: 0,
             rng: SplitMix64::new(seed),
+            factories: LbPolicyFactories::new(),
         }
     }
 
@@ -116,24 +140,39 @@ impl Compiler {
         }
         self.generation += 1;
         let (generation, start) = (self.generation, self.rng.next_u64());
+        let factories = &self.factories;
         match self.clusters.get_mut(name) {
             Some(slot) => {
-                let snapshot = compile_cluster(name, tree, generation, start, &mut slot.stats);
                 slot.tree = tree.clone();
+                let snapshot = slot
+                    .kept
+                    .compile(&slot.tree, name, generation, start, factories);
                 slot.tx.send_replace(Arc::new(snapshot));
             }
             None => {
-                let mut stats = HashMap::new();
-                let snapshot = compile_cluster(name, tree, generation, start, &mut stats);
+                let mut kept = Kept::new(start);
+                let snapshot = kept.compile(tree, name, generation, start, factories);
                 let (tx, _) = watch::channel(Arc::new(snapshot));
                 let slot = ClusterSlot {
                     tree: tree.clone(),
                     tx,
-                    stats,
+                    kept,
                 };
                 self.clusters.insert(name.clone(), slot);
             }
         }
+    }
+
+    /// Gives clusters a policy of the application's own, for those that declare
+    /// [`LbPolicy::Custom`] with this name.
+    #[must_use]
+    pub fn with_policy(
+        mut self,
+        name: impl Into<String>,
+        factory: Arc<dyn LbPolicyFactory>,
+    ) -> Self {
+        self.factories.insert(name.into(), factory);
+        self
     }
 
     /// Forgets clusters for which `is_wanted` is false. Whoever holds a handle keeps the last
@@ -143,85 +182,75 @@ impl Compiler {
     }
 }
 
-fn compile_cluster(
-    name: &ClusterName,
-    tree: &ClusterTree,
-    generation: u64,
-    start: u64,
-    stats: &mut HashMap<SocketAddr, Weak<EndpointStats>>,
-) -> ClusterSnapshot {
-    let mut endpoints = Vec::new();
-    let mut resolution_note = None;
-    match &tree.endpoints {
-        Ok(assignment) => {
-            endpoints = usable_endpoints(assignment, stats);
-            if endpoints.is_empty() {
-                resolution_note = Some(ConfigError::new(
-                    format!("endpoints {}", assignment.name),
-                    "",
-                    "no usable endpoint: the control plane knows none that is healthy",
-                ));
+impl Kept {
+    /// Compiles `tree`, keeping what outlives snapshots.
+    fn compile(
+        &mut self,
+        tree: &ClusterTree,
+        name: &ClusterName,
+        generation: u64,
+        start: u64,
+        factories: &LbPolicyFactories,
+    ) -> ClusterSnapshot {
+        let fallback = LbPolicy::Random;
+        let common = CommonLbConfig::default();
+        let (policy, common, outliers) = match &tree.cluster {
+            Ok(cluster) => (
+                &cluster.lb_policy,
+                &cluster.common_lb_config,
+                cluster.outlier_detection.as_ref(),
+            ),
+            Err(_) => (&fallback, &common, None),
+        };
+        let mut arranged = Arranged::default();
+        let mut drops = Drops::default();
+        let mut overprovisioning_factor = None;
+        let mut resolution_note = None;
+        match &tree.endpoints {
+            Ok(assignment) => {
+                arranged = arrange(assignment, common, self.seed, &mut self.stats);
+                drops = Drops::new(&assignment.drop_overloads, &mut self.drop_counters);
+                overprovisioning_factor = assignment.overprovisioning_factor;
+                if arranged.endpoints.is_empty() {
+                    resolution_note = Some(ConfigError::new(
+                        format!("endpoints {}", assignment.name),
+                        "",
+                        "no usable endpoint: the control plane knows none that is healthy",
+                    ));
+                }
             }
+            Err(error) => resolution_note = Some(error.clone()),
         }
-        Err(error) => resolution_note = Some(error.clone()),
-    }
-    stats.retain(|_, stats| stats.strong_count() > 0);
-    let policy = match &tree.cluster {
-        Ok(cluster) => cluster.lb_policy,
-        Err(_) => LbPolicy::Random,
-    };
-    let picker = Picker::new(policy, &endpoints, start);
-    ClusterSnapshot {
-        name: name.clone(),
-        generation,
-        config: tree.cluster.clone(),
-        resolution_note,
-        endpoints: endpoints.into(),
-        picker,
-    }
-}
-
-/// The endpoints of the first priority that has a usable one (gRFC A56, by declared health).
-fn usable_endpoints(
-    assignment: &ClusterEndpoints,
-    stats: &mut HashMap<SocketAddr, Weak<EndpointStats>>,
-) -> Vec<ClusterEndpoint> {
-    let usable = |locality: &&config::LocalityEndpoints| {
-        locality
-            .endpoints
-            .iter()
-            .any(|endpoint| endpoint.health.is_usable())
-    };
-    let Some(priority) = assignment
-        .localities
-        .iter()
-        .filter(usable)
-        .map(|locality| locality.priority)
-        .min()
-    else {
-        return Vec::new();
-    };
-    let mut endpoints = Vec::new();
-    for locality in assignment
-        .localities
-        .iter()
-        .filter(|l| l.priority == priority)
-    {
-        let place = Arc::new(locality.locality.clone());
-        for endpoint in locality.endpoints.iter().filter(|e| e.health.is_usable()) {
-            let entry = stats.entry(endpoint.address).or_default();
-            let stats = entry.upgrade().unwrap_or_else(|| {
-                let fresh = Arc::new(EndpointStats::default());
-                *entry = Arc::downgrade(&fresh);
-                fresh
-            });
-            endpoints.push(ClusterEndpoint {
-                address: endpoint.address,
-                weight: endpoint.weight,
-                locality: Arc::clone(&place),
-                stats,
-            });
+        self.stats.retain(|_, stats| stats.strong_count() > 0);
+        let mut parts = Parts {
+            policy,
+            common,
+            overprovisioning_factor,
+            endpoints: &arranged.endpoints,
+            groups: arranged.groups,
+            rests: arranged.rests,
+            single_probe: outliers.is_some_and(|config| config.single_probe),
+            tiers: &self.tiers,
+            factories,
+            start,
+        };
+        let mut config = tree.cluster.clone();
+        let picker = Picker::build(&parts).unwrap_or_else(|reason| {
+            let cluster = format!("cluster {name}");
+            config = Err(ConfigError::new(cluster, "lb_policy", reason));
+            parts.policy = &fallback;
+            // It is never asked: requests fail with the error before.
+            Picker::build(&parts).unwrap_or_else(|_| unreachable!("random needs no factory"))
+        });
+        ClusterSnapshot {
+            name: name.clone(),
+            generation,
+            config,
+            resolution_note,
+            endpoints: arranged.endpoints.into(),
+            picker,
+            drops,
+            by_address: OnceLock::new(),
         }
     }
-    endpoints
 }

@@ -261,8 +261,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
         previous: &[SocketAddr],
     ) -> Option<Result<u32, Error>> {
         let snapshot = &self.snapshot;
-        let mut context = PickContext { rng, previous };
-        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
+        match snapshot.pick(&mut PickContext::new(rng, previous)) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
             PickResult::Queue => None,
             PickResult::Fail => Some(Err(self.no_endpoint())),

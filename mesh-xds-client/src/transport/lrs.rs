@@ -283,8 +283,8 @@ impl Counted {
 mod tests {
     use mesh_core::{
         config::{
-            CircuitBreakers, Cluster, ClusterEndpoints, Discovery, Endpoint as Declared,
-            HealthStatus, HttpVersion, LbPolicy, LocalityEndpoints,
+            Cluster, ClusterEndpoints, Discovery, Endpoint as Declared, HealthStatus,
+            LocalityEndpoints,
         },
         snapshot::{ClusterTree, Compiler},
     };
@@ -298,25 +298,18 @@ mod tests {
             health: HealthStatus::Healthy,
             hostname: String::new(),
         };
+        let locality = LocalityEndpoints {
+            locality: LocalityId::default(),
+            priority: 0,
+            weight: 1,
+            endpoints: hosts.iter().map(endpoint).collect(),
+        };
         ClusterTree {
             cluster: Ok(Arc::new(Cluster {
-                name: "c".into(),
                 discovery: Discovery::Eds("e".into()),
-                lb_policy: LbPolicy::RoundRobin,
-                circuit_breakers: CircuitBreakers::default(),
-                connect_timeout: Duration::from_secs(1),
-                http_version: HttpVersion::ByRequest,
-                tls: None,
+                ..Cluster::new("c")
             })),
-            endpoints: Ok(Arc::new(ClusterEndpoints {
-                name: "e".into(),
-                localities: vec![LocalityEndpoints {
-                    locality: LocalityId::default(),
-                    priority: 0,
-                    weight: 1,
-                    endpoints: hosts.iter().map(endpoint).collect(),
-                }],
-            })),
+            endpoints: Ok(Arc::new(ClusterEndpoints::new("e", vec![locality]))),
         }
     }
 
