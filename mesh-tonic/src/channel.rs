@@ -8,11 +8,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, Uri, uri};
+use http::{Request, Response, uri};
 use mesh_core::shard::Sharded;
 #[cfg(feature = "xds")]
 use mesh_tower::Mesh;
 use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
+use pin_project_lite::pin_project;
 use tonic::Status;
 use tower::Service;
 
@@ -89,34 +90,27 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<tonic::body::Body>) -> ResponseFuture<M> {
-        // The scheme is set where it is known whether the connection has TLS.
-        let mut parts = uri::Parts::default();
-        parts.scheme = Some(uri::Scheme::HTTP);
-        parts.authority = Some(self.authority.local().clone());
-        parts.path_and_query = std::mem::take(request.uri_mut())
-            .into_parts()
-            .path_and_query;
-        if parts.path_and_query.is_none() {
-            parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
-        }
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture<M> {
+        let request = request.map(mesh_tower::Body::eager);
         ResponseFuture {
-            inner: self.service.send(request.map(mesh_tower::Body::eager)),
+            inner: self.service.send_to(self.authority.local(), request),
         }
     }
 }
 
-/// The response to come.
-pub struct ResponseFuture<M: MakeEndpoint = HyperConnector> {
-    inner: mesh_tower::ResponseFuture<M>,
+pin_project! {
+    /// The response to come.
+    pub struct ResponseFuture<M: MakeEndpoint> {
+        #[pin]
+        inner: mesh_tower::ResponseFuture<M>,
+    }
 }
 
 impl<M: MakeEndpoint> Future for ResponseFuture<M> {
     type Output = Result<Response<ResponseBody<M>>, Status>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(Pin::new(&mut self.inner).poll(cx));
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(self.project().inner.poll(cx));
         Poll::Ready(match response {
             Ok(response) => Ok(response.map(ResponseBody::new)),
             Err(error) => Err(to_status(error)),

@@ -3,7 +3,10 @@
 //! One allocation, where cloning a `HeaderMap` takes several: the map is made again only for an
 //! attempt that follows a failed one.
 
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Uri, Version,
+    uri::{self, Authority, PathAndQuery, Scheme},
+};
 
 use crate::Body;
 
@@ -41,4 +44,15 @@ impl Head {
         }
         request
     }
+}
+
+/// Puts scheme and authority into the URI of `request`; an authority that it names stays.
+pub(crate) fn absolute(request: &mut Request<Body>, scheme: Scheme, authority: Option<&Authority>) {
+    let held = std::mem::take(request.uri_mut()).into_parts();
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(scheme);
+    parts.authority = held.authority.or_else(|| authority.cloned());
+    let path = held.path_and_query;
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }

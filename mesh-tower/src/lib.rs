@@ -38,8 +38,8 @@ pub mod tls;
 mod within;
 
 pub use body::{Body, REPLAY_BYTES_MAX};
-pub use call::{CONNECTING_WAIT_MAX, TRANSPARENT_RETRIES_MAX};
-pub use cluster::{EndpointContext, EndpointService, MakeEndpoint};
+pub use call::{CONNECTING_WAIT_MAX, ResponseFuture, TRANSPARENT_RETRIES_MAX};
+pub use cluster::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub use error::{BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin};
 pub use ext::SelectedEndpoint;
 #[cfg(feature = "xds")]
@@ -48,4 +48,4 @@ pub use listener::FIRST_CONFIG_WAIT_MAX;
 #[cfg(feature = "xds")]
 pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
 pub use response::ResponseBody;
-pub use service::{MeshService, ResponseFuture};
+pub use service::MeshService;

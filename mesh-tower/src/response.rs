@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::{
     Error,
@@ -27,7 +27,6 @@ pub struct ResponseBody<M: MakeEndpoint> {
     inner: <M::Endpoint as EndpointService>::ResponseBody,
     /// `None` once the call has ended.
     in_flight: Option<InFlight<M>>,
-    deadline: Option<Instant>,
     /// Made only when the body has to be waited for.
     sleep: Option<Pin<Box<Sleep>>>,
 }
@@ -38,7 +37,6 @@ impl<M: MakeEndpoint> ResponseBody<M> {
         in_flight: InFlight<M>,
     ) -> Self {
         let mut body = Self {
-            deadline: in_flight.deadline,
             inner,
             in_flight: Some(in_flight),
             sleep: None,
@@ -68,7 +66,7 @@ impl<M: MakeEndpoint> ResponseBody<M> {
 
     /// Whether the deadline passed; registers for it otherwise.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.deadline else {
+        let Some(deadline) = self.in_flight.as_ref().and_then(|call| call.deadline) else {
             return false;
         };
         let sleep = self

@@ -5,20 +5,18 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, uri::Authority};
 use mesh_core::snapshot::SnapshotReader;
 use tower::Service;
 
 use crate::{
-    Body, BoxError, Error, ResponseBody,
-    call::{CallOptions, begin, call_when_ready, finish},
+    Body, BoxError, Error, ResponseBody, ResponseFuture,
+    call::{CallOptions, Outgoing, start},
     cluster::{ClusterRegistry, MakeEndpoint},
     listener::ListenerRuntime,
     telemetry::Telemetry,
@@ -85,28 +83,21 @@ impl<M: MakeEndpoint> MeshService<M> {
     }
 
     /// Sends a request, without the `&mut` that [`Service::call`] takes.
-    pub fn send(&self, mut request: Request<Body>) -> ResponseFuture<M> {
-        let options = self.options;
-        let live = self.listener.load();
-        let Some(ready) = live.ready() else {
-            let listener = Arc::clone(&self.listener);
-            let inner = async move { call_when_ready(listener, &mut request, options).await };
-            return ResponseFuture {
-                inner: Box::pin(inner),
-            };
+    pub fn send(&self, request: Request<Body>) -> ResponseFuture<M> {
+        let outgoing = Outgoing {
+            request,
+            authority: None,
         };
-        match begin(&self.listener, ready, &request, options) {
-            // The request stays where it is until an endpoint takes it: moving it through each
-            // stage would make the future several times as large.
-            Ok(call) => {
-                let mut call = Some(call);
-                let inner = async move { finish(&mut call, &mut request).await };
-                ResponseFuture {
-                    inner: Box::pin(inner),
-                }
-            }
-            Err(error) => ResponseFuture::failed(error),
-        }
+        start(&self.listener, outgoing, self.options)
+    }
+
+    /// [`send`](Self::send) to `authority`, unless the request's URI names another one.
+    pub fn send_to(&self, authority: &Authority, request: Request<Body>) -> ResponseFuture<M> {
+        let outgoing = Outgoing {
+            request,
+            authority: Some(authority),
+        };
+        start(&self.listener, outgoing, self.options)
     }
 }
 
@@ -143,34 +134,5 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<M> {
         self.send(request.map(Body::new))
-    }
-}
-
-type CallResult<M> = Result<Response<ResponseBody<M>>, Error>;
-
-/// The response to come. Dropping it cancels the request and gives back every permit.
-pub struct ResponseFuture<M: MakeEndpoint> {
-    inner: Pin<Box<dyn Future<Output = CallResult<M>> + Send>>,
-}
-
-impl<M: MakeEndpoint> ResponseFuture<M> {
-    pub(crate) fn failed(error: Error) -> Self {
-        Self {
-            inner: Box::pin(std::future::ready(Err(error))),
-        }
-    }
-}
-
-impl<M: MakeEndpoint> Future for ResponseFuture<M> {
-    type Output = CallResult<M>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.inner.as_mut().poll(cx)
-    }
-}
-
-impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }

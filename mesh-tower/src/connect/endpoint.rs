@@ -2,17 +2,21 @@
 
 use std::{
     fmt,
+    future::Future,
     pin::Pin,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, Version, header, uri};
+use http::{
+    HeaderValue, Request, Response, Uri, Version, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use mesh_core::{config::HttpVersion, stats::Connectivity};
@@ -26,8 +30,9 @@ use super::{
 };
 use crate::{
     Body, BoxError,
-    cluster::{EndpointContext, EndpointService},
+    cluster::{BoxExchange, EndpointContext, EndpointService, Exchange},
     error::{DispatchError, DispatchErrorKind},
+    head::absolute,
     identity::Identity,
     telemetry::Protocol,
     tls::Alpn,
@@ -109,6 +114,7 @@ impl fmt::Debug for HyperEndpoint {
 
 impl EndpointService for HyperEndpoint {
     type ResponseBody = HyperBody;
+    type Exchange = HyperExchange;
 
     fn connect(&self) {
         let Some(Used { shared, keeper }) = self.used() else {
@@ -132,31 +138,80 @@ impl EndpointService for HyperEndpoint {
         shared.http1.clear();
     }
 
-    async fn dispatch(
-        &self,
-        request: &mut Request<Body>,
-    ) -> Result<Response<HyperBody>, DispatchError> {
+    fn dispatch(&self, mut request: Request<Body>, authority: Option<&Authority>) -> HyperExchange {
         let Some(Used { shared, .. }) = self.used() else {
-            return Err(gone());
+            absolute(&mut request, Scheme::HTTP, authority);
+            return HyperExchange::failed(gone(request));
         };
+        shared.absolute_form(&mut request, authority);
         let version = shared.dialer.context.cluster.http_version;
-        if version != HttpVersion::Http1
-            && let Some(exchange) = shared.begin_http2(request)
-        {
-            return Shared::finish_http2(exchange?, request).await;
+        if version != HttpVersion::Http1 {
+            match shared.begin_http2(request) {
+                Ok(exchange) => return exchange,
+                Err(unsent) => request = unsent,
+            }
         }
         if shared.is_gone() {
-            return Err(gone());
+            return HyperExchange::failed(gone(request));
         }
-        // Rare, or dear in any case: kept out of the other requests' futures.
         let is_http1 = version == HttpVersion::Http1
             || version == HttpVersion::ByRequest
                 && Protocol::of(request.headers()) == Protocol::Http;
+        let shared = Arc::clone(shared);
         if is_http1 {
-            Box::pin(shared.send_http1(request)).await
+            HyperExchange::other(shared.send_http1(request))
         } else {
-            Box::pin(shared.send_http2_on_demand(request)).await
+            HyperExchange::other(shared.send_http2_on_demand(request))
         }
+    }
+}
+
+/// A request on a connection, or on its way to one.
+pub struct HyperExchange {
+    way: Way,
+}
+
+enum Way {
+    Http2(http2::Exchange),
+    /// Over HTTP/1.1, or over a connection that is yet to be made.
+    Other(BoxExchange<HyperBody>),
+}
+
+impl HyperExchange {
+    fn other(
+        exchange: impl Future<Output = Result<Response<HyperBody>, DispatchError>> + Send + 'static,
+    ) -> Self {
+        let way = Way::Other(Box::pin(exchange));
+        Self { way }
+    }
+
+    fn failed(error: DispatchError) -> Self {
+        Self::other(std::future::ready(Err(error)))
+    }
+}
+
+impl Exchange for HyperExchange {
+    type ResponseBody = HyperBody;
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<HyperBody>, DispatchError>> {
+        match &mut self.way {
+            Way::Http2(exchange) => {
+                let response = ready!(exchange.poll_response(cx))?;
+                Poll::Ready(Ok(response.map(|body| HyperBody {
+                    kind: Kind::Http2(body),
+                })))
+            }
+            Way::Other(exchange) => exchange.poll_response(cx),
+        }
+    }
+}
+
+impl fmt::Debug for HyperExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HyperExchange").finish_non_exhaustive()
     }
 }
 
@@ -184,19 +239,22 @@ impl Shared {
         held
     }
 
-    /// Begins a stream if there is an HTTP/2 connection.
-    fn begin_http2(
-        &self,
-        request: &mut Request<Body>,
-    ) -> Option<Result<http2::Exchange, DispatchError>> {
+    /// Begins a stream if there is an HTTP/2 connection; gives the request back if there is none.
+    fn begin_http2(&self, request: Request<Body>) -> Result<HyperExchange, Request<Body>> {
         let connection = self.http2.load();
-        let connection = connection.as_ref()?;
-        self.absolute_form(request);
-        let begun = connection.begin(request);
-        if begun.is_err() {
-            self.replace_http2(connection);
+        let Some(connection) = connection.as_ref() else {
+            return Err(request);
+        };
+        match connection.begin(request) {
+            Ok(exchange) => {
+                let way = Way::Http2(exchange);
+                Ok(HyperExchange { way })
+            }
+            Err(error) => {
+                self.replace_http2(connection);
+                Ok(HyperExchange::failed(error))
+            }
         }
-        Some(begun)
     }
 
     /// `ended` takes no more requests (GOAWAY, closed): those that come wait for the keeper to make
@@ -219,20 +277,10 @@ impl Shared {
         self.reconnect.notify_one();
     }
 
-    async fn finish_http2(
-        mut exchange: http2::Exchange,
-        request: &mut Request<Body>,
-    ) -> Result<Response<HyperBody>, DispatchError> {
-        let response = std::future::poll_fn(|cx| exchange.poll_response(cx, request)).await?;
-        Ok(response.map(|body| HyperBody {
-            kind: Kind::Http2(body),
-        }))
-    }
-
     /// For a gRPC request to an endpoint whose connections are HTTP/1.1 so far.
     async fn send_http2_on_demand(
-        self: &Arc<Self>,
-        request: &mut Request<Body>,
+        self: Arc<Self>,
+        request: Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let guard = self.on_demand.lock().await;
         if self.http2.load().is_none() {
@@ -240,9 +288,12 @@ impl Shared {
                 let stream = self.dialer.dial(Alpn::Http2).await?;
                 http2::handshake(stream, false).await
             };
-            let (connection, driver) = dialed.await.map_err(unreachable)?;
+            let (connection, driver) = match dialed.await {
+                Ok(dialed) => dialed,
+                Err(error) => return Err(unreachable(error, request)),
+            };
             let held = self.put_http2(connection);
-            let shared = Arc::clone(self);
+            let shared = Arc::clone(&self);
             tokio::spawn(async move {
                 _ = driver.await;
                 shared.forget_http2(&held);
@@ -250,8 +301,8 @@ impl Shared {
         }
         drop(guard);
         match self.begin_http2(request) {
-            Some(exchange) => Self::finish_http2(exchange?, request).await,
-            None => Err(unreachable("the connection ended at once".into())),
+            Ok(mut exchange) => std::future::poll_fn(|cx| exchange.poll_response(cx)).await,
+            Err(request) => Err(unreachable("the connection ended at once".into(), request)),
         }
     }
 
@@ -267,8 +318,8 @@ impl Shared {
     }
 
     async fn send_http1(
-        self: &Arc<Self>,
-        request: &mut Request<Body>,
+        self: Arc<Self>,
+        mut request: Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let mut connection = match self.http1.take() {
             Some(connection) => connection,
@@ -276,25 +327,20 @@ impl Shared {
                 Ok(connection) => connection,
                 Err(error) => {
                     self.reconnect.notify_one();
-                    return Err(unreachable(error));
+                    return Err(unreachable(error, request));
                 }
             },
         };
-        self.origin_form(request);
+        origin_form(&mut request);
         *request.version_mut() = Version::HTTP_11;
-        match connection
-            .sender
-            .try_send_request(std::mem::take(request))
-            .await
-        {
+        match connection.sender.try_send_request(request).await {
             Ok(response) => Ok(response.map(|body| HyperBody {
-                kind: Kind::Http1(body, Some((connection, Arc::clone(self)))),
+                kind: Kind::Http1(body, Some((connection, self))),
             })),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
-                    *request = unsent;
                     let error = error.into_error();
-                    Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent())
+                    Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent(unsent))
                 }
                 None => Err(DispatchError::new(
                     DispatchErrorKind::Reset,
@@ -304,55 +350,51 @@ impl Shared {
         }
     }
 
-    /// HTTP/2 wants scheme and authority in the URI.
-    fn absolute_form(&self, request: &mut Request<Body>) {
+    /// Puts scheme and authority into the URI, as HTTP/2 wants them.
+    fn absolute_form(&self, request: &mut Request<Body>, authority: Option<&Authority>) {
         let is_tls = self.dialer.context.cluster.tls.is_some();
-        let scheme = if is_tls {
-            uri::Scheme::HTTPS
-        } else {
-            uri::Scheme::HTTP
-        };
-        if request.uri().scheme() == Some(&scheme) && request.uri().authority().is_some() {
+        let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+        let uri = request.uri();
+        if uri.authority().is_some() {
+            if uri.scheme() != Some(&scheme) {
+                absolute(request, scheme, None);
+            }
             return;
         }
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(scheme);
-        if parts.authority.is_none() {
-            let host = request
-                .headers()
-                .get(header::HOST)
-                .and_then(|host| host.to_str().ok());
-            let authority = host.and_then(|host| host.parse().ok());
-            parts.authority =
-                authority.or_else(|| self.dialer.context.address.to_string().parse().ok());
+        if authority.is_some() {
+            return absolute(request, scheme, authority);
         }
-        if parts.path_and_query.is_none() {
-            parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
-        }
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-    }
-
-    /// HTTP/1.1 wants the path alone, and the authority in `host`.
-    fn origin_form(&self, request: &mut Request<Body>) {
-        let parts = std::mem::take(request.uri_mut()).into_parts();
-        if let Some(authority) = parts.authority
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        let path = parts
-            .path_and_query
-            .unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from(path);
+        let host = request
+            .headers()
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok()?.parse().ok());
+        let address = || self.dialer.context.address.to_string().parse().ok();
+        let authority: Option<Authority> = host.or_else(address);
+        absolute(request, scheme, authority.as_ref());
     }
 }
 
-fn gone() -> DispatchError {
-    DispatchError::new(DispatchErrorKind::Refused, "the endpoint left its cluster").unsent()
+/// HTTP/1.1 wants the path alone, and the authority in `host`.
+fn origin_form(request: &mut Request<Body>) {
+    let parts = std::mem::take(request.uri_mut()).into_parts();
+    if let Some(authority) = parts.authority
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let path = parts
+        .path_and_query
+        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
 }
 
-fn unreachable(error: BoxError) -> DispatchError {
-    DispatchError::new(DispatchErrorKind::Connect, error).unsent()
+fn gone(request: Request<Body>) -> DispatchError {
+    let error = DispatchError::new(DispatchErrorKind::Refused, "the endpoint left its cluster");
+    error.unsent(request)
+}
+
+fn unreachable(error: BoxError, request: Request<Body>) -> DispatchError {
+    DispatchError::new(DispatchErrorKind::Connect, error).unsent(request)
 }
 
 /// The body of a response; gives an HTTP/1.1 connection back when it has ended.

@@ -86,11 +86,11 @@ impl Telemetry {
     }
 
     /// Begins the span of a call, as a child of the current one.
-    pub fn start_call_span(&self, head: CallHead<'_>) -> CallSpan {
+    pub fn start_call_span<'r>(&self, head: impl FnOnce() -> CallHead<'r>) -> CallSpan {
         match &self.tracing {
             None => CallSpan { inner: None },
             Some(tracing) => CallSpan {
-                inner: Some(Box::new(tracing.call(&head))),
+                inner: Some(Box::new(tracing.call(&head()))),
             },
         }
     }
@@ -154,6 +154,7 @@ impl Tracing {
             context,
             name,
             attributes,
+            attempt: None,
         }
     }
 
@@ -225,6 +226,8 @@ struct Call {
     context: Context,
     name: Cow<'static, str>,
     attributes: Vec<KeyValue>,
+    /// The span of the current attempt.
+    attempt: Option<Context>,
 }
 
 impl CallSpan {
@@ -244,17 +247,23 @@ impl CallSpan {
     /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
     /// headers that go out.
     pub fn start_attempt(
-        &self,
+        &mut self,
         number: u32,
         cluster: &str,
         endpoint: SocketAddr,
         headers: &mut HeaderMap,
-    ) -> AttemptSpan {
-        match &self.inner {
-            None => AttemptSpan { context: None },
-            Some(call) => AttemptSpan {
-                context: Some(call.attempt(number, cluster, endpoint, headers)),
-            },
+    ) {
+        if let Some(call) = &mut self.inner {
+            call.attempt = Some(call.start_attempt(number, cluster, endpoint, headers));
+        }
+    }
+
+    /// Ends the span of the current attempt. One that is not ended so ends without a status.
+    pub fn end_attempt(&mut self, code: Code) {
+        if let Some(call) = &mut self.inner
+            && let Some(attempt) = call.attempt.take()
+        {
+            end_span(&attempt, code, code.is_client_error());
         }
     }
 
@@ -267,7 +276,7 @@ impl CallSpan {
 }
 
 impl Call {
-    fn attempt(
+    fn start_attempt(
         &self,
         number: u32,
         cluster: &str,
@@ -299,21 +308,6 @@ impl Call {
     }
 }
 
-/// The span of an attempt. Dropped without [`AttemptSpan::end`] it ends without a status.
-#[must_use]
-pub struct AttemptSpan {
-    context: Option<Context>,
-}
-
-impl AttemptSpan {
-    /// Ends the span.
-    pub fn end(self, code: Code) {
-        if let Some(context) = &self.context {
-            end_span(context, code, code.is_client_error());
-        }
-    }
-}
-
 macro_rules! opaque_debug {
     ($($name:ident)*) => {$(
         impl fmt::Debug for $name {
@@ -323,7 +317,7 @@ macro_rules! opaque_debug {
         }
     )*};
 }
-opaque_debug!(ServerSpan CallSpan AttemptSpan);
+opaque_debug!(ServerSpan CallSpan);
 
 pin_project! {
     /// A future that runs with a span as the current one.
