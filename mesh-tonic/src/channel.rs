@@ -91,7 +91,6 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture<M> {
-        let request = request.map(mesh_tower::Body::eager);
         ResponseFuture {
             inner: self.service.send_to(self.authority.local(), request),
         }

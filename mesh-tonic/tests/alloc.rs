@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, uri::Authority};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame};
 use mesh_core::{
     config::{Backoff, LbPolicy, RetryOn, RetryPolicy},
@@ -21,7 +21,7 @@ use mesh_core::{
 };
 use mesh_tonic::Channel;
 use mesh_tower::{
-    Body, DispatchError, EndpointContext, EndpointService, Exchange, MakeEndpoint, MeshService,
+    DispatchError, EndpointContext, EndpointService, Exchange, MakeEndpoint, MeshService, Outgoing,
 };
 use tower::Service;
 
@@ -65,8 +65,8 @@ impl EndpointService for InstantEndpoint {
         self.0.set_connectivity(Connectivity::Ready);
     }
 
-    fn dispatch(&self, request: Request<Body>, _: Option<&Authority>) -> Answered {
-        drop(request);
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Answered {
+        drop(outgoing.take());
         Answered
     }
 }

@@ -3,10 +3,7 @@
 //! One allocation, where cloning a `HeaderMap` takes several: the map is made again only for an
 //! attempt that follows a failed one.
 
-use http::{
-    HeaderName, HeaderValue, Method, Request, Uri, Version,
-    uri::{self, Authority, PathAndQuery, Scheme},
-};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts};
 
 use crate::Body;
 
@@ -19,14 +16,14 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn of(request: &Request<Body>) -> Self {
-        let headers = request.headers();
+    pub(crate) fn of(head: &Parts) -> Self {
+        let headers = &head.headers;
         let mut kept = Vec::with_capacity(headers.len());
         kept.extend(headers.iter().map(|(n, v)| (n.clone(), v.clone())));
         Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            version: head.version,
             headers: kept.into(),
         }
     }
@@ -44,15 +41,4 @@ impl Head {
         }
         request
     }
-}
-
-/// Puts scheme and authority into the URI of `request`; an authority that it names stays.
-pub(crate) fn absolute(request: &mut Request<Body>, scheme: Scheme, authority: Option<&Authority>) {
-    let held = std::mem::take(request.uri_mut()).into_parts();
-    let mut parts = uri::Parts::default();
-    parts.scheme = Some(scheme);
-    parts.authority = held.authority.or_else(|| authority.cloned());
-    let path = held.path_and_query;
-    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
 }

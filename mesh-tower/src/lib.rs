@@ -10,8 +10,8 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → call → {response, in_flight} → {listener, head} → {cluster, connect} →
-//! {server, tls} → {telemetry, context, identity, body, error}`.
+//! `mesh → {http_client, service} → call → {response, in_flight} → listener → {cluster, connect} →
+//! {outgoing, head} → {server, tls} → {telemetry, context, identity, body, error}`.
 
 mod body;
 mod call;
@@ -29,6 +29,7 @@ mod in_flight;
 mod listener;
 #[cfg(feature = "xds")]
 mod mesh;
+mod outgoing;
 mod response;
 mod rng;
 pub mod server;
@@ -47,5 +48,6 @@ pub use http_client::{AUTHORITIES_MAX, HttpClient};
 pub use listener::FIRST_CONFIG_WAIT_MAX;
 #[cfg(feature = "xds")]
 pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
+pub use outgoing::Outgoing;
 pub use response::ResponseBody;
 pub use service::MeshService;

@@ -15,8 +15,8 @@ use mesh_core::snapshot::SnapshotReader;
 use tower::Service;
 
 use crate::{
-    Body, BoxError, Error, ResponseBody, ResponseFuture,
-    call::{CallOptions, Outgoing, start},
+    Body, BoxError, Error, Outgoing, ResponseBody, ResponseFuture,
+    call::{CallOptions, start},
     cluster::{ClusterRegistry, MakeEndpoint},
     listener::ListenerRuntime,
     telemetry::Telemetry,
@@ -83,21 +83,23 @@ impl<M: MakeEndpoint> MeshService<M> {
     }
 
     /// Sends a request, without the `&mut` that [`Service::call`] takes.
+    #[inline]
     pub fn send(&self, request: Request<Body>) -> ResponseFuture<M> {
-        let outgoing = Outgoing {
-            request,
-            authority: None,
-        };
-        start(&self.listener, outgoing, self.options)
+        let mut outgoing = Outgoing::new(request, None);
+        start(&self.listener, &mut outgoing, self.options)
     }
 
-    /// [`send`](Self::send) to `authority`, unless the request's URI names another one.
-    pub fn send_to(&self, authority: &Authority, request: Request<Body>) -> ResponseFuture<M> {
-        let outgoing = Outgoing {
-            request,
-            authority: Some(authority),
-        };
-        start(&self.listener, outgoing, self.options)
+    /// Sends a request to `authority`, unless its URI names another one. Its body is one that can be
+    /// moved, see [`Body::eager`].
+    #[inline]
+    pub fn send_to<B>(&self, authority: &Authority, request: Request<B>) -> ResponseFuture<M>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (head, body) = request.into_parts();
+        let mut outgoing = Outgoing::from_parts(head, Body::eager(body), Some(authority));
+        start(&self.listener, &mut outgoing, self.options)
     }
 }
 

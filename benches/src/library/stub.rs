@@ -9,11 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use mesh_core::stats::Connectivity;
-use mesh_tower::{Body, DispatchError, EndpointContext, EndpointService, Exchange, MakeEndpoint};
+use mesh_tower::{
+    DispatchError, EndpointContext, EndpointService, Exchange, MakeEndpoint, Outgoing,
+};
 
 use crate::harness::load::Call;
 
@@ -170,8 +172,8 @@ impl EndpointService for InstantEndpoint {
         self.0.set_connectivity(Connectivity::Ready);
     }
 
-    fn dispatch(&self, request: Request<Body>, _: Option<&Authority>) -> Answered {
-        drop(request);
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Answered {
+        drop(outgoing.take());
         Answered
     }
 }

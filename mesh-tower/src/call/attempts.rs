@@ -18,6 +18,7 @@ use crate::{
     cluster::{EndpointService, Exchange as _, MakeEndpoint, pick_later},
     error::{Error, ErrorKind},
     in_flight::InFlight,
+    outgoing::Outgoing,
     rng,
     telemetry::Protocol,
     within::within,
@@ -105,7 +106,7 @@ impl<M: MakeEndpoint> Attempts<M> {
         let service = self
             .in_flight
             .begin_attempt(endpoint, request.headers_mut());
-        let mut exchange = service.dispatch(request, None);
+        let mut exchange = service.dispatch(&mut Outgoing::new(request, None));
         let response = std::future::poll_fn(|cx| exchange.poll_response(cx));
         Ok(match within(self.until, response).await {
             Some(Ok(response)) => AttemptResult::Response(response),

@@ -10,11 +10,12 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Again, AttemptResult, Attempts, CallResult, Next};
+use super::{Again, AttemptResult, Attempts, CallResult, Next, classify};
 use crate::{
     Error,
     cluster::{EndpointService, Exchange as _, MakeEndpoint},
     in_flight::InFlight,
+    telemetry::Protocol,
 };
 
 type Exchange<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::Exchange;
@@ -83,7 +84,17 @@ impl<M: MakeEndpoint> Future for ResponseFuture<M> {
             return later.as_mut().poll(cx);
         };
         let result = match exchange.poll_response(cx) {
-            Poll::Ready(Ok(response)) => AttemptResult::Response(response),
+            Poll::Ready(Ok(response)) => {
+                let protocol = this.in_flight.as_ref().map(|call| call.protocol);
+                let outcome = classify(&response, protocol.unwrap_or(Protocol::Http));
+                if (this.again.is_none() || outcome.is_success())
+                    && let Some(in_flight) = this.in_flight.take()
+                {
+                    *this.exchange = None;
+                    return Poll::Ready(Ok(in_flight.respond(response, outcome)));
+                }
+                AttemptResult::Response(response)
+            }
             Poll::Ready(Err(error)) => AttemptResult::Failed(error),
             Poll::Pending => {
                 let Some(until) = *this.until else {

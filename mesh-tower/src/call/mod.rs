@@ -18,10 +18,7 @@ mod future;
 
 use std::{sync::Arc, time::Duration};
 
-use http::{
-    HeaderMap, Request, Response, header,
-    uri::{Authority, Scheme},
-};
+use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
     config::RetryPolicy,
     outcome::Outcome,
@@ -37,10 +34,11 @@ use crate::{
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     error::{DispatchError, Error, ErrorKind},
-    head::{Head, absolute},
+    head::Head,
     headers::find,
     in_flight::InFlight,
     listener::{ListenerRuntime, LiveSnapshot},
+    outgoing::Outgoing,
     rng,
     telemetry::{CallHead, Protocol, grpc_status},
     within::within,
@@ -54,34 +52,6 @@ pub const CONNECTING_WAIT_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct CallOptions {
     /// Puts a [`SelectedEndpoint`](crate::SelectedEndpoint) into the response's extensions.
     pub(crate) reports_endpoint: bool,
-}
-
-/// A request, with the authority that it goes to when its URI has none.
-pub(crate) struct Outgoing<'a> {
-    pub(crate) request: Request<Body>,
-    pub(crate) authority: Option<&'a Authority>,
-}
-
-impl Outgoing<'_> {
-    fn authority(&self) -> Option<&str> {
-        let named = self.request.uri().authority().or(self.authority);
-        match named {
-            Some(authority) => Some(authority.as_str()),
-            None => find(self.request.headers(), &header::HOST)?.to_str().ok(),
-        }
-    }
-
-    /// Puts the authority into the URI, for a request that is kept.
-    fn make_absolute(&mut self) {
-        if let Some(authority) = self.authority.take() {
-            absolute(&mut self.request, Scheme::HTTP, Some(authority));
-        }
-    }
-
-    fn into_request(mut self) -> Request<Body> {
-        self.make_absolute();
-        self.request
-    }
 }
 
 type Answer<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::ResponseBody;
@@ -132,14 +102,14 @@ struct Again {
 /// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
 pub(crate) fn start<M: MakeEndpoint>(
     listener: &Arc<ListenerRuntime<M>>,
-    outgoing: Outgoing<'_>,
+    outgoing: &mut Outgoing<'_>,
     options: CallOptions,
 ) -> ResponseFuture<M> {
     let started = Instant::now();
     let live = listener.load();
     let Some(live) = live.ready() else {
         let listener = Arc::clone(listener);
-        let request = outgoing.into_request();
+        let request = outgoing.take_absolute();
         return ResponseFuture::later(start_when_ready(listener, request, started, options));
     };
     start_at(listener, live, outgoing, [started; 2], options)
@@ -152,19 +122,16 @@ async fn start_when_ready<M: MakeEndpoint>(
     started: Instant,
     options: CallOptions,
 ) -> CallResult<M> {
-    let protocol = Protocol::of(request.headers());
-    let asked = asked_deadline(request.headers(), protocol, started);
-    let outgoing = Outgoing {
-        request,
-        authority: None,
-    };
+    let (protocol, timeout) = read(request.headers());
+    let asked = asked_deadline(timeout, started);
+    let mut outgoing = Outgoing::new(request, None);
     let failed = match within(asked, listener.ready()).await {
         Some(Ok(live)) => {
             let Some(live) = live.ready() else {
                 unreachable!("ready() returns only usable ones")
             };
             let times = [started, Instant::now()];
-            return start_at(&listener, live, outgoing, times, options).await;
+            return start_at(&listener, live, &mut outgoing, times, options).await;
         }
         Some(Err(error)) => error,
         None => Error::new(
@@ -172,7 +139,7 @@ async fn start_when_ready<M: MakeEndpoint>(
             "the deadline passed before there was a configuration",
         ),
     };
-    let head = || CallHead::of(listener.name(), &outgoing.request, protocol);
+    let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
     let mut span = listener.telemetry().start_call_span(head);
     span.end(failed.kind().into());
     Err(failed)
@@ -182,40 +149,38 @@ async fn start_when_ready<M: MakeEndpoint>(
 fn start_at<M: MakeEndpoint>(
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
-    mut outgoing: Outgoing<'_>,
+    outgoing: &mut Outgoing<'_>,
     [started, now]: [Instant; 2],
     options: CallOptions,
 ) -> ResponseFuture<M> {
     let mut rng = rng::fork();
     let (mut in_flight, route, forward) =
-        match permit(listener, live, &outgoing, [started, now], &mut rng) {
+        match permit(listener, live, outgoing, [started, now], &mut rng) {
             Ok(permitted) => permitted,
             Err(error) => return ResponseFuture::failed(error),
         };
     if options.reports_endpoint {
         in_flight.route = Some(Arc::clone(&route.name));
     }
-    in_flight.cap_grpc_timeout(outgoing.request.headers_mut(), now);
+    in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
     // Only a call that may be repeated keeps its head and records its body.
     let mut again = None;
     let mut until = in_flight.deadline;
     if let Some(policy) = &forward.retry {
-        again = Some(Box::new(Again::keep(policy, &mut outgoing)));
+        again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
     match in_flight.state.pick(&mut rng, &[]) {
         Some(Ok(endpoint)) => {
-            let Outgoing {
-                mut request,
-                authority,
-            } = outgoing;
-            let service = in_flight.begin_attempt(endpoint, request.headers_mut());
-            let exchange = service.dispatch(request, authority);
+            let headers = &mut outgoing.head_mut().headers;
+            let exchange = in_flight
+                .begin_attempt(endpoint, headers)
+                .dispatch(outgoing);
             ResponseFuture::sent(in_flight, exchange, until, again)
         }
         Some(Err(error)) => ResponseFuture::failed(in_flight.fail(error)),
         None => {
-            let request = outgoing.into_request();
+            let request = outgoing.take_absolute();
             let attempts = Attempts::new(in_flight, again, until);
             ResponseFuture::later(attempts.run(Next::Send(request)))
         }
@@ -232,11 +197,11 @@ fn permit<'l, M: MakeEndpoint>(
     [started, now]: [Instant; 2],
     rng: &mut SplitMix64,
 ) -> Result<Permitted<'l, M>, Error> {
-    let headers = outgoing.request.headers();
-    let protocol = Protocol::of(headers);
+    let headers = &outgoing.head().headers;
+    let (protocol, timeout) = read(headers);
     let mut span = listener.telemetry().start_call_span(|| {
         let name = listener.name();
-        let mut head = CallHead::of(name, &outgoing.request, protocol);
+        let mut head = CallHead::of(name, outgoing.head(), protocol);
         head.authority = outgoing.authority().unwrap_or(name);
         head
     });
@@ -255,7 +220,7 @@ fn permit<'l, M: MakeEndpoint>(
     };
     let limit = earlier(forward.timeout, forward.stream_limit);
     let of_route = limit.and_then(|limit| now.checked_add(limit));
-    let deadline = earlier(asked_deadline(headers, protocol, started), of_route);
+    let deadline = earlier(asked_deadline(timeout, started), of_route);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, route, forward))
 }
@@ -274,12 +239,12 @@ fn choose<'l, M: MakeEndpoint>(
     rng: &mut SplitMix64,
 ) -> Result<Chosen<'l, M>, Error> {
     let routes = &live.snapshot.routes;
-    let request = &outgoing.request;
+    let head = outgoing.head();
     let view = RequestView {
-        method: request.method(),
-        path: request.uri().path(),
+        method: &head.method,
+        path: head.uri.path(),
         authority: outgoing.authority().unwrap_or(name),
-        headers: request.headers(),
+        headers: &head.headers,
     };
     let Some((_, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();
@@ -316,12 +281,11 @@ fn forward_action<'r>(
 impl Again {
     /// Keeps the head of a request and makes its body one that can be sent again.
     fn keep(policy: &RetryPolicy, outgoing: &mut Outgoing<'_>) -> Self {
-        outgoing.make_absolute();
-        let request = &mut outgoing.request;
+        outgoing.make_absolute(Scheme::HTTP, || None);
         Self {
             policy: policy.clone(),
-            head: Head::of(request),
-            replay: request.body_mut().share(),
+            head: Head::of(outgoing.head()),
+            replay: outgoing.body_mut().share(),
         }
     }
 }
@@ -336,13 +300,18 @@ fn classify<B>(response: &Response<B>, protocol: Protocol) -> Outcome {
     Outcome::Http(response.status().as_u16())
 }
 
+/// What a request speaks, and how long a gRPC caller waits.
+fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
+    let protocol = Protocol::of(headers);
+    match protocol {
+        Protocol::Grpc if headers.len() > 1 => (protocol, find(headers, &GRPC_TIMEOUT)),
+        _ => (protocol, None),
+    }
+}
+
 /// The deadline that the caller asks for: its own header, and the request it is serving itself.
-fn asked_deadline(headers: &HeaderMap, protocol: Protocol, now: Instant) -> Option<Instant> {
-    let header = match protocol {
-        Protocol::Grpc => find(headers, &GRPC_TIMEOUT),
-        Protocol::Http => None,
-    };
-    let header = header
+fn asked_deadline(timeout: Option<&HeaderValue>, now: Instant) -> Option<Instant> {
+    let header = timeout
         .and_then(context::parse_grpc_timeout)
         .and_then(|timeout| now.checked_add(timeout));
     earlier(header, context::inbound_deadline().map(Instant::from_std))

@@ -10,14 +10,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, uri::Authority};
+use http::Response;
 use mesh_core::{
     config::Cluster,
     stats::{Connectivity, EndpointStats},
 };
 use tokio::sync::Notify;
 
-use crate::{Body, BoxError, error::DispatchError};
+use crate::{BoxError, Outgoing, error::DispatchError};
 
 /// Makes the [`EndpointService`] of an address.
 pub trait MakeEndpoint: Send + Sync + 'static {
@@ -46,10 +46,9 @@ pub trait EndpointService: Send + Sync + 'static {
     /// back. Called once; the service itself lives until the calls end that could use it.
     fn disconnect(&self) {}
 
-    /// Sends one request to `authority`, unless its URI names another one. Must not block. When it
-    /// turns out that nobody has looked at it, the request is given back with an error that is
-    /// [`unsent`](DispatchError::unsent).
-    fn dispatch(&self, request: Request<Body>, authority: Option<&Authority>) -> Self::Exchange;
+    /// Takes one request and sends it. Must not block. When it turns out that nobody has looked at
+    /// it, the request is given back with an error that is [`unsent`](DispatchError::unsent).
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Self::Exchange;
 }
 
 /// A request on its way to its response. Dropping it cancels the request.

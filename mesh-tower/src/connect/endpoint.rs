@@ -13,10 +13,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{
-    HeaderValue, Request, Response, Uri, Version, header,
-    uri::{Authority, PathAndQuery, Scheme},
-};
+use http::{Request, Response, Version, uri::Scheme};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use mesh_core::{config::HttpVersion, stats::Connectivity};
@@ -29,10 +26,9 @@ use super::{
     keeper,
 };
 use crate::{
-    Body, BoxError,
+    Body, BoxError, Outgoing,
     cluster::{BoxExchange, EndpointContext, EndpointService, Exchange},
     error::{DispatchError, DispatchErrorKind},
-    head::absolute,
     identity::Identity,
     telemetry::Protocol,
     tls::Alpn,
@@ -138,25 +134,23 @@ impl EndpointService for HyperEndpoint {
         shared.http1.clear();
     }
 
-    fn dispatch(&self, mut request: Request<Body>, authority: Option<&Authority>) -> HyperExchange {
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> HyperExchange {
         let Some(Used { shared, .. }) = self.used() else {
-            absolute(&mut request, Scheme::HTTP, authority);
-            return HyperExchange::failed(gone(request));
+            return HyperExchange::failed(gone(outgoing.take_absolute()));
         };
-        shared.absolute_form(&mut request, authority);
         let version = shared.dialer.context.cluster.http_version;
-        if version != HttpVersion::Http1 {
-            match shared.begin_http2(request) {
-                Ok(exchange) => return exchange,
-                Err(unsent) => request = unsent,
-            }
-        }
-        if shared.is_gone() {
-            return HyperExchange::failed(gone(request));
+        if version != HttpVersion::Http1
+            && let Some(exchange) = shared.begin_http2(outgoing)
+        {
+            return exchange;
         }
         let is_http1 = version == HttpVersion::Http1
             || version == HttpVersion::ByRequest
-                && Protocol::of(request.headers()) == Protocol::Http;
+                && Protocol::of(&outgoing.head().headers) == Protocol::Http;
+        let request = outgoing.take_absolute();
+        if shared.is_gone() {
+            return HyperExchange::failed(gone(request));
+        }
         let shared = Arc::clone(shared);
         if is_http1 {
             HyperExchange::other(shared.send_http1(request))
@@ -239,22 +233,20 @@ impl Shared {
         held
     }
 
-    /// Begins a stream if there is an HTTP/2 connection; gives the request back if there is none.
-    fn begin_http2(&self, request: Request<Body>) -> Result<HyperExchange, Request<Body>> {
+    /// Begins a stream if there is an HTTP/2 connection.
+    fn begin_http2(&self, outgoing: &mut Outgoing<'_>) -> Option<HyperExchange> {
         let connection = self.http2.load();
-        let Some(connection) = connection.as_ref() else {
-            return Err(request);
-        };
-        match connection.begin(request) {
-            Ok(exchange) => {
-                let way = Way::Http2(exchange);
-                Ok(HyperExchange { way })
-            }
+        let connection = connection.as_ref()?;
+        self.make_absolute(outgoing);
+        Some(match connection.begin(outgoing) {
+            Ok(exchange) => HyperExchange {
+                way: Way::Http2(exchange),
+            },
             Err(error) => {
                 self.replace_http2(connection);
-                Ok(HyperExchange::failed(error))
+                HyperExchange::failed(error)
             }
-        }
+        })
     }
 
     /// `ended` takes no more requests (GOAWAY, closed): those that come wait for the keeper to make
@@ -300,9 +292,13 @@ impl Shared {
             });
         }
         drop(guard);
-        match self.begin_http2(request) {
-            Ok(mut exchange) => std::future::poll_fn(|cx| exchange.poll_response(cx)).await,
-            Err(request) => Err(unreachable("the connection ended at once".into(), request)),
+        let mut outgoing = Outgoing::new(request, None);
+        match self.begin_http2(&mut outgoing) {
+            Some(mut exchange) => std::future::poll_fn(|cx| exchange.poll_response(cx)).await,
+            None => {
+                let error = "the connection ended at once".into();
+                Err(unreachable(error, outgoing.take()))
+            }
         }
     }
 
@@ -319,7 +315,7 @@ impl Shared {
 
     async fn send_http1(
         self: Arc<Self>,
-        mut request: Request<Body>,
+        request: Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let mut connection = match self.http1.take() {
             Some(connection) => connection,
@@ -331,7 +327,9 @@ impl Shared {
                 }
             },
         };
-        origin_form(&mut request);
+        let mut outgoing = Outgoing::new(request, None);
+        outgoing.make_origin();
+        let mut request = outgoing.take();
         *request.version_mut() = Version::HTTP_11;
         match connection.sender.try_send_request(request).await {
             Ok(response) => Ok(response.map(|body| HyperBody {
@@ -350,42 +348,14 @@ impl Shared {
         }
     }
 
-    /// Puts scheme and authority into the URI, as HTTP/2 wants them.
-    fn absolute_form(&self, request: &mut Request<Body>, authority: Option<&Authority>) {
-        let is_tls = self.dialer.context.cluster.tls.is_some();
-        let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
-        let uri = request.uri();
-        if uri.authority().is_some() {
-            if uri.scheme() != Some(&scheme) {
-                absolute(request, scheme, None);
-            }
-            return;
-        }
-        if authority.is_some() {
-            return absolute(request, scheme, authority);
-        }
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok()?.parse().ok());
+    fn make_absolute(&self, outgoing: &mut Outgoing<'_>) {
+        let scheme = match self.dialer.context.cluster.tls {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        };
         let address = || self.dialer.context.address.to_string().parse().ok();
-        let authority: Option<Authority> = host.or_else(address);
-        absolute(request, scheme, authority.as_ref());
+        outgoing.make_absolute(scheme, address);
     }
-}
-
-/// HTTP/1.1 wants the path alone, and the authority in `host`.
-fn origin_form(request: &mut Request<Body>) {
-    let parts = std::mem::take(request.uri_mut()).into_parts();
-    if let Some(authority) = parts.authority
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
-    {
-        request.headers_mut().insert(header::HOST, host);
-    }
-    let path = parts
-        .path_and_query
-        .unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(path);
 }
 
 fn gone(request: Request<Body>) -> DispatchError {

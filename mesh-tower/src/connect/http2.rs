@@ -15,12 +15,14 @@ use h2::{
     Reason, RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header, request::Parts,
+};
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::dial::Stream;
 use crate::{
-    Body, BoxError,
+    Body, BoxError, Outgoing,
     error::{DispatchError, DispatchErrorKind},
     head::Head,
     telemetry::Protocol,
@@ -70,20 +72,20 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection takes no more requests; the request is then given back.
-    pub(super) fn begin(&self, mut request: Request<Body>) -> Result<Exchange, DispatchError> {
+    pub(super) fn begin(&self, outgoing: &mut Outgoing<'_>) -> Result<Exchange, DispatchError> {
         let mut handle = self.handle.clone();
         let mut cx = Context::from_waker(Waker::noop());
         if let Poll::Ready(Err(error)) = handle.poll_ready(&mut cx) {
             let refused = DispatchError::new(DispatchErrorKind::Refused, error);
-            return Err(refused.unsent(request));
+            return Err(refused.unsent(outgoing.take()));
         }
-        let buffer = request.body_mut().take_buffer();
-        prepare(&mut request, buffer.as_ref());
+        let buffer = outgoing.body_mut().take_buffer();
+        prepare(outgoing.head_mut(), buffer.as_ref());
         // What a server says that it did not look at can go to another one.
         let kept = buffer
             .as_ref()
-            .map(|buffer| (Head::of(&request), buffer.clone()));
-        let (head, body) = request.into_parts();
+            .map(|buffer| (Head::of(outgoing.head()), buffer.clone()));
+        let (head, body) = outgoing.take_parts();
         let is_empty = buffer.as_ref().is_some_and(Bytes::is_empty);
         let sent = handle
             .send_request(Request::from_parts(head, ()), is_empty)
@@ -114,14 +116,11 @@ impl Connection {
 }
 
 /// Makes the head one of HTTP/2.
-fn prepare(request: &mut Request<Body>, buffer: Option<&Bytes>) {
-    let is_grpc = Protocol::of(request.headers()) == Protocol::Grpc;
-    let has_payload = !matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::CONNECT
-    );
-    *request.version_mut() = Version::HTTP_2;
-    let headers = request.headers_mut();
+fn prepare(head: &mut Parts, buffer: Option<&Bytes>) {
+    let is_grpc = Protocol::of(&head.headers) == Protocol::Grpc;
+    let has_payload = !matches!(head.method, Method::GET | Method::HEAD | Method::CONNECT);
+    head.version = Version::HTTP_2;
+    let headers = &mut head.headers;
     strip_connection_headers(headers);
     if let Some(buffer) = buffer.filter(|buffer| !is_grpc && (has_payload || !buffer.is_empty()))
         && !headers.contains_key(header::CONTENT_LENGTH)

@@ -16,7 +16,7 @@ use std::{
     task::{Context as TaskContext, Poll},
 };
 
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, request::Parts};
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
@@ -61,13 +61,13 @@ pub struct CallHead<'r> {
 }
 
 impl<'r> CallHead<'r> {
-    /// The head of `request`, whose authority is `dialled` when it names none.
-    pub fn of<B>(dialled: &'r str, request: &'r Request<B>, protocol: Protocol) -> Self {
-        let uri = request.uri();
+    /// The `head` of a request, whose authority is `dialled` when it names none.
+    pub fn of(dialled: &'r str, head: &'r Parts, protocol: Protocol) -> Self {
+        let uri = &head.uri;
         let named = uri.authority().map(http::uri::Authority::as_str);
         Self {
             protocol,
-            method: request.method(),
+            method: &head.method,
             path: uri.path(),
             authority: named.unwrap_or(dialled),
         }
@@ -86,6 +86,7 @@ impl Telemetry {
     }
 
     /// Begins the span of a call, as a child of the current one.
+    #[inline]
     pub fn start_call_span<'r>(&self, head: impl FnOnce() -> CallHead<'r>) -> CallSpan {
         match &self.tracing {
             None => CallSpan { inner: None },
@@ -237,6 +238,7 @@ impl CallSpan {
     }
 
     /// Notes the cluster that the route chose.
+    #[inline]
     pub fn set_cluster(&self, cluster: &str) {
         if let Some(call) = &self.inner {
             let attribute = KeyValue::new("mesh.cluster", cluster.to_owned());
@@ -246,6 +248,7 @@ impl CallSpan {
 
     /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
     /// headers that go out.
+    #[inline]
     pub fn start_attempt(
         &mut self,
         number: u32,
@@ -259,6 +262,7 @@ impl CallSpan {
     }
 
     /// Ends the span of the current attempt. One that is not ended so ends without a status.
+    #[inline]
     pub fn end_attempt(&mut self, code: Code) {
         if let Some(call) = &mut self.inner
             && let Some(attempt) = call.attempt.take()
@@ -268,6 +272,7 @@ impl CallSpan {
     }
 
     /// Ends the span.
+    #[inline]
     pub fn end(&mut self, code: Code) {
         if let Some(call) = self.inner.take() {
             end_span(&call.context, code, code.is_client_error());

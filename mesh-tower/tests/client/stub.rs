@@ -10,13 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, uri::Authority};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use mesh_core::stats::Connectivity;
 use mesh_tower::{
     Body, BoxExchange, DispatchError, DispatchErrorKind, EndpointContext, EndpointService,
-    MakeEndpoint,
+    MakeEndpoint, Outgoing,
 };
 
 /// What an endpoint was asked.
@@ -149,7 +149,8 @@ impl EndpointService for StubEndpoint {
         self.context.set_connectivity(self.stub.connectivity);
     }
 
-    fn dispatch(&self, request: Request<Body>, _: Option<&Authority>) -> BoxExchange<StubBody> {
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> BoxExchange<StubBody> {
+        let request = outgoing.take();
         let endpoint = self.context.address;
         let headers = request.headers().clone();
         self.stub
