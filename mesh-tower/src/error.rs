@@ -178,6 +178,27 @@ impl error::Error for Error {
     }
 }
 
+/// How the errors of calls are shown to a kind of callers: generated gRPC clients want a status.
+pub trait ShowError: Send + Unpin + 'static {
+    /// What the callers see.
+    type Error: Send + 'static;
+
+    /// Makes it.
+    fn show(error: Error) -> Self::Error;
+}
+
+/// Errors are shown as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AsError;
+
+impl ShowError for AsError {
+    type Error = Error;
+
+    fn show(error: Error) -> Error {
+        error
+    }
+}
+
 /// Why an endpoint gave no response.
 #[derive(Debug)]
 pub struct DispatchError {

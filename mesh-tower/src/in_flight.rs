@@ -10,7 +10,7 @@ use mesh_core::outcome::Outcome;
 use tokio::time::Instant;
 
 use crate::{
-    Error, ErrorKind, ResponseBody, SelectedEndpoint,
+    Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
     cluster::{ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     telemetry::{CallSpan, Code, Protocol},
@@ -38,6 +38,7 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
 
 impl<M: MakeEndpoint> InFlight<M> {
     /// A call that was permitted by `state`.
+    #[inline]
     pub(crate) fn begin(
         state: Arc<ClusterState<M>>,
         started: Instant,
@@ -64,6 +65,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     }
 
     /// Begins an attempt on an endpoint of the state; returns what sends it.
+    #[inline]
     pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut HeaderMap) -> &M::Endpoint {
         self.attempts += 1;
         self.endpoint = Some(endpoint);
@@ -95,6 +97,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     }
 
     /// Tells a gRPC server how much of the deadline is left.
+    #[inline]
     pub(crate) fn cap_grpc_timeout(&self, headers: &mut HeaderMap, now: Instant) {
         if let (Protocol::Grpc, Some(deadline)) = (self.protocol, self.deadline) {
             let left = deadline.saturating_duration_since(now);
@@ -103,11 +106,12 @@ impl<M: MakeEndpoint> InFlight<M> {
     }
 
     /// There is a response: the call goes on until it is read.
-    pub(crate) fn respond<B>(
+    #[inline]
+    pub(crate) fn respond<B, S: ShowError>(
         mut self,
         mut response: Response<B>,
         outcome: Outcome,
-    ) -> Response<ResponseBody<M>>
+    ) -> Response<ResponseBody<M, S>>
     where
         M::Endpoint: EndpointService<ResponseBody = B>,
         B: http_body::Body,

@@ -33,7 +33,7 @@ use crate::{
     Body, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
-    error::{DispatchError, Error, ErrorKind},
+    error::{AsError, DispatchError, Error, ErrorKind},
     head::Head,
     headers::find,
     in_flight::InFlight,
@@ -100,11 +100,11 @@ struct Again {
 }
 
 /// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
-pub(crate) fn start<M: MakeEndpoint>(
+pub(crate) fn start<M: MakeEndpoint, S>(
     listener: &Arc<ListenerRuntime<M>>,
     outgoing: &mut Outgoing<'_>,
     options: CallOptions,
-) -> ResponseFuture<M> {
+) -> ResponseFuture<M, S> {
     let started = Instant::now();
     let live = listener.load();
     let Some(live) = live.ready() else {
@@ -131,7 +131,7 @@ async fn start_when_ready<M: MakeEndpoint>(
                 unreachable!("ready() returns only usable ones")
             };
             let times = [started, Instant::now()];
-            return start_at(&listener, live, &mut outgoing, times, options).await;
+            return start_at::<M, AsError>(&listener, live, &mut outgoing, times, options).await;
         }
         Some(Err(error)) => error,
         None => Error::new(
@@ -146,13 +146,13 @@ async fn start_when_ready<M: MakeEndpoint>(
 }
 
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
-fn start_at<M: MakeEndpoint>(
+fn start_at<M: MakeEndpoint, S>(
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     [started, now]: [Instant; 2],
     options: CallOptions,
-) -> ResponseFuture<M> {
+) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
     let (mut in_flight, route, forward) =
         match permit(listener, live, outgoing, [started, now], &mut rng) {
@@ -262,6 +262,7 @@ fn choose<'l, M: MakeEndpoint>(
     ))
 }
 
+#[inline]
 fn forward_action<'r>(
     listener: &str,
     route: &'r CompiledRoute,
@@ -301,6 +302,7 @@ fn classify<B>(response: &Response<B>, protocol: Protocol) -> Outcome {
 }
 
 /// What a request speaks, and how long a gRPC caller waits.
+#[inline]
 fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
     let protocol = Protocol::of(headers);
     match protocol {
@@ -310,6 +312,7 @@ fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
 }
 
 /// The deadline that the caller asks for: its own header, and the request it is serving itself.
+#[inline]
 fn asked_deadline(timeout: Option<&HeaderValue>, now: Instant) -> Option<Instant> {
     let header = timeout
         .and_then(context::parse_grpc_timeout)
