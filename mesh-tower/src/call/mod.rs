@@ -206,7 +206,6 @@ fn permit<'l, M: MakeEndpoint>(
         head
     });
     let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
-        chosen.2.activate();
         let state = chosen.2.load();
         state.acquire()?;
         Ok((chosen, state))
@@ -255,11 +254,7 @@ fn choose<'l, M: MakeEndpoint>(
         ));
     };
     let forward = forward_action(name, route)?;
-    Ok((
-        route,
-        forward,
-        &live.clusters[forward.cluster(rng) as usize],
-    ))
+    Ok((route, forward, live.clusters.get(forward.cluster(rng))))
 }
 
 #[inline]
