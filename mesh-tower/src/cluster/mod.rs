@@ -8,6 +8,6 @@ mod endpoint;
 mod registry;
 mod runtime;
 
-pub use endpoint::{EndpointContext, EndpointService, MakeEndpoint};
-pub(crate) use registry::ClusterRegistry;
+pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
+pub(crate) use registry::{BoundClusters, ClusterRegistry};
 pub(crate) use runtime::{ClusterRuntime, ClusterState, pick_later};

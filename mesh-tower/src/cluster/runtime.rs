@@ -3,13 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc, Weak,
-        atomic::{
-            AtomicBool,
-            Ordering::{Relaxed, SeqCst},
-        },
-    },
+    sync::{Arc, Weak},
 };
 
 use arc_swap::ArcSwap;
@@ -39,8 +33,6 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     state: Sharded<ArcSwap<ClusterState<M>>>,
     /// Wakes requests that wait for an endpoint.
     changed: Arc<Notify>,
-    /// Whether a request was ever sent: connections are made then, and kept.
-    active: AtomicBool,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
     source: watch::Sender<watch::Receiver<Arc<ClusterSnapshot>>>,
 }
@@ -93,7 +85,8 @@ impl<M: MakeEndpoint> EndpointSlot<M> {
 }
 
 impl<M: MakeEndpoint> ClusterRuntime<M> {
-    /// A runtime that follows `handle`. Must be called inside a tokio runtime.
+    /// A runtime that follows `handle` and connects to its endpoints, now and to those to come. Must
+    /// be called inside a tokio runtime.
     pub(super) fn new(handle: &ClusterHandle, make: Arc<M>, metrics: &Metrics) -> Arc<Self> {
         let mut current = handle.current.clone();
         let snapshot = current.borrow_and_update().clone();
@@ -121,10 +114,10 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 totals: Arc::clone(&totals),
                 make,
                 changed,
-                active: AtomicBool::new(false),
                 source,
             }
         });
+        runtime.connect_all(&services);
         tokio::spawn(follow(Arc::downgrade(&runtime), followed));
         runtime
     }
@@ -140,15 +133,6 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             }
             differs
         });
-    }
-
-    /// Makes connections, now and for endpoints to come.
-    pub(crate) fn activate(&self) {
-        // Sequentially consistent with `update`: of the two, the later one sees the other, so that
-        // no endpoint is left unconnected.
-        if !self.active.load(Relaxed) && !self.active.swap(true, SeqCst) {
-            self.connect_all(&self.load().services);
-        }
     }
 
     fn connect_all(&self, services: &[Arc<EndpointSlot<M>>]) {
@@ -174,9 +158,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             }));
         }
         self.totals.calls.set_endpoints(snapshot);
-        if self.active.load(SeqCst) {
-            self.connect_all(&services);
-        }
+        self.connect_all(&services);
         let kept = by_address(&services);
         for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {
             gone.service.disconnect();
@@ -209,19 +191,25 @@ impl<M: MakeEndpoint> ClusterState<M> {
     ///
     /// # Errors
     /// When the cluster is not usable, or has as many requests in flight as it may have.
+    #[inline]
     pub(crate) fn acquire(&self) -> Result<(), Error> {
-        let limits = self.limits()?;
-        if self.totals.circuit.try_acquire(limits) {
-            return Ok(());
+        match self.limits() {
+            Ok(limits) if self.totals.circuit.try_acquire(limits) => Ok(()),
+            Ok(limits) => Err(self.circuit_open(limits)),
+            Err(error) => Err(error),
         }
-        Err(Error::new(
+    }
+
+    #[cold]
+    fn circuit_open(&self, limits: &CircuitBreakers) -> Error {
+        Error::new(
             ErrorKind::CircuitOpen,
             format!(
                 "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
                 self.name(),
                 limits.max_requests
             ),
-        ))
+        )
     }
 
     fn limits(&self) -> Result<&CircuitBreakers, Error> {
