@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use super::{
     ClusterHandle, ClusterSnapshot, Snapshot,
     drops::{DropCounters, Drops},
     endpoints::{Arranged, StatsByAddress, arrange},
+    lazy::{LazySnapshot, Source},
 };
 use crate::{
     ConfigError,
@@ -54,19 +55,18 @@ pub struct Compiler {
     clusters: HashMap<ClusterName, ClusterSlot>,
     generation: u64,
     rng: SplitMix64,
-    factories: LbPolicyFactories,
+    factories: Arc<LbPolicyFactories>,
 }
 
+/// The newest version of a cluster.
 #[derive(Debug)]
 struct ClusterSlot {
-    tree: ClusterTree,
-    tx: watch::Sender<Arc<ClusterSnapshot>>,
-    kept: Kept,
+    tx: watch::Sender<Arc<LazySnapshot>>,
 }
 
 /// What outlives the snapshots of a cluster.
 #[derive(Debug)]
-struct Kept {
+pub(super) struct Kept {
     stats: StatsByAddress,
     drop_counters: DropCounters,
     tiers: Arc<TierState>,
@@ -92,7 +92,7 @@ impl Compiler {
             clusters: HashMap::new(),
             generation: 0,
             rng: SplitMix64::new(seed),
-            factories: LbPolicyFactories::new(),
+            factories: Arc::default(),
         }
     }
 
@@ -129,36 +129,29 @@ impl Compiler {
         }))
     }
 
-    /// Compiles one cluster and swaps it in place. Equal config changes nothing.
+    /// Swaps one cluster in place; it is compiled when somebody looks at it. Equal config changes
+    /// nothing.
     pub fn update_cluster(&mut self, name: &ClusterName, tree: &ClusterTree) {
-        if self
-            .clusters
-            .get(name)
-            .is_some_and(|slot| slot.tree == *tree)
-        {
+        let held = self.clusters.get(name).map(|slot| slot.tx.borrow().clone());
+        if held.as_ref().is_some_and(|held| held.source.tree == *tree) {
             return;
         }
         self.generation += 1;
-        let (generation, start) = (self.generation, self.rng.next_u64());
-        let factories = &self.factories;
-        match self.clusters.get_mut(name) {
-            Some(slot) => {
-                slot.tree = tree.clone();
-                let snapshot = slot
-                    .kept
-                    .compile(&slot.tree, name, generation, start, factories);
-                slot.tx.send_replace(Arc::new(snapshot));
-            }
+        let start = self.rng.next_u64();
+        let kept = held.map(|held| Arc::clone(&held.source.kept));
+        let version = Arc::new(LazySnapshot::new(Source {
+            name: name.clone(),
+            tree: tree.clone(),
+            generation: self.generation,
+            start,
+            kept: kept.unwrap_or_else(|| Arc::new(Mutex::new(Kept::new(start)))),
+            factories: Arc::clone(&self.factories),
+        }));
+        match self.clusters.get(name) {
+            Some(slot) => _ = slot.tx.send_replace(version),
             None => {
-                let mut kept = Kept::new(start);
-                let snapshot = kept.compile(tree, name, generation, start, factories);
-                let (tx, _) = watch::channel(Arc::new(snapshot));
-                let slot = ClusterSlot {
-                    tree: tree.clone(),
-                    tx,
-                    kept,
-                };
-                self.clusters.insert(name.clone(), slot);
+                let (tx, _) = watch::channel(version);
+                self.clusters.insert(name.clone(), ClusterSlot { tx });
             }
         }
     }
@@ -171,7 +164,7 @@ impl Compiler {
         name: impl Into<String>,
         factory: Arc<dyn LbPolicyFactory>,
     ) -> Self {
-        self.factories.insert(name.into(), factory);
+        Arc::make_mut(&mut self.factories).insert(name.into(), factory);
         self
     }
 
@@ -184,7 +177,7 @@ impl Compiler {
 
 impl Kept {
     /// Compiles `tree`, keeping what outlives snapshots.
-    fn compile(
+    pub(super) fn compile(
         &mut self,
         tree: &ClusterTree,
         name: &ClusterName,

@@ -7,6 +7,7 @@
 mod compile;
 mod drops;
 mod endpoints;
+mod lazy;
 mod maintain;
 mod store;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tests;
 pub use crate::balance::ClusterEndpoint;
 pub use compile::{ClusterTree, Compiler, ConfigTree};
 pub use drops::{DropCounter, Drops};
+pub use lazy::LazySnapshot;
 pub use maintain::Maintainer;
 pub use store::{ListenerState, SnapshotReader, SnapshotWriter, pair};
 
@@ -57,7 +59,7 @@ pub struct ClusterHandle {
     /// The cluster.
     pub name: ClusterName,
     /// Its current value; swapped whenever policy or endpoints change.
-    pub current: watch::Receiver<Arc<ClusterSnapshot>>,
+    pub current: watch::Receiver<Arc<LazySnapshot>>,
 }
 
 /// The compiled configuration of one cluster.
