@@ -1,7 +1,7 @@
 //! The only task: streams, timers and commands in; requests and snapshots out.
 //!
 //! Stages 1 to 7 in one place, each a synchronous call: the next response is read when every watcher
-//! has seen the last one. It owns everything above the line and is never waited for by requests. It
+//! has seen the last one, and dropped its token where it has one. It owns everything above the line and is never waited for by requests. It
 //! ends, and the streams with it, when the last handle and the last watch are gone: it holds no
 //! sender of its own commands.
 
@@ -296,7 +296,7 @@ impl Driver {
                 self.closed(server, &error);
             }
             Event::Hangs => self.closed(server, "no response within 60 s of opening the stream"),
-            Event::Writable => {}
+            Event::Writable | Event::Gate => {}
             Event::Expired => {
                 let mut expired = connection.machine.expire(Instant::now().into_std());
                 let authorities = &self.authorities;
