@@ -6,6 +6,7 @@
 //! why a resource is wanted; [`crate::graph`] does.
 
 mod entry;
+mod revive;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use crate::{
 };
 pub(crate) use entry::{About, Cause, Failure, Good, Known, Resolved};
 use entry::{Effect, Entry};
+pub(crate) use revive::revive;
 
 /// What a server's features say about errors (gRFC A53, A88).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
