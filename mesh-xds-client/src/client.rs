@@ -54,6 +54,7 @@ struct Shared {
     status: watch::Receiver<StreamStatus>,
     freshness: watch::Receiver<Freshness>,
     bootstrap: Bootstrap,
+    identity_file: Option<PathBuf>,
     next_id: AtomicU64,
 }
 
@@ -83,6 +84,7 @@ impl fmt::Debug for Subscription {
 pub struct XdsClientBuilder {
     bootstrap: Bootstrap,
     options: DriverOptions,
+    identity_file: Option<PathBuf>,
 }
 
 impl XdsClientBuilder {
@@ -125,6 +127,13 @@ impl XdsClientBuilder {
         self
     }
 
+    /// Keeps the certificate of [`XdsClient::start_certificate`] with its key in this file: see
+    /// [`CertificateConfig::file`](crate::certificate::CertificateConfig::file). Default none.
+    pub fn identity_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.identity_file = Some(path.into());
+        self
+    }
+
     /// Starts the client on a task of the current runtime.
     ///
     /// # Errors
@@ -144,7 +153,11 @@ impl XdsClientBuilder {
     /// # Errors
     /// When the bootstrap names no server.
     pub fn build_with_driver(self) -> Result<(XdsClient, Driver), Error> {
-        let Self { bootstrap, options } = self;
+        let Self {
+            bootstrap,
+            options,
+            identity_file,
+        } = self;
         if bootstrap.servers.is_empty() {
             return Err(Error::bootstrap("xds_servers: at least one is needed"));
         }
@@ -158,6 +171,7 @@ impl XdsClientBuilder {
             status: status_rx,
             freshness: freshness_rx,
             bootstrap,
+            identity_file,
             next_id: AtomicU64::new(0),
         });
         Ok((XdsClient { shared }, driver))
@@ -191,6 +205,7 @@ impl XdsClient {
                 state_file: None,
                 lookup: Lookup::system(),
             },
+            identity_file: None,
         }
     }
 
@@ -290,7 +305,9 @@ impl XdsClient {
         &self,
         provider: &CertificateProvider,
     ) -> Result<CertificateWatch, Error> {
-        let config = self.shared.bootstrap.config_of(provider)?;
+        let mut config = self.shared.bootstrap.config_of(provider)?;
+        config.file.clone_from(&self.shared.identity_file);
+        config.owner.clone_from(&self.shared.bootstrap.node.id);
         Ok(CertificateClient::start(config))
     }
 

@@ -1,6 +1,9 @@
 //! What is read back, and what is not.
 
-use std::time::Duration;
+use std::{
+    fs::{self, File},
+    time::Duration,
+};
 
 use super::*;
 use crate::resource::DecodeContext;
