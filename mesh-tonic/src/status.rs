@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mesh_tower::{Error, ErrorKind};
+use mesh_tower::{Error, ErrorKind, ShowError};
 use tonic::{Code, Status};
 
 /// The status of a call that failed with `error`; the error is its source.
@@ -13,6 +13,18 @@ pub fn to_status(error: Error) -> Status {
     let mut status = Status::new(code(error.kind()), error.to_string());
     status.set_source(Arc::new(error));
     status
+}
+
+/// Errors are shown as statuses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AsStatus;
+
+impl ShowError for AsStatus {
+    type Error = Status;
+
+    fn show(error: Error) -> Status {
+        to_status(error)
+    }
 }
 
 fn code(kind: ErrorKind) -> Code {

@@ -21,13 +21,13 @@ use mesh_core::{
 };
 use mesh_tonic::Channel;
 use mesh_tower::{
-    Body, DispatchError, EndpointContext, EndpointService, MakeEndpoint, MeshService,
+    DispatchError, EndpointContext, EndpointService, Exchange, MakeEndpoint, MeshService, Outgoing,
 };
 use tower::Service;
 
-/// Allocations of one call at most, without and with a retry policy on its route: the future; with a
-/// policy, the head that is kept for another attempt.
-const ALLOCATIONS_MAX: [u64; 2] = [1, 2];
+/// Allocations of one call at most, without and with a retry policy on its route: with a policy, what
+/// is kept for another attempt, and the headers in it.
+const ALLOCATIONS_MAX: [u64; 2] = [0, 2];
 
 /// Makes endpoints at once, but for the port that stops it.
 #[derive(Default)]
@@ -59,17 +59,28 @@ struct InstantEndpoint(EndpointContext);
 
 impl EndpointService for InstantEndpoint {
     type ResponseBody = Trailers;
+    type Exchange = Answered;
 
     fn connect(&self) {
         self.0.set_connectivity(Connectivity::Ready);
     }
 
-    async fn dispatch(
-        &self,
-        request: &mut Request<Body>,
-    ) -> Result<Response<Trailers>, DispatchError> {
-        drop(std::mem::take(request));
-        Ok(Response::new(Trailers(false)))
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Answered {
+        drop(outgoing.take());
+        Answered
+    }
+}
+
+struct Answered;
+
+impl Exchange for Answered {
+    type ResponseBody = Trailers;
+
+    fn poll_response(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<Response<Trailers>, DispatchError>> {
+        Poll::Ready(Ok(Response::new(Trailers(false))))
     }
 }
 

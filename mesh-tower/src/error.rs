@@ -5,9 +5,10 @@
 
 use std::{error, fmt, net::SocketAddr};
 
+use http::Request;
 use mesh_core::outcome::Outcome;
 
-use crate::telemetry::Code;
+use crate::{Body, telemetry::Code};
 
 /// A boxed error of a body or a connection.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
@@ -177,12 +178,33 @@ impl error::Error for Error {
     }
 }
 
+/// How the errors of calls are shown to a kind of callers: generated gRPC clients want a status.
+pub trait ShowError: Send + Unpin + 'static {
+    /// What the callers see.
+    type Error: Send + 'static;
+
+    /// Makes it.
+    fn show(error: Error) -> Self::Error;
+}
+
+/// Errors are shown as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AsError;
+
+impl ShowError for AsError {
+    type Error = Error;
+
+    fn show(error: Error) -> Error {
+        error
+    }
+}
+
 /// Why an endpoint gave no response.
 #[derive(Debug)]
 pub struct DispatchError {
     kind: DispatchErrorKind,
     source: BoxError,
-    is_unsent: bool,
+    unsent: Option<Box<Request<Body>>>,
 }
 
 /// What an endpoint knows of its failure.
@@ -202,19 +224,24 @@ impl DispatchError {
         Self {
             kind,
             source: source.into(),
-            is_unsent: false,
+            unsent: None,
         }
     }
 
-    /// Nobody has looked at the request, and it is again as it was: it can be sent elsewhere.
+    /// Nobody has looked at the request, and here it is as it was, with the authority in its URI or
+    /// in `host`: it can be sent elsewhere.
     #[must_use]
-    pub fn unsent(mut self) -> Self {
-        self.is_unsent = true;
+    pub fn unsent(mut self, request: Request<Body>) -> Self {
+        self.unsent = Some(Box::new(request));
         self
     }
 
     pub(crate) fn is_unsent(&self) -> bool {
-        self.is_unsent
+        self.unsent.is_some()
+    }
+
+    pub(crate) fn take_unsent(&mut self) -> Option<Request<Body>> {
+        self.unsent.take().map(|request| *request)
     }
 
     pub(crate) fn outcome(&self) -> Outcome {

@@ -62,6 +62,7 @@ impl Permits {
         }
     }
 
+    #[inline]
     fn acquire(&self) -> bool {
         let local = self.shards.local();
         if take(local) {
@@ -130,6 +131,7 @@ fn take(shard: &AtomicI32) -> bool {
 impl Circuit {
     /// Takes a permit for a request; give it back with [`release`](Self::release). `false` when
     /// `max_requests` are in flight, which is counted as a drop.
+    #[inline]
     pub fn try_acquire(&self, limits: &CircuitBreakers) -> bool {
         let permits = self
             .permits

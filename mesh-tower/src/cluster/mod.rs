@@ -8,6 +8,6 @@ mod endpoint;
 mod registry;
 mod runtime;
 
-pub use endpoint::{EndpointContext, EndpointService, MakeEndpoint};
+pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub(crate) use registry::ClusterRegistry;
 pub(crate) use runtime::{ClusterRuntime, ClusterState, pick_later};

@@ -143,6 +143,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
     }
 
     /// Makes connections, now and for endpoints to come.
+    #[inline]
     pub(crate) fn activate(&self) {
         // Sequentially consistent with `update`: of the two, the later one sees the other, so that
         // no endpoint is left unconnected.
@@ -209,19 +210,25 @@ impl<M: MakeEndpoint> ClusterState<M> {
     ///
     /// # Errors
     /// When the cluster is not usable, or has as many requests in flight as it may have.
+    #[inline]
     pub(crate) fn acquire(&self) -> Result<(), Error> {
-        let limits = self.limits()?;
-        if self.totals.circuit.try_acquire(limits) {
-            return Ok(());
+        match self.limits() {
+            Ok(limits) if self.totals.circuit.try_acquire(limits) => Ok(()),
+            Ok(limits) => Err(self.circuit_open(limits)),
+            Err(error) => Err(error),
         }
-        Err(Error::new(
+    }
+
+    #[cold]
+    fn circuit_open(&self, limits: &CircuitBreakers) -> Error {
+        Error::new(
             ErrorKind::CircuitOpen,
             format!(
                 "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
                 self.name(),
                 limits.max_requests
             ),
-        ))
+        )
     }
 
     fn limits(&self) -> Result<&CircuitBreakers, Error> {

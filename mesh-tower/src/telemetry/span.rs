@@ -16,7 +16,7 @@ use std::{
     task::{Context as TaskContext, Poll},
 };
 
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, request::Parts};
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
@@ -61,13 +61,13 @@ pub struct CallHead<'r> {
 }
 
 impl<'r> CallHead<'r> {
-    /// The head of `request`, whose authority is `dialled` when it names none.
-    pub fn of<B>(dialled: &'r str, request: &'r Request<B>, protocol: Protocol) -> Self {
-        let uri = request.uri();
+    /// The `head` of a request, whose authority is `dialled` when it names none.
+    pub fn of(dialled: &'r str, head: &'r Parts, protocol: Protocol) -> Self {
+        let uri = &head.uri;
         let named = uri.authority().map(http::uri::Authority::as_str);
         Self {
             protocol,
-            method: request.method(),
+            method: &head.method,
             path: uri.path(),
             authority: named.unwrap_or(dialled),
         }
@@ -86,11 +86,12 @@ impl Telemetry {
     }
 
     /// Begins the span of a call, as a child of the current one.
-    pub fn start_call_span(&self, head: CallHead<'_>) -> CallSpan {
+    #[inline]
+    pub fn start_call_span<'r>(&self, head: impl FnOnce() -> CallHead<'r>) -> CallSpan {
         match &self.tracing {
             None => CallSpan { inner: None },
             Some(tracing) => CallSpan {
-                inner: Some(Box::new(tracing.call(&head))),
+                inner: Some(Box::new(tracing.call(&head()))),
             },
         }
     }
@@ -154,6 +155,7 @@ impl Tracing {
             context,
             name,
             attributes,
+            attempt: None,
         }
     }
 
@@ -225,6 +227,8 @@ struct Call {
     context: Context,
     name: Cow<'static, str>,
     attributes: Vec<KeyValue>,
+    /// The span of the current attempt.
+    attempt: Option<Context>,
 }
 
 impl CallSpan {
@@ -234,6 +238,7 @@ impl CallSpan {
     }
 
     /// Notes the cluster that the route chose.
+    #[inline]
     pub fn set_cluster(&self, cluster: &str) {
         if let Some(call) = &self.inner {
             let attribute = KeyValue::new("mesh.cluster", cluster.to_owned());
@@ -243,22 +248,31 @@ impl CallSpan {
 
     /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
     /// headers that go out.
+    #[inline]
     pub fn start_attempt(
-        &self,
+        &mut self,
         number: u32,
         cluster: &str,
         endpoint: SocketAddr,
         headers: &mut HeaderMap,
-    ) -> AttemptSpan {
-        match &self.inner {
-            None => AttemptSpan { context: None },
-            Some(call) => AttemptSpan {
-                context: Some(call.attempt(number, cluster, endpoint, headers)),
-            },
+    ) {
+        if let Some(call) = &mut self.inner {
+            call.attempt = Some(call.start_attempt(number, cluster, endpoint, headers));
+        }
+    }
+
+    /// Ends the span of the current attempt. One that is not ended so ends without a status.
+    #[inline]
+    pub fn end_attempt(&mut self, code: Code) {
+        if let Some(call) = &mut self.inner
+            && let Some(attempt) = call.attempt.take()
+        {
+            end_span(&attempt, code, code.is_client_error());
         }
     }
 
     /// Ends the span.
+    #[inline]
     pub fn end(&mut self, code: Code) {
         if let Some(call) = self.inner.take() {
             end_span(&call.context, code, code.is_client_error());
@@ -267,7 +281,7 @@ impl CallSpan {
 }
 
 impl Call {
-    fn attempt(
+    fn start_attempt(
         &self,
         number: u32,
         cluster: &str,
@@ -299,21 +313,6 @@ impl Call {
     }
 }
 
-/// The span of an attempt. Dropped without [`AttemptSpan::end`] it ends without a status.
-#[must_use]
-pub struct AttemptSpan {
-    context: Option<Context>,
-}
-
-impl AttemptSpan {
-    /// Ends the span.
-    pub fn end(self, code: Code) {
-        if let Some(context) = &self.context {
-            end_span(context, code, code.is_client_error());
-        }
-    }
-}
-
 macro_rules! opaque_debug {
     ($($name:ident)*) => {$(
         impl fmt::Debug for $name {
@@ -323,7 +322,7 @@ macro_rules! opaque_debug {
         }
     )*};
 }
-opaque_debug!(ServerSpan CallSpan AttemptSpan);
+opaque_debug!(ServerSpan CallSpan);
 
 pin_project! {
     /// A future that runs with a span as the current one.
