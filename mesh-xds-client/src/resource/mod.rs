@@ -42,7 +42,7 @@ use mesh_core::{ConfigError, config};
 use prost::Message;
 
 use crate::bootstrap::CertificateProvider;
-pub(crate) use discovery::{ClusterSource, ClusterSpec, DnsHost};
+pub use discovery::{ClusterSource, ClusterSpec, DnsHost};
 pub(crate) use name::{authority, canonical};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
@@ -67,7 +67,7 @@ impl Kind {
     ];
 
     /// The type URL on the wire.
-    pub(crate) fn type_url(self) -> &'static str {
+    pub(crate) const fn type_url(self) -> &'static str {
         match self {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",

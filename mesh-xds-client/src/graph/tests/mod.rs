@@ -1,6 +1,7 @@
 //! What is published when, from which resources.
 
 mod faults;
+mod follow;
 mod keep;
 mod sources;
 
@@ -10,10 +11,7 @@ use mesh_core::{
 };
 
 use super::*;
-use crate::{
-    cache::ErrorPolicy,
-    resource::{ClusterSource, ClusterSpec, Config},
-};
+use crate::resource::{ClusterSource, ClusterSpec, Config};
 
 struct Rig {
     graph: Graph,
@@ -29,7 +27,7 @@ impl Rig {
             graph: Graph::new("me".into(), "cp:1".into(), 1),
             source: Source {
                 server: "cp:1".into(),
-                policy: ErrorPolicy::default(),
+                ..Source::default()
             },
             wanted: BTreeSet::new(),
             next_id: 0,
