@@ -214,6 +214,7 @@ async fn envoy(
     let folder = tempfile::tempdir()?;
     let template = fs::read_to_string(crate::harness::root().join("interop/envoy.yaml"))?;
     let marks = [
+        ("@NODE@", "envoy".to_owned()),
         ("@ACCOUNT@", "big".to_owned()),
         ("@OUTBOUND_PORT@", outbound.to_string()),
         ("@ADMIN_PORT@", admin.to_string()),
