@@ -82,3 +82,5 @@ pub const CLASS_LIMIT: &str = "MESH0109";
 pub const TOO_LARGE: &str = "MESH0110";
 /// The source cannot be read, or is empty: what was read last is served.
 pub const STALE: &str = "MESH0111";
+/// A client does not know what would make a resource safe with it: it does not get it.
+pub const LACKS: &str = "MESH0112";

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::{
 };
 use mesh_core::config::{CircuitBreakers, Cluster, Discovery, HttpVersion, LbPolicy};
 
-use super::{ClientClass, ads, any, duration, tls, uint32};
+use super::{ClientClass, Feature, ads, any, duration, tls, uint32};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -54,7 +54,7 @@ fn lb_policy(
     // round robin is what every gRPC has.
     let has = |policy| match policy {
         LbPolicy::RoundRobin => true,
-        LbPolicy::LeastRequest { .. } => !class.is_grpc() || class == ClientClass::GrpcJava,
+        LbPolicy::LeastRequest { .. } => class.has(Feature::LeastRequest, None),
         LbPolicy::Random => !class.is_grpc(),
     };
     match policy {

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::{
 use super::{
     Found, Heard, Kept, Variant, View,
     sent::{Sent, Verdict, refusal},
-    subscription::{Subscription, Subscriptions, Withheld},
+    subscription::{Reason, Subscription, Subscriptions, Withheld},
     wire::{Gone, Response},
 };
 use crate::cache::{Resource, ResourceType, combined_version};
@@ -86,8 +86,13 @@ impl Subscription {
                 }
                 Found::Missing => {}
                 Found::TooLarge(bytes) => {
-                    let name = Some((*name).to_owned());
-                    changes.withheld = Some(Withheld { name, bytes });
+                    changes.withheld = Some(Withheld::one(name, Reason::Size(bytes)));
+                }
+                Found::Unsafe(feature) => {
+                    changes.withheld = Some(Withheld::one(name, Reason::Lacks(feature)));
+                    if is_due || held.is_some() {
+                        changes.removed.insert((*name).to_owned());
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::{
     delta::Delta,
     fit::{GRPC_MESSAGE_MAX, message_max},
     sotw::Sotw,
-    subscription::Withheld,
+    subscription::{Reason, Withheld},
     tests::{Ask, CLUSTER, GREETER, OTHER, OTHER_CLUSTER, client, delta, sotw, view, world},
     *,
 };
@@ -52,7 +52,8 @@ fn a_full_set_that_is_too_large_is_withheld_whole_and_sent_when_it_fits() {
     stream.hear(sotw(kind, &names, "1")).unwrap();
     assert!(stream.ask(kind, &small, false).is_none(), "a byte too many");
     let withheld: Vec<_> = stream.subscriptions().withheld().collect();
-    assert_eq!(withheld, [(kind, &Withheld { name: None, bytes })]);
+    let reason = Reason::Size(bytes);
+    assert_eq!(withheld, [(kind, &Withheld { name: None, reason })]);
     let (_, has) = stream.subscriptions().sent().next().unwrap();
     assert_eq!(has.entries().len(), 20, "it keeps what it has");
     let enough = View {
@@ -133,13 +134,100 @@ fn every_class_has_its_limit_and_a_way_out() {
     ] {
         let withheld = Withheld {
             name: None,
-            bytes: 5 << 20,
+            reason: Reason::Size(5 << 20),
         };
-        let found = withheld.diagnose(ResourceType::Cluster, "web~1", class);
+        let client = Client {
+            node_id: "web~1".into(),
+            ..client(class)
+        };
+        let found = withheld.diagnose(ResourceType::Cluster, &client);
         assert_eq!(found.code, TOO_LARGE);
         let text = found.to_string();
         for part in ["web~1", "5242880", "it keeps what it has", help] {
             assert!(text.contains(part), "{text}");
         }
+    }
+}
+
+const STRICT: &str = "---
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+";
+const POLICY: &str = "---
+kind: AuthorizationPolicy
+metadata: {name: nobody}
+spec: {}
+";
+
+/// Whether an old and a new release get a resource in this world.
+fn given(yaml: &str, class: ClientClass, kind: ResourceType, name: &str) -> [bool; 2] {
+    let world = world(&format!("{GREETER}{yaml}"));
+    [Some((1, 30)), None].map(|release| {
+        let client = Client {
+            release,
+            ..client(class)
+        };
+        let mut stream = Sotw::default();
+        stream.hear(sotw(kind, &[name], "")).unwrap();
+        let answer = stream.ask(kind, &view(&world, &client), false).unwrap();
+        let is_withheld = stream.subscriptions().withheld().next().is_some();
+        assert_eq!(is_withheld, answer.resources.is_empty());
+        !answer.resources.is_empty()
+    })
+}
+
+#[test]
+fn a_release_that_does_not_know_mtls_or_authorisation_gets_nothing_less_secure_instead() {
+    let (cluster, inbound) = (ResourceType::Cluster, ResourceType::Listener);
+    let server = "mesh/inbound/127.0.0.1:5000";
+    for class in [
+        ClientClass::GrpcCpp,
+        ClientClass::GrpcJava,
+        ClientClass::GrpcGo,
+    ] {
+        assert_eq!(given("", class, cluster, CLUSTER), [true; 2]);
+        assert_eq!(given(STRICT, class, cluster, CLUSTER), [false, true]);
+        assert_eq!(given("", class, inbound, server), [true; 2]);
+        assert_eq!(given(STRICT, class, inbound, server), [false, true]);
+        assert_eq!(given(POLICY, class, inbound, server), [false, true]);
+    }
+    let node = ClientClass::GrpcNode;
+    assert_eq!(given(STRICT, node, cluster, CLUSTER), [false; 2]);
+    for class in [ClientClass::Rust, ClientClass::Envoy] {
+        assert_eq!(given(STRICT, class, cluster, CLUSTER), [true; 2]);
+    }
+}
+
+#[test]
+fn a_cluster_that_turns_to_mtls_is_taken_from_a_client_that_does_not_know_it() {
+    let old = Client {
+        release: Some((1, 40)),
+        ..client(ClientClass::GrpcGo)
+    };
+    let (before, after) = (world(GREETER), world(&format!("{GREETER}{STRICT}")));
+    let kind = ResourceType::Cluster;
+    let mut stream = Sotw::default();
+    stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
+    assert_eq!(
+        stream
+            .ask(kind, &view(&before, &old), false)
+            .unwrap()
+            .resources
+            .len(),
+        1
+    );
+    // Even while what is gone is kept for a while: it is not gone, it became unsafe.
+    assert!(
+        stream
+            .ask(kind, &view(&after, &old), true)
+            .unwrap()
+            .resources
+            .is_empty()
+    );
+    let (_, withheld) = stream.subscriptions().withheld().next().unwrap();
+    let told = withheld.diagnose(kind, &old).to_string();
+    for part in ["grpc-go 1.40 does not know mTLS", "update it to 1.41"] {
+        assert!(told.contains(part), "{told}");
     }
 }

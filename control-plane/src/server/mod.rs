@@ -35,7 +35,10 @@ pub use service::AdsService;
 
 use std::sync::Arc;
 
-use crate::cache::{Client, Resource, ResourceType, World};
+use crate::{
+    cache::{Client, Resource, ResourceType, World},
+    class::Feature,
+};
 use sent::Verdict;
 use subscription::Subscriptions;
 use wire::Response;
@@ -73,12 +76,17 @@ enum Found {
     Missing,
     /// It alone is more than the client takes, which keeps what it has.
     TooLarge(usize),
+    /// The client lacks what would make it safe: there is none for it.
+    Unsafe(Feature),
 }
 
 impl View<'_> {
     /// Looks up a subscribed name. With `may_keep` the client was sent one, and removals are not
     /// due yet.
     fn find(&self, kind: ResourceType, name: &str, may_keep: bool) -> Found {
+        if let Some(feature) = self.world.lacks(self.client, kind, name) {
+            return Found::Unsafe(feature);
+        }
         match self.resource(kind, name) {
             Some(resource) if fit::alone(&resource) > self.message_max => {
                 Found::TooLarge(fit::alone(&resource))

@@ -229,7 +229,7 @@ impl<V: Variant> Report for Mutex<Session<V>> {
         let withheld = |kind| {
             let mut withheld = subscriptions.withheld();
             let (_, held) = withheld.find(|(other, _)| *other == kind)?;
-            Some(held.message(kind, client.class))
+            Some(held.message(kind, client))
         };
         let types = subscriptions.sent().map(|(kind, sent)| {
             let states = || sent.entries().values().map(|held| &held.state);
@@ -282,7 +282,7 @@ impl<V: Variant> Report for Mutex<Session<V>> {
         };
         let withheld = session.variant().subscriptions().withheld();
         withheld
-            .map(|(kind, held)| held.diagnose(kind, &client.node_id, client.class))
+            .map(|(kind, held)| held.diagnose(kind, client))
             .collect()
     }
 
@@ -296,7 +296,7 @@ impl<V: Variant> Report for Mutex<Session<V>> {
             node: client.node_id.clone(),
             class: client.class.as_str(),
             resource: kind.as_str().to_owned(),
-            text: held.message(kind, client.class),
+            text: held.message(kind, client),
         });
         unsent.collect()
     }

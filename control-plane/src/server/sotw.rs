@@ -15,7 +15,7 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 use super::{
     Found, Heard, Kept, Variant, View, fit,
     sent::{Verdict, refusal},
-    subscription::{Subscription, Subscriptions, Withheld},
+    subscription::{Reason, Subscription, Subscriptions, Withheld},
     wire::{Gone, Response},
 };
 use crate::cache::{Resource, ResourceType, combined_version};
@@ -85,9 +85,12 @@ impl Subscription {
             match (view.find(kind, name, held.is_some()), held) {
                 (Found::Resource(resource), _) => wanted.resources.push(resource),
                 (Found::TooLarge(bytes), _) => {
-                    let name = Some(name.to_owned());
-                    wanted.withheld = Some(Withheld { name, bytes });
+                    wanted.withheld = Some(Withheld::one(name, Reason::Size(bytes)));
                     wanted.resources.extend(last.cloned());
+                }
+                (Found::Unsafe(feature), _) => {
+                    wanted.withheld = Some(Withheld::one(name, Reason::Lacks(feature)));
+                    wanted.missing.insert(name.to_owned());
                 }
                 (Found::Kept, Some(held)) => {
                     wanted.kept.add(self.names.contains(name));
@@ -181,7 +184,10 @@ impl Variant for Sotw {
         // All of it must come together: without the rest a part of it would be a deletion.
         let bytes = wanted.message_bytes();
         if kind.is_full_set() && bytes > view.message_max {
-            state.withheld = Some(Withheld { name: None, bytes });
+            state.withheld = Some(Withheld {
+                name: None,
+                reason: Reason::Size(bytes),
+            });
             return None;
         }
         let version = combined_version(wanted.resources.iter());

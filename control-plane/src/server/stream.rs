@@ -15,7 +15,7 @@ use std::{
 };
 
 use envoy_types::pb::{
-    envoy::config::core::v3::Node,
+    envoy::config::core::v3::{Node, node::UserAgentVersionType},
     google::protobuf::{Struct, value::Kind},
 };
 use mesh_core::config::Secret;
@@ -37,7 +37,7 @@ use super::{
     sent::Verdict,
     service::Shared,
     session::Session,
-    subscription::Withheld,
+    subscription::{Reason, Withheld},
     wire::Response,
 };
 use crate::{
@@ -278,17 +278,19 @@ impl<V: Variant> Stream<V> {
 
     /// Tells operators what the client cannot take, when that is new.
     fn tell_withheld(&mut self) {
-        let withheld: BTreeMap<_, _> = {
+        let (withheld, client) = {
             let session = self.session();
             let withheld = session.variant().subscriptions().withheld();
-            withheld.map(|(kind, held)| (kind, held.clone())).collect()
+            let withheld: BTreeMap<_, _> = withheld.map(|(k, held)| (k, held.clone())).collect();
+            (withheld, session.client().cloned())
         };
-        let Some(class) = self.class else { return };
+        let Some(client) = client else { return };
         for (kind, held) in &withheld {
             if self.withheld.get(kind) != Some(held) {
-                self.shared.metrics.response_too_large(kind.as_str());
-                let node = self.session().client().map(|client| client.node_id.clone());
-                tracing::error!(node, "{}", held.message(*kind, class));
+                if let Reason::Size(_) = held.reason {
+                    self.shared.metrics.response_too_large(kind.as_str());
+                }
+                tracing::error!(node = client.node_id, "{}", held.message(*kind, &client));
             }
         }
         self.withheld = withheld;
@@ -371,8 +373,18 @@ fn client(node: Node) -> Client {
             .keys()
             .filter_map(|key| Some((key.clone(), text(labels, key)?)))
     });
+    let class = ClientClass::of(&node.user_agent_name, &node.client_features);
+    let release = match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(text)) => class.release(text),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
+            .version
+            .as_ref()
+            .map(|version| (version.major_number, version.minor_number)),
+        None => None,
+    };
     Client {
-        class: ClientClass::of(&node.user_agent_name, &node.client_features),
+        class,
+        release,
         labels: labels.collect(),
         node_id: node.id,
         namespace,

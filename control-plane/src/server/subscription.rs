@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Kept, sent::Sent};
-use crate::cache::{OWN_CERTIFICATE, ResourceType};
+use crate::{
+    cache::{OWN_CERTIFICATE, ResourceType},
+    class::Feature,
+};
 
 /// One type of one stream.
 #[derive(Default)]
@@ -22,13 +25,30 @@ pub(crate) struct Subscription {
     pub(super) withheld: Option<Withheld>,
 }
 
-/// More than a client takes in one message.
+/// What a client cannot take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Withheld {
-    /// The resource that is too large; absent when all of a type are, which must come together.
+    /// The resource; absent when it is all of a type, which must come together.
     pub(crate) name: Option<String>,
-    /// How large the message would be.
-    pub(crate) bytes: usize,
+    pub(crate) reason: Reason,
+}
+
+/// Why a client cannot take something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The message would have so many bytes. The client keeps what it has.
+    Size(usize),
+    /// It does not know this, and would be less secure without. It gets nothing in its place.
+    Lacks(Feature),
+}
+
+impl Withheld {
+    pub(super) fn one(name: &str, reason: Reason) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            reason,
+        }
+    }
 }
 
 /// All types of one stream, and its nonces.

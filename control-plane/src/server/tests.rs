@@ -52,6 +52,7 @@ pub(crate) fn trust() -> TrustBundle {
 pub(crate) fn client(class: ClientClass) -> Client {
     Client {
         class,
+        release: None,
         node_id: "n".into(),
         namespace: "default".into(),
         labels: BTreeMap::new(),
