@@ -198,6 +198,8 @@ async fn a_call_waits_for_no_writer() {
     };
     config.publish(&world(1..3));
     channel.ready().await.unwrap();
+    // From its first call on a cluster follows the configuration.
+    finish(&mut channel, request());
     // The writer of the next configuration stands still in the middle of its work...
     config.publish(&world(1..4));
     tokio::task::block_in_place(|| is_reached.recv().unwrap());

@@ -26,7 +26,7 @@ use mesh_core::config::{
 };
 use prost::Name;
 
-use super::{ClientClass, any, duration, uint32};
+use super::{ClientClass, Feature, any, duration, uint32};
 
 /// How a class of clients is told to balance.
 #[derive(Debug, Default)]
@@ -99,7 +99,7 @@ pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
 
 /// Of the gRPCs, only Java has it (A48).
 fn has_least_request(class: ClientClass) -> bool {
-    !class.is_grpc() || class == ClientClass::GrpcJava
+    class.has(Feature::LeastRequest, None)
 }
 
 fn least_request(config: &LeastRequest, slow_start: Option<&SlowStart>) -> cluster::LbConfig {

@@ -26,7 +26,7 @@ use envoy_types::pb::{
 };
 use prost::{Message, Name};
 
-pub use crate::class::ClientClass;
+pub use crate::class::{ClientClass, Feature};
 pub use cluster::cluster;
 pub use endpoint::{empty_endpoints, endpoints};
 pub use listener::{envoy_outbound_listener, listener};

@@ -108,6 +108,13 @@ impl ClusterSnapshot {
         resolve_override(&self.endpoints, by_address.get(&host).copied(), allowed)
     }
 
+    /// Whether time does something to it, so that it wants a [`Maintainer`].
+    pub fn wants_maintenance(&self) -> bool {
+        let config = self.config.as_ref().ok();
+        matches!(self.picker, Picker::Other(_))
+            || config.is_some_and(|config| config.outlier_detection.is_some())
+    }
+
     /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.
     /// `observation` is wanted where [`Picker::observes`] says so. Returns whether the cluster's
     /// [`Maintainer`] should look at it now.

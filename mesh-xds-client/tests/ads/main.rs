@@ -125,7 +125,7 @@ async fn wait_for_port(reader: &mut SnapshotReader, port: u16) {
         unreachable!("it is ready")
     };
     let mut current = snapshot.clusters[0].current.clone();
-    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::ClusterSnapshot>| {
+    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::LazySnapshot>| {
         cluster
             .endpoints
             .iter()

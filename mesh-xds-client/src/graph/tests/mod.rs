@@ -242,7 +242,7 @@ fn published(reader: &SnapshotReader) -> Vec<Arc<ClusterSnapshot>> {
         ListenerState::Ready(snapshot) => snapshot
             .clusters
             .iter()
-            .map(|handle| handle.current.borrow().clone())
+            .map(|handle| Arc::clone(handle.current.borrow().get()))
             .collect(),
         other => panic!("{other:?}"),
     }
