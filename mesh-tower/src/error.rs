@@ -42,6 +42,8 @@ pub enum ErrorKind {
     NoEndpoint,
     /// The cluster has as many requests in flight as its limit allows.
     CircuitOpen,
+    /// The control plane wants this share of requests refused.
+    Dropped,
     /// The deadline passed.
     DeadlineExceeded,
     /// No connection could be made.
@@ -73,7 +75,7 @@ impl From<ErrorKind> for Code {
             | ErrorKind::NoRoute
             | ErrorKind::Unsupported
             | ErrorKind::NoEndpoint => Self::Unroutable,
-            ErrorKind::CircuitOpen => Self::Overload,
+            ErrorKind::CircuitOpen | ErrorKind::Dropped => Self::Overload,
             ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Self::Timeout,
             ErrorKind::Connect => Self::ConnectFailure,
             ErrorKind::Refused => Self::Refused,
@@ -118,9 +120,10 @@ impl Error {
             ErrorKind::NoConfig | ErrorKind::NoRoute | ErrorKind::Unsupported => {
                 Origin::ControlPlane
             }
-            ErrorKind::InvalidRequest | ErrorKind::CircuitOpen | ErrorKind::DeadlineExceeded => {
-                Origin::Local
-            }
+            ErrorKind::InvalidRequest
+            | ErrorKind::CircuitOpen
+            | ErrorKind::Dropped
+            | ErrorKind::DeadlineExceeded => Origin::Local,
             ErrorKind::NoEndpoint
             | ErrorKind::Connect
             | ErrorKind::Refused

@@ -3,10 +3,10 @@
 //! Stage 13. The permits, the endpoint's load, counters and spans have one owner: whoever drops it
 //! ends the call. Dropped without having been ended it means that the caller went away.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
-use mesh_core::outcome::Outcome;
+use mesh_core::outcome::{Outcome, Verdict};
 use tokio::time::Instant;
 
 use crate::{
@@ -30,10 +30,32 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
-    is_failed: bool,
+    verdict: Verdict,
+    /// Runs where the cluster's policy wants to know how long attempts take.
+    clock: Clock,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
+}
+
+/// How long an attempt takes, to the head of its response.
+#[derive(Clone, Copy)]
+enum Clock {
+    Stopped,
+    Began(Instant),
+    Took(Duration),
+}
+
+impl Clock {
+    fn stop(&mut self) -> Option<Duration> {
+        if let Self::Began(at) = self {
+            *self = Self::Took(at.elapsed());
+        }
+        match self {
+            Self::Took(latency) => Some(*latency),
+            Self::Stopped | Self::Began(_) => None,
+        }
+    }
 }
 
 impl<M: MakeEndpoint> InFlight<M> {
@@ -58,7 +80,8 @@ impl<M: MakeEndpoint> InFlight<M> {
             route: None,
             span,
             endpoint: None,
-            is_failed: false,
+            verdict: Verdict::Success,
+            clock: Clock::Stopped,
             outcome: Outcome::Reset,
             ended: None,
         }
@@ -69,7 +92,10 @@ impl<M: MakeEndpoint> InFlight<M> {
     pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut HeaderMap) -> &M::Endpoint {
         self.attempts += 1;
         self.endpoint = Some(endpoint);
-        self.is_failed = false;
+        self.verdict = Verdict::Success;
+        if self.state.observes() {
+            self.clock = Clock::Began(Instant::now());
+        }
         let slot = self.state.slot(endpoint);
         slot.begin();
         let name = self.state.name().as_str();
@@ -83,15 +109,16 @@ impl<M: MakeEndpoint> InFlight<M> {
         Some(self.state.slot(self.endpoint?).address())
     }
 
-    /// The attempt failed on its endpoint.
-    pub(crate) fn fail_attempt(&mut self) {
-        self.is_failed = true;
+    /// The attempt came to this on its endpoint.
+    pub(crate) fn judge_attempt(&mut self, outcome: Outcome) {
+        self.verdict = outcome.verdict();
     }
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(endpoint) = self.endpoint.take() {
-            self.state.slot(endpoint).end(!self.is_failed);
+            let latency = self.clock.stop();
+            self.state.end_attempt(endpoint, self.verdict, latency);
             self.span.end_attempt(code);
         }
     }
@@ -117,6 +144,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         B: http_body::Body,
     {
         self.outcome = outcome;
+        self.clock.stop();
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
@@ -160,7 +188,9 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// The call ends with an error, which is told where that was.
     pub(crate) fn fail(mut self, error: Error) -> Error {
         self.ended = Some(error.kind().into());
-        self.fail_attempt();
+        if self.verdict == Verdict::Success {
+            self.verdict = Verdict::LocalFailure;
+        }
         error.with_attempt(self.attempts, self.endpoint())
     }
 
@@ -170,9 +200,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         self.ended = Some(self.outcome.into());
-        if !self.outcome.is_success() {
-            self.fail_attempt();
-        }
+        self.judge_attempt(self.outcome);
     }
 }
 

@@ -106,6 +106,13 @@ impl ClusterSnapshot {
         resolve_override(&self.endpoints, by_address.get(&host).copied(), allowed)
     }
 
+    /// Whether time does anything to it: only then is a [`Maintainer`] of use.
+    pub fn wants_maintenance(&self) -> bool {
+        let config = self.config.as_ref().ok();
+        let is_watched = config.is_some_and(|config| config.outlier_detection.is_some());
+        is_watched || matches!(self.picker, Picker::Other(_))
+    }
+
     /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.
     /// `observation` is wanted where [`Picker::observes`] says so. Returns whether the cluster's
     /// [`Maintainer`] should look at it now.

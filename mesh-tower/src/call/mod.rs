@@ -67,9 +67,7 @@ enum AttemptResult<M: MakeEndpoint> {
 impl<M: MakeEndpoint> AttemptResult<M> {
     /// The call ends with this result.
     fn end(self, mut in_flight: InFlight<M>, outcome: Outcome) -> CallResult<M> {
-        if !outcome.is_success() {
-            in_flight.fail_attempt();
-        }
+        in_flight.judge_attempt(outcome);
         let error = match self {
             Self::Response(response) => return Ok(in_flight.respond(response, outcome)),
             Self::Failed(error) => error.into_error(in_flight.state.name().as_str()),
@@ -207,7 +205,7 @@ fn permit<'l, M: MakeEndpoint>(
     });
     let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
         let state = chosen.2.load();
-        state.acquire()?;
+        state.acquire(rng)?;
         Ok((chosen, state))
     });
     let ((route, forward, _), state) = match permitted {
