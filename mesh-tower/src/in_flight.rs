@@ -3,7 +3,7 @@
 //! Stage 13. The permits, the endpoint's load, counters and spans have one owner: whoever drops it
 //! ends the call. Dropped without having been ended it means that the caller went away.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
 use mesh_core::outcome::{Outcome, Verdict};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
-    cluster::{ClusterState, EndpointService, MakeEndpoint, Watched},
+    cluster::{ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     telemetry::{CallSpan, Code, Protocol},
 };
@@ -30,13 +30,32 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
-    /// What the current attempt says of its endpoint.
     verdict: Verdict,
-    /// For policies that want to know how attempts end.
-    watched: Option<Box<Watched>>,
+    /// Runs where the cluster's policy wants to know how long attempts take.
+    clock: Clock,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
+}
+
+/// How long an attempt takes, to the head of its response.
+#[derive(Clone, Copy)]
+enum Clock {
+    Stopped,
+    Began(Instant),
+    Took(Duration),
+}
+
+impl Clock {
+    fn stop(&mut self) -> Option<Duration> {
+        if let Self::Began(at) = self {
+            *self = Self::Took(at.elapsed());
+        }
+        match self {
+            Self::Took(latency) => Some(*latency),
+            Self::Stopped | Self::Began(_) => None,
+        }
+    }
 }
 
 impl<M: MakeEndpoint> InFlight<M> {
@@ -62,7 +81,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             span,
             endpoint: None,
             verdict: Verdict::Success,
-            watched: None,
+            clock: Clock::Stopped,
             outcome: Outcome::Reset,
             ended: None,
         }
@@ -75,7 +94,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         self.endpoint = Some(endpoint);
         self.verdict = Verdict::Success;
         if self.state.observes() {
-            self.watch();
+            self.clock = Clock::Began(Instant::now());
         }
         let slot = self.state.slot(endpoint);
         slot.begin();
@@ -90,22 +109,16 @@ impl<M: MakeEndpoint> InFlight<M> {
         Some(self.state.slot(self.endpoint?).address())
     }
 
-    /// What the attempt says of its endpoint.
-    pub(crate) fn judge_attempt(&mut self, verdict: Verdict) {
-        self.verdict = verdict;
-    }
-
-    #[cold]
-    fn watch(&mut self) {
-        self.watched = Some(Box::new(Watched::begin()));
+    /// The attempt came to this on its endpoint.
+    pub(crate) fn judge_attempt(&mut self, outcome: Outcome) {
+        self.verdict = outcome.verdict();
     }
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(endpoint) = self.endpoint.take() {
-            let watched = self.watched.take();
-            self.state
-                .end_attempt(endpoint, self.verdict, watched.as_deref());
+            let latency = self.clock.stop();
+            self.state.end_attempt(endpoint, self.verdict, latency);
             self.span.end_attempt(code);
         }
     }
@@ -131,9 +144,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         B: http_body::Body,
     {
         self.outcome = outcome;
-        if let Some(watched) = &mut self.watched {
-            watched.respond();
-        }
+        self.clock.stop();
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
@@ -189,7 +200,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         self.ended = Some(self.outcome.into());
-        self.verdict = self.outcome.verdict();
+        self.judge_attempt(self.outcome);
     }
 }
 

@@ -108,11 +108,11 @@ impl ClusterSnapshot {
         resolve_override(&self.endpoints, by_address.get(&host).copied(), allowed)
     }
 
-    /// Whether time does something to it, so that it wants a [`Maintainer`].
+    /// Whether time does anything to it: only then is a [`Maintainer`] of use.
     pub fn wants_maintenance(&self) -> bool {
         let config = self.config.as_ref().ok();
-        matches!(self.picker, Picker::Other(_))
-            || config.is_some_and(|config| config.outlier_detection.is_some())
+        let is_watched = config.is_some_and(|config| config.outlier_detection.is_some());
+        is_watched || matches!(self.picker, Picker::Other(_))
     }
 
     /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.
