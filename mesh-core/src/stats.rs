@@ -145,6 +145,7 @@ impl EndpointStats {
     }
 
     /// A request that began has ended.
+    #[inline]
     pub fn end_as(&self, verdict: Verdict) {
         self.in_flight.fetch_sub(1, Relaxed);
         if verdict != Verdict::Success {

@@ -25,14 +25,15 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     pub(crate) protocol: Protocol,
     pub(crate) has_retry_permit: bool,
     pub(crate) attempts: u32,
-    /// The route's name, when it is to be reported.
-    pub(crate) route: Option<Arc<str>>,
+    /// The route's name, when it is to be reported. Boxed, as the clock is: each byte here is moved
+    /// with every response.
+    pub(crate) route: Option<Box<Arc<str>>>,
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
     verdict: Verdict,
     /// Runs where the cluster's policy wants to know how long attempts take.
-    clock: Clock,
+    clock: Option<Box<Clock>>,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
@@ -41,20 +42,19 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
 /// How long an attempt takes, to the head of its response.
 #[derive(Clone, Copy)]
 enum Clock {
-    Stopped,
     Began(Instant),
     Took(Duration),
 }
 
 impl Clock {
-    fn stop(&mut self) -> Option<Duration> {
-        if let Self::Began(at) = self {
-            *self = Self::Took(at.elapsed());
-        }
-        match self {
-            Self::Took(latency) => Some(*latency),
-            Self::Stopped | Self::Began(_) => None,
-        }
+    #[cold]
+    fn stop(&mut self) -> Duration {
+        let latency = match self {
+            Self::Took(latency) => *latency,
+            Self::Began(at) => at.elapsed(),
+        };
+        *self = Self::Took(latency);
+        latency
     }
 }
 
@@ -81,7 +81,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             span,
             endpoint: None,
             verdict: Verdict::Success,
-            clock: Clock::Stopped,
+            clock: None,
             outcome: Outcome::Reset,
             ended: None,
         }
@@ -94,7 +94,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         self.endpoint = Some(endpoint);
         self.verdict = Verdict::Success;
         if self.state.observes() {
-            self.clock = Clock::Began(Instant::now());
+            self.clock = Some(Box::new(Clock::Began(Instant::now())));
         }
         let slot = self.state.slot(endpoint);
         slot.begin();
@@ -117,7 +117,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(endpoint) = self.endpoint.take() {
-            let latency = self.clock.stop();
+            let latency = self.clock.take().map(|mut clock| clock.stop());
             self.state.end_attempt(endpoint, self.verdict, latency);
             self.span.end_attempt(code);
         }
@@ -144,7 +144,9 @@ impl<M: MakeEndpoint> InFlight<M> {
         B: http_body::Body,
     {
         self.outcome = outcome;
-        self.clock.stop();
+        if let Some(clock) = &mut self.clock {
+            clock.stop();
+        }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
@@ -178,7 +180,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// What a caller may want to know of how it was served, if it does.
     fn selected(&self) -> Option<SelectedEndpoint> {
         Some(SelectedEndpoint {
-            route: Arc::clone(self.route.as_ref()?),
+            route: Arc::clone(self.route.as_deref()?),
             address: self.endpoint()?,
             cluster: self.state.name().clone(),
             attempts: self.attempts,

@@ -86,6 +86,7 @@ pub struct ClusterSnapshot {
 impl ClusterSnapshot {
     /// Picks an endpoint: that of the request's session, if it can be used, or by the cluster's
     /// policy.
+    #[inline]
     pub fn pick<R: Rng>(&self, context: &mut PickContext<'_, R>) -> PickResult {
         if let Some(host) = context.override_host
             && let Some(result) = self.pick_override(host)
@@ -119,6 +120,7 @@ impl ClusterSnapshot {
     /// `observation` is wanted where [`Picker::observes`] says so. Returns whether the cluster's
     /// [`Maintainer`] should look at it now.
     #[must_use]
+    #[inline]
     pub fn end_attempt(
         &self,
         endpoint: usize,

@@ -158,7 +158,7 @@ fn start_at<M: MakeEndpoint, S>(
             Err(error) => return ResponseFuture::failed(error),
         };
     if options.reports_endpoint {
-        in_flight.route = Some(Arc::clone(&route.name));
+        in_flight.route = Some(Box::new(Arc::clone(&route.name)));
     }
     in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
     // Only a call that may be repeated keeps its head and records its body.
