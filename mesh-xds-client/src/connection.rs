@@ -107,7 +107,7 @@ impl Connection {
         let machine = Machine::new(variant, node::node(&bootstrap.node))
             .with_transient_timer(policy.resource_timer_is_transient);
         let source = Source {
-            server: server.uri.to_string(),
+            server: server.uri.to_string().into(),
             policy,
             gate: Gate::default(),
         };

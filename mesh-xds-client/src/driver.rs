@@ -134,7 +134,8 @@ impl Driver {
             commands,
             reports,
             node_id: bootstrap.node.id.clone(),
-            context: DecodeContext::new(&bootstrap.certificate_providers),
+            context: DecodeContext::new(&bootstrap.certificate_providers)
+                .with_servers(servers.iter()),
             authorities,
             connections: servers.into_iter().map(connect).collect(),
             graph: Graph::new(

@@ -27,7 +27,7 @@
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
-//! | load reports | LRS | yes, per locality, to the first server |
+//! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
@@ -66,6 +66,6 @@ pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
 pub use graph::Resource;
-pub use resource::{ClusterSource, ClusterSpec, DnsHost};
+pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

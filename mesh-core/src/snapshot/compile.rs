@@ -16,6 +16,7 @@ use crate::{
     ConfigError,
     balance::Picker,
     config::{self, ClusterEndpoints, LbPolicy, RouteConfig},
+    load::ClusterLoad,
     name::{ClusterName, ListenerName},
     rng::{Rng, SplitMix64},
     route::RouteTable,
@@ -58,6 +59,7 @@ pub struct Compiler {
 struct ClusterSlot {
     tree: ClusterTree,
     tx: watch::Sender<Arc<ClusterSnapshot>>,
+    load: Arc<ClusterLoad>,
     /// Counters by address, kept while a snapshot or a request in flight holds them.
     stats: HashMap<SocketAddr, Weak<EndpointStats>>,
 }
@@ -88,6 +90,7 @@ impl Compiler {
             handles.push(ClusterHandle {
                 name: name.clone(),
                 current: slot.tx.subscribe(),
+                load: Arc::clone(&slot.load),
             });
         }
         let routes = RouteTable::compile(
@@ -129,6 +132,7 @@ impl Compiler {
                 let slot = ClusterSlot {
                     tree: tree.clone(),
                     tx,
+                    load: Arc::default(),
                     stats,
                 };
                 self.clusters.insert(name.clone(), slot);

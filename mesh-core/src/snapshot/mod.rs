@@ -21,6 +21,7 @@ use crate::{
     ConfigError,
     balance::Picker,
     config,
+    load::ClusterLoad,
     name::{ClusterName, ListenerName},
     route::RouteTable,
 };
@@ -45,6 +46,8 @@ pub struct ClusterHandle {
     pub name: ClusterName,
     /// Its current value; swapped whenever policy or endpoints change.
     pub current: watch::Receiver<Arc<ClusterSnapshot>>,
+    /// Its load, as far as its endpoints' counters do not tell.
+    pub load: Arc<ClusterLoad>,
 }
 
 /// The compiled configuration of one cluster.

@@ -33,10 +33,12 @@ impl<M: MakeEndpoint> ClusterRegistry<M> {
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = clusters.get(&handle.name).and_then(Weak::upgrade) {
             runtime.follow(handle);
+            runtime.tell_drops_to(&handle.load);
             return runtime;
         }
         clusters.retain(|_, runtime| runtime.strong_count() > 0);
         let runtime = ClusterRuntime::new(handle, Arc::clone(&self.make), &self.metrics);
+        runtime.tell_drops_to(&handle.load);
         clusters.insert(handle.name.clone(), Arc::downgrade(&runtime));
         runtime
     }

@@ -18,6 +18,7 @@ use mesh_core::{
     balance::{PickContext, PickResult},
     config::{CircuitBreakers, Cluster},
     health::Circuit,
+    load::{ClusterLoad, DropSource},
     rng::Rng,
     shard::Sharded,
     snapshot::{ClusterHandle, ClusterSnapshot},
@@ -50,6 +51,12 @@ pub(crate) struct ClusterTotals {
     name: ClusterName,
     circuit: Circuit,
     calls: Arc<CallMetrics>,
+}
+
+impl DropSource for ClusterTotals {
+    fn dropped(&self) -> u64 {
+        self.circuit.dropped()
+    }
 }
 
 /// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps.
@@ -127,6 +134,11 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         });
         tokio::spawn(follow(Arc::downgrade(&runtime), followed));
         runtime
+    }
+
+    /// Shows load reports what the circuit breaker drops.
+    pub(super) fn tell_drops_to(&self, load: &ClusterLoad) {
+        load.count_drops_of(Arc::clone(&self.totals) as Arc<dyn DropSource>);
     }
 
     /// Follows another source of the same cluster, if it is another. A cluster that left the

@@ -6,6 +6,7 @@ mod endpoint;
 mod fields;
 mod fuzz;
 mod listener;
+mod load;
 mod retry;
 mod route;
 mod security;
