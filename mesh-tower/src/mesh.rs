@@ -25,7 +25,7 @@ use crate::{
     identity::{Certificate, Identity, IdentityError, vouched_for},
     listener::ListenerRuntime,
     server::{InboundState, MeshApplication, ServeError, Server},
-    telemetry::Telemetry,
+    telemetry::{ControlPlaneRows, Labels, Telemetry},
 };
 
 /// How long [`Mesh::shutdown`] waits for requests in flight, unless the builder says otherwise.
@@ -152,6 +152,7 @@ impl MeshBuilder {
         }
         let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
         run_apart(driver).map_err(SetupError::new)?;
+        show(&telemetry, &xds);
         let identity = match self.identity {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
@@ -364,6 +365,43 @@ fn run_apart(driver: Driver) -> std::io::Result<()> {
         .name("mesh-xds".to_owned())
         .spawn(move || runtime.block_on(driver.run()))?;
     Ok(())
+}
+
+/// Shows the streams to control planes among the metrics, until the client has ended.
+fn show(telemetry: &Telemetry, xds: &XdsClient) {
+    let metrics = xds.metrics();
+    let status = xds.status();
+    let target = xds.bootstrap().node.id.clone();
+    telemetry.metrics().control_planes().add(move || {
+        // Its sender goes with the driver.
+        status.has_changed().ok()?;
+        let metrics = metrics.load();
+        let mut rows = ControlPlaneRows::default();
+        let target = ("grpc_target", target.clone());
+        for server in metrics.servers {
+            let labels = vec![target.clone(), ("grpc_xds_server", server.server)];
+            let connected = (labels.clone(), u64::from(server.connected));
+            rows.connected.push(connected);
+            rows.failures.push((labels.clone(), server.failures));
+            for (type_url, updates) in server.updates {
+                let mut labels = labels.clone();
+                labels.push(("grpc_xds_resource_type", type_url.to_owned()));
+                rows.valid.push((labels.clone(), updates.valid));
+                rows.invalid.push((labels, updates.invalid));
+            }
+        }
+        for (key, count) in metrics.resources {
+            let authority = key.authority.unwrap_or_else(|| "#old".to_owned());
+            let labels: Labels = vec![
+                target.clone(),
+                ("grpc_xds_authority", authority),
+                ("grpc_xds_resource_type", key.type_url.to_owned()),
+                ("grpc_xds_cache_state", key.state.as_str().to_owned()),
+            ];
+            rows.resources.push((labels, count));
+        }
+        Some(rows)
+    });
 }
 
 /// The identity that the bootstrap's certificate provider `default` describes.

@@ -30,6 +30,7 @@ use crate::{
     driver::{Command, Driver, DriverOptions, Reports},
     dump::{ClientDump, Freshness},
     graph::{Follower, Resource, WatchId, Watcher},
+    metrics::MetricsReader,
     resource::canonical,
     transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
@@ -53,6 +54,7 @@ struct Shared {
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<StreamStatus>,
     freshness: watch::Receiver<Freshness>,
+    metrics: MetricsReader,
     bootstrap: Bootstrap,
     identity_file: Option<PathBuf>,
     next_id: AtomicU64,
@@ -164,12 +166,18 @@ impl XdsClientBuilder {
         let (commands, queue) = mpsc::unbounded_channel();
         let (status, status_rx) = watch::channel(StreamStatus::Connecting);
         let (freshness, freshness_rx) = watch::channel(Freshness::default());
-        let reports = Reports { status, freshness };
+        let metrics = MetricsReader::default();
+        let reports = Reports {
+            status,
+            freshness,
+            metrics: metrics.clone(),
+        };
         let driver = Driver::new(&bootstrap, queue, reports, options);
         let shared = Arc::new(Shared {
             commands,
             status: status_rx,
             freshness: freshness_rx,
+            metrics,
             bootstrap,
             identity_file,
             next_id: AtomicU64::new(0),
@@ -267,6 +275,11 @@ impl XdsClient {
     /// Whether what is served is from an earlier run (see [`XdsClientBuilder::state_file`]).
     pub fn freshness(&self) -> watch::Receiver<Freshness> {
         self.shared.freshness.clone()
+    }
+
+    /// What an operator watches (gRFC A78). The reader does not keep the client alive.
+    pub fn metrics(&self) -> MetricsReader {
+        self.shared.metrics.clone()
     }
 
     /// All that the client knows, for people. `None` when its driver has ended.

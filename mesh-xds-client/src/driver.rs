@@ -30,6 +30,7 @@ use crate::{
     dump::{ClientDump, Counters, Freshness},
     graph::{Graph, WatchId, Watcher},
     load::Load,
+    metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
     resource::DecodeContext,
     store::{Store, StoredResource},
@@ -67,6 +68,7 @@ pub(crate) struct DriverOptions {
 pub(crate) struct Reports {
     pub(crate) status: watch::Sender<StreamStatus>,
     pub(crate) freshness: watch::Sender<Freshness>,
+    pub(crate) metrics: MetricsReader,
 }
 
 /// Keeps one client's streams and configuration. Run it on any tokio runtime; the client does
@@ -230,6 +232,11 @@ impl Driver {
     }
 
     fn report(&self) {
+        self.reports.metrics.store(ClientMetrics {
+            servers: self.connections.iter().map(|c| c.metrics.clone()).collect(),
+            resources: self.graph.counts(),
+            counters: self.counters,
+        });
         let mut statuses = self.connections.iter().map(Connection::status);
         let connected = statuses.clone().find(|s| **s == StreamStatus::Connected);
         let is_down = |s: &&StreamStatus| matches!(s, StreamStatus::Disconnected { .. });
@@ -328,6 +335,10 @@ impl Driver {
             self.counters.ignored_fields += fields.len() as u64;
             self.notices.tell(update.kind, &accepted.name, fields);
         }
+        let updates = &mut self.connections[server].metrics.updates;
+        let updates = updates.entry(update.kind.type_url()).or_default();
+        updates.valid += update.accepted.len() as u64;
+        updates.invalid += update.rejected.len() as u64;
         self.counters.updates_valid += update.accepted.len() as u64;
         self.counters.updates_invalid += update.rejected.len() as u64;
         if update.nack.is_some() {

@@ -27,6 +27,7 @@
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
+//! | metrics | gRFC A78 | yes, [`XdsClient::metrics`] |
 //! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
@@ -46,6 +47,7 @@ pub mod dump;
 mod error;
 mod graph;
 mod load;
+pub mod metrics;
 #[cfg(test)]
 mod mutate;
 mod notices;

@@ -33,6 +33,7 @@ use crate::{
     ads::{Expired, Update},
     cache::{Cache, Cause, Change, Reference, Resolved},
     dump::ResourceDump,
+    metrics::ResourceKey,
     resource::{Accepted, ClusterSource, Config, Kind},
     store::StoredResource,
     transport::lrs::LoadSource,
@@ -265,6 +266,11 @@ impl Graph {
     /// See [`Cache::stored_in_use`].
     pub(crate) fn stored_in_use(&self) -> usize {
         self.cache.stored_in_use()
+    }
+
+    /// See [`Cache::counts`].
+    pub(crate) fn counts(&self) -> BTreeMap<ResourceKey, u64> {
+        self.cache.counts()
     }
 
     /// Every resource as people see it.

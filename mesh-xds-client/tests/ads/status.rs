@@ -105,7 +105,10 @@ async fn fields_without_effect_are_listed_counted_and_shown() {
     let dump = client.dump().await.unwrap();
     let cluster = &dump.resources[0];
     assert_eq!(cluster.status, ResourceStatus::Acked);
-    assert_eq!(cluster.ignored_fields, ["lrs_server (neither self nor a server of the bootstrap)"]);
+    assert_eq!(
+        cluster.ignored_fields,
+        ["lrs_server (neither self nor a server of the bootstrap)"]
+    );
     assert_eq!(dump.counters.ignored_fields, 1);
     let service = client.status_service();
     let config = fetch(service, ClientStatusRequest::default()).await;
@@ -114,5 +117,8 @@ async fn fields_without_effect_are_listed_counted_and_shown() {
         .as_ref()
         .unwrap()
         .details;
-    assert_eq!(details, "fields without effect here: lrs_server (neither self nor a server of the bootstrap)");
+    assert_eq!(
+        details,
+        "fields without effect here: lrs_server (neither self nor a server of the bootstrap)"
+    );
 }
