@@ -32,7 +32,7 @@ use crate::{
     load::Load,
     metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
-    resource::DecodeContext,
+    resource::{DecodeContext, is_glob_collection},
     store::{Store, StoredResource},
     transport::{StreamStatus, backoff::Backoff},
 };
@@ -125,6 +125,12 @@ impl Driver {
                 }
             }
             authorities.add(name.map(str::to_owned), ids);
+            let on_reachability = name
+                .and_then(|name| bootstrap.authorities.get(name))
+                .is_some_and(|authority| authority.fallback_on_reachability_only);
+            if on_reachability {
+                authorities.fall_back_on_reachability(name);
+            }
         }
         let first = bootstrap
             .servers
@@ -196,6 +202,12 @@ impl Driver {
             if !change.is_wanted {
                 let orders = self.authorities.unsubscribe(change.kind, &change.name);
                 self.obey(orders);
+                continue;
+            }
+            if is_glob_collection(&change.name) {
+                let reason = "glob collections are not supported; name each resource";
+                self.graph
+                    .refuse_name(change.kind, &change.name, reason, now);
                 continue;
             }
             match self.authorities.subscribe(change.kind, &change.name) {

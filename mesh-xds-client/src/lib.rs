@@ -23,7 +23,8 @@
 //! | TLS by provider instance and by SDS | gRFC A29, Envoy SDS | yes |
 //! | complete or nothing | gRFC A74 | yes |
 //! | aggregates, logical and strict DNS | gRFC A37, A75 | yes |
-//! | fallback servers, federation | gRFC A71, A47 | yes |
+//! | fallback servers, federation | gRFC A71, A47, A95 | yes; glob collections are refused |
+//! | virtual hosts and endpoints on demand | VHDS, LEDS (gRFC A95) | no: refused by the field's path |
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |

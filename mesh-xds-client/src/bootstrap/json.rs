@@ -34,6 +34,8 @@ struct AuthorityDocument {
     #[serde(default)]
     xds_servers: Vec<ServerDocument>,
     client_listener_resource_name_template: Option<String>,
+    #[serde(default)]
+    fallback_on_reachability_only: bool,
 }
 
 #[derive(Deserialize)]
@@ -132,7 +134,8 @@ impl AuthorityDocument {
     fn parse(self, name: &str) -> Result<Authority, Error> {
         let place = format!("authorities[{name:?}].");
         let servers = parse_servers(&place, self.xds_servers)?;
-        let authority = Authority::new(name, servers);
+        let authority = Authority::new(name, servers)
+            .with_fallback_on_reachability_only(self.fallback_on_reachability_only);
         match self.client_listener_resource_name_template {
             Some(template) if !template.is_empty() => authority
                 .with_client_listener_template(name, template)

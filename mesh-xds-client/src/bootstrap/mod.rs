@@ -75,6 +75,10 @@ pub struct Authority {
     /// Names a client's listener; `%s` stands for the dialled name. Begins with
     /// `xdstp://AUTHORITY/`.
     pub client_listener_resource_name_template: String,
+    /// Whether the next control plane is asked whenever one cannot be reached, rather than only when
+    /// something is not known yet: for resources that age fast, such as endpoints (gRFC A95). Default
+    /// false.
+    pub fallback_on_reachability_only: bool,
 }
 
 /// What a bootstrap can say of a server in `server_features`.
@@ -112,7 +116,15 @@ impl Authority {
         Self {
             servers,
             client_listener_resource_name_template: authority_template(name),
+            fallback_on_reachability_only: false,
         }
+    }
+
+    /// Sets [`fallback_on_reachability_only`](Self::fallback_on_reachability_only).
+    #[must_use]
+    pub fn with_fallback_on_reachability_only(mut self, only: bool) -> Self {
+        self.fallback_on_reachability_only = only;
+        self
     }
 
     /// Sets the template.

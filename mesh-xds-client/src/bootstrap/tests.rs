@@ -318,3 +318,21 @@ fn a_token_in_code_is_refused_in_the_clear_too() {
     let local = Bootstrap::builder("127.0.0.1:1").token_file("/token");
     local.build().unwrap();
 }
+
+#[test]
+fn an_authority_says_whether_what_is_known_matters_for_a_fall_back() {
+    let text = |value: &str| {
+        format!(
+            r#"{{"xds_servers": [{{"server_uri": "cp:1", "channel_creds": [{{"type": "insecure"}}]}}],
+                "authorities": {{"x": {{"fallback_on_reachability_only": {value}}}, "y": {{}}}}}}"#
+        )
+    };
+    let bootstrap = Bootstrap::from_json(&text("true")).unwrap();
+    assert!(bootstrap.authorities["x"].fallback_on_reachability_only);
+    assert!(!bootstrap.authorities["y"].fallback_on_reachability_only);
+    let error = Bootstrap::from_json(&text("1")).unwrap_err().to_string();
+    assert!(
+        error.contains("authorities.x.fallback_on_reachability_only"),
+        "{error}"
+    );
+}

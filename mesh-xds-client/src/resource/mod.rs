@@ -41,7 +41,7 @@ use prost::Message;
 
 use crate::bootstrap::{CertificateProvider, Server, ServerUri};
 pub use discovery::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
-pub(crate) use name::{authority, canonical};
+pub(crate) use name::{authority, canonical, is_glob_collection};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
 

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
-use mesh_core::snapshot::ListenerState;
+use futures_util::StreamExt;
+use mesh_core::{config::ClusterEndpoints, snapshot::ListenerState};
 use mesh_xds_client::{
     Bootstrap, StreamStatus, Variant, XdsClient, XdsClientBuilder,
     bootstrap::{Authority, BootstrapBuilder, Server as ServerConfig, ServerUri},
+    watcher::News,
 };
 
 use crate::{server::*, wait, wait_for_port, within};
@@ -230,4 +232,59 @@ async fn a_target_of_an_unknown_authority_fails_at_once() {
         text.contains("its authority is not among authorities"),
         "{text}"
     );
+}
+
+/// gRFC A95: endpoints of another server are asked for though those of the first are known, and given
+/// up when it is back.
+#[tokio::test]
+async fn an_authority_may_fall_back_though_everything_is_known() {
+    let mut first = Server::start().await;
+    let mut second = Server::start().await;
+    let top = nowhere().await;
+    let address = first.address;
+    let servers = vec![at(first.address), at(second.address)];
+    let authority = Authority::new("x", servers).with_fallback_on_reachability_only(true);
+    let bootstrap = Bootstrap::builder(top.to_string()).authority("x", authority);
+    let client = options(bootstrap).build().unwrap();
+    let name = "xdstp://x/envoy.config.endpoint.v3.ClusterLoadAssignment/c";
+    let mut watcher = client.watch::<ClusterEndpoints>(name);
+    let mut next = async || loop {
+        let event = within(watcher.next()).await.unwrap();
+        if let News::Changed(value) = event.news {
+            return value.unwrap().localities[0].endpoints[0].address.port();
+        }
+    };
+    let mut stream = first.accept().await;
+    stream.serve(EDS, "1", vec![endpoints(name, 1)]).await;
+    assert_eq!(next().await, 1);
+    drop((first, stream));
+    let mut other = second.accept().await;
+    other.serve(EDS, "1", vec![endpoints(name, 2)]).await;
+    assert_eq!(next().await, 2);
+    let mut first = Server::start_at(address).await;
+    let mut stream = first.accept().await;
+    stream.serve(EDS, "2", vec![endpoints(name, 3)]).await;
+    assert_eq!(next().await, 3);
+    while other.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_glob_collection_is_refused_by_name_and_never_asked_for() {
+    let mut server = Server::start().await;
+    let bootstrap =
+        Bootstrap::builder(server.address.to_string()).authority("x", Authority::new("x", vec![]));
+    let client = options(bootstrap).build().unwrap();
+    let mut watcher = client.watch::<ClusterEndpoints>("xdstp://x/t/all/*");
+    let event = within(watcher.next()).await.unwrap();
+    let News::Changed(Err(error)) = &event.news else {
+        panic!("{event:?}")
+    };
+    let text = error.to_string();
+    assert!(
+        text.contains("glob collections are not supported"),
+        "{text}"
+    );
+    let _one = client.watch::<ClusterEndpoints>("xdstp://x/t/all/one");
+    let request = server.accept().await.expect(EDS).await;
+    assert_eq!(request.resource_names, ["xdstp://x/t/all/one"]);
 }

@@ -74,7 +74,7 @@ pub(crate) async fn resources_are_counted_by_type_and_by_what_became_of_them(var
     let client = client(&server, variant);
     let reader = client.metrics();
     let watchers = ["good", "bad", "slow"].map(|name| client.watch::<ClusterSpec>(name));
-    let mut stream = server.accept().await;
+    let stream = server.accept().await;
     let all = until(&reader, |m| states(m, CDS).get("requested") == Some(&3)).await;
     assert_eq!(states(&all, CDS).len(), 1);
     stream.send(CDS, "1", vec![cluster("good"), bad_cluster("bad")]);

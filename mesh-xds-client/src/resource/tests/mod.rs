@@ -11,6 +11,7 @@ mod retry;
 mod route;
 mod security;
 mod tls;
+mod unsupported;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
