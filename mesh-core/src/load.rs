@@ -281,6 +281,37 @@ mod tests {
         );
     }
 
+    /// ConcurrentReportLoad.
+    #[test]
+    fn nothing_is_lost_between_threads() {
+        let load = ClusterLoad::default();
+        load.select_metrics(&["cpu_utilization".to_owned()]);
+        let endpoint = SocketAddr::from(([10, 0, 0, 1], 80));
+        let metrics = BackendMetrics {
+            cpu_utilization: Some(1.0),
+            ..BackendMetrics::default()
+        };
+        let taken = std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        load.record_drop("lb");
+                        load.record_metrics(endpoint, &metrics);
+                    }
+                });
+            }
+            (0..100)
+                .map(|_| load.take_metrics())
+                .filter_map(|mut taken| taken.remove(&endpoint))
+                .map(|taken| taken["cpu_utilization"].count)
+                .sum::<u64>()
+        });
+        let rest = load.take_metrics().remove(&endpoint);
+        let rest = rest.map_or(0, |rest| rest["cpu_utilization"].count);
+        assert_eq!(taken + rest, 4000);
+        assert_eq!(load.dropped().total, 4000);
+    }
+
     #[test]
     fn names_of_backends_have_a_bound() {
         let load = ClusterLoad::default();

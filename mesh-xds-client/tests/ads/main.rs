@@ -9,6 +9,7 @@ mod server;
 mod status;
 mod translate;
 mod watcher;
+mod watches;
 
 use std::{future::Future, time::Duration};
 

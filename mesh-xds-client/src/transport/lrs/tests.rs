@@ -118,6 +118,8 @@ fn counts_are_since_the_last_report_and_in_progress_is_absolute() {
     let report = counted.report(sources, &ALL, second);
     assert_eq!(counts(&report), (1, 1, 1, 3));
     assert_eq!(report[0].cluster_service_name, "e");
+    let elapsed = report[0].load_report_interval.as_ref().unwrap();
+    assert_eq!((elapsed.seconds, elapsed.nanos), (1, 0), "as it was");
     let report = counted.report(sources, &ALL, second);
     assert_eq!(counts(&report), (0, 0, 1, 0));
     one.end(true);
