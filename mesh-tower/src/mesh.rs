@@ -15,7 +15,7 @@ use std::{
 };
 
 use mesh_core::config::TrustBundle;
-use mesh_xds_client::{Bootstrap, Driver, StreamStatus, XdsClient};
+use mesh_xds_client::{Bootstrap, Driver, StreamStatus, TrustBundleWatch, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -410,10 +410,14 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
     let Some(provider) = bootstrap.certificate_providers.get(IDENTITY_PROVIDER) else {
         return Ok(None);
     };
-    let mut certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
-    let mut bundles = xds.watch_trust_bundle(provider.trust_bundle().unwrap_or(TRUST_BUNDLE));
-
-    let (trust_tx, trust) = watch::channel(None::<Arc<TrustBundle>>);
+    let (mut certificates, trust) = match xds.start_files(provider) {
+        Some(files) => (files.certificate, files.roots),
+        None => {
+            let certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
+            let name = provider.trust_bundle().unwrap_or(TRUST_BUNDLE);
+            (certificates, follow_trust(xds.watch_trust_bundle(name)))
+        }
+    };
     let (tx, certificate) = watch::channel(None);
     let mut roots = trust.clone();
     tokio::spawn(async move {
@@ -446,8 +450,13 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
+    Ok(Some(Identity::new(certificate, trust)))
+}
+
+/// A trust bundle of the control plane, watched for as long as anybody reads it.
+fn follow_trust(mut bundles: TrustBundleWatch) -> watch::Receiver<Option<Arc<TrustBundle>>> {
+    let (tx, trust) = watch::channel(None::<Arc<TrustBundle>>);
     tokio::spawn(async move {
-        let tx = trust_tx;
         loop {
             tx.send_replace(bundles.load_and_mark());
             tokio::select! {
@@ -456,7 +465,7 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
-    Ok(Some(Identity::new(certificate, trust)))
+    trust
 }
 
 /// Why a process cannot join the mesh.

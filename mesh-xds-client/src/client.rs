@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Error, Variant,
     bootstrap::{Bootstrap, CertificateProvider},
-    certificate::{CertificateClient, CertificateWatch},
+    certificate::{self, CertificateClient, CertificateWatch, FileIdentity},
     connection::ConnectionOptions,
     dns::Lookup,
     driver::{Command, Driver, DriverOptions, Reports},
@@ -322,6 +322,20 @@ impl XdsClient {
         config.file.clone_from(&self.shared.identity_file);
         config.owner.clone_from(&self.shared.bootstrap.node.id);
         Ok(CertificateClient::start(config))
+    }
+
+    /// Reads the files of a provider of the bootstrap, again and again; `None` when it has none
+    /// ([`start_certificate`](Self::start_certificate)).
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_files(&self, provider: &CertificateProvider) -> Option<FileIdentity> {
+        match provider {
+            CertificateProvider::FileWatcher(config) => {
+                Some(certificate::files::start(config.clone()))
+            }
+            CertificateProvider::MeshCsr(_) | CertificateProvider::Unsupported { .. } => None,
+        }
     }
 
     /// How the stream is doing.

@@ -35,8 +35,12 @@ fn any<T: Message + Name>(value: &T) -> Any {
 
 fn context() -> DecodeContext {
     let unsupported = CertificateProvider::Unsupported {
-        plugin_name: "file_watcher".into(),
+        plugin_name: "other".into(),
     };
+    let differs = CertificateProvider::MeshCsr(MeshCsr {
+        trust_bundle: "OTHER".into(),
+        ..MeshCsr::default()
+    });
     DecodeContext::new(
         &[
             (
@@ -44,6 +48,11 @@ fn context() -> DecodeContext {
                 CertificateProvider::MeshCsr(MeshCsr::default()),
             ),
             ("files".to_owned(), unsupported),
+            (
+                "same".to_owned(),
+                CertificateProvider::MeshCsr(MeshCsr::default()),
+            ),
+            ("differs".to_owned(), differs),
         ]
         .into(),
     )
