@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz, load} → {outcome, stats, rng, shard} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -19,6 +19,7 @@ pub mod error;
 pub mod health;
 pub mod load;
 pub mod name;
+pub mod observed;
 pub mod outcome;
 pub mod retry;
 pub mod rng;

@@ -31,7 +31,7 @@ fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Code::DeadlineExceeded,
         ErrorKind::InvalidRequest => Code::Internal,
-        // NoConfig, NoRoute, Unsupported, NoEndpoint, CircuitOpen, Connect, Refused, Reset, and
+        // NoConfig, NoRoute, Unsupported, NoEndpoint, CircuitOpen, Dropped, Connect, Refused, Reset, and
         // what is to come: the call may work elsewhere or later.
         _ => Code::Unavailable,
     }
@@ -50,6 +50,7 @@ mod tests {
             (ErrorKind::Unsupported, Code::Unavailable),
             (ErrorKind::NoEndpoint, Code::Unavailable),
             (ErrorKind::CircuitOpen, Code::Unavailable),
+            (ErrorKind::Dropped, Code::Unavailable),
             (ErrorKind::DeadlineExceeded, Code::DeadlineExceeded),
             (ErrorKind::Connect, Code::Unavailable),
             (ErrorKind::Refused, Code::Unavailable),

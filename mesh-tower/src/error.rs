@@ -42,6 +42,8 @@ pub enum ErrorKind {
     NoEndpoint,
     /// The cluster has as many requests in flight as its limit allows.
     CircuitOpen,
+    /// The control plane wants a share of the requests refused (EDS `drop_overloads`).
+    Dropped,
     /// The deadline passed.
     DeadlineExceeded,
     /// No connection could be made.
@@ -73,7 +75,7 @@ impl From<ErrorKind> for Code {
             | ErrorKind::NoRoute
             | ErrorKind::Unsupported
             | ErrorKind::NoEndpoint => Self::Unroutable,
-            ErrorKind::CircuitOpen => Self::Overload,
+            ErrorKind::CircuitOpen | ErrorKind::Dropped => Self::Overload,
             ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Self::Timeout,
             ErrorKind::Connect => Self::ConnectFailure,
             ErrorKind::Refused => Self::Refused,
@@ -115,9 +117,10 @@ impl Error {
     /// Where it comes from.
     pub fn origin(&self) -> Origin {
         match self.inner.kind {
-            ErrorKind::NoConfig | ErrorKind::NoRoute | ErrorKind::Unsupported => {
-                Origin::ControlPlane
-            }
+            ErrorKind::NoConfig
+            | ErrorKind::NoRoute
+            | ErrorKind::Unsupported
+            | ErrorKind::Dropped => Origin::ControlPlane,
             ErrorKind::InvalidRequest | ErrorKind::CircuitOpen | ErrorKind::DeadlineExceeded => {
                 Origin::Local
             }

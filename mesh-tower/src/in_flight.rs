@@ -6,12 +6,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderMap, Response};
-use mesh_core::outcome::Outcome;
+use mesh_core::outcome::{Outcome, Verdict};
 use tokio::time::Instant;
 
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
-    cluster::{ClusterState, EndpointService, MakeEndpoint},
+    cluster::{ClusterState, EndpointService, MakeEndpoint, Watched},
     context::{self, GRPC_TIMEOUT},
     telemetry::{CallSpan, Code, Protocol},
 };
@@ -30,7 +30,10 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
-    is_failed: bool,
+    /// What the current attempt says of its endpoint.
+    verdict: Verdict,
+    /// For policies that want to know how attempts end.
+    watched: Option<Box<Watched>>,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
@@ -58,7 +61,8 @@ impl<M: MakeEndpoint> InFlight<M> {
             route: None,
             span,
             endpoint: None,
-            is_failed: false,
+            verdict: Verdict::Success,
+            watched: None,
             outcome: Outcome::Reset,
             ended: None,
         }
@@ -69,7 +73,10 @@ impl<M: MakeEndpoint> InFlight<M> {
     pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut HeaderMap) -> &M::Endpoint {
         self.attempts += 1;
         self.endpoint = Some(endpoint);
-        self.is_failed = false;
+        self.verdict = Verdict::Success;
+        if self.state.observes() {
+            self.watch();
+        }
         let slot = self.state.slot(endpoint);
         slot.begin();
         let name = self.state.name().as_str();
@@ -83,15 +90,22 @@ impl<M: MakeEndpoint> InFlight<M> {
         Some(self.state.slot(self.endpoint?).address())
     }
 
-    /// The attempt failed on its endpoint.
-    pub(crate) fn fail_attempt(&mut self) {
-        self.is_failed = true;
+    /// What the attempt says of its endpoint.
+    pub(crate) fn judge_attempt(&mut self, verdict: Verdict) {
+        self.verdict = verdict;
+    }
+
+    #[cold]
+    fn watch(&mut self) {
+        self.watched = Some(Box::new(Watched::begin()));
     }
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(endpoint) = self.endpoint.take() {
-            self.state.slot(endpoint).end(!self.is_failed);
+            let watched = self.watched.take();
+            self.state
+                .end_attempt(endpoint, self.verdict, watched.as_deref());
             self.span.end_attempt(code);
         }
     }
@@ -117,6 +131,9 @@ impl<M: MakeEndpoint> InFlight<M> {
         B: http_body::Body,
     {
         self.outcome = outcome;
+        if let Some(watched) = &mut self.watched {
+            watched.respond();
+        }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
@@ -160,7 +177,9 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// The call ends with an error, which is told where that was.
     pub(crate) fn fail(mut self, error: Error) -> Error {
         self.ended = Some(error.kind().into());
-        self.fail_attempt();
+        if self.verdict == Verdict::Success {
+            self.verdict = Verdict::LocalFailure;
+        }
         error.with_attempt(self.attempts, self.endpoint())
     }
 
@@ -170,9 +189,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         self.ended = Some(self.outcome.into());
-        if !self.outcome.is_success() {
-            self.fail_attempt();
-        }
+        self.verdict = self.outcome.verdict();
     }
 }
 

@@ -1,10 +1,12 @@
 //! Ten thousand clusters, a hundred thousand endpoints, ten thousand routes: how long until the
-//! first call, how much memory, what a thousand changes a second cost, and whether requests feel
-//! them. Beside Envoy.
+//! first call, how much processor time and memory that takes, how soon a change of one endpoint is
+//! where calls go, what a thousand changes a second cost, and whether requests feel them. Beside
+//! Envoy.
 //!
 //! The client is a process of its own, which also makes the load; Envoy's load comes from here.
 
 pub mod ads;
+mod moves;
 
 use std::{
     ffi::OsStr,
@@ -44,6 +46,8 @@ const HUB: &str = "hub";
 const RATE: usize = 2_000;
 /// Of one load.
 const LENGTH: Duration = Duration::from_secs(4);
+/// The share of a load in which an endpoint moves.
+const MOVES_SHARE: f64 = 0.7;
 /// What is still going on after the first call has ended by then.
 const SETTLED: Duration = Duration::from_secs(2);
 /// What counts as not ready.
@@ -72,7 +76,11 @@ impl From<Measured> for Felt {
 #[derive(Debug, Serialize, Deserialize)]
 struct Ready {
     seconds: f64,
+    /// Processor time.
+    cpu_seconds: f64,
     bytes: u64,
+    /// The most at any time until then.
+    bytes_peak: u64,
     bytes_before: u64,
 }
 
@@ -129,12 +137,25 @@ async fn ours(
     control.tell("start").await?;
     let churned = client.ask::<Felt>("churned").await;
     control.tell("stop").await?;
-    Ok(figures(&ready, still, churned?))
+    let (called, moved) = tokio::join!(
+        client.ask::<Felt>("moved"),
+        moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
+    );
+    called?;
+    Ok(figures(&ready, still, churned?, &moved?))
 }
 
-fn figures(ready: &Ready, still: Felt, churned: Felt) -> Turn {
+fn figures(ready: &Ready, still: Felt, churned: Felt, moved: &[Duration]) -> Turn {
+    let millis = |took: Option<&Duration>| took.map_or(f64::NAN, |took| took.as_secs_f64() * 1e3);
     vec![
         ("ready s", ready.seconds),
+        ("CPU to ready s", ready.cpu_seconds),
+        ("peak memory to ready MB", ready.bytes_peak as f64 / 1e6),
+        (
+            "one endpoint moved, ms to a call there",
+            millis(moved.get(moved.len() / 2)),
+        ),
+        ("slowest of them ms", millis(moved.last())),
         ("memory MB", ready.bytes as f64 / 1e6),
         ("of it before MB", ready.bytes_before as f64 / 1e6),
         (
@@ -155,7 +176,8 @@ fn figures(ready: &Ready, still: Felt, churned: Felt) -> Turn {
 /// When it does not get ready.
 pub async fn client(xds: SocketAddr, length: Duration, variant: &str) -> anyhow::Result<()> {
     let pid = std::process::id();
-    let (start, bytes_before) = (Instant::now(), cpu::resident(pid));
+    let (start, cpu_before) = (Instant::now(), cpu::own());
+    let bytes_before = cpu::resident(pid);
     let bootstrap = serde_json::json!({
         "xds_servers": [{
             "server_uri": format!("http://{xds}"),
@@ -173,7 +195,9 @@ pub async fn client(xds: SocketAddr, length: Duration, variant: &str) -> anyhow:
     first_call(channel.clone()).await?;
     let ready = Ready {
         seconds: start.elapsed().as_secs_f64(),
+        cpu_seconds: (cpu::own() - cpu_before).as_secs_f64(),
         bytes: cpu::resident(pid),
+        bytes_peak: cpu::peak(pid),
         bytes_before,
     };
     println!("{}", serde_json::to_string(&ready)?);
@@ -214,6 +238,7 @@ async fn envoy(
     let folder = tempfile::tempdir()?;
     let template = fs::read_to_string(crate::harness::root().join("interop/envoy.yaml"))?;
     let marks = [
+        ("@NODE@", "envoy".to_owned()),
         ("@ACCOUNT@", "big".to_owned()),
         ("@OUTBOUND_PORT@", outbound.to_string()),
         ("@ADMIN_PORT@", admin.to_string()),
@@ -237,7 +262,9 @@ async fn envoy(
     first_call(channel.clone()).await?;
     let ready = Ready {
         seconds: start.elapsed().as_secs_f64(),
+        cpu_seconds: cpu::of(process.pid()).as_secs_f64(),
         bytes: cpu::resident(process.pid()),
+        bytes_peak: cpu::peak(process.pid()),
         bytes_before: 0,
     };
     let measure = async || {
@@ -254,7 +281,12 @@ async fn envoy(
     control.tell("start").await?;
     let churned = measure().await;
     control.tell("stop").await?;
-    Ok(figures(&ready, still, churned?))
+    let (called, moved) = tokio::join!(
+        load(channel.clone(), length),
+        moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
+    );
+    called?;
+    Ok(figures(&ready, still, churned?, &moved?))
 }
 
 async fn start_envoy(config: &Path, outbound: u16) -> anyhow::Result<Process> {

@@ -34,6 +34,7 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 pub(crate) use changes::Changes;
 
 use crate::{
+    class::{Feature, Release},
     compile::Compiled,
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
@@ -115,6 +116,8 @@ impl ResourceType {
 pub struct Client {
     /// Decides the encoding.
     pub class: ClientClass,
+    /// Its release, if it says it.
+    pub release: Option<Release>,
     /// Node id, for people.
     pub node_id: String,
     /// Completes short names, and selects policies of servers.
@@ -123,6 +126,13 @@ pub struct Client {
     pub labels: BTreeMap<String, String>,
     /// Where Envoy's outbound listener listens.
     pub outbound_port: u16,
+}
+
+impl Client {
+    /// Whether it has a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.class.has(feature, self.release)
+    }
 }
 
 /// Hash of a content: equal for equal content, in every process. Its text has 16 hex digits.
@@ -302,6 +312,11 @@ impl World {
             ResourceType::Listener => self.listener(client, name),
             ResourceType::Cluster => {
                 let config = self.compiled.clusters.get(name)?;
+                // What a gRPC without least request gets, whatever its language.
+                let class = match client.has(Feature::LeastRequest) {
+                    false if class == ClientClass::GrpcJava => ClientClass::GrpcGo,
+                    _ => class,
+                };
                 Some(self.shared((class, kind), name, "", &config, || {
                     any(&encode::cluster(config, class))
                 }))
@@ -327,6 +342,40 @@ impl World {
                 }))
             }
             ResourceType::Secret => None,
+        }
+    }
+
+    /// What the client would have to know for a resource to be safe with it, and does not.
+    pub(crate) fn lacks(&self, client: &Client, kind: ResourceType, name: &str) -> Option<Feature> {
+        let lacks = |feature: &Feature| !client.has(*feature);
+        let unknown = [Feature::Mtls, Feature::Authorization];
+        if !unknown.iter().any(lacks) {
+            return None;
+        }
+        match kind {
+            ResourceType::Cluster => {
+                let config = self.compiled.clusters.get(name)?;
+                let needs = config.tls.is_some().then_some(Feature::Mtls);
+                needs.filter(lacks)
+            }
+            ResourceType::Listener => {
+                let address = name.strip_prefix(INBOUND_PREFIX)?.parse().ok()?;
+                let (namespace, labels) = (&client.namespace, &client.labels);
+                let listener = self
+                    .compiled
+                    .inbound_listener(name, address, namespace, labels);
+                let ListenerKind::Inbound(inbound) = listener.kind else {
+                    return None;
+                };
+                let chains = &inbound.filter_chains;
+                // PERMISSIVE is plaintext to gRPC in any case.
+                let needs_tls = chains.iter().all(|chain| chain.tls.is_some());
+                let needs_rbac = chains.iter().any(|chain| !chain.rbac.is_empty());
+                let needs = [(needs_tls, unknown[0]), (needs_rbac, unknown[1])];
+                let mut needs = needs.into_iter().filter(|(is_needed, _)| *is_needed);
+                needs.find_map(|(_, feature)| Some(feature).filter(lacks))
+            }
+            _ => None,
         }
     }
 

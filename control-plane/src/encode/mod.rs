@@ -4,6 +4,7 @@
 //! else: certificates by provider instance or by SDS, timeouts, and what a class cannot do. It does
 //! not choose which resources a client gets.
 
+mod balance;
 mod cluster;
 mod endpoint;
 mod listener;
@@ -25,7 +26,7 @@ use envoy_types::pb::{
 };
 use prost::{Message, Name};
 
-pub use crate::class::ClientClass;
+pub use crate::class::{ClientClass, Feature};
 pub use cluster::cluster;
 pub use endpoint::{empty_endpoints, endpoints};
 pub use listener::{envoy_outbound_listener, listener};

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Heard, Kept, Variant, View, sent::State, wire::Response};
+use super::{Heard, Kept, Variant, View, fit::message_max, sent::State, wire::Response};
 use crate::{
     cache::{Changes, Client, Resource, ResourceType, World},
     encode::ClientClass,
@@ -146,7 +146,7 @@ impl<V: Variant> Session<V> {
 
     fn is_touched(&self, kind: ResourceType, changes: &Changes) -> bool {
         let (Some(client), Some((names, is_wildcard))) =
-            (&self.client, self.variant.subscribed(kind))
+            (&self.client, self.variant.subscriptions().subscribed(kind))
         else {
             return false;
         };
@@ -225,10 +225,12 @@ impl<V: Variant> Session<V> {
     }
 
     fn answer(&mut self, kind: ResourceType, world: &World) -> Option<Response> {
+        let client = self.client.as_ref()?;
         let view = View {
             world,
-            client: self.client.as_ref()?,
+            client,
             leaf: self.leaf.as_ref(),
+            message_max: message_max(client.class),
         };
         let keeps_removed = self.removal.as_ref().is_some_and(|removal| !removal.is_due);
         self.variant.answer(kind, &view, keeps_removed)
@@ -241,7 +243,7 @@ impl<V: Variant> Session<V> {
             return;
         }
         let names: Vec<_> = response.resources.iter().map(|r| r.name.clone()).collect();
-        self.variant.endpoints_again(&names);
+        self.variant.subscriptions_mut().endpoints_again(&names);
         self.dirty.insert(ResourceType::Endpoints);
         if let Some(hold) = &mut self.hold {
             hold.clusters.extend(names);
@@ -257,7 +259,7 @@ impl<V: Variant> Session<V> {
             self.hold = None;
             return true;
         }
-        let kept = self.variant.kept();
+        let kept = self.variant.subscriptions().kept();
         let is_answered = !self.is_outstanding();
         let Some(removal) = &mut self.removal else {
             return false;
@@ -283,29 +285,28 @@ impl<V: Variant> Session<V> {
 
     /// Whether the client has still to accept what listeners and routes may refer to.
     fn waits_for_references(&self, hold: &Hold) -> bool {
-        let sent = self.variant.sent();
-        let is_outstanding = sent
-            .iter()
-            .any(|(kind, sent)| !refers(*kind) && sent.is_outstanding());
+        let subscriptions = self.variant.subscriptions();
+        let is_outstanding = subscriptions
+            .sent()
+            .any(|(kind, sent)| !refers(kind) && sent.is_outstanding());
         // Envoy asks for the endpoints of a new cluster by itself, and cannot use it without.
-        let endpoints = sent
-            .iter()
+        let endpoints = subscriptions
+            .sent()
             .find(|(kind, _)| *kind == ResourceType::Endpoints);
         let is_warm = |name: &String| {
             endpoints
+                .as_ref()
                 .and_then(|(_, sent)| sent.get(name))
                 .is_some_and(|held| held.state != State::Pending)
         };
-        let clusters = self.variant.subscribed(ResourceType::Cluster);
+        let clusters = subscriptions.subscribed(ResourceType::Cluster);
         let is_wildcard = clusters.is_some_and(|(_, is_wildcard)| is_wildcard);
         is_outstanding || is_wildcard && !hold.clusters.iter().all(is_warm)
     }
 
     fn is_outstanding(&self) -> bool {
-        self.variant
-            .sent()
-            .iter()
-            .any(|(_, sent)| sent.is_outstanding())
+        let mut sent = self.variant.subscriptions().sent();
+        sent.any(|(_, sent)| sent.is_outstanding())
     }
 
     fn is_settled(&self) -> bool {

@@ -67,9 +67,7 @@ enum AttemptResult<M: MakeEndpoint> {
 impl<M: MakeEndpoint> AttemptResult<M> {
     /// The call ends with this result.
     fn end(self, mut in_flight: InFlight<M>, outcome: Outcome) -> CallResult<M> {
-        if !outcome.is_success() {
-            in_flight.fail_attempt();
-        }
+        in_flight.judge_attempt(outcome.verdict());
         let error = match self {
             Self::Response(response) => return Ok(in_flight.respond(response, outcome)),
             Self::Failed(error) => error.into_error(in_flight.state.name().as_str()),
@@ -170,7 +168,7 @@ fn start_at<M: MakeEndpoint, S>(
         again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[]) {
+    match in_flight.state.pick(&mut rng, &[], now) {
         Some(Ok(endpoint)) => {
             let headers = &mut outgoing.head_mut().headers;
             let exchange = in_flight
@@ -206,9 +204,8 @@ fn permit<'l, M: MakeEndpoint>(
         head
     });
     let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
-        chosen.2.activate();
         let state = chosen.2.load();
-        state.acquire()?;
+        state.acquire(rng)?;
         Ok((chosen, state))
     });
     let ((route, forward, _), state) = match permitted {
@@ -255,11 +252,7 @@ fn choose<'l, M: MakeEndpoint>(
         ));
     };
     let forward = forward_action(name, route)?;
-    Ok((
-        route,
-        forward,
-        &live.clusters[forward.cluster(rng) as usize],
-    ))
+    Ok((route, forward, live.clusters.get(forward.cluster(rng))))
 }
 
 #[inline]

@@ -6,11 +6,13 @@
 //! are ignored; a known field with a value that cannot be honoured refuses the resource where
 //! traffic or security depends on it, and is noted in the log where nothing does.
 
+mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;
 mod listener;
 mod name;
+mod outlier;
 pub(crate) mod path;
 mod raw;
 mod report;

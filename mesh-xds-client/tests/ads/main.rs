@@ -133,7 +133,7 @@ async fn wait_for_port(reader: &mut SnapshotReader, port: u16) {
         unreachable!("it is ready")
     };
     let mut current = snapshot.clusters[0].current.clone();
-    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::ClusterSnapshot>| {
+    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::LazySnapshot>| {
         cluster
             .endpoints
             .iter()
@@ -208,7 +208,7 @@ async fn a_refusal_names_the_resource_and_keeps_the_last_good_one(variant: Varia
     );
     let text = nack.error_detail.unwrap().message;
     assert!(
-        text.contains("cluster c: lb_policy: MAGLEV is not supported"),
+        text.contains("cluster c: lb_policy: CLUSTER_PROVIDED is not supported"),
         "{text}"
     );
     stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;

@@ -212,15 +212,7 @@ fn cluster(name: &str, endpoints: &str) -> Config {
 }
 
 fn spec(name: &str, source: ClusterSource) -> Config {
-    let config = Arc::new(Cluster {
-        name: name.into(),
-        discovery: Discovery::Eds(name.into()),
-        lb_policy: LbPolicy::RoundRobin,
-        circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-        http_version: HttpVersion::ByRequest,
-        tls: None,
-    });
+    let config = Arc::new(Cluster::new(name));
     Config::Cluster(Arc::new(ClusterSpec {
         config,
         source,
@@ -229,20 +221,18 @@ fn spec(name: &str, source: ClusterSource) -> Config {
 }
 
 fn endpoints(name: &str, port: u16) -> Config {
-    Config::Endpoints(Arc::new(ClusterEndpoints {
-        name: name.into(),
-        localities: vec![LocalityEndpoints {
-            locality: LocalityId::default(),
-            priority: 0,
+    let locality = LocalityEndpoints {
+        locality: LocalityId::default(),
+        priority: 0,
+        weight: 1,
+        endpoints: vec![Endpoint {
+            address: ([10, 0, 0, 1], port).into(),
             weight: 1,
-            endpoints: vec![Endpoint {
-                address: ([10, 0, 0, 1], port).into(),
-                weight: 1,
-                health: HealthStatus::Healthy,
-                hostname: String::new(),
-            }],
+            health: HealthStatus::Healthy,
+            hostname: String::new(),
         }],
-    }))
+    };
+    Config::Endpoints(Arc::new(ClusterEndpoints::new(name, vec![locality])))
 }
 
 /// The clusters of what is published.
@@ -252,7 +242,7 @@ fn published(reader: &SnapshotReader) -> Vec<Arc<ClusterSnapshot>> {
         ListenerState::Ready(snapshot) => snapshot
             .clusters
             .iter()
-            .map(|handle| handle.current.borrow().clone())
+            .map(|handle| Arc::clone(handle.current.borrow().get()))
             .collect(),
         other => panic!("{other:?}"),
     }

@@ -4,7 +4,7 @@
 //! metrics are since the last report, requests in progress are as they are now.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -31,8 +31,10 @@ use super::{LoadSource, Wanted, source::Lists};
 /// What has been reported already.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
+    /// Clusters that somebody has called.
+    clusters: HashSet<String>,
     endpoints: HashMap<(String, SocketAddr), Endpoint>,
-    drops: HashMap<String, (Arc<ClusterLoad>, Dropped)>,
+    drops: HashMap<String, Drops>,
 }
 
 #[derive(Debug)]
@@ -122,7 +124,7 @@ impl Counted {
         self.endpoints
             .retain(|_, endpoint| endpoint.is_current || Arc::strong_count(&endpoint.stats) > 1);
         self.drops
-            .retain(|_, (load, _)| Arc::strong_count(load) > 1);
+            .retain(|_, drops| Arc::strong_count(&drops.load) > 1);
         let interval = DurationProto {
             seconds: i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX),
             nanos: i32::try_from(elapsed.subsec_nanos()).unwrap_or_default(),
@@ -146,8 +148,13 @@ impl Counted {
     /// Takes endpoints in that are new, and marks those that are there.
     fn follow(&mut self, sources: &[LoadSource], is_current: bool) {
         for source in sources {
-            let snapshot = source.current.borrow().clone();
-            for found in &snapshot.endpoints {
+            let version = source.current.borrow().clone();
+            // What nobody has called has no counters; what was counted once is looked at again.
+            if version.compiled().is_none() && !self.clusters.contains(&source.cluster) {
+                continue;
+            }
+            self.clusters.insert(source.cluster.clone());
+            for found in &version.endpoints {
                 let key = (source.cluster.clone(), found.address);
                 let known = self.endpoints.get_mut(&key);
                 match known.filter(|known| Arc::ptr_eq(&known.stats, &found.stats)) {
@@ -198,26 +205,47 @@ impl Counted {
     /// Drops since the last report.
     fn count_drops(&mut self, source: &LoadSource) -> (u64, Vec<DroppedRequests>) {
         let now = source.load.dropped();
-        let before = match self.drops.get(&source.cluster) {
-            Some((load, before)) if Arc::ptr_eq(load, &source.load) => before.clone(),
-            _ => Dropped::default(),
-        };
-        let total = now.total.saturating_sub(before.total);
-        let since = now.by_category.iter().map(|(category, count)| {
-            let before = before.by_category.get(category).copied();
-            (category, count - before.unwrap_or_default())
+        let known = self.drops.remove(&source.cluster);
+        let known = known.filter(|known| Arc::ptr_eq(&known.load, &source.load));
+        let mut known = known.unwrap_or_else(|| Drops {
+            load: Arc::clone(&source.load),
+            seen: Dropped::default(),
+            rules: BTreeMap::new(),
         });
-        let dropped = since
-            .filter(|(_, dropped_count)| *dropped_count > 0)
-            .map(|(category, dropped_count)| DroppedRequests {
-                category: category.clone(),
-                dropped_count,
-            })
-            .collect();
-        let known = (Arc::clone(&source.load), now);
+        let mut total = now.total - known.seen.total;
+        let mut categories = BTreeMap::new();
+        for (category, count) in &now.by_category {
+            let before = known.seen.by_category.get(category).copied();
+            categories.insert(category.clone(), count - before.unwrap_or_default());
+        }
+        known.seen = now;
+        // Each rule counts by itself, and goes on when it comes back.
+        let version = source.current.borrow().clone();
+        let rules = version.compiled().map(|snapshot| snapshot.drops.counters());
+        for rule in rules.into_iter().flatten() {
+            let before = known.rules.entry(rule.category().to_owned()).or_default();
+            let since = rule.dropped() - std::mem::replace(before, rule.dropped());
+            total += since;
+            *categories.entry(rule.category().to_owned()).or_default() += since;
+        }
         self.drops.insert(source.cluster.clone(), known);
-        (total, dropped)
+        let dropped = categories.into_iter();
+        let dropped = dropped.filter(|(_, dropped_count)| *dropped_count > 0);
+        let dropped = dropped.map(|(category, dropped_count)| DroppedRequests {
+            category,
+            dropped_count,
+        });
+        (total, dropped.collect())
     }
+}
+
+/// What of a cluster's drops has been reported.
+#[derive(Debug)]
+struct Drops {
+    load: Arc<ClusterLoad>,
+    seen: Dropped,
+    /// By the categories of `drop_overloads`.
+    rules: BTreeMap<String, u64>,
 }
 
 /// Cluster and service.

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh_core::{load::ClusterLoad, snapshot::ClusterSnapshot};
+use mesh_core::{load::ClusterLoad, snapshot::LazySnapshot};
 use tokio::sync::watch;
 
 /// A cluster whose load is reported.
@@ -16,7 +16,7 @@ pub(crate) struct LoadSource {
     pub(crate) service: String,
     /// Where its load is reported to, by address.
     pub(crate) server: Arc<str>,
-    pub(crate) current: watch::Receiver<Arc<ClusterSnapshot>>,
+    pub(crate) current: watch::Receiver<Arc<LazySnapshot>>,
     pub(crate) load: Arc<ClusterLoad>,
 }
 

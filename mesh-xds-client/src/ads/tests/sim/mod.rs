@@ -18,7 +18,7 @@ use std::{
 
 use mesh_core::{
     rng::{Rng, SplitMix64},
-    snapshot::{ClusterSnapshot, ListenerState, Snapshot, SnapshotReader, pair},
+    snapshot::{LazySnapshot, ListenerState, Snapshot, SnapshotReader, pair},
 };
 use tokio::sync::watch;
 
@@ -46,7 +46,7 @@ struct Watched {
     listener: &'static str,
     reader: SnapshotReader,
     published: Option<String>,
-    clusters: BTreeMap<String, (watch::Receiver<std::sync::Arc<ClusterSnapshot>>, String)>,
+    clusters: BTreeMap<String, (watch::Receiver<std::sync::Arc<LazySnapshot>>, String)>,
 }
 
 struct Sim {
