@@ -33,6 +33,7 @@ use crate::{
     balance::{PickContext, PickResult, Picker, resolve_override},
     config,
     health::is_suspicious,
+    load::ClusterLoad,
     name::{ClusterName, ListenerName},
     observed::Observation,
     outcome::Verdict,
@@ -60,6 +61,8 @@ pub struct ClusterHandle {
     pub name: ClusterName,
     /// Its current value; swapped whenever policy or endpoints change.
     pub current: watch::Receiver<Arc<LazySnapshot>>,
+    /// Its load, as far as its endpoints' counters do not tell.
+    pub load: Arc<ClusterLoad>,
 }
 
 /// The compiled configuration of one cluster.

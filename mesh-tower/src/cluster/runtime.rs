@@ -13,6 +13,7 @@ use mesh_core::{
     balance::{PickContext, PickResult},
     config::{CircuitBreakers, Cluster},
     health::Circuit,
+    load::{ClusterLoad, DropSource},
     observed::Observation,
     outcome::Verdict,
     rng::Rng,
@@ -45,6 +46,12 @@ pub(crate) struct ClusterTotals {
     name: ClusterName,
     circuit: Circuit,
     calls: Arc<CallMetrics>,
+}
+
+impl DropSource for ClusterTotals {
+    fn dropped(&self) -> u64 {
+        self.circuit.dropped()
+    }
 }
 
 /// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps.
@@ -119,6 +126,11 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let signals = Arc::clone(&runtime.signals);
         tokio::spawn(follow(Arc::downgrade(&runtime), followed, signals));
         runtime
+    }
+
+    /// Shows load reports what the circuit breaker drops.
+    pub(super) fn tell_drops_to(&self, load: &ClusterLoad) {
+        load.count_drops_of(Arc::clone(&self.totals) as Arc<dyn DropSource>);
     }
 
     /// Follows another source of the same cluster, if it is another. A cluster that left the
