@@ -133,6 +133,7 @@ impl Variant for Delta {
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
         let (state, is_first) = self.subscriptions.entry(kind);
+        let inherits = is_first && !request.initial_resource_versions.is_empty();
         if is_first {
             state.sent = Sent::with_versions(request.initial_resource_versions.into_iter());
             let named = &request.resource_names_subscribe;
@@ -186,6 +187,7 @@ impl Variant for Delta {
             verdict: is_judged.then_some(verdict),
             is_changed,
             is_stale: !is_first && !request.response_nonce.is_empty() && !is_judged,
+            inherits,
         })
     }
 
