@@ -497,9 +497,14 @@ impl World {
 /// A version: equal for equal content, in every process.
 ///
 /// The hash is over the text of the config, whose maps are ordered, because the order of a
-/// protobuf map differs from process to process.
+/// protobuf map differs from process to process. The release is in it, as another one may encode the
+/// same config in another way, which a client that says it has this version would never get.
 fn hash(content: &dyn Debug) -> Version {
-    Version(xxh3_64(format!("{content:?}").as_bytes()))
+    hash_by(env!("CARGO_PKG_VERSION"), content)
+}
+
+fn hash_by(release: &str, content: &dyn Debug) -> Version {
+    Version(xxh3_64(format!("{release} {content:?}").as_bytes()))
 }
 
 /// One version for a set of resources.

@@ -55,3 +55,11 @@ fn envoys_domains_are_unique_and_the_name_alone_is_the_default_port() {
     );
     assert!(!hosts.contains_key("*"));
 }
+
+#[test]
+fn another_release_has_other_versions() {
+    let config = "a cluster";
+    assert_eq!(hash_by("1.0.0", &config), hash_by("1.0.0", &config));
+    assert_ne!(hash_by("1.0.0", &config), hash_by("1.0.1", &config));
+    assert_eq!(hash(&config), hash_by(env!("CARGO_PKG_VERSION"), &config));
+}
