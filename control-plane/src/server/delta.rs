@@ -132,6 +132,10 @@ impl Variant for Delta {
 
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
+        let warming = match kind {
+            ResourceType::Endpoints => self.subscriptions.take_warming(),
+            _ => BTreeSet::new(),
+        };
         let (state, is_first) = self.subscriptions.entry(kind);
         let inherits = is_first && !request.initial_resource_versions.is_empty();
         if is_first {
@@ -151,7 +155,8 @@ impl Variant for Delta {
                 state.is_due = true;
             } else {
                 // What the client has from an earlier stream is not news to it.
-                if !(is_first && state.sent.get(&name).is_some()) {
+                let is_known = is_first && state.sent.get(&name).is_some();
+                if !is_known || warming.contains(&name) {
                     state.due.insert(name.clone());
                 }
                 state.names.insert(name);

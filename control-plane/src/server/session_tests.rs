@@ -531,3 +531,35 @@ fn a_delta_client_that_comes_back_is_told_of_what_is_gone_after_the_new_routes()
         ]
     );
 }
+
+#[test]
+fn an_envoy_that_comes_back_gets_the_endpoints_of_a_changed_cluster_whatever_comes_first() {
+    // What it has of endpoints is the newest, what it has of clusters is not.
+    let mut newest = Kit::<Delta>::new(ClientClass::Envoy, GREETER);
+    newest.ask(ResourceType::Endpoints, &[CLUSTER]);
+    let version = newest.next().unwrap().resources[0].version.to_string();
+    for endpoints_are_first in [true, false] {
+        let mut kit = Kit::<Delta>::new(ClientClass::Envoy, GREETER);
+        let mut clusters = tests::delta(ResourceType::Cluster, &[], &[]);
+        let mut endpoints = tests::delta(ResourceType::Endpoints, &[CLUSTER], &[]);
+        for (request, version) in [
+            (&mut clusters, "0123456789abcdef"),
+            (&mut endpoints, &version),
+        ] {
+            let versions = &mut request.initial_resource_versions;
+            versions.insert(CLUSTER.to_owned(), version.to_owned());
+        }
+        let mut found = Vec::new();
+        let mut requests = [clusters, endpoints];
+        if endpoints_are_first {
+            requests.reverse();
+        }
+        for request in requests {
+            kit.session.hear(request).unwrap();
+            found.extend(kit.all());
+        }
+        let expected = [ResourceType::Cluster, ResourceType::Endpoints];
+        assert_eq!(kinds(&found), expected, "it would wait for them");
+        assert_eq!(found[1].resources[0].name, CLUSTER);
+    }
+}

@@ -149,6 +149,10 @@ impl Variant for Sotw {
 
     fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
+        if kind == ResourceType::Endpoints {
+            // The first answer of a stream has all of them in any case.
+            self.subscriptions.take_warming();
+        }
         let (state, is_first) = self.subscriptions.entry(kind);
         let nonce = request.response_nonce.parse::<u64>().ok();
         let verdict = match &request.error_detail {
