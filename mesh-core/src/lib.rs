@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {outcome, stats, rng, shard} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -18,6 +18,7 @@ pub mod config;
 pub mod error;
 pub mod health;
 pub mod name;
+pub mod observed;
 pub mod outcome;
 pub mod retry;
 pub mod rng;

@@ -26,6 +26,7 @@ pub fn count() -> usize {
 }
 
 /// The shard of the current thread, below [`SHARDS_MAX`] and not below [`count`]: mask it.
+#[inline]
 fn index() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -48,6 +49,7 @@ impl<T> Sharded<T> {
     }
 
     /// The current thread's.
+    #[inline]
     pub fn local(&self) -> &T {
         // The count is a power of two.
         &self.shards[index() & (self.shards.len() - 1)]

@@ -2,13 +2,11 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use http::{Request, Response, Uri, uri};
+use http::{Request, Response, uri};
 use mesh_core::shard::Sharded;
 #[cfg(feature = "xds")]
 use mesh_tower::Mesh;
@@ -16,7 +14,7 @@ use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
 use tonic::Status;
 use tower::Service;
 
-use crate::{ResponseBody, to_status};
+use crate::{AsStatus, to_status};
 #[cfg(feature = "xds")]
 use crate::{Target, TargetError};
 
@@ -89,46 +87,16 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<tonic::body::Body>) -> ResponseFuture<M> {
-        // The scheme is set where it is known whether the connection has TLS.
-        let mut parts = uri::Parts::default();
-        parts.scheme = Some(uri::Scheme::HTTP);
-        parts.authority = Some(self.authority.local().clone());
-        parts.path_and_query = std::mem::take(request.uri_mut())
-            .into_parts()
-            .path_and_query;
-        if parts.path_and_query.is_none() {
-            parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
-        }
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        ResponseFuture {
-            inner: self.service.send(request.map(mesh_tower::Body::eager)),
-        }
+    fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture<M> {
+        self.service.send_to(self.authority.local(), request)
     }
 }
 
-/// The response to come.
-pub struct ResponseFuture<M: MakeEndpoint = HyperConnector> {
-    inner: mesh_tower::ResponseFuture<M>,
-}
+/// The response to come, or the status of the call.
+pub type ResponseFuture<M = HyperConnector> = mesh_tower::ResponseFuture<M, AsStatus>;
 
-impl<M: MakeEndpoint> Future for ResponseFuture<M> {
-    type Output = Result<Response<ResponseBody<M>>, Status>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(Pin::new(&mut self.inner).poll(cx));
-        Poll::Ready(match response {
-            Ok(response) => Ok(response.map(ResponseBody::new)),
-            Err(error) => Err(to_status(error)),
-        })
-    }
-}
-
-impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
+/// The body of a response; errors are statuses.
+pub type ResponseBody<M = HyperConnector> = mesh_tower::ResponseBody<M, AsStatus>;
 
 #[cfg(feature = "xds")]
 /// Makes channels from a [`Mesh`].

@@ -46,6 +46,7 @@ impl RequestContext {
 }
 
 /// When the caller of the request that the current task serves stops waiting.
+#[inline]
 pub fn inbound_deadline() -> Option<Instant> {
     CURRENT.try_with(|context| context.deadline).ok().flatten()
 }

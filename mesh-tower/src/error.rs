@@ -5,9 +5,10 @@
 
 use std::{error, fmt, net::SocketAddr};
 
+use http::Request;
 use mesh_core::outcome::Outcome;
 
-use crate::telemetry::Code;
+use crate::{Body, telemetry::Code};
 
 /// A boxed error of a body or a connection.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
@@ -41,6 +42,8 @@ pub enum ErrorKind {
     NoEndpoint,
     /// The cluster has as many requests in flight as its limit allows.
     CircuitOpen,
+    /// The control plane wants a share of the requests refused (EDS `drop_overloads`).
+    Dropped,
     /// The deadline passed.
     DeadlineExceeded,
     /// No connection could be made.
@@ -72,7 +75,7 @@ impl From<ErrorKind> for Code {
             | ErrorKind::NoRoute
             | ErrorKind::Unsupported
             | ErrorKind::NoEndpoint => Self::Unroutable,
-            ErrorKind::CircuitOpen => Self::Overload,
+            ErrorKind::CircuitOpen | ErrorKind::Dropped => Self::Overload,
             ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Self::Timeout,
             ErrorKind::Connect => Self::ConnectFailure,
             ErrorKind::Refused => Self::Refused,
@@ -114,9 +117,10 @@ impl Error {
     /// Where it comes from.
     pub fn origin(&self) -> Origin {
         match self.inner.kind {
-            ErrorKind::NoConfig | ErrorKind::NoRoute | ErrorKind::Unsupported => {
-                Origin::ControlPlane
-            }
+            ErrorKind::NoConfig
+            | ErrorKind::NoRoute
+            | ErrorKind::Unsupported
+            | ErrorKind::Dropped => Origin::ControlPlane,
             ErrorKind::InvalidRequest | ErrorKind::CircuitOpen | ErrorKind::DeadlineExceeded => {
                 Origin::Local
             }
@@ -177,12 +181,33 @@ impl error::Error for Error {
     }
 }
 
+/// How the errors of calls are shown to a kind of callers: generated gRPC clients want a status.
+pub trait ShowError: Send + Unpin + 'static {
+    /// What the callers see.
+    type Error: Send + 'static;
+
+    /// Makes it.
+    fn show(error: Error) -> Self::Error;
+}
+
+/// Errors are shown as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AsError;
+
+impl ShowError for AsError {
+    type Error = Error;
+
+    fn show(error: Error) -> Error {
+        error
+    }
+}
+
 /// Why an endpoint gave no response.
 #[derive(Debug)]
 pub struct DispatchError {
     kind: DispatchErrorKind,
     source: BoxError,
-    is_unsent: bool,
+    unsent: Option<Box<Request<Body>>>,
 }
 
 /// What an endpoint knows of its failure.
@@ -202,19 +227,24 @@ impl DispatchError {
         Self {
             kind,
             source: source.into(),
-            is_unsent: false,
+            unsent: None,
         }
     }
 
-    /// Nobody has looked at the request, and it is again as it was: it can be sent elsewhere.
+    /// Nobody has looked at the request, and here it is as it was, with the authority in its URI or
+    /// in `host`: it can be sent elsewhere.
     #[must_use]
-    pub fn unsent(mut self) -> Self {
-        self.is_unsent = true;
+    pub fn unsent(mut self, request: Request<Body>) -> Self {
+        self.unsent = Some(Box::new(request));
         self
     }
 
     pub(crate) fn is_unsent(&self) -> bool {
-        self.is_unsent
+        self.unsent.is_some()
+    }
+
+    pub(crate) fn take_unsent(&mut self) -> Option<Request<Body>> {
+        self.unsent.take().map(|request| *request)
     }
 
     pub(crate) fn outcome(&self) -> Outcome {

@@ -3,7 +3,7 @@
 //! One allocation, where cloning a `HeaderMap` takes several: the map is made again only for an
 //! attempt that follows a failed one.
 
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts};
 
 use crate::Body;
 
@@ -16,14 +16,14 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn of(request: &Request<Body>) -> Self {
-        let headers = request.headers();
+    pub(crate) fn of(head: &Parts) -> Self {
+        let headers = &head.headers;
         let mut kept = Vec::with_capacity(headers.len());
         kept.extend(headers.iter().map(|(n, v)| (n.clone(), v.clone())));
         Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            version: head.version,
             headers: kept.into(),
         }
     }

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 const FEW: usize = 8;
 
 /// The first value of `name`.
+#[inline]
 pub(crate) fn find<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
     if headers.len() > FEW {
         return headers.get(name);

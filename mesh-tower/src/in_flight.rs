@@ -5,13 +5,15 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use mesh_core::outcome::Outcome;
+use http::{HeaderMap, Response};
+use mesh_core::outcome::{Outcome, Verdict};
 use tokio::time::Instant;
 
 use crate::{
-    Error, SelectedEndpoint,
-    cluster::{ClusterState, MakeEndpoint},
-    telemetry::{AttemptSpan, CallSpan, Code, Protocol},
+    Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
+    cluster::{ClusterState, EndpointService, MakeEndpoint, Watched},
+    context::{self, GRPC_TIMEOUT},
+    telemetry::{CallSpan, Code, Protocol},
 };
 
 /// One call that holds a permit.
@@ -26,22 +28,20 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     /// The route's name, when it is to be reported.
     pub(crate) route: Option<Arc<str>>,
     span: CallSpan,
-    attempt: Option<Attempt>,
+    /// The endpoint of the current attempt, in the cluster's state.
+    endpoint: Option<u32>,
+    /// What the current attempt says of its endpoint.
+    verdict: Verdict,
+    /// For policies that want to know how attempts end.
+    watched: Option<Box<Watched>>,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
 }
 
-/// One request on one endpoint.
-struct Attempt {
-    /// Of the endpoint in the cluster's state.
-    endpoint: u32,
-    is_failed: bool,
-    span: AttemptSpan,
-}
-
 impl<M: MakeEndpoint> InFlight<M> {
     /// A call that was permitted by `state`.
+    #[inline]
     pub(crate) fn begin(
         state: Arc<ClusterState<M>>,
         started: Instant,
@@ -60,60 +60,112 @@ impl<M: MakeEndpoint> InFlight<M> {
             attempts: 0,
             route: None,
             span,
-            attempt: None,
+            endpoint: None,
+            verdict: Verdict::Success,
+            watched: None,
             outcome: Outcome::Reset,
             ended: None,
         }
     }
 
-    /// Begins an attempt on an endpoint of the state.
-    pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut http::HeaderMap) {
+    /// Begins an attempt on an endpoint of the state; returns what sends it.
+    #[inline]
+    pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut HeaderMap) -> &M::Endpoint {
         self.attempts += 1;
+        self.endpoint = Some(endpoint);
+        self.verdict = Verdict::Success;
+        if self.state.observes() {
+            self.watch();
+        }
         let slot = self.state.slot(endpoint);
         slot.begin();
         let name = self.state.name().as_str();
-        let span = &self.span;
-        self.attempt = Some(Attempt {
-            endpoint,
-            is_failed: false,
-            span: span.start_attempt(self.attempts, name, slot.address(), headers),
-        });
-    }
-
-    /// What sends the current attempt.
-    pub(crate) fn service(&self) -> Option<&M::Endpoint> {
-        let attempt = self.attempt.as_ref()?;
-        Some(self.state.slot(attempt.endpoint).service())
+        self.span
+            .start_attempt(self.attempts, name, slot.address(), headers);
+        slot.service()
     }
 
     /// Where the current attempt goes.
     pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
-        let attempt = self.attempt.as_ref()?;
-        Some(self.state.slot(attempt.endpoint).address())
+        Some(self.state.slot(self.endpoint?).address())
     }
 
-    /// The attempt failed on its endpoint.
-    pub(crate) fn fail_attempt(&mut self) {
-        if let Some(attempt) = &mut self.attempt {
-            attempt.is_failed = true;
-        }
+    /// What the attempt says of its endpoint.
+    pub(crate) fn judge_attempt(&mut self, verdict: Verdict) {
+        self.verdict = verdict;
+    }
+
+    #[cold]
+    fn watch(&mut self) {
+        self.watched = Some(Box::new(Watched::begin()));
     }
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
-        if let Some(attempt) = self.attempt.take() {
-            self.state.slot(attempt.endpoint).end(!attempt.is_failed);
-            attempt.span.end(code);
+        if let Some(endpoint) = self.endpoint.take() {
+            let watched = self.watched.take();
+            self.state
+                .end_attempt(endpoint, self.verdict, watched.as_deref());
+            self.span.end_attempt(code);
         }
     }
 
-    /// There is a response.
-    pub(crate) fn respond(&mut self, outcome: Outcome) {
+    /// Tells a gRPC server how much of the deadline is left.
+    #[inline]
+    pub(crate) fn cap_grpc_timeout(&self, headers: &mut HeaderMap, now: Instant) {
+        if let (Protocol::Grpc, Some(deadline)) = (self.protocol, self.deadline) {
+            let left = deadline.saturating_duration_since(now);
+            headers.insert(GRPC_TIMEOUT.clone(), context::format_grpc_timeout(left));
+        }
+    }
+
+    /// There is a response: the call goes on until it is read.
+    #[inline]
+    pub(crate) fn respond<B, S: ShowError>(
+        mut self,
+        mut response: Response<B>,
+        outcome: Outcome,
+    ) -> Response<ResponseBody<M, S>>
+    where
+        M::Endpoint: EndpointService<ResponseBody = B>,
+        B: http_body::Body,
+    {
         self.outcome = outcome;
+        if let Some(watched) = &mut self.watched {
+            watched.respond();
+        }
+        if let Some(selected) = self.selected() {
+            response.extensions_mut().insert(selected);
+        }
+        response.map(|body| ResponseBody::new(body, self))
+    }
+
+    /// No response came in time.
+    pub(crate) fn timed_out(&self) -> Error {
+        if self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            return self.late("before the response");
+        }
+        let name = self.state.name();
+        Error::new(
+            ErrorKind::PerTryTimeout,
+            format!("cluster {name}: no response within the per-try timeout"),
+        )
+    }
+
+    /// The deadline passed.
+    pub(crate) fn late(&self, when: &str) -> Error {
+        let name = self.state.name();
+        Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!("cluster {name}: the deadline passed {when}"),
+        )
     }
 
     /// What a caller may want to know of how it was served, if it does.
-    pub(crate) fn selected(&self) -> Option<SelectedEndpoint> {
+    fn selected(&self) -> Option<SelectedEndpoint> {
         Some(SelectedEndpoint {
             route: Arc::clone(self.route.as_ref()?),
             address: self.endpoint()?,
@@ -125,7 +177,9 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// The call ends with an error, which is told where that was.
     pub(crate) fn fail(mut self, error: Error) -> Error {
         self.ended = Some(error.kind().into());
-        self.fail_attempt();
+        if self.verdict == Verdict::Success {
+            self.verdict = Verdict::LocalFailure;
+        }
         error.with_attempt(self.attempts, self.endpoint())
     }
 
@@ -135,9 +189,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         self.ended = Some(self.outcome.into());
-        if !self.outcome.is_success() {
-            self.fail_attempt();
-        }
+        self.verdict = self.outcome.verdict();
     }
 }
 

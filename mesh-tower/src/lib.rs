@@ -10,8 +10,8 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → call → {response, in_flight} → {listener, head} → {cluster, connect} →
-//! {server, tls} → {telemetry, context, identity, body, error}`.
+//! `mesh → {http_client, service} → call → {response, in_flight} → listener → {cluster, connect} →
+//! {outgoing, head} → {server, tls} → {telemetry, context, identity, body, error}`.
 
 mod body;
 mod call;
@@ -29,6 +29,7 @@ mod in_flight;
 mod listener;
 #[cfg(feature = "xds")]
 mod mesh;
+mod outgoing;
 mod response;
 mod rng;
 pub mod server;
@@ -38,14 +39,17 @@ pub mod tls;
 mod within;
 
 pub use body::{Body, REPLAY_BYTES_MAX};
-pub use call::{CONNECTING_WAIT_MAX, TRANSPARENT_RETRIES_MAX};
-pub use cluster::{EndpointContext, EndpointService, MakeEndpoint};
-pub use error::{BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin};
+pub use call::{CONNECTING_WAIT_MAX, ResponseFuture, TRANSPARENT_RETRIES_MAX};
+pub use cluster::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
+pub use error::{
+    AsError, BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin, ShowError,
+};
 pub use ext::SelectedEndpoint;
 #[cfg(feature = "xds")]
 pub use http_client::{AUTHORITIES_MAX, HttpClient};
 pub use listener::FIRST_CONFIG_WAIT_MAX;
 #[cfg(feature = "xds")]
 pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
+pub use outgoing::Outgoing;
 pub use response::ResponseBody;
-pub use service::{MeshService, ResponseFuture};
+pub use service::MeshService;

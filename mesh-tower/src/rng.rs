@@ -12,6 +12,7 @@ thread_local! {
 }
 
 /// A generator for one request.
+#[inline]
 pub(crate) fn fork() -> SplitMix64 {
     SEED.with(|seed| {
         let mut thread = SplitMix64::new(seed.get());

@@ -5,20 +5,18 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, uri::Authority};
 use mesh_core::snapshot::SnapshotReader;
 use tower::Service;
 
 use crate::{
-    Body, BoxError, Error, ResponseBody,
-    call::{CallOptions, begin, call_when_ready, finish},
+    Body, BoxError, Error, Outgoing, ResponseBody, ResponseFuture, ShowError,
+    call::{CallOptions, start},
     cluster::{ClusterRegistry, MakeEndpoint},
     listener::ListenerRuntime,
     telemetry::Telemetry,
@@ -85,28 +83,24 @@ impl<M: MakeEndpoint> MeshService<M> {
     }
 
     /// Sends a request, without the `&mut` that [`Service::call`] takes.
-    pub fn send(&self, mut request: Request<Body>) -> ResponseFuture<M> {
-        let options = self.options;
-        let live = self.listener.load();
-        let Some(ready) = live.ready() else {
-            let listener = Arc::clone(&self.listener);
-            let inner = async move { call_when_ready(listener, &mut request, options).await };
-            return ResponseFuture {
-                inner: Box::pin(inner),
-            };
-        };
-        match begin(&self.listener, ready, &request, options) {
-            // The request stays where it is until an endpoint takes it: moving it through each
-            // stage would make the future several times as large.
-            Ok(call) => {
-                let mut call = Some(call);
-                let inner = async move { finish(&mut call, &mut request).await };
-                ResponseFuture {
-                    inner: Box::pin(inner),
-                }
-            }
-            Err(error) => ResponseFuture::failed(error),
-        }
+    #[inline]
+    pub fn send(&self, request: Request<Body>) -> ResponseFuture<M> {
+        let mut outgoing = Outgoing::new(request, None);
+        start(&self.listener, &mut outgoing, self.options)
+    }
+
+    /// Sends a request to `authority`, unless its URI names another one. Its body is one that can be
+    /// moved, see [`Body::eager`]; its errors are shown as `S` says.
+    #[inline]
+    pub fn send_to<B, S>(&self, authority: &Authority, request: Request<B>) -> ResponseFuture<M, S>
+    where
+        S: ShowError,
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (head, body) = request.into_parts();
+        let mut outgoing = Outgoing::from_parts(head, Body::eager(body), Some(authority));
+        start(&self.listener, &mut outgoing, self.options)
     }
 }
 
@@ -143,34 +137,5 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<M> {
         self.send(request.map(Body::new))
-    }
-}
-
-type CallResult<M> = Result<Response<ResponseBody<M>>, Error>;
-
-/// The response to come. Dropping it cancels the request and gives back every permit.
-pub struct ResponseFuture<M: MakeEndpoint> {
-    inner: Pin<Box<dyn Future<Output = CallResult<M>> + Send>>,
-}
-
-impl<M: MakeEndpoint> ResponseFuture<M> {
-    pub(crate) fn failed(error: Error) -> Self {
-        Self {
-            inner: Box::pin(std::future::ready(Err(error))),
-        }
-    }
-}
-
-impl<M: MakeEndpoint> Future for ResponseFuture<M> {
-    type Output = CallResult<M>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.inner.as_mut().poll(cx)
-    }
-}
-
-impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -1,7 +1,7 @@
 //! The only task: streams, timers and commands in; requests and snapshots out.
 //!
 //! Stages 1 to 7 in one place, each a synchronous call: the next response is read when every watcher
-//! has seen the last one. It owns everything above the line and is never waited for by requests. It
+//! has seen the last one, and dropped its token where it has one. It owns everything above the line and is never waited for by requests. It
 //! ends, and the streams with it, when the last handle and the last watch are gone: it holds no
 //! sender of its own commands.
 
@@ -24,14 +24,15 @@ use crate::{
     ads::Response,
     authority::{Authorities, Effects, Order, ServerId},
     bootstrap::{Bootstrap, Server},
+    cache::revive,
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
     dump::{ClientDump, Counters, Freshness},
     graph::{Graph, WatchId, Watcher},
     load::Load,
     notices::Notices,
-    resource::{DecodeContext, Raw, decode_all},
-    store::{Store, StoredResource, UNUSED_RUNS_MAX},
+    resource::DecodeContext,
+    store::{Store, StoredResource},
     transport::{StreamStatus, backoff::Backoff},
 };
 
@@ -296,7 +297,7 @@ impl Driver {
                 self.closed(server, &error);
             }
             Event::Hangs => self.closed(server, "no response within 60 s of opening the stream"),
-            Event::Writable => {}
+            Event::Writable | Event::Gate => {}
             Event::Expired => {
                 let mut expired = connection.machine.expire(Instant::now().into_std());
                 let authorities = &self.authorities;
@@ -413,28 +414,18 @@ impl Driver {
             }
         };
         let total = resources.len();
-        let mut usable = Vec::new();
-        for stored in resources {
-            let (kind, updated, unused_runs) = (stored.kind, stored.updated, stored.unused_runs);
-            if unused_runs > UNUSED_RUNS_MAX {
-                continue;
-            }
-            let raw = Raw::stored(kind, stored.name, stored.version, stored.raw.into());
-            let decoded = decode_all(kind, vec![raw], &self.context, |_| true);
-            for rejected in decoded.rejected {
-                let error = rejected.combined(kind);
-                tracing::warn!(file = place, %error, "a stored resource is not used");
-            }
-            let accepted = decoded.accepted.into_iter();
-            usable.extend(accepted.map(|accepted| (accepted, updated, unused_runs)));
+        let revived = revive(resources, &self.context);
+        for error in &revived.errors {
+            tracing::warn!(file = place, %error, "a stored resource is not used");
         }
+        let usable = revived.usable.len();
         tracing::info!(
             file = place,
             total,
-            usable = usable.len(),
+            usable,
             "state of an earlier run is at hand"
         );
-        self.graph.preload(usable);
+        self.graph.preload(revived.usable);
     }
 
     /// Writes the state on a thread that may wait; one at a time.

@@ -14,6 +14,7 @@
 //! | partial acceptance, NACK per resource | gRFC A46 | yes |
 //! | does-not-exist timers | gRFC A57 | yes |
 //! | error model with the features of servers | gRFC A53, A88 | yes |
+//! | single resources with flow control | gRFC A88 | yes, [`XdsClient::watch`] |
 //! | `resource_errors` | xRFC TP3 | yes |
 //! | time to live, heartbeats | xDS protocol | yes |
 //! | LDS, RDS, CDS, EDS of clients | gRFC A27, A28, A31, A32, A44, A48 | yes |
@@ -56,6 +57,7 @@ mod resource;
 mod store;
 mod transport;
 mod watch;
+pub mod watcher;
 
 pub use ads::Variant;
 pub use bootstrap::Bootstrap;
@@ -63,5 +65,7 @@ pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
 pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
+pub use graph::Resource;
+pub use resource::{ClusterSource, ClusterSpec, DnsHost};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -13,7 +13,9 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use mesh_core::stats::Connectivity;
-use mesh_tower::{Body, DispatchError, EndpointContext, EndpointService, MakeEndpoint};
+use mesh_tower::{
+    DispatchError, EndpointContext, EndpointService, Exchange, MakeEndpoint, Outgoing,
+};
 
 use crate::harness::load::Call;
 
@@ -164,15 +166,29 @@ pub struct InstantEndpoint(EndpointContext);
 
 impl EndpointService for InstantEndpoint {
     type ResponseBody = Trailers;
+    type Exchange = Answered;
 
     fn connect(&self) {
         self.0.set_connectivity(Connectivity::Ready);
     }
 
-    async fn dispatch(
-        &self,
-        request: &mut Request<Body>,
-    ) -> Result<Response<Trailers>, DispatchError> {
-        Ok(answer(std::mem::take(request)))
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Answered {
+        drop(outgoing.take());
+        Answered
+    }
+}
+
+/// An answer that is there at once.
+#[derive(Debug)]
+pub struct Answered;
+
+impl Exchange for Answered {
+    type ResponseBody = Trailers;
+
+    fn poll_response(
+        &mut self,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<Response<Trailers>, DispatchError>> {
+        Poll::Ready(Ok(Response::new(Trailers(false))))
     }
 }

@@ -4,6 +4,7 @@
 //! else: certificates by provider instance or by SDS, timeouts, and what a class cannot do. It does
 //! not choose which resources a client gets.
 
+mod balance;
 mod cluster;
 mod endpoint;
 mod listener;

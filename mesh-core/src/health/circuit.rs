@@ -62,6 +62,7 @@ impl Permits {
         }
     }
 
+    #[inline]
     fn acquire(&self) -> bool {
         let local = self.shards.local();
         if take(local) {
@@ -82,10 +83,13 @@ impl Permits {
     fn release(&self) {
         let local = self.shards.local();
         let batch = self.batch.load(Relaxed);
-        // Requests may begin on one thread and end on another: what gathers goes back.
+        // Requests may begin on one thread and end on another: what gathers goes back. Only what is
+        // still there, or others would take from the common ones what this shard owes.
         if local.fetch_add(1, Relaxed) + 1 > 2 * batch {
-            local.fetch_sub(batch, Relaxed);
-            self.common.fetch_add(i64::from(batch), Relaxed);
+            let surplus = |held| (held > 2 * batch).then(|| held - batch);
+            if local.fetch_update(Relaxed, Relaxed, surplus).is_ok() {
+                self.common.fetch_add(i64::from(batch), Relaxed);
+            }
         }
     }
 
@@ -130,6 +134,7 @@ fn take(shard: &AtomicI32) -> bool {
 impl Circuit {
     /// Takes a permit for a request; give it back with [`release`](Self::release). `false` when
     /// `max_requests` are in flight, which is counted as a drop.
+    #[inline]
     pub fn try_acquire(&self, limits: &CircuitBreakers) -> bool {
         let permits = self
             .permits

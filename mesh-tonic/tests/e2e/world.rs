@@ -180,6 +180,21 @@ impl World {
         telemetry: Telemetry,
     ) -> Server {
         let mesh = self.member_with("greeter", telemetry).await;
+        self.greeter_of_at(mesh, address, version).await
+    }
+
+    /// A greeter that is the given member.
+    pub(crate) async fn greeter_of(&self, mesh: Mesh, version: &'static str) -> Server {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.greeter_of_at(mesh, any, version).await
+    }
+
+    pub(crate) async fn greeter_of_at(
+        &self,
+        mesh: Mesh,
+        address: SocketAddr,
+        version: &'static str,
+    ) -> Server {
         let listener = bind(address);
         let address = listener.local_addr().unwrap();
         let greeter = TestGreeter {

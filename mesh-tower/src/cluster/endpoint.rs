@@ -1,16 +1,23 @@
 //! The seam between the mesh and what sends a request to one address.
 
-use std::{fmt, future::Future, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use mesh_core::{
     config::Cluster,
     stats::{Connectivity, EndpointStats},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
-use crate::{Body, BoxError, error::DispatchError};
+use crate::{BoxError, Outgoing, error::DispatchError};
 
 /// Makes the [`EndpointService`] of an address.
 pub trait MakeEndpoint: Send + Sync + 'static {
@@ -26,6 +33,10 @@ pub trait EndpointService: Send + Sync + 'static {
     /// Body of the responses.
     type ResponseBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin;
 
+    /// A request on its way to its response. [`BoxExchange`] will do where an allocation does not
+    /// count.
+    type Exchange: Exchange<ResponseBody = Self::ResponseBody>;
+
     /// Connects and stays connected, reporting through
     /// [`EndpointContext::set_connectivity`]. Called once or more often, not on every request.
     fn connect(&self);
@@ -35,13 +46,35 @@ pub trait EndpointService: Send + Sync + 'static {
     /// back. Called once; the service itself lives until the calls end that could use it.
     fn disconnect(&self) {}
 
-    /// Sends one request, whose parts are taken out of `request`. They are put back when it turns
-    /// out that nobody has looked at them, and the error is
-    /// [`unsent`](DispatchError::unsent).
-    fn dispatch(
-        &self,
-        request: &mut Request<Body>,
-    ) -> impl Future<Output = Result<Response<Self::ResponseBody>, DispatchError>> + Send;
+    /// Takes one request and sends it. Must not block. When it turns out that nobody has looked at
+    /// it, the request is given back with an error that is [`unsent`](DispatchError::unsent).
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Self::Exchange;
+}
+
+/// A request on its way to its response. Dropping it cancels the request.
+pub trait Exchange: Send + Unpin + 'static {
+    /// Body of the response.
+    type ResponseBody;
+
+    /// The head of the response. Not polled again once it was ready.
+    ///
+    /// # Errors
+    /// When there is no response.
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<Self::ResponseBody>, DispatchError>>;
+}
+
+/// An [`Exchange`] that is any future.
+pub type BoxExchange<B> = Pin<Box<dyn Future<Output = Result<Response<B>, DispatchError>> + Send>>;
+
+impl<B: 'static> Exchange for BoxExchange<B> {
+    type ResponseBody = B;
+
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<B>, DispatchError>> {
+        self.as_mut().poll(cx)
+    }
 }
 
 /// What an endpoint knows of itself.
@@ -52,14 +85,49 @@ pub struct EndpointContext {
     /// Policy of the cluster.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<EndpointStats>,
-    pub(crate) changed: Arc<Notify>,
+    pub(crate) changed: Arc<Changed>,
 }
 
 impl EndpointContext {
     /// Reports whether requests can be sent; wakes the requests that wait for it.
     pub fn set_connectivity(&self, connectivity: Connectivity) {
         self.stats.set_connectivity(connectivity);
-        self.changed.notify_waiters();
+        self.changed.tell();
+    }
+}
+
+/// Tells of changes to the endpoints of a cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// Requests that wait for an endpoint.
+    waiting: Notify,
+    /// Who maintains the cluster.
+    maintainer: Notify,
+}
+
+impl Changed {
+    /// An endpoint can be used or cannot any more.
+    pub(crate) fn tell(&self) {
+        self.waiting.notify_waiters();
+        self.maintainer.notify_one();
+    }
+
+    /// The maintainer has done something, or there are other endpoints.
+    pub(super) fn tell_requests(&self) {
+        self.waiting.notify_waiters();
+    }
+
+    /// A request has found something for the maintainer.
+    pub(super) fn tell_maintainer(&self) {
+        self.maintainer.notify_one();
+    }
+
+    pub(super) fn waiting(&self) -> Notified<'_> {
+        self.waiting.notified()
+    }
+
+    pub(super) fn maintainer(&self) -> Notified<'_> {
+        self.maintainer.notified()
     }
 }
 

@@ -3,13 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc, Weak,
-        atomic::{
-            AtomicBool,
-            Ordering::{Relaxed, SeqCst},
-        },
-    },
+    sync::{Arc, Weak},
 };
 
 use arc_swap::ArcSwap;
@@ -18,16 +12,18 @@ use mesh_core::{
     balance::{PickContext, PickResult},
     config::{CircuitBreakers, Cluster},
     health::Circuit,
+    outcome::Verdict,
     rng::Rng,
     shard::Sharded,
-    snapshot::{ClusterHandle, ClusterSnapshot},
+    snapshot::{ClusterHandle, ClusterSnapshot, LazySnapshot, Maintainer},
     stats::{Connectivity, EndpointStats},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{sync::watch, time::Instant};
 
-use super::{EndpointContext, EndpointService, MakeEndpoint};
+use super::{EndpointContext, EndpointService, MakeEndpoint, Watched, endpoint::Changed};
 use crate::{
     error::{Error, ErrorKind},
+    rng,
     telemetry::{Metrics, metrics::CallMetrics},
 };
 
@@ -37,12 +33,9 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     make: Arc<M>,
     /// The same for all, but a call's reference count is its thread's own.
     state: Sharded<ArcSwap<ClusterState<M>>>,
-    /// Wakes requests that wait for an endpoint.
-    changed: Arc<Notify>,
-    /// Whether a request was ever sent: connections are made then, and kept.
-    active: AtomicBool,
+    changed: Arc<Changed>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
-    source: watch::Sender<watch::Receiver<Arc<ClusterSnapshot>>>,
+    source: watch::Sender<watch::Receiver<Arc<LazySnapshot>>>,
 }
 
 /// What the calls of a cluster count together.
@@ -58,6 +51,9 @@ pub(crate) struct ClusterState<M: MakeEndpoint> {
     snapshot: Arc<ClusterSnapshot>,
     services: Services<M>,
     totals: Arc<ClusterTotals>,
+    /// Whether the picker learns from how attempts end.
+    observes: bool,
+    changed: Arc<Changed>,
     /// Where newer states are.
     runtime: Weak<ClusterRuntime<M>>,
 }
@@ -85,20 +81,16 @@ impl<M: MakeEndpoint> EndpointSlot<M> {
     pub(crate) fn begin(&self) {
         self.stats.begin();
     }
-
-    /// A request that began has ended.
-    pub(crate) fn end(&self, success: bool) {
-        self.stats.end(success);
-    }
 }
 
 impl<M: MakeEndpoint> ClusterRuntime<M> {
-    /// A runtime that follows `handle`. Must be called inside a tokio runtime.
+    /// A runtime that follows `handle` and connects to its endpoints, now and to those to come. Must
+    /// be called inside a tokio runtime.
     pub(super) fn new(handle: &ClusterHandle, make: Arc<M>, metrics: &Metrics) -> Arc<Self> {
         let mut current = handle.current.clone();
-        let snapshot = current.borrow_and_update().clone();
+        let snapshot = Arc::clone(current.borrow_and_update().get());
         let (source, followed) = watch::channel(current);
-        let changed = Arc::new(Notify::new());
+        let changed = Arc::<Changed>::default();
         let services = bind(&snapshot, &[], &*make, &changed);
         let calls = metrics.cluster(handle.name.as_str());
         calls.set_endpoints(&snapshot);
@@ -110,9 +102,11 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let runtime = Arc::new_cyclic(|runtime| {
             let state = || {
                 ArcSwap::from_pointee(ClusterState {
+                    observes: snapshot.picker.observes(),
                     snapshot: Arc::clone(&snapshot),
                     services: Arc::clone(&services),
                     totals: Arc::clone(&totals),
+                    changed: Arc::clone(&changed),
                     runtime: Weak::clone(runtime),
                 })
             };
@@ -121,11 +115,12 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 totals: Arc::clone(&totals),
                 make,
                 changed,
-                active: AtomicBool::new(false),
                 source,
             }
         });
-        tokio::spawn(follow(Arc::downgrade(&runtime), followed));
+        runtime.connect_wanted();
+        let changed = Arc::clone(&runtime.changed);
+        tokio::spawn(follow(Arc::downgrade(&runtime), followed, changed));
         runtime
     }
 
@@ -142,18 +137,13 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         });
     }
 
-    /// Makes connections, now and for endpoints to come.
-    pub(crate) fn activate(&self) {
-        // Sequentially consistent with `update`: of the two, the later one sees the other, so that
-        // no endpoint is left unconnected.
-        if !self.active.load(Relaxed) && !self.active.swap(true, SeqCst) {
-            self.connect_all(&self.load().services);
-        }
-    }
-
-    fn connect_all(&self, services: &[Arc<EndpointSlot<M>>]) {
-        for slot in services {
-            slot.service.connect();
+    /// Connects to the endpoints that the policy wants.
+    fn connect_wanted(&self) {
+        let state = self.load();
+        for (index, slot) in state.services.iter().enumerate() {
+            if state.snapshot.picker.connects(index) {
+                slot.service.connect();
+            }
         }
     }
 
@@ -167,21 +157,21 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let services = bind(snapshot, &held, &*self.make, &self.changed);
         for shard in self.state.iter() {
             shard.store(Arc::new(ClusterState {
+                observes: snapshot.picker.observes(),
                 snapshot: Arc::clone(snapshot),
                 services: Arc::clone(&services),
                 totals: Arc::clone(&self.totals),
+                changed: Arc::clone(&self.changed),
                 runtime: Arc::downgrade(self),
             }));
         }
         self.totals.calls.set_endpoints(snapshot);
-        if self.active.load(SeqCst) {
-            self.connect_all(&services);
-        }
+        self.connect_wanted();
         let kept = by_address(&services);
         for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {
             gone.service.disconnect();
         }
-        self.changed.notify_waiters();
+        self.changed.tell_requests();
     }
 }
 
@@ -200,6 +190,23 @@ impl<M: MakeEndpoint> ClusterState<M> {
         &self.services[endpoint as usize]
     }
 
+    /// Whether attempts are to be [watched](Watched).
+    pub(crate) fn observes(&self) -> bool {
+        self.observes
+    }
+
+    /// An attempt on an endpoint has ended.
+    pub(crate) fn end_attempt(&self, endpoint: u32, verdict: Verdict, watched: Option<&Watched>) {
+        let observation = watched.map(|watched| watched.observation(verdict));
+        let endpoint = endpoint as usize;
+        if self
+            .snapshot
+            .end_attempt(endpoint, verdict, observation.as_ref())
+        {
+            self.changed.tell_maintainer();
+        }
+    }
+
     /// The newest state, `None` when the cluster is not in use any more.
     pub(crate) fn newest(&self) -> Option<Arc<Self>> {
         Some(self.runtime.upgrade()?.load())
@@ -208,20 +215,37 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// Takes a permit for one request; give it back with [`release`](Self::release).
     ///
     /// # Errors
-    /// When the cluster is not usable, or has as many requests in flight as it may have.
-    pub(crate) fn acquire(&self) -> Result<(), Error> {
-        let limits = self.limits()?;
-        if self.totals.circuit.try_acquire(limits) {
-            return Ok(());
+    /// When the cluster is not usable, or has as many requests in flight as it may have, or the
+    /// control plane wants this one refused.
+    #[inline]
+    pub(crate) fn acquire(&self, rng: &mut impl Rng) -> Result<(), Error> {
+        if let Some(category) = self.snapshot.drops.draw(rng) {
+            return Err(self.dropped(category));
         }
-        Err(Error::new(
+        match self.limits() {
+            Ok(limits) if self.totals.circuit.try_acquire(limits) => Ok(()),
+            Ok(limits) => Err(self.circuit_open(limits)),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[cold]
+    fn dropped(&self, category: &str) -> Error {
+        let name = self.name();
+        let message = format!("cluster {name}: refused by drop_overloads category {category:?}");
+        Error::new(ErrorKind::Dropped, message)
+    }
+
+    #[cold]
+    fn circuit_open(&self, limits: &CircuitBreakers) -> Error {
+        Error::new(
             ErrorKind::CircuitOpen,
             format!(
                 "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
                 self.name(),
                 limits.max_requests
             ),
-        ))
+        )
     }
 
     fn limits(&self) -> Result<&CircuitBreakers, Error> {
@@ -259,10 +283,11 @@ impl<M: MakeEndpoint> ClusterState<M> {
         &self,
         rng: &mut impl Rng,
         previous: &[SocketAddr],
+        now: Instant,
     ) -> Option<Result<u32, Error>> {
-        let snapshot = &self.snapshot;
-        let mut context = PickContext { rng, previous };
-        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
+        let mut context = PickContext::new(rng, previous);
+        context.now = Some(now.into_std());
+        match self.snapshot.pick(&mut context) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
             PickResult::Queue => None,
             PickResult::Fail => Some(Err(self.no_endpoint())),
@@ -296,12 +321,12 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
         return Err(state.no_endpoint());
     };
     loop {
-        let changed = runtime.changed.notified();
+        let changed = runtime.changed.waiting();
         tokio::pin!(changed);
         // Registered before the pick, so that a change between the two is not missed.
         changed.as_mut().enable();
         state = runtime.load();
-        if let Some(decided) = state.pick(rng, previous) {
+        if let Some(decided) = state.pick(rng, previous, Instant::now()) {
             let endpoint = decided?;
             return Ok((state, endpoint));
         }
@@ -330,7 +355,7 @@ fn bind<M: MakeEndpoint>(
     snapshot: &ClusterSnapshot,
     held: &[Arc<EndpointSlot<M>>],
     make: &M,
-    changed: &Arc<Notify>,
+    changed: &Arc<Changed>,
 ) -> Services<M> {
     let Ok(cluster) = &snapshot.config else {
         return Arc::new([]);
@@ -370,14 +395,20 @@ fn connects_alike(a: &Cluster, b: &Cluster) -> bool {
     a.tls == b.tls && a.http_version == b.http_version && a.connect_timeout == b.connect_timeout
 }
 
-/// Follows the cluster's snapshots until the runtime is gone.
+/// Follows the cluster's snapshots, and does what time does to it, until the runtime is gone.
 async fn follow<M: MakeEndpoint>(
     runtime: Weak<ClusterRuntime<M>>,
-    mut source: watch::Receiver<watch::Receiver<Arc<ClusterSnapshot>>>,
+    mut source: watch::Receiver<watch::Receiver<Arc<LazySnapshot>>>,
+    changed: Arc<Changed>,
 ) {
     let mut current = source.borrow_and_update().clone();
     let mut is_open = true;
+    let mut maintainer = Maintainer::new(rng::fork().next_u64());
+    let mut due = None;
+    // A new cluster is looked at as if something had changed.
+    changed.tell_maintainer();
     loop {
+        let mut is_new = true;
         tokio::select! {
             switched = source.changed() => {
                 if switched.is_err() {
@@ -393,11 +424,29 @@ async fn follow<M: MakeEndpoint>(
                     continue;
                 }
             }
+            () = changed.maintainer() => is_new = false,
+            () = until(due) => is_new = false,
         }
-        let snapshot = current.borrow_and_update().clone();
+        let snapshot = Arc::clone(current.borrow_and_update().get());
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
-        runtime.update(&snapshot);
+        if is_new {
+            runtime.update(&snapshot);
+        }
+        due = None;
+        if snapshot.wants_maintenance() {
+            due = maintainer.advance(&snapshot, Instant::now().into_std());
+            runtime.connect_wanted();
+            changed.tell_requests();
+        }
+    }
+}
+
+/// Waits until `due`, for ever without one.
+async fn until(due: Option<std::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }

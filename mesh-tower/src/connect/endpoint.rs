@@ -2,17 +2,18 @@
 
 use std::{
     fmt,
+    future::Future,
     pin::Pin,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, Version, header, uri};
+use http::{Request, Response, Version, uri::Scheme};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use mesh_core::{config::HttpVersion, stats::Connectivity};
@@ -25,8 +26,8 @@ use super::{
     keeper,
 };
 use crate::{
-    Body, BoxError,
-    cluster::{EndpointContext, EndpointService},
+    Body, BoxError, Outgoing,
+    cluster::{BoxExchange, EndpointContext, EndpointService, Exchange},
     error::{DispatchError, DispatchErrorKind},
     identity::Identity,
     telemetry::Protocol,
@@ -109,6 +110,7 @@ impl fmt::Debug for HyperEndpoint {
 
 impl EndpointService for HyperEndpoint {
     type ResponseBody = HyperBody;
+    type Exchange = HyperExchange;
 
     fn connect(&self) {
         let Some(Used { shared, keeper }) = self.used() else {
@@ -132,31 +134,78 @@ impl EndpointService for HyperEndpoint {
         shared.http1.clear();
     }
 
-    async fn dispatch(
-        &self,
-        request: &mut Request<Body>,
-    ) -> Result<Response<HyperBody>, DispatchError> {
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> HyperExchange {
         let Some(Used { shared, .. }) = self.used() else {
-            return Err(gone());
+            return HyperExchange::failed(gone(outgoing.take_absolute()));
         };
         let version = shared.dialer.context.cluster.http_version;
         if version != HttpVersion::Http1
-            && let Some(exchange) = shared.begin_http2(request)
+            && let Some(exchange) = shared.begin_http2(outgoing)
         {
-            return Shared::finish_http2(exchange?, request).await;
+            return exchange;
         }
-        if shared.is_gone() {
-            return Err(gone());
-        }
-        // Rare, or dear in any case: kept out of the other requests' futures.
         let is_http1 = version == HttpVersion::Http1
             || version == HttpVersion::ByRequest
-                && Protocol::of(request.headers()) == Protocol::Http;
-        if is_http1 {
-            Box::pin(shared.send_http1(request)).await
-        } else {
-            Box::pin(shared.send_http2_on_demand(request)).await
+                && Protocol::of(&outgoing.head().headers) == Protocol::Http;
+        let request = outgoing.take_absolute();
+        if shared.is_gone() {
+            return HyperExchange::failed(gone(request));
         }
+        let shared = Arc::clone(shared);
+        if is_http1 {
+            HyperExchange::other(shared.send_http1(request))
+        } else {
+            HyperExchange::other(shared.send_http2_on_demand(request))
+        }
+    }
+}
+
+/// A request on a connection, or on its way to one.
+pub struct HyperExchange {
+    way: Way,
+}
+
+enum Way {
+    Http2(http2::Exchange),
+    /// Over HTTP/1.1, or over a connection that is yet to be made.
+    Other(BoxExchange<HyperBody>),
+}
+
+impl HyperExchange {
+    fn other(
+        exchange: impl Future<Output = Result<Response<HyperBody>, DispatchError>> + Send + 'static,
+    ) -> Self {
+        let way = Way::Other(Box::pin(exchange));
+        Self { way }
+    }
+
+    fn failed(error: DispatchError) -> Self {
+        Self::other(std::future::ready(Err(error)))
+    }
+}
+
+impl Exchange for HyperExchange {
+    type ResponseBody = HyperBody;
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<HyperBody>, DispatchError>> {
+        match &mut self.way {
+            Way::Http2(exchange) => {
+                let response = ready!(exchange.poll_response(cx))?;
+                Poll::Ready(Ok(response.map(|body| HyperBody {
+                    kind: Kind::Http2(body),
+                })))
+            }
+            Way::Other(exchange) => exchange.poll_response(cx),
+        }
+    }
+}
+
+impl fmt::Debug for HyperExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HyperExchange").finish_non_exhaustive()
     }
 }
 
@@ -185,18 +234,19 @@ impl Shared {
     }
 
     /// Begins a stream if there is an HTTP/2 connection.
-    fn begin_http2(
-        &self,
-        request: &mut Request<Body>,
-    ) -> Option<Result<http2::Exchange, DispatchError>> {
+    fn begin_http2(&self, outgoing: &mut Outgoing<'_>) -> Option<HyperExchange> {
         let connection = self.http2.load();
         let connection = connection.as_ref()?;
-        self.absolute_form(request);
-        let begun = connection.begin(request);
-        if begun.is_err() {
-            self.replace_http2(connection);
-        }
-        Some(begun)
+        self.make_absolute(outgoing);
+        Some(match connection.begin(outgoing) {
+            Ok(exchange) => HyperExchange {
+                way: Way::Http2(exchange),
+            },
+            Err(error) => {
+                self.replace_http2(connection);
+                HyperExchange::failed(error)
+            }
+        })
     }
 
     /// `ended` takes no more requests (GOAWAY, closed): those that come wait for the keeper to make
@@ -219,20 +269,10 @@ impl Shared {
         self.reconnect.notify_one();
     }
 
-    async fn finish_http2(
-        mut exchange: http2::Exchange,
-        request: &mut Request<Body>,
-    ) -> Result<Response<HyperBody>, DispatchError> {
-        let response = std::future::poll_fn(|cx| exchange.poll_response(cx, request)).await?;
-        Ok(response.map(|body| HyperBody {
-            kind: Kind::Http2(body),
-        }))
-    }
-
     /// For a gRPC request to an endpoint whose connections are HTTP/1.1 so far.
     async fn send_http2_on_demand(
-        self: &Arc<Self>,
-        request: &mut Request<Body>,
+        self: Arc<Self>,
+        request: Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let guard = self.on_demand.lock().await;
         if self.http2.load().is_none() {
@@ -240,18 +280,25 @@ impl Shared {
                 let stream = self.dialer.dial(Alpn::Http2).await?;
                 http2::handshake(stream, false).await
             };
-            let (connection, driver) = dialed.await.map_err(unreachable)?;
+            let (connection, driver) = match dialed.await {
+                Ok(dialed) => dialed,
+                Err(error) => return Err(unreachable(error, request)),
+            };
             let held = self.put_http2(connection);
-            let shared = Arc::clone(self);
+            let shared = Arc::clone(&self);
             tokio::spawn(async move {
                 _ = driver.await;
                 shared.forget_http2(&held);
             });
         }
         drop(guard);
-        match self.begin_http2(request) {
-            Some(exchange) => Self::finish_http2(exchange?, request).await,
-            None => Err(unreachable("the connection ended at once".into())),
+        let mut outgoing = Outgoing::new(request, None);
+        match self.begin_http2(&mut outgoing) {
+            Some(mut exchange) => std::future::poll_fn(|cx| exchange.poll_response(cx)).await,
+            None => {
+                let error = "the connection ended at once".into();
+                Err(unreachable(error, outgoing.take()))
+            }
         }
     }
 
@@ -267,8 +314,8 @@ impl Shared {
     }
 
     async fn send_http1(
-        self: &Arc<Self>,
-        request: &mut Request<Body>,
+        self: Arc<Self>,
+        request: Request<Body>,
     ) -> Result<Response<HyperBody>, DispatchError> {
         let mut connection = match self.http1.take() {
             Some(connection) => connection,
@@ -276,25 +323,22 @@ impl Shared {
                 Ok(connection) => connection,
                 Err(error) => {
                     self.reconnect.notify_one();
-                    return Err(unreachable(error));
+                    return Err(unreachable(error, request));
                 }
             },
         };
-        self.origin_form(request);
+        let mut outgoing = Outgoing::new(request, None);
+        outgoing.make_origin();
+        let mut request = outgoing.take();
         *request.version_mut() = Version::HTTP_11;
-        match connection
-            .sender
-            .try_send_request(std::mem::take(request))
-            .await
-        {
+        match connection.sender.try_send_request(request).await {
             Ok(response) => Ok(response.map(|body| HyperBody {
-                kind: Kind::Http1(body, Some((connection, Arc::clone(self)))),
+                kind: Kind::Http1(body, Some((connection, self))),
             })),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
-                    *request = unsent;
                     let error = error.into_error();
-                    Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent())
+                    Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent(unsent))
                 }
                 None => Err(DispatchError::new(
                     DispatchErrorKind::Reset,
@@ -304,55 +348,23 @@ impl Shared {
         }
     }
 
-    /// HTTP/2 wants scheme and authority in the URI.
-    fn absolute_form(&self, request: &mut Request<Body>) {
-        let is_tls = self.dialer.context.cluster.tls.is_some();
-        let scheme = if is_tls {
-            uri::Scheme::HTTPS
-        } else {
-            uri::Scheme::HTTP
+    fn make_absolute(&self, outgoing: &mut Outgoing<'_>) {
+        let scheme = match self.dialer.context.cluster.tls {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
         };
-        if request.uri().scheme() == Some(&scheme) && request.uri().authority().is_some() {
-            return;
-        }
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(scheme);
-        if parts.authority.is_none() {
-            let host = request
-                .headers()
-                .get(header::HOST)
-                .and_then(|host| host.to_str().ok());
-            let authority = host.and_then(|host| host.parse().ok());
-            parts.authority =
-                authority.or_else(|| self.dialer.context.address.to_string().parse().ok());
-        }
-        if parts.path_and_query.is_none() {
-            parts.path_and_query = Some(uri::PathAndQuery::from_static("/"));
-        }
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-    }
-
-    /// HTTP/1.1 wants the path alone, and the authority in `host`.
-    fn origin_form(&self, request: &mut Request<Body>) {
-        let parts = std::mem::take(request.uri_mut()).into_parts();
-        if let Some(authority) = parts.authority
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        let path = parts
-            .path_and_query
-            .unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-        *request.uri_mut() = Uri::from(path);
+        let address = || self.dialer.context.address.to_string().parse().ok();
+        outgoing.make_absolute(scheme, address);
     }
 }
 
-fn gone() -> DispatchError {
-    DispatchError::new(DispatchErrorKind::Refused, "the endpoint left its cluster").unsent()
+fn gone(request: Request<Body>) -> DispatchError {
+    let error = DispatchError::new(DispatchErrorKind::Refused, "the endpoint left its cluster");
+    error.unsent(request)
 }
 
-fn unreachable(error: BoxError) -> DispatchError {
-    DispatchError::new(DispatchErrorKind::Connect, error).unsent()
+fn unreachable(error: BoxError, request: Request<Body>) -> DispatchError {
+    DispatchError::new(DispatchErrorKind::Connect, error).unsent(request)
 }
 
 /// The body of a response; gives an HTTP/1.1 connection back when it has ended.

@@ -15,12 +15,14 @@ use h2::{
     Reason, RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header, request::Parts,
+};
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::dial::Stream;
 use crate::{
-    Body, BoxError,
+    Body, BoxError, Outgoing,
     error::{DispatchError, DispatchErrorKind},
     head::Head,
     telemetry::Protocol,
@@ -69,26 +71,24 @@ impl Connection {
     /// Begins a stream with `request`.
     ///
     /// # Errors
-    /// When the connection takes no more requests; the request is then as it was.
-    pub(super) fn begin(&self, request: &mut Request<Body>) -> Result<Exchange, DispatchError> {
+    /// When the connection takes no more requests; the request is then given back.
+    pub(super) fn begin(&self, outgoing: &mut Outgoing<'_>) -> Result<Exchange, DispatchError> {
         let mut handle = self.handle.clone();
         let mut cx = Context::from_waker(Waker::noop());
         if let Poll::Ready(Err(error)) = handle.poll_ready(&mut cx) {
-            return Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent());
+            let refused = DispatchError::new(DispatchErrorKind::Refused, error);
+            return Err(refused.unsent(outgoing.take()));
         }
-        let buffer = request.body_mut().take_buffer();
-        prepare(request, buffer.as_ref());
+        let buffer = outgoing.body_mut().take_buffer();
+        prepare(outgoing.head_mut(), buffer.as_ref());
         // What a server says that it did not look at can go to another one.
         let kept = buffer
             .as_ref()
-            .map(|buffer| (Head::of(request), buffer.clone()));
-        let mut head = Request::new(());
-        *head.method_mut() = request.method().clone();
-        *head.uri_mut() = std::mem::take(request.uri_mut());
-        *head.headers_mut() = std::mem::take(request.headers_mut());
+            .map(|buffer| (Head::of(outgoing.head()), buffer.clone()));
+        let (head, body) = outgoing.take_parts();
         let is_empty = buffer.as_ref().is_some_and(Bytes::is_empty);
         let sent = handle
-            .send_request(head, is_empty)
+            .send_request(Request::from_parts(head, ()), is_empty)
             .and_then(|(response, mut stream)| match buffer {
                 Some(buffer) => {
                     if !buffer.is_empty() {
@@ -105,25 +105,22 @@ impl Connection {
                 pump: stream.map(|stream| {
                     Box::new(Pump {
                         stream,
-                        body: std::mem::take(request.body_mut()),
+                        body,
                         waiting: None,
                     })
                 }),
             }),
-            Err(error) => Err(failed(error, kept, request, true)),
+            Err(error) => Err(failed(error, kept, true)),
         }
     }
 }
 
 /// Makes the head one of HTTP/2.
-fn prepare(request: &mut Request<Body>, buffer: Option<&Bytes>) {
-    let is_grpc = Protocol::of(request.headers()) == Protocol::Grpc;
-    let has_payload = !matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::CONNECT
-    );
-    *request.version_mut() = Version::HTTP_2;
-    let headers = request.headers_mut();
+fn prepare(head: &mut Parts, buffer: Option<&Bytes>) {
+    let is_grpc = Protocol::of(&head.headers) == Protocol::Grpc;
+    let has_payload = !matches!(head.method, Method::GET | Method::HEAD | Method::CONNECT);
+    head.version = Version::HTTP_2;
+    let headers = &mut head.headers;
     strip_connection_headers(headers);
     if let Some(buffer) = buffer.filter(|buffer| !is_grpc && (has_payload || !buffer.is_empty()))
         && !headers.contains_key(header::CONTENT_LENGTH)
@@ -163,19 +160,14 @@ fn strip_connection_headers(headers: &mut HeaderMap) {
 type Kept = Option<(Head, Bytes)>;
 
 /// The error of a stream. A request that was not processed is given back if it was kept.
-fn failed(
-    error: h2::Error,
-    kept: Kept,
-    request: &mut Request<Body>,
-    is_new: bool,
-) -> DispatchError {
+fn failed(error: h2::Error, kept: Kept, is_new: bool) -> DispatchError {
     let is_refused = is_new || error.reason() == Some(Reason::REFUSED_STREAM)
         // The stream came after the last one that the server looks at.
         || error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
     match kept {
         Some((head, buffer)) if is_refused => {
-            *request = head.request(buffer.into());
-            DispatchError::new(DispatchErrorKind::Refused, error).unsent()
+            let request = head.request(buffer.into());
+            DispatchError::new(DispatchErrorKind::Refused, error).unsent(request)
         }
         _ if is_refused => DispatchError::new(DispatchErrorKind::Refused, error),
         _ => DispatchError::new(DispatchErrorKind::Reset, error),
@@ -190,11 +182,10 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// The response's head. A request that was refused is put back into `request`.
+    /// The response's head, or the error with a request that was refused.
     pub(super) fn poll_response(
         &mut self,
         cx: &mut Context<'_>,
-        request: &mut Request<Body>,
     ) -> Poll<Result<Response<Http2Body>, DispatchError>> {
         if let Some(pump) = &mut self.pump
             && Pin::new(&mut **pump).poll(cx).is_ready()
@@ -209,7 +200,7 @@ impl Exchange {
                 }
                 Ok(Http2Body::of(response))
             }
-            Err(error) => Err(failed(error, self.kept.take(), request, false)),
+            Err(error) => Err(failed(error, self.kept.take(), false)),
         })
     }
 }

@@ -12,7 +12,7 @@ mod keeper;
 use std::fmt;
 
 pub use dial::{KEEPALIVE_INTERVAL, KEEPALIVE_TIME, UNACKNOWLEDGED_MAX};
-pub use endpoint::{HyperBody, HyperEndpoint};
+pub use endpoint::{HyperBody, HyperEndpoint, HyperExchange};
 
 use crate::{
     cluster::{EndpointContext, MakeEndpoint},

@@ -19,6 +19,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Reads it from the content type of a request or response.
+    #[inline]
     pub fn of(headers: &HeaderMap) -> Self {
         const GRPC: &[u8] = b"application/grpc";
         let rest = find(headers, &http::header::CONTENT_TYPE)
@@ -180,15 +181,14 @@ pub(crate) fn grpc_name(code: u32) -> &'static str {
 }
 
 /// The `grpc-status` among headers or trailers; a malformed one is `UNKNOWN`.
+#[inline]
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     let value = find(headers, &GRPC_STATUS)?;
-    Some(
-        value
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(2),
-    )
+    let code = match value.as_bytes() {
+        [digit @ b'0'..=b'9'] => Some(u32::from(digit - b'0')),
+        _ => value.to_str().ok().and_then(|text| text.parse().ok()),
+    };
+    Some(code.unwrap_or(2))
 }
 
 #[cfg(test)]

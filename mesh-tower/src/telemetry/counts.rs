@@ -48,10 +48,12 @@ struct DurationShard {
 }
 
 impl Counts {
+    #[inline]
     fn local(&self) -> &Shard {
         self.shards.get_or_init(Sharded::default).local()
     }
 
+    #[inline]
     pub(super) fn start(&self) {
         self.local().started.fetch_add(1, Relaxed);
     }

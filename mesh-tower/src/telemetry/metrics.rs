@@ -130,11 +130,13 @@ pub struct CallMetrics {
 
 impl CallMetrics {
     /// Counts a call as in flight until [`finish`](Self::finish).
+    #[inline]
     pub fn start(&self) {
         self.counts.start();
     }
 
     /// Counts the end of a call that was started, with its latency.
+    #[inline]
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         self.counts.finish(protocol, code, latency);
     }
@@ -297,11 +299,13 @@ impl ServerMetrics {
     }
 
     /// Counts a request as in flight until [`finish`](Self::finish).
+    #[inline]
     pub fn start(&self) {
         self.counts.start();
     }
 
     /// Counts the end of a request that was started, with its latency.
+    #[inline]
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         self.counts.finish(protocol, code, latency);
     }

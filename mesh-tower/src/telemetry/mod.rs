@@ -22,7 +22,7 @@ pub use code::{Code, Protocol};
 pub use export::{TelemetryBuilder, TelemetryError};
 pub use metrics::Metrics;
 pub use serve::serve_metrics;
-pub use span::{AttemptSpan, CallHead, CallSpan, InContext, ServerHead, ServerSpan};
+pub use span::{CallHead, CallSpan, InContext, ServerHead, ServerSpan};
 
 /// Where spans and metrics go. Clones share everything; the default exports no spans.
 #[derive(Clone, Default)]

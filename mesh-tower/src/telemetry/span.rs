@@ -16,11 +16,11 @@ use std::{
     task::{Context as TaskContext, Poll},
 };
 
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, request::Parts};
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
-    trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
+    trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
@@ -61,13 +61,13 @@ pub struct CallHead<'r> {
 }
 
 impl<'r> CallHead<'r> {
-    /// The head of `request`, whose authority is `dialled` when it names none.
-    pub fn of<B>(dialled: &'r str, request: &'r Request<B>, protocol: Protocol) -> Self {
-        let uri = request.uri();
+    /// The `head` of a request, whose authority is `dialled` when it names none.
+    pub fn of(dialled: &'r str, head: &'r Parts, protocol: Protocol) -> Self {
+        let uri = &head.uri;
         let named = uri.authority().map(http::uri::Authority::as_str);
         Self {
             protocol,
-            method: request.method(),
+            method: &head.method,
             path: uri.path(),
             authority: named.unwrap_or(dialled),
         }
@@ -86,11 +86,12 @@ impl Telemetry {
     }
 
     /// Begins the span of a call, as a child of the current one.
-    pub fn start_call_span(&self, head: CallHead<'_>) -> CallSpan {
+    #[inline]
+    pub fn start_call_span<'r>(&self, head: impl FnOnce() -> CallHead<'r>) -> CallSpan {
         match &self.tracing {
             None => CallSpan { inner: None },
             Some(tracing) => CallSpan {
-                inner: Some(Box::new(tracing.call(&head))),
+                inner: Some(Box::new(tracing.call(&head()))),
             },
         }
     }
@@ -102,73 +103,93 @@ impl Tracing {
         let parent =
             TraceContextPropagator::new().extract_with_context(&Context::new(), &extractor);
         let parent = BaggagePropagator::new().extract_with_context(&parent, &extractor);
-        let mut attributes = Vec::with_capacity(8);
-        describe(
-            &mut attributes,
-            head.protocol,
-            head.method,
-            head.path,
-            head.authority,
-        );
-        attributes.push(KeyValue::new(
-            "network.peer.address",
-            head.remote.ip().to_string(),
-        ));
-        attributes.push(KeyValue::new(
-            "network.peer.port",
-            i64::from(head.remote.port()),
-        ));
-        if head.protocol == Protocol::Http {
-            attributes.push(KeyValue::new("url.path", head.path.to_owned()));
-            let scheme = if head.is_tls { "https" } else { "http" };
-            attributes.push(KeyValue::new("url.scheme", scheme));
-        }
-        let name = span_name(head.protocol, head.method, head.path);
-        self.start(name, SpanKind::Server, attributes, &parent)
+        let description = || {
+            let name = span_name(head.protocol, head.method, head.path);
+            (name, server_attributes(head))
+        };
+        self.start(SpanKind::Server, &parent, description)
     }
 
     fn call(self: &Arc<Self>, head: &CallHead<'_>) -> Call {
-        let mut attributes = Vec::with_capacity(6);
-        describe(
-            &mut attributes,
-            head.protocol,
-            head.method,
-            head.path,
-            head.authority,
-        );
-        if head.protocol == Protocol::Http {
-            // The query may hold secrets.
-            let url = format!("http://{}{}", head.authority, head.path);
-            attributes.push(KeyValue::new("url.full", url));
-        }
-        let name = span_name(head.protocol, head.method, head.path);
-        let context = self.start(
-            name.clone(),
-            SpanKind::Client,
-            attributes.clone(),
-            &Context::current(),
-        );
+        let mut described = None;
+        let description = || {
+            let name = span_name(head.protocol, head.method, head.path);
+            let attributes = call_attributes(head);
+            described = Some((name.clone(), attributes.clone()));
+            (name, attributes)
+        };
+        let context = self.start(SpanKind::Client, &Context::current(), description);
         Call {
             tracing: Arc::clone(self),
             protocol: head.protocol,
             context,
-            name,
-            attributes,
+            described,
+            attempt: None,
         }
     }
 
+    /// Starts a span. It is described only when it is recorded: whether it is depends on the trace
+    /// alone, see [`TelemetryBuilder::sampler_ratio`](super::TelemetryBuilder::sampler_ratio).
     fn start(
         &self,
-        name: Cow<'static, str>,
         kind: SpanKind,
-        attributes: Vec<KeyValue>,
         parent: &Context,
+        description: impl FnOnce() -> Description,
     ) -> Context {
-        let builder = SpanBuilder::from_name(name)
-            .with_kind(kind)
-            .with_attributes(attributes);
-        parent.with_span(self.tracer.build_with_context(builder, parent))
+        let builder = SpanBuilder::from_name("").with_kind(kind);
+        let mut span = self.tracer.build_with_context(builder, parent);
+        if span.is_recording() {
+            let (name, attributes) = description();
+            span.update_name(name);
+            span.set_attributes(attributes);
+        }
+        parent.with_span(span)
     }
+}
+
+/// Name and attributes of a span.
+type Description = (Cow<'static, str>, Vec<KeyValue>);
+
+fn server_attributes(head: &ServerHead<'_>) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(8);
+    describe(
+        &mut attributes,
+        head.protocol,
+        head.method,
+        head.path,
+        head.authority,
+    );
+    attributes.push(KeyValue::new(
+        "network.peer.address",
+        head.remote.ip().to_string(),
+    ));
+    attributes.push(KeyValue::new(
+        "network.peer.port",
+        i64::from(head.remote.port()),
+    ));
+    if head.protocol == Protocol::Http {
+        attributes.push(KeyValue::new("url.path", head.path.to_owned()));
+        let scheme = if head.is_tls { "https" } else { "http" };
+        attributes.push(KeyValue::new("url.scheme", scheme));
+    }
+    attributes
+}
+
+fn call_attributes(head: &CallHead<'_>) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(6);
+    describe(
+        &mut attributes,
+        head.protocol,
+        head.method,
+        head.path,
+        head.authority,
+    );
+    if head.protocol == Protocol::Http {
+        // The query may hold secrets.
+        let url = format!("http://{}{}", head.authority, head.path);
+        attributes.push(KeyValue::new("url.full", url));
+    }
+    attributes
 }
 
 /// The span of a served request. Dropped without [`ServerSpan::end`] it ends without a status.
@@ -223,8 +244,10 @@ struct Call {
     tracing: Arc<Tracing>,
     protocol: Protocol,
     context: Context,
-    name: Cow<'static, str>,
-    attributes: Vec<KeyValue>,
+    /// What its attempts share; `None` when the trace is not recorded.
+    described: Option<Description>,
+    /// The span of the current attempt.
+    attempt: Option<Context>,
 }
 
 impl CallSpan {
@@ -234,8 +257,11 @@ impl CallSpan {
     }
 
     /// Notes the cluster that the route chose.
+    #[inline]
     pub fn set_cluster(&self, cluster: &str) {
-        if let Some(call) = &self.inner {
+        if let Some(call) = &self.inner
+            && call.described.is_some()
+        {
             let attribute = KeyValue::new("mesh.cluster", cluster.to_owned());
             call.context.span().set_attribute(attribute);
         }
@@ -243,22 +269,31 @@ impl CallSpan {
 
     /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
     /// headers that go out.
+    #[inline]
     pub fn start_attempt(
-        &self,
+        &mut self,
         number: u32,
         cluster: &str,
         endpoint: SocketAddr,
         headers: &mut HeaderMap,
-    ) -> AttemptSpan {
-        match &self.inner {
-            None => AttemptSpan { context: None },
-            Some(call) => AttemptSpan {
-                context: Some(call.attempt(number, cluster, endpoint, headers)),
-            },
+    ) {
+        if let Some(call) = &mut self.inner {
+            call.attempt = call.start_attempt(number, cluster, endpoint, headers);
+        }
+    }
+
+    /// Ends the span of the current attempt. One that is not ended so ends without a status.
+    #[inline]
+    pub fn end_attempt(&mut self, code: Code) {
+        if let Some(call) = &mut self.inner
+            && let Some(attempt) = call.attempt.take()
+        {
+            end_span(&attempt, code, code.is_client_error());
         }
     }
 
     /// Ends the span.
+    #[inline]
     pub fn end(&mut self, code: Code) {
         if let Some(call) = self.inner.take() {
             end_span(&call.context, code, code.is_client_error());
@@ -267,50 +302,36 @@ impl CallSpan {
 }
 
 impl Call {
-    fn attempt(
+    fn start_attempt(
         &self,
         number: u32,
         cluster: &str,
         endpoint: SocketAddr,
         headers: &mut HeaderMap,
-    ) -> Context {
-        let mut attributes = self.attributes.clone();
-        attributes.extend([
-            KeyValue::new("network.peer.address", endpoint.ip().to_string()),
-            KeyValue::new("network.peer.port", i64::from(endpoint.port())),
-            KeyValue::new("mesh.cluster", cluster.to_owned()),
-            KeyValue::new("mesh.endpoint", endpoint.to_string()),
-            KeyValue::new("mesh.attempt", i64::from(number)),
-        ]);
-        if number > 1 && self.protocol == Protocol::Http {
-            let count = i64::from(number) - 1;
-            attributes.push(KeyValue::new("http.request.resend_count", count));
-        }
-        let context = self.tracing.start(
-            self.name.clone(),
-            SpanKind::Client,
-            attributes,
-            &self.context,
-        );
+    ) -> Option<Context> {
+        let attempt = self.described.as_ref().map(|(name, shared)| {
+            let mut attributes = shared.clone();
+            attributes.extend([
+                KeyValue::new("network.peer.address", endpoint.ip().to_string()),
+                KeyValue::new("network.peer.port", i64::from(endpoint.port())),
+                KeyValue::new("mesh.cluster", cluster.to_owned()),
+                KeyValue::new("mesh.endpoint", endpoint.to_string()),
+                KeyValue::new("mesh.attempt", i64::from(number)),
+            ]);
+            if number > 1 && self.protocol == Protocol::Http {
+                let count = i64::from(number) - 1;
+                attributes.push(KeyValue::new("http.request.resend_count", count));
+            }
+            let description = || (name.clone(), attributes);
+            self.tracing
+                .start(SpanKind::Client, &self.context, description)
+        });
+        // A trace that is not recorded goes on nevertheless, and says so.
+        let sent = attempt.as_ref().unwrap_or(&self.context);
         let mut injector = HeaderInjector(headers);
-        TraceContextPropagator::new().inject_context(&context, &mut injector);
-        BaggagePropagator::new().inject_context(&context, &mut injector);
-        context
-    }
-}
-
-/// The span of an attempt. Dropped without [`AttemptSpan::end`] it ends without a status.
-#[must_use]
-pub struct AttemptSpan {
-    context: Option<Context>,
-}
-
-impl AttemptSpan {
-    /// Ends the span.
-    pub fn end(self, code: Code) {
-        if let Some(context) = &self.context {
-            end_span(context, code, code.is_client_error());
-        }
+        TraceContextPropagator::new().inject_context(sent, &mut injector);
+        BaggagePropagator::new().inject_context(sent, &mut injector);
+        attempt
     }
 }
 
@@ -323,7 +344,7 @@ macro_rules! opaque_debug {
         }
     )*};
 }
-opaque_debug!(ServerSpan CallSpan AttemptSpan);
+opaque_debug!(ServerSpan CallSpan);
 
 pin_project! {
     /// A future that runs with a span as the current one.
@@ -411,6 +432,9 @@ fn host_and_port(authority: &str) -> (&str, Option<u16>) {
 
 fn end_span(context: &Context, code: Code, is_error: bool) {
     let span = context.span();
+    if !span.is_recording() {
+        return span.end();
+    }
     match code {
         Code::Grpc(status) => {
             span.set_attribute(KeyValue::new("rpc.response.status_code", grpc_name(status)));

@@ -15,7 +15,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use mesh_core::stats::Connectivity;
 use mesh_tower::{
-    Body, DispatchError, DispatchErrorKind, EndpointContext, EndpointService, MakeEndpoint,
+    Body, BoxExchange, DispatchError, DispatchErrorKind, EndpointContext, EndpointService,
+    MakeEndpoint, Outgoing,
 };
 
 /// What an endpoint was asked.
@@ -142,16 +143,14 @@ pub(crate) struct StubEndpoint {
 
 impl EndpointService for StubEndpoint {
     type ResponseBody = StubBody;
+    type Exchange = BoxExchange<StubBody>;
 
     fn connect(&self) {
         self.context.set_connectivity(self.stub.connectivity);
     }
 
-    async fn dispatch(
-        &self,
-        slot: &mut Request<Body>,
-    ) -> Result<Response<StubBody>, DispatchError> {
-        let request = std::mem::take(slot);
+    fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> BoxExchange<StubBody> {
+        let request = outgoing.take();
         let endpoint = self.context.address;
         let headers = request.headers().clone();
         self.stub
@@ -161,12 +160,19 @@ impl EndpointService for StubEndpoint {
             .unwrap()
             .push((endpoint.port(), headers.clone()));
         let path = request.uri().path().to_owned();
-        match (self.stub.answer)(Asked {
+        let answer = (self.stub.answer)(Asked {
             endpoint,
             path,
             headers,
             request,
-        }) {
+        });
+        Box::pin(answer.give())
+    }
+}
+
+impl Answer {
+    async fn give(self) -> Result<Response<StubBody>, DispatchError> {
+        match self {
             Answer::Response(response) => Ok(response.map(StubBody::Full)),
             Answer::Later(after, status) => {
                 tokio::time::sleep(after).await;
@@ -181,9 +187,8 @@ impl EndpointService for StubEndpoint {
             // What a real connection would have sent before it broke off.
             Answer::Failed(error) => Err(error),
             Answer::Unsent(request) => {
-                *slot = request;
                 let kind = DispatchErrorKind::Refused;
-                Err(DispatchError::new(kind, "closed by the test").unsent())
+                Err(DispatchError::new(kind, "closed by the test").unsent(request))
             }
             Answer::StalledBody => Ok(Response::new(StubBody::Stalled)),
         }

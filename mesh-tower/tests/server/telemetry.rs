@@ -144,7 +144,7 @@ async fn a_call_is_a_span_and_each_attempt_a_child_that_goes_out_as_traceparent(
         .build()
         .expect("built");
     let method = Method::GET;
-    let mut call = telemetry.start_call_span(CallHead {
+    let mut call = telemetry.start_call_span(|| CallHead {
         protocol: Protocol::Http,
         method: &method,
         path: "/x",
@@ -154,8 +154,8 @@ async fn a_call_is_a_span_and_each_attempt_a_child_that_goes_out_as_traceparent(
     for (number, code) in [(1, Code::ConnectFailure), (2, Code::Http(200))] {
         let mut headers = HeaderMap::new();
         let endpoint = ([10, 0, 0, number], 80).into();
-        let attempt = call.start_attempt(number.into(), "reviews", endpoint, &mut headers);
-        attempt.end(code);
+        call.start_attempt(number.into(), "reviews", endpoint, &mut headers);
+        call.end_attempt(code);
         sent.push(headers["traceparent"].to_str().expect("text").to_owned());
     }
     call.set_cluster("reviews");
@@ -183,18 +183,52 @@ async fn a_call_is_a_span_and_each_attempt_a_child_that_goes_out_as_traceparent(
 }
 
 #[tokio::test]
+async fn a_trace_that_is_not_sampled_goes_on_and_records_nothing() {
+    let kept = Kept::default();
+    let telemetry = Telemetry::builder()
+        .exporter(kept.clone())
+        .sampler_ratio(0.0)
+        .build()
+        .expect("built");
+    let method = Method::GET;
+    let mut call = telemetry.start_call_span(|| CallHead {
+        protocol: Protocol::Http,
+        method: &method,
+        path: "/x",
+        authority: "reviews.default:9080",
+    });
+    let mut headers = HeaderMap::new();
+    call.start_attempt(1, "reviews", ([10, 0, 0, 1], 80).into(), &mut headers);
+    let sent = headers["traceparent"].to_str().expect("text");
+    let trace = call
+        .context()
+        .expect("a context")
+        .span()
+        .span_context()
+        .trace_id();
+    assert!(
+        sent.starts_with(&format!("00-{trace}-")) && sent.ends_with("-00"),
+        "{sent}"
+    );
+    call.end_attempt(Code::Http(200));
+    call.end(Code::Http(200));
+    telemetry.shutdown().await;
+    assert_eq!(kept.take().len(), 0);
+}
+
+#[tokio::test]
 async fn without_an_exporter_nothing_goes_out() {
     let telemetry = Telemetry::disabled();
     let method = Method::GET;
-    let call = telemetry.start_call_span(CallHead {
+    let mut call = telemetry.start_call_span(|| CallHead {
         protocol: Protocol::Http,
         method: &method,
         path: "/",
         authority: "a",
     });
     let mut headers = HeaderMap::new();
-    call.start_attempt(1, "a", ([127, 0, 0, 1], 1).into(), &mut headers)
-        .end(Code::Http(200));
+    call.start_attempt(1, "a", ([127, 0, 0, 1], 1).into(), &mut headers);
+    call.end_attempt(Code::Http(200));
     assert!(call.context().is_none() && headers.is_empty());
     telemetry.shutdown().await;
 }
@@ -257,7 +291,7 @@ async fn spans_reach_a_collector_over_http_and_grpc() {
             path: "/",
             authority: "a",
         };
-        telemetry.start_call_span(head).end(Code::Http(200));
+        telemetry.start_call_span(|| head).end(Code::Http(200));
         within(telemetry.shutdown()).await;
         let got = exports.lock().expect("kept").pop().expect("an export");
         assert_eq!((got.0.as_str(), got.1.as_str()), (path, kind));

@@ -253,7 +253,7 @@ fn damaged_bootstraps_are_refused_or_usable() {
     Bootstrap::from_json(text).unwrap();
     let mut rng = SplitMix64::new(5);
     let mut usable = 0;
-    for round in 0..20_000 {
+    for round in 0..mutate::rounds(20_000) {
         let damaged = mutate::text(text, &mut rng);
         match Bootstrap::from_json(&damaged) {
             Ok(bootstrap) => {

@@ -95,6 +95,26 @@ pub(crate) struct Entry<T> {
     is_dropped: bool,
 }
 
+/// What a value or a failure changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing that anybody is told.
+    Nothing,
+    /// What is known beside the value that stays in use.
+    Beside,
+    /// What is used.
+    Used,
+}
+
+/// All that is known of a resource.
+#[derive(Debug)]
+pub(crate) struct Known<'c, T> {
+    /// In use.
+    pub(crate) value: Option<Arc<T>>,
+    /// Why there is no current one.
+    pub(crate) error: Option<&'c ConfigError>,
+}
+
 impl<T: PartialEq> Entry<T> {
     /// Asked for; `stored` is what an earlier run knew.
     pub(super) fn requested(stored: Option<Good<T>>) -> Self {
@@ -117,6 +137,13 @@ impl<T: PartialEq> Entry<T> {
         }
     }
 
+    pub(super) fn known(&self) -> Known<'_, T> {
+        Known {
+            value: self.good.as_ref().map(|good| Arc::clone(&good.value)),
+            error: self.failure.as_ref().map(|failure| &failure.error),
+        }
+    }
+
     /// Whether what is used is from an earlier run.
     pub(super) fn is_stale(&self) -> bool {
         self.good.as_ref().is_some_and(|good| good.about.is_stored)
@@ -126,9 +153,10 @@ impl<T: PartialEq> Entry<T> {
         self.good.as_ref()
     }
 
-    /// A good value came. Returns whether what is used changes.
-    pub(super) fn accept(&mut self, name: &str, mut good: Good<T>) -> bool {
-        if self.failure.take().is_some() {
+    /// A good value came.
+    pub(super) fn accept(&mut self, name: &str, mut good: Good<T>) -> Effect {
+        let is_good_again = self.failure.take().is_some();
+        if is_good_again {
             tracing::info!(resource = name, "is good again");
         }
         self.is_dropped = false;
@@ -138,18 +166,20 @@ impl<T: PartialEq> Entry<T> {
             // The old pointer stays, so that nothing downstream moves.
             good.value = Arc::clone(&held.value);
             *held = good;
-            return false;
+            return match is_good_again {
+                true => Effect::Beside,
+                false => Effect::Nothing,
+            };
         }
         self.good = Some(good);
-        true
+        Effect::Used
     }
 
-    /// A failure came; `drops` is whether it takes the value with it. Returns whether what is used
-    /// changes.
-    pub(super) fn fail(&mut self, failure: Failure, drops: bool) -> bool {
+    /// A failure came; `drops` is whether it takes the value with it.
+    pub(super) fn fail(&mut self, failure: Failure, drops: bool) -> Effect {
         let held = self.failure.as_ref();
         if held.is_some_and(|held| held.cause == failure.cause && held.error == failure.error) {
-            return false;
+            return Effect::Nothing;
         }
         let error = &failure.error;
         let is_dropped = drops && self.good.is_some();
@@ -163,7 +193,10 @@ impl<T: PartialEq> Entry<T> {
             self.good = None;
             self.is_dropped = true;
         }
-        self.good.is_none()
+        match self.good {
+            Some(_) => Effect::Beside,
+            None => Effect::Used,
+        }
     }
 
     pub(super) fn dump(&self, type_url: &'static str, name: &str) -> ResourceDump {

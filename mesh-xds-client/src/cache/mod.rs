@@ -6,6 +6,7 @@
 //! why a resource is wanted; [`crate::graph`] does.
 
 mod entry;
+mod revive;
 #[cfg(test)]
 mod tests;
 
@@ -21,8 +22,9 @@ use crate::{
     resource::{Accepted, ClusterSpec, Config, Kind},
     store::StoredResource,
 };
-use entry::Entry;
-pub(crate) use entry::{About, Cause, Failure, Good, Resolved};
+pub(crate) use entry::{About, Cause, Failure, Good, Known, Resolved};
+use entry::{Effect, Entry};
+pub(crate) use revive::revive;
 
 /// What a server's features say about errors (gRFC A53, A88).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub(crate) struct Table<N, T> {
     stored: HashMap<String, (Good<T>, u8)>,
     /// Entries in use that are from an earlier run.
     stale: usize,
+    /// Entries of which something is new beside the value in use.
+    beside: Vec<N>,
 }
 
 impl<N, T> Table<N, T>
@@ -68,6 +72,7 @@ where
             entries: HashMap::new(),
             stored: HashMap::new(),
             stale: 0,
+            beside: Vec::new(),
         }
     }
 
@@ -78,6 +83,15 @@ where
             .and_then(Entry::resolved)
     }
 
+    /// All that is known of `name`.
+    pub(crate) fn known(&self, name: &str) -> Known<'_, T> {
+        let nothing = Known {
+            value: None,
+            error: None,
+        };
+        self.entries.get(name).map_or(nothing, Entry::known)
+    }
+
     fn accept(&mut self, name: &str, good: Good<T>) -> Option<N> {
         self.change(name, |entry| entry.accept(name, good))
     }
@@ -86,13 +100,20 @@ where
         self.change(name, |entry| entry.fail(failure, drops))
     }
 
-    fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> bool) -> Option<N> {
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> Effect) -> Option<N> {
         let entry = self.entries.get_mut(name)?;
         let was_stale = entry.is_stale();
-        let is_changed = change(entry);
+        let effect = change(entry);
         // A value of this run never gives way to one of an earlier run.
         self.stale -= usize::from(was_stale && !entry.is_stale());
-        is_changed.then(|| name.into())
+        match effect {
+            Effect::Used => Some(name.into()),
+            Effect::Beside => {
+                self.beside.push(name.into());
+                None
+            }
+            Effect::Nothing => None,
+        }
     }
 
     /// Wants `name`; records the change for the stream.
@@ -211,6 +232,28 @@ pub(crate) enum Reference {
     Secret(SecretName),
 }
 
+impl Reference {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Listener(_) => Kind::Listener,
+            Self::Route(_) => Kind::Route,
+            Self::Cluster(_) => Kind::Cluster,
+            Self::Endpoints(_) => Kind::Endpoints,
+            Self::Secret(_) => Kind::Secret,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Listener(name) => name.as_str(),
+            Self::Route(name) => name.as_str(),
+            Self::Cluster(name) => name.as_str(),
+            Self::Endpoints(name) => name.as_str(),
+            Self::Secret(name) => name.as_str(),
+        }
+    }
+}
+
 impl Cache {
     /// Wants a resource.
     pub(crate) fn request(&mut self, reference: &Reference) {
@@ -315,6 +358,23 @@ impl Cache {
             Kind::Endpoints => self.endpoints.is_known(name),
             Kind::Secret => self.secrets.is_known(name),
         }
+    }
+
+    /// Resources whose value stays in use and of which something else is new, since the last call.
+    pub(crate) fn take_beside(&mut self) -> Vec<Reference> {
+        let mut beside: Vec<_> = std::mem::take(&mut self.listeners.beside)
+            .into_iter()
+            .map(Reference::Listener)
+            .collect();
+        let routes = std::mem::take(&mut self.routes.beside).into_iter();
+        beside.extend(routes.map(Reference::Route));
+        let clusters = std::mem::take(&mut self.clusters.beside).into_iter();
+        beside.extend(clusters.map(Reference::Cluster));
+        let endpoints = std::mem::take(&mut self.endpoints.beside).into_iter();
+        beside.extend(endpoints.map(Reference::Endpoints));
+        let secrets = std::mem::take(&mut self.secrets.beside).into_iter();
+        beside.extend(secrets.map(Reference::Secret));
+        beside
     }
 
     /// Changes since the last call, in order.

@@ -10,6 +10,7 @@
 mod client;
 mod clusters;
 mod faults;
+mod follow;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -36,11 +37,15 @@ use crate::{
     store::StoredResource,
     transport::lrs::LoadSource,
     watch::InboundState,
+    watcher::Gate,
 };
 use client::ClientWatch;
 use clusters::Clusters;
 pub(crate) use faults::Source;
 use faults::{Origin, Outage, named};
+use follow::Followers;
+pub use follow::Resource;
+pub(crate) use follow::{Follow, Follower};
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
@@ -64,6 +69,8 @@ pub(crate) enum Watcher {
         name: SecretName,
         tx: watch::Sender<Option<Arc<TrustBundle>>>,
     },
+    /// One resource.
+    Resource(Box<dyn Follow>),
 }
 
 #[derive(Debug)]
@@ -77,6 +84,8 @@ enum Watch {
         name: SecretName,
         tx: watch::Sender<Option<Arc<TrustBundle>>>,
     },
+    /// One of the followers.
+    Resource(Reference),
 }
 
 /// All watches and what they depend on.
@@ -89,6 +98,7 @@ pub(crate) struct Graph {
     /// Watches that use a listener, route configuration or secret.
     users: BTreeMap<Reference, BTreeSet<WatchId>>,
     clusters: Clusters,
+    followers: Followers,
     /// What may have lost its last user; dropped at the end of the turn if so.
     orphans: BTreeSet<Reference>,
     /// Why an authority's control planes cannot be reached, while they cannot.
@@ -113,6 +123,7 @@ impl Graph {
             watches: BTreeMap::new(),
             users: BTreeMap::new(),
             clusters: Clusters::default(),
+            followers: Followers::default(),
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
             has_new_sources: false,
@@ -139,6 +150,7 @@ impl Graph {
                 self.hold(Reference::Secret(name.clone()), id);
                 Watch::TrustBundle { name, tx }
             }
+            Watcher::Resource(follower) => Watch::Resource(self.add_follower(id, follower)),
         };
         self.watches.insert(id, watch);
         self.evaluate(id);
@@ -154,6 +166,10 @@ impl Graph {
                 self.release(Reference::Listener(listener), id);
             }
             Some(Watch::TrustBundle { name, .. }) => self.release(Reference::Secret(name), id),
+            Some(Watch::Resource(reference)) => {
+                self.followers.remove(&reference, id);
+                self.orphans.insert(reference);
+            }
             None => {}
         }
     }
@@ -186,7 +202,7 @@ impl Graph {
             let error = named(kind, &name, "was removed by the control plane");
             changed.extend(self.fail(kind, &name, error, Cause::Removed, source, now));
         }
-        self.propagate(changed);
+        self.propagate(changed, Some(&source.gate));
     }
 
     /// Takes what did not come in time, and what may not be used any longer.
@@ -209,7 +225,7 @@ impl Graph {
             let error = named(kind, &name, "its time to live is over");
             changed.extend(self.fail(kind, &name, error, Cause::Expired, source, now));
         }
-        self.propagate(changed);
+        self.propagate(changed, None);
     }
 
     /// Whether something may have lost its last user.
@@ -266,6 +282,9 @@ impl Graph {
                 self.orphans.extend(self.clusters.remove(name));
             }
             self.users.remove(&reference);
+            if self.followers.has(&reference) {
+                continue;
+            }
             self.cache.forget(&reference);
         }
         if is_cluster_gone {
@@ -291,7 +310,11 @@ impl Graph {
         self.orphans.insert(reference);
     }
 
-    fn propagate(&mut self, changed: Vec<Reference>) {
+    /// Brings all watches up to date with the cache. `gate` is that of the stream the changes came by.
+    fn propagate(&mut self, changed: Vec<Reference>, gate: Option<&Gate>) {
+        self.tell(&changed, gate);
+        let beside = self.cache.take_beside();
+        self.tell(&beside, gate);
         for reference in changed {
             match reference {
                 Reference::Cluster(name) => {
@@ -345,7 +368,7 @@ impl Graph {
         let mut sources = BTreeMap::new();
         let clients = self.watches.values().filter_map(|watch| match watch {
             Watch::Client(client) => Some(client),
-            Watch::Inbound { .. } | Watch::TrustBundle { .. } => None,
+            Watch::Inbound { .. } | Watch::TrustBundle { .. } | Watch::Resource(_) => None,
         });
         for handle in clients.flat_map(|client| client.handles()) {
             let Some(Resolved::Value(spec)) = self.cache.clusters.resolved(&handle.name) else {
@@ -393,7 +416,7 @@ impl Graph {
     /// Publishes an inbound listener or a trust bundle.
     fn evaluate_value(&self, watch: &Watch) {
         match watch {
-            Watch::Client(_) => {}
+            Watch::Client(_) | Watch::Resource(_) => {}
             Watch::Inbound { listener, tx } => match self.cache.listeners.resolved(listener) {
                 None => {}
                 Some(Resolved::Value(value)) => match &value.kind {

@@ -6,11 +6,13 @@
 //! are ignored; a known field with a value that cannot be honoured refuses the resource where
 //! traffic or security depends on it, and is noted in the log where nothing does.
 
+mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;
 mod listener;
 mod name;
+mod outlier;
 pub(crate) mod path;
 mod raw;
 mod report;
@@ -40,7 +42,7 @@ use mesh_core::{ConfigError, config};
 use prost::Message;
 
 use crate::bootstrap::CertificateProvider;
-pub(crate) use discovery::{ClusterSource, ClusterSpec, DnsHost};
+pub use discovery::{ClusterSource, ClusterSpec, DnsHost};
 pub(crate) use name::{authority, canonical};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
@@ -65,7 +67,7 @@ impl Kind {
     ];
 
     /// The type URL on the wire.
-    pub(crate) fn type_url(self) -> &'static str {
+    pub(crate) const fn type_url(self) -> &'static str {
         match self {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",

@@ -7,7 +7,7 @@
 //! members of aggregates, drops and ORCA metrics are not reported.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -27,7 +27,7 @@ use envoy_types::pb::{
     google::protobuf::Duration as DurationProto,
 };
 use mesh_core::{
-    config::LocalityId, rng::SplitMix64, snapshot::ClusterSnapshot, stats::EndpointStats,
+    config::LocalityId, rng::SplitMix64, snapshot::LazySnapshot, stats::EndpointStats,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -50,7 +50,7 @@ pub(crate) struct LoadSource {
     pub(crate) cluster: String,
     /// Its name in EDS.
     pub(crate) service: String,
-    pub(crate) current: watch::Receiver<Arc<ClusterSnapshot>>,
+    pub(crate) current: watch::Receiver<Arc<LazySnapshot>>,
 }
 
 /// What the task needs.
@@ -172,6 +172,8 @@ impl Wanted {
 /// What has been reported already.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
+    /// Clusters that somebody has called.
+    clusters: HashSet<String>,
     endpoints: HashMap<(String, SocketAddr), Endpoint>,
 }
 
@@ -198,8 +200,13 @@ impl Counted {
             endpoint.is_current = false;
         }
         for source in sources {
-            let snapshot = source.current.borrow().clone();
-            for found in &snapshot.endpoints {
+            let version = source.current.borrow().clone();
+            // What nobody has called has no counters; what was counted once is looked at again.
+            if version.compiled().is_none() && !self.clusters.contains(&source.cluster) {
+                continue;
+            }
+            self.clusters.insert(source.cluster.clone());
+            for found in &version.endpoints {
                 let key = (source.cluster.clone(), found.address);
                 let known = self.endpoints.get_mut(&key);
                 match known.filter(|known| Arc::ptr_eq(&known.stats, &found.stats)) {
@@ -283,8 +290,8 @@ impl Counted {
 mod tests {
     use mesh_core::{
         config::{
-            CircuitBreakers, Cluster, ClusterEndpoints, Discovery, Endpoint as Declared,
-            HealthStatus, HttpVersion, LbPolicy, LocalityEndpoints,
+            Cluster, ClusterEndpoints, Discovery, Endpoint as Declared, HealthStatus,
+            LocalityEndpoints,
         },
         snapshot::{ClusterTree, Compiler},
     };
@@ -298,25 +305,18 @@ mod tests {
             health: HealthStatus::Healthy,
             hostname: String::new(),
         };
+        let locality = LocalityEndpoints {
+            locality: LocalityId::default(),
+            priority: 0,
+            weight: 1,
+            endpoints: hosts.iter().map(endpoint).collect(),
+        };
         ClusterTree {
             cluster: Ok(Arc::new(Cluster {
-                name: "c".into(),
                 discovery: Discovery::Eds("e".into()),
-                lb_policy: LbPolicy::RoundRobin,
-                circuit_breakers: CircuitBreakers::default(),
-                connect_timeout: Duration::from_secs(1),
-                http_version: HttpVersion::ByRequest,
-                tls: None,
+                ..Cluster::new("c")
             })),
-            endpoints: Ok(Arc::new(ClusterEndpoints {
-                name: "e".into(),
-                localities: vec![LocalityEndpoints {
-                    locality: LocalityId::default(),
-                    priority: 0,
-                    weight: 1,
-                    endpoints: hosts.iter().map(endpoint).collect(),
-                }],
-            })),
+            endpoints: Ok(Arc::new(ClusterEndpoints::new("e", vec![locality]))),
         }
     }
 

@@ -443,7 +443,7 @@ pub(crate) fn bad_cluster(name: &str) -> Any {
     any(&Cluster {
         name: name.into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(3)),
-        lb_policy: 5,
+        lb_policy: 6,
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: ads(),
             ..EdsClusterConfig::default()

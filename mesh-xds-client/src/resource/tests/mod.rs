@@ -1,5 +1,6 @@
 //! What decode accepts and refuses, per type, with the path of each error.
 
+mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;

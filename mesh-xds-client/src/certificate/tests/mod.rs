@@ -1,5 +1,7 @@
 //! What answers are accepted, and how the client gets and renews over a real socket.
 
+mod keep;
+
 use std::{
     io::Write as _,
     sync::atomic::{AtomicUsize, Ordering},

@@ -1,0 +1,321 @@
+//! One call, from its request to the head of its response.
+//!
+//! Stages 8 to 13. The order, outermost first, and why:
+//!
+//! 1. configuration — everything else reads it; waited for once in a listener's life.
+//! 2. route — outside of the limits, because the route carries the timeouts.
+//! 3. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
+//! 4. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
+//! 5. attempts — each picks again from the newest endpoints.
+//! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
+//!
+//! Most calls need one attempt on an endpoint that is ready. These are decided and sent before there
+//! is a future ([`start`]), which then holds no more than what waits for the response. Whatever else
+//! happens goes on in [`attempts`], in a future of its own.
+
+mod attempts;
+mod future;
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
+use mesh_core::{
+    config::RetryPolicy,
+    outcome::Outcome,
+    rng::SplitMix64,
+    route::{CompiledAction, CompiledRoute, ForwardAction, RequestView},
+};
+use tokio::time::Instant;
+
+use self::attempts::{Attempts, Next};
+pub use self::{attempts::TRANSPARENT_RETRIES_MAX, future::ResponseFuture};
+use crate::{
+    Body, ResponseBody,
+    cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
+    context::{self, GRPC_TIMEOUT},
+    error::{AsError, DispatchError, Error, ErrorKind},
+    head::Head,
+    headers::find,
+    in_flight::InFlight,
+    listener::{ListenerRuntime, LiveSnapshot},
+    outgoing::Outgoing,
+    rng,
+    telemetry::{CallHead, Protocol, grpc_status},
+    within::within,
+};
+
+/// How long a request without a deadline waits for an endpoint that is connecting.
+pub const CONNECTING_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How one service makes its calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CallOptions {
+    /// Puts a [`SelectedEndpoint`](crate::SelectedEndpoint) into the response's extensions.
+    pub(crate) reports_endpoint: bool,
+}
+
+type Answer<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::ResponseBody;
+type CallResult<M> = Result<Response<ResponseBody<M>>, Error>;
+
+/// What came of an attempt.
+enum AttemptResult<M: MakeEndpoint> {
+    Response(Response<Answer<M>>),
+    Failed(DispatchError),
+    TimedOut,
+}
+
+impl<M: MakeEndpoint> AttemptResult<M> {
+    /// The call ends with this result.
+    fn end(self, mut in_flight: InFlight<M>, outcome: Outcome) -> CallResult<M> {
+        in_flight.judge_attempt(outcome.verdict());
+        let error = match self {
+            Self::Response(response) => return Ok(in_flight.respond(response, outcome)),
+            Self::Failed(error) => error.into_error(in_flight.state.name().as_str()),
+            Self::TimedOut => in_flight.timed_out(),
+        };
+        Err(in_flight.fail(error))
+    }
+
+    /// Whether it is a failure of a request that never left, which is there to be sent elsewhere.
+    fn is_unsent(&self) -> bool {
+        matches!(self, Self::Failed(error) if error.is_unsent())
+    }
+
+    fn outcome(&self, protocol: Protocol) -> Outcome {
+        match self {
+            Self::Response(response) => classify(response, protocol),
+            Self::Failed(error) => error.outcome(),
+            Self::TimedOut => Outcome::PerTryTimeout,
+        }
+    }
+}
+
+/// What a call needs to be repeated. Only a call with a retry policy has it.
+struct Again {
+    policy: RetryPolicy,
+    head: Head,
+    replay: crate::body::Replay,
+}
+
+/// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
+pub(crate) fn start<M: MakeEndpoint, S>(
+    listener: &Arc<ListenerRuntime<M>>,
+    outgoing: &mut Outgoing<'_>,
+    options: CallOptions,
+) -> ResponseFuture<M, S> {
+    let started = Instant::now();
+    let live = listener.load();
+    let Some(live) = live.ready() else {
+        let listener = Arc::clone(listener);
+        let request = outgoing.take_absolute();
+        return ResponseFuture::later(start_when_ready(listener, request, started, options));
+    };
+    start_at(listener, live, outgoing, [started; 2], options)
+}
+
+/// [`start`] once there is a configuration.
+async fn start_when_ready<M: MakeEndpoint>(
+    listener: Arc<ListenerRuntime<M>>,
+    request: Request<Body>,
+    started: Instant,
+    options: CallOptions,
+) -> CallResult<M> {
+    let (protocol, timeout) = read(request.headers());
+    let asked = asked_deadline(timeout, started);
+    let mut outgoing = Outgoing::new(request, None);
+    let failed = match within(asked, listener.ready()).await {
+        Some(Ok(live)) => {
+            let Some(live) = live.ready() else {
+                unreachable!("ready() returns only usable ones")
+            };
+            let times = [started, Instant::now()];
+            return start_at::<M, AsError>(&listener, live, &mut outgoing, times, options).await;
+        }
+        Some(Err(error)) => error,
+        None => Error::new(
+            ErrorKind::DeadlineExceeded,
+            "the deadline passed before there was a configuration",
+        ),
+    };
+    let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
+    let mut span = listener.telemetry().start_call_span(head);
+    span.end(failed.kind().into());
+    Err(failed)
+}
+
+/// [`start`] with a configuration. A call may have begun earlier, and waited for it.
+fn start_at<M: MakeEndpoint, S>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    [started, now]: [Instant; 2],
+    options: CallOptions,
+) -> ResponseFuture<M, S> {
+    let mut rng = rng::fork();
+    let (mut in_flight, route, forward) =
+        match permit(listener, live, outgoing, [started, now], &mut rng) {
+            Ok(permitted) => permitted,
+            Err(error) => return ResponseFuture::failed(error),
+        };
+    if options.reports_endpoint {
+        in_flight.route = Some(Arc::clone(&route.name));
+    }
+    in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
+    // Only a call that may be repeated keeps its head and records its body.
+    let mut again = None;
+    let mut until = in_flight.deadline;
+    if let Some(policy) = &forward.retry {
+        again = Some(Box::new(Again::keep(policy, outgoing)));
+        until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
+    }
+    match in_flight.state.pick(&mut rng, &[], now) {
+        Some(Ok(endpoint)) => {
+            let headers = &mut outgoing.head_mut().headers;
+            let exchange = in_flight
+                .begin_attempt(endpoint, headers)
+                .dispatch(outgoing);
+            ResponseFuture::sent(in_flight, exchange, until, again)
+        }
+        Some(Err(error)) => ResponseFuture::failed(in_flight.fail(error)),
+        None => {
+            let request = outgoing.take_absolute();
+            let attempts = Attempts::new(in_flight, again, until);
+            ResponseFuture::later(attempts.run(Next::Send(request)))
+        }
+    }
+}
+
+type Permitted<'l, M> = (InFlight<M>, &'l CompiledRoute, &'l ForwardAction);
+
+/// Stages 8 to 10: the route, a permit of its cluster, and the deadline.
+fn permit<'l, M: MakeEndpoint>(
+    listener: &ListenerRuntime<M>,
+    live: &'l LiveSnapshot<M>,
+    outgoing: &Outgoing<'_>,
+    [started, now]: [Instant; 2],
+    rng: &mut SplitMix64,
+) -> Result<Permitted<'l, M>, Error> {
+    let headers = &outgoing.head().headers;
+    let (protocol, timeout) = read(headers);
+    let mut span = listener.telemetry().start_call_span(|| {
+        let name = listener.name();
+        let mut head = CallHead::of(name, outgoing.head(), protocol);
+        head.authority = outgoing.authority().unwrap_or(name);
+        head
+    });
+    let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
+        let state = chosen.2.load();
+        state.acquire(rng)?;
+        Ok((chosen, state))
+    });
+    let ((route, forward, _), state) = match permitted {
+        Ok(permitted) => permitted,
+        Err(error) => {
+            span.end(error.kind().into());
+            return Err(error);
+        }
+    };
+    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_route = limit.and_then(|limit| now.checked_add(limit));
+    let deadline = earlier(asked_deadline(timeout, started), of_route);
+    let in_flight = InFlight::begin(state, started, deadline, protocol, span);
+    Ok((in_flight, route, forward))
+}
+
+/// A route, its action, and the cluster that it is sent to.
+type Chosen<'l, M> = (
+    &'l CompiledRoute,
+    &'l ForwardAction,
+    &'l Arc<ClusterRuntime<M>>,
+);
+
+fn choose<'l, M: MakeEndpoint>(
+    name: &str,
+    live: &'l LiveSnapshot<M>,
+    outgoing: &Outgoing<'_>,
+    rng: &mut SplitMix64,
+) -> Result<Chosen<'l, M>, Error> {
+    let routes = &live.snapshot.routes;
+    let head = outgoing.head();
+    let view = RequestView {
+        method: &head.method,
+        path: head.uri.path(),
+        authority: outgoing.authority().unwrap_or(name),
+        headers: &head.headers,
+    };
+    let Some((_, route)) = routes.lookup(&view, rng) else {
+        let host = routes.virtual_host();
+        let RequestView { method, path, .. } = view;
+        return Err(Error::new(
+            ErrorKind::NoRoute,
+            format!("listener {name}: no route of virtual host {host} matches {method} {path}"),
+        ));
+    };
+    let forward = forward_action(name, route)?;
+    Ok((route, forward, live.clusters.get(forward.cluster(rng))))
+}
+
+#[inline]
+fn forward_action<'r>(
+    listener: &str,
+    route: &'r CompiledRoute,
+) -> Result<&'r ForwardAction, Error> {
+    let reason = match &route.action {
+        CompiledAction::Forward(forward) => return Ok(forward),
+        CompiledAction::NonForwarding => "its action is for servers (non_forwarding_action)",
+        CompiledAction::Unsupported(reason) => reason,
+    };
+    let name = &route.name;
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!("listener {listener}: route {name}: {reason}"),
+    ))
+}
+
+impl Again {
+    /// Keeps the head of a request and makes its body one that can be sent again.
+    fn keep(policy: &RetryPolicy, outgoing: &mut Outgoing<'_>) -> Self {
+        outgoing.make_absolute(Scheme::HTTP, || None);
+        Self {
+            policy: policy.clone(),
+            head: Head::of(outgoing.head()),
+            replay: outgoing.body_mut().share(),
+        }
+    }
+}
+
+/// What a response's head says of its attempt.
+fn classify<B>(response: &Response<B>, protocol: Protocol) -> Outcome {
+    if protocol == Protocol::Grpc
+        && let Some(code) = grpc_status(response.headers())
+    {
+        return Outcome::Grpc(code);
+    }
+    Outcome::Http(response.status().as_u16())
+}
+
+/// What a request speaks, and how long a gRPC caller waits.
+#[inline]
+fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
+    let protocol = Protocol::of(headers);
+    match protocol {
+        Protocol::Grpc if headers.len() > 1 => (protocol, find(headers, &GRPC_TIMEOUT)),
+        _ => (protocol, None),
+    }
+}
+
+/// The deadline that the caller asks for: its own header, and the request it is serving itself.
+#[inline]
+fn asked_deadline(timeout: Option<&HeaderValue>, now: Instant) -> Option<Instant> {
+    let header = timeout
+        .and_then(context::parse_grpc_timeout)
+        .and_then(|timeout| now.checked_add(timeout));
+    earlier(header, context::inbound_deadline().map(Instant::from_std))
+}
+
+fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
