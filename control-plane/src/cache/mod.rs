@@ -20,14 +20,16 @@ use bytes::Bytes;
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
-            route::v3::RouteConfiguration,
+            cluster::v3::Cluster as ProtoCluster, endpoint::v3::ClusterLoadAssignment,
+            listener::v3::Listener, route::v3::RouteConfiguration,
         },
         extensions::transport_sockets::tls::v3::Secret as ProtoSecret,
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle};
+use mesh_core::config::{
+    Cluster, LbPolicy, ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle,
+};
 use prost::{Message as _, Name};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
@@ -86,7 +88,7 @@ impl ResourceType {
     pub fn url(self) -> String {
         match self {
             Self::Secret => ProtoSecret::type_url(),
-            Self::Cluster => Cluster::type_url(),
+            Self::Cluster => ProtoCluster::type_url(),
             Self::Endpoints => ClusterLoadAssignment::type_url(),
             Self::Listener => Listener::type_url(),
             Self::Route => RouteConfiguration::type_url(),
@@ -312,14 +314,22 @@ impl World {
             ResourceType::Listener => self.listener(client, name),
             ResourceType::Cluster => {
                 let config = self.compiled.clusters.get(name)?;
-                // What a gRPC without least request gets, whatever its language.
-                let class = match client.has(Feature::LeastRequest) {
-                    false if class == ClientClass::GrpcJava => ClientClass::GrpcGo,
-                    _ => class,
+                let needs = balancer(&config.lb_policy);
+                if needs.is_none_or(|feature| client.has(feature)) {
+                    return Some(self.shared((class, kind), name, "", &config, || {
+                        any(&encode::cluster(config, class))
+                    }));
+                }
+                // Every client has round robin.
+                let config = Cluster {
+                    lb_policy: LbPolicy::RoundRobin,
+                    ..Cluster::clone(config)
                 };
-                Some(self.shared((class, kind), name, "", &config, || {
-                    any(&encode::cluster(config, class))
-                }))
+                Some(
+                    self.shared((class, kind), name, "round robin", &config, || {
+                        any(&encode::cluster(&config, class))
+                    }),
+                )
             }
             ResourceType::Endpoints => {
                 let config = self.compiled.endpoints.get(name)?;
@@ -491,6 +501,22 @@ impl World {
         self.shared((class, kind), ENVOY_OUTBOUND, namespace, &config, || {
             any(&encode::route_config(&config, class))
         })
+    }
+}
+
+/// What a client must have for a balancer.
+fn balancer(policy: &LbPolicy) -> Option<Feature> {
+    match policy {
+        LbPolicy::LeastRequest(_) => Some(Feature::LeastRequest),
+        // gRPC gets a ring in the place of a table.
+        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } => Some(Feature::RingHash),
+        LbPolicy::ClientSideWeightedRoundRobin(_) => Some(Feature::ClientSideWeightedRoundRobin),
+        LbPolicy::PickFirst { .. } => Some(Feature::PickFirst),
+        LbPolicy::RoundRobin
+        | LbPolicy::Random
+        | LbPolicy::PeakEwma(_)
+        | LbPolicy::Prequal(_)
+        | LbPolicy::Custom { .. } => None,
     }
 }
 
