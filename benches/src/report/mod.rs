@@ -97,7 +97,7 @@ fn remarks(family: &str) -> &'static str {
              to the first answered call, which matches the last route: everything is received, \
              decoded and applied; with the processor time and the most memory until then. Moved: \
              a cluster's one endpoint goes to another server, from the control plane's word to \
-             the first call there. Changes: an endpoint of \
+             the first call there, with a call each two milliseconds. Changes: an endpoint of \
              another cluster moves, each change a resource; their cost is the processor time of \
              the client (or Envoy) while they arrive less that while none do, at the same request \
              rate."
