@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, sync} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -26,6 +26,7 @@ pub mod route;
 pub mod shard;
 pub mod snapshot;
 pub mod stats;
+mod sync;
 #[cfg(feature = "test-util")]
 pub mod testing;
 
