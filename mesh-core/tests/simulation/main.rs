@@ -59,14 +59,14 @@ fn find(name: &str) -> Policy {
         .expect("a policy")
 }
 
-fn play(scenario: &Scenario, policy: &Policy, outliers: Option<OutlierDetection>) -> Vec<Ended> {
+fn play(scenario: &Scenario, policy: &Policy, outliers: Option<&OutlierDetection>) -> Vec<Ended> {
     let scenario = Scenario {
         reports: policy.reports,
         ..scenario.clone()
     };
     run(&scenario, 7, &|cluster: &mut Cluster| {
         cluster.lb_policy = policy.policy.clone();
-        cluster.outlier_detection = outliers.clone();
+        cluster.outlier_detection = outliers.cloned();
     })
 }
 
@@ -221,7 +221,7 @@ fn the_report_is_written_when_asked_for() {
         let grays = grays().map(|(_, behaviour)| {
             let scenario = gray(behaviour);
             let alone = gray_share(&play(&scenario, &policy, None));
-            let watched = play(&scenario, &policy, Some(OutlierDetection::default()));
+            let watched = play(&scenario, &policy, Some(&OutlierDetection::default()));
             (alone, gray_share(&watched))
         });
         let restarted = play(&restarts(), &policy, None);
