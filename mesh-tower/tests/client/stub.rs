@@ -173,24 +173,24 @@ impl EndpointService for StubEndpoint {
 impl Answer {
     async fn give(self) -> Result<Response<StubBody>, DispatchError> {
         match self {
-            Answer::Response(response) => Ok(response.map(StubBody::Full)),
-            Answer::Later(after, status) => {
+            Self::Response(response) => Ok(response.map(StubBody::Full)),
+            Self::Later(after, status) => {
                 tokio::time::sleep(after).await;
                 let mut response = Response::new(StubBody::Full(Full::default()));
                 *response.status_mut() = StatusCode::from_u16(status).unwrap();
                 Ok(response)
             }
-            Answer::Echo(request) => match request.into_body().collect().await {
+            Self::Echo(request) => match request.into_body().collect().await {
                 Ok(body) => Ok(Response::new(StubBody::Full(Full::new(body.to_bytes())))),
                 Err(error) => Err(DispatchError::new(DispatchErrorKind::Reset, error)),
             },
             // What a real connection would have sent before it broke off.
-            Answer::Failed(error) => Err(error),
-            Answer::Unsent(request) => {
+            Self::Failed(error) => Err(error),
+            Self::Unsent(request) => {
                 let kind = DispatchErrorKind::Refused;
                 Err(DispatchError::new(kind, "closed by the test").unsent(request))
             }
-            Answer::StalledBody => Ok(Response::new(StubBody::Stalled)),
+            Self::StalledBody => Ok(Response::new(StubBody::Stalled)),
         }
     }
 }
