@@ -15,7 +15,7 @@ use std::{
 };
 
 use mesh_core::config::TrustBundle;
-use mesh_xds_client::{Bootstrap, Driver, StreamStatus, XdsClient};
+use mesh_xds_client::{Bootstrap, Driver, StreamStatus, TrustBundleWatch, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     identity::{Certificate, Identity, IdentityError, vouched_for},
     listener::ListenerRuntime,
     server::{InboundState, MeshApplication, ServeError, Server},
-    telemetry::Telemetry,
+    telemetry::{ControlPlaneRows, Labels, Telemetry},
 };
 
 /// How long [`Mesh::shutdown`] waits for requests in flight, unless the builder says otherwise.
@@ -152,6 +152,7 @@ impl MeshBuilder {
         }
         let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
         run_apart(driver).map_err(SetupError::new)?;
+        show(&telemetry, &xds);
         let identity = match self.identity {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
@@ -366,16 +367,57 @@ fn run_apart(driver: Driver) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Shows the streams to control planes among the metrics, until the client has ended.
+fn show(telemetry: &Telemetry, xds: &XdsClient) {
+    let metrics = xds.metrics();
+    let status = xds.status();
+    let target = xds.bootstrap().node.id.clone();
+    telemetry.metrics().control_planes().add(move || {
+        // Its sender goes with the driver.
+        status.has_changed().ok()?;
+        let metrics = metrics.load();
+        let mut rows = ControlPlaneRows::default();
+        let target = ("grpc_target", target.clone());
+        for server in metrics.servers {
+            let labels = vec![target.clone(), ("grpc_xds_server", server.server)];
+            let connected = (labels.clone(), u64::from(server.connected));
+            rows.connected.push(connected);
+            rows.failures.push((labels.clone(), server.failures));
+            for (type_url, updates) in server.updates {
+                let mut labels = labels.clone();
+                labels.push(("grpc_xds_resource_type", type_url.to_owned()));
+                rows.valid.push((labels.clone(), updates.valid));
+                rows.invalid.push((labels, updates.invalid));
+            }
+        }
+        for (key, count) in metrics.resources {
+            let authority = key.authority.unwrap_or_else(|| "#old".to_owned());
+            let labels: Labels = vec![
+                target.clone(),
+                ("grpc_xds_authority", authority),
+                ("grpc_xds_resource_type", key.type_url.to_owned()),
+                ("grpc_xds_cache_state", key.state.as_str().to_owned()),
+            ];
+            rows.resources.push((labels, count));
+        }
+        Some(rows)
+    });
+}
+
 /// The identity that the bootstrap's certificate provider `default` describes.
 fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupError> {
     let bootstrap = xds.bootstrap();
     let Some(provider) = bootstrap.certificate_providers.get(IDENTITY_PROVIDER) else {
         return Ok(None);
     };
-    let mut certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
-    let mut bundles = xds.watch_trust_bundle(provider.trust_bundle().unwrap_or(TRUST_BUNDLE));
-
-    let (trust_tx, trust) = watch::channel(None::<Arc<TrustBundle>>);
+    let (mut certificates, trust) = match xds.start_files(provider) {
+        Some(files) => (files.certificate, files.roots),
+        None => {
+            let certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
+            let name = provider.trust_bundle().unwrap_or(TRUST_BUNDLE);
+            (certificates, follow_trust(xds.watch_trust_bundle(name)))
+        }
+    };
     let (tx, certificate) = watch::channel(None);
     let mut roots = trust.clone();
     tokio::spawn(async move {
@@ -408,8 +450,13 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
+    Ok(Some(Identity::new(certificate, trust)))
+}
+
+/// A trust bundle of the control plane, watched for as long as anybody reads it.
+fn follow_trust(mut bundles: TrustBundleWatch) -> watch::Receiver<Option<Arc<TrustBundle>>> {
+    let (tx, trust) = watch::channel(None::<Arc<TrustBundle>>);
     tokio::spawn(async move {
-        let tx = trust_tx;
         loop {
             tx.send_replace(bundles.load_and_mark());
             tokio::select! {
@@ -418,7 +465,7 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
-    Ok(Some(Identity::new(certificate, trust)))
+    trust
 }
 
 /// Why a process cannot join the mesh.

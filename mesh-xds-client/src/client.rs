@@ -24,12 +24,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Error, Variant,
     bootstrap::{Bootstrap, CertificateProvider},
-    certificate::{CertificateClient, CertificateWatch},
+    certificate::{self, CertificateClient, CertificateWatch, FileIdentity},
     connection::ConnectionOptions,
     dns::Lookup,
     driver::{Command, Driver, DriverOptions, Reports},
     dump::{ClientDump, Freshness},
     graph::{Follower, Resource, WatchId, Watcher},
+    metrics::MetricsReader,
     resource::canonical,
     transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
@@ -53,6 +54,7 @@ struct Shared {
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<StreamStatus>,
     freshness: watch::Receiver<Freshness>,
+    metrics: MetricsReader,
     bootstrap: Bootstrap,
     identity_file: Option<PathBuf>,
     next_id: AtomicU64,
@@ -164,12 +166,18 @@ impl XdsClientBuilder {
         let (commands, queue) = mpsc::unbounded_channel();
         let (status, status_rx) = watch::channel(StreamStatus::Connecting);
         let (freshness, freshness_rx) = watch::channel(Freshness::default());
-        let reports = Reports { status, freshness };
+        let metrics = MetricsReader::default();
+        let reports = Reports {
+            status,
+            freshness,
+            metrics: metrics.clone(),
+        };
         let driver = Driver::new(&bootstrap, queue, reports, options);
         let shared = Arc::new(Shared {
             commands,
             status: status_rx,
             freshness: freshness_rx,
+            metrics,
             bootstrap,
             identity_file,
             next_id: AtomicU64::new(0),
@@ -269,6 +277,11 @@ impl XdsClient {
         self.shared.freshness.clone()
     }
 
+    /// What an operator watches (gRFC A78). The reader does not keep the client alive.
+    pub fn metrics(&self) -> MetricsReader {
+        self.shared.metrics.clone()
+    }
+
     /// All that the client knows, for people. `None` when its driver has ended.
     pub async fn dump(&self) -> Option<ClientDump> {
         let (tx, rx) = oneshot::channel();
@@ -309,6 +322,20 @@ impl XdsClient {
         config.file.clone_from(&self.shared.identity_file);
         config.owner.clone_from(&self.shared.bootstrap.node.id);
         Ok(CertificateClient::start(config))
+    }
+
+    /// Reads the files of a provider of the bootstrap, again and again; `None` when it has none
+    /// ([`start_certificate`](Self::start_certificate)).
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_files(&self, provider: &CertificateProvider) -> Option<FileIdentity> {
+        match provider {
+            CertificateProvider::FileWatcher(config) => {
+                Some(certificate::files::start(config.clone()))
+            }
+            CertificateProvider::MeshCsr(_) | CertificateProvider::Unsupported { .. } => None,
+        }
     }
 
     /// How the stream is doing.

@@ -22,6 +22,7 @@ use crate::{
     cache::ErrorPolicy,
     dump::ServerDump,
     graph::Source,
+    metrics::ServerMetrics,
     transport::{self, AdsStream, Connected, KeepAlive, StreamStatus, backoff::Backoff, node},
     watcher::{Gate, PROCESSING_WARN_AFTER},
 };
@@ -46,6 +47,7 @@ pub(crate) struct Connection {
     pub(crate) machine: Machine,
     /// The last refusal sent to it.
     pub(crate) last_nack: Option<String>,
+    pub(crate) metrics: ServerMetrics,
     keep_alive: KeepAlive,
     link: Link,
     backoff: Backoff,
@@ -107,11 +109,16 @@ impl Connection {
         let machine = Machine::new(variant, node::node(&bootstrap.node))
             .with_transient_timer(policy.resource_timer_is_transient);
         let source = Source {
-            server: server.uri.to_string(),
+            server: server.uri.to_string().into(),
             policy,
             gate: Gate::default(),
         };
+        let metrics = ServerMetrics {
+            server: server.uri.to_string(),
+            ..ServerMetrics::default()
+        };
         Self {
+            metrics,
             server: Arc::new(server),
             source,
             machine,
@@ -162,6 +169,7 @@ impl Connection {
         if !is_waiting && !self.machine.has_names() {
             tracing::info!(server = %self.server.uri, "not needed any more");
             self.machine.stream_closed();
+            self.metrics.connected = false;
             self.link = Link::Waiting(Instant::now() + self.backoff.base());
             self.status = StreamStatus::Connecting;
         }
@@ -275,6 +283,8 @@ impl Connection {
     pub(crate) fn opened(&mut self, connected: &Connected) {
         tracing::info!(server = %self.server.uri, "connected to the control plane");
         self.machine.stream_opened();
+        // After a failure only a response counts (gRFC A78).
+        self.metrics.connected |= self.metrics.failures == 0;
         self.status = StreamStatus::Connected;
         self.link = Link::Open {
             since: Instant::now(),
@@ -286,6 +296,7 @@ impl Connection {
 
     /// A response has been read.
     pub(crate) fn responded(&mut self) {
+        self.metrics.connected = true;
         if let Link::Open { has_response, .. } = &mut self.link {
             *has_response = true;
         }
@@ -343,6 +354,10 @@ impl Connection {
             error: error.to_owned(),
         };
         self.link = Link::Waiting(until);
+        if !has_worked {
+            self.metrics.connected = false;
+            self.metrics.failures += 1;
+        }
         has_worked
     }
 }

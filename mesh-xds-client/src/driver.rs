@@ -30,8 +30,9 @@ use crate::{
     dump::{ClientDump, Counters, Freshness},
     graph::{Graph, WatchId, Watcher},
     load::Load,
+    metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
-    resource::DecodeContext,
+    resource::{DecodeContext, is_glob_collection},
     store::{Store, StoredResource},
     transport::{StreamStatus, backoff::Backoff},
 };
@@ -67,6 +68,7 @@ pub(crate) struct DriverOptions {
 pub(crate) struct Reports {
     pub(crate) status: watch::Sender<StreamStatus>,
     pub(crate) freshness: watch::Sender<Freshness>,
+    pub(crate) metrics: MetricsReader,
 }
 
 /// Keeps one client's streams and configuration. Run it on any tokio runtime; the client does
@@ -123,6 +125,12 @@ impl Driver {
                 }
             }
             authorities.add(name.map(str::to_owned), ids);
+            let on_reachability = name
+                .and_then(|name| bootstrap.authorities.get(name))
+                .is_some_and(|authority| authority.fallback_on_reachability_only);
+            if on_reachability {
+                authorities.fall_back_on_reachability(name);
+            }
         }
         let first = bootstrap
             .servers
@@ -134,7 +142,8 @@ impl Driver {
             commands,
             reports,
             node_id: bootstrap.node.id.clone(),
-            context: DecodeContext::new(&bootstrap.certificate_providers),
+            context: DecodeContext::new(&bootstrap.certificate_providers)
+                .with_servers(servers.iter()),
             authorities,
             connections: servers.into_iter().map(connect).collect(),
             graph: Graph::new(
@@ -195,6 +204,12 @@ impl Driver {
                 self.obey(orders);
                 continue;
             }
+            if is_glob_collection(&change.name) {
+                let reason = "glob collections are not supported; name each resource";
+                self.graph
+                    .refuse_name(change.kind, &change.name, reason, now);
+                continue;
+            }
             match self.authorities.subscribe(change.kind, &change.name) {
                 Some(effects) => self.take_effects(effects, ""),
                 None => {
@@ -229,6 +244,11 @@ impl Driver {
     }
 
     fn report(&self) {
+        self.reports.metrics.store(ClientMetrics {
+            servers: self.connections.iter().map(|c| c.metrics.clone()).collect(),
+            resources: self.graph.counts(),
+            counters: self.counters,
+        });
         let mut statuses = self.connections.iter().map(Connection::status);
         let connected = statuses.clone().find(|s| **s == StreamStatus::Connected);
         let is_down = |s: &&StreamStatus| matches!(s, StreamStatus::Disconnected { .. });
@@ -327,6 +347,10 @@ impl Driver {
             self.counters.ignored_fields += fields.len() as u64;
             self.notices.tell(update.kind, &accepted.name, fields);
         }
+        let updates = &mut self.connections[server].metrics.updates;
+        let updates = updates.entry(update.kind.type_url()).or_default();
+        updates.valid += update.accepted.len() as u64;
+        updates.invalid += update.rejected.len() as u64;
         self.counters.updates_valid += update.accepted.len() as u64;
         self.counters.updates_invalid += update.rejected.len() as u64;
         if update.nack.is_some() {

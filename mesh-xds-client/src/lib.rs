@@ -23,11 +23,14 @@
 //! | TLS by provider instance and by SDS | gRFC A29, Envoy SDS | yes |
 //! | complete or nothing | gRFC A74 | yes |
 //! | aggregates, logical and strict DNS | gRFC A37, A75 | yes |
-//! | fallback servers, federation | gRFC A71, A47 | yes |
+//! | fallback servers, federation | gRFC A71, A47, A95 | yes; glob collections are refused |
+//! | virtual hosts and endpoints on demand | VHDS, LEDS (gRFC A95) | no: refused by the field's path |
+//! | certificates from a signer or from files | Istio CSR, gRFC A29 `file_watcher` | yes; roots by trust domain (gRFC A87) are refused |
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
-//! | load reports | LRS | yes, per locality, to the first server |
+//! | metrics | gRFC A78 | yes, [`XdsClient::metrics`] |
+//! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
@@ -46,6 +49,7 @@ pub mod dump;
 mod error;
 mod graph;
 mod load;
+pub mod metrics;
 #[cfg(test)]
 mod mutate;
 mod notices;
@@ -66,6 +70,6 @@ pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
 pub use graph::Resource;
-pub use resource::{ClusterSource, ClusterSpec, DnsHost};
+pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -20,6 +20,7 @@ use crate::{
     ConfigError,
     balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
     config::{self, ClusterEndpoints, CommonLbConfig, LbPolicy, RouteConfig},
+    load::ClusterLoad,
     name::{ClusterName, ListenerName},
     rng::{Rng, SplitMix64},
     route::RouteTable,
@@ -62,6 +63,7 @@ pub struct Compiler {
 #[derive(Debug)]
 struct ClusterSlot {
     tx: watch::Sender<Arc<LazySnapshot>>,
+    load: Arc<ClusterLoad>,
 }
 
 /// What outlives the snapshots of a cluster.
@@ -112,6 +114,7 @@ impl Compiler {
             handles.push(ClusterHandle {
                 name: name.clone(),
                 current: slot.tx.subscribe(),
+                load: Arc::clone(&slot.load),
             });
         }
         let routes = RouteTable::compile(
@@ -151,7 +154,8 @@ impl Compiler {
             Some(slot) => _ = slot.tx.send_replace(version),
             None => {
                 let (tx, _) = watch::channel(version);
-                self.clusters.insert(name.clone(), ClusterSlot { tx });
+                let load = Arc::default();
+                self.clusters.insert(name.clone(), ClusterSlot { tx, load });
             }
         }
     }

@@ -391,6 +391,29 @@ async fn processes_that_start_without_the_control_plane_call_over_mutual_tls() {
     drop(server);
 }
 
+/// gRFC A78, on the page that Prometheus reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_to_the_control_plane_is_among_the_metrics_while_it_lives() {
+    let world = World::start().await;
+    let telemetry = Telemetry::disabled();
+    let frontend = world.member_with("frontend", telemetry.clone()).await;
+    let text = telemetry.metrics().encode();
+    for line in [
+        "grpc_xds_client_connected{grpc_target=\"frontend~ns/default/sa/frontend\"",
+        "grpc_xds_client_resource_updates_valid_total{",
+        "grpc_xds_cache_state=\"acked\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    drop(frontend);
+    let ended = async {
+        while telemetry.metrics().encode().contains("grpc_target") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(MUST_HAPPEN, ended).await.expect("they end with it");
+}
+
 #[tokio::test]
 async fn an_identity_file_without_a_state_file_is_refused() {
     let world = World::start().await;

@@ -8,7 +8,10 @@ use std::{sync::Arc, time::SystemTime};
 use bytes::Bytes;
 use mesh_core::ConfigError;
 
-use crate::dump::{ResourceDump, ResourceStatus};
+use crate::{
+    dump::{ResourceDump, ResourceStatus},
+    metrics::CacheState,
+};
 
 /// A value with what people and storage want to know of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -199,17 +202,25 @@ impl<T: PartialEq> Entry<T> {
         }
     }
 
-    pub(super) fn dump(&self, type_url: &'static str, name: &str) -> ResourceDump {
-        let about = self.good.as_ref().map(|good| &good.about);
-        let status = match (&self.failure, about) {
+    /// For metrics.
+    pub(super) fn state(&self) -> CacheState {
+        let status = match (&self.failure, &self.good) {
             (Some(failure), _) => failure.cause.status(),
             (None, Some(_)) => ResourceStatus::Acked,
             (None, None) => ResourceStatus::Requested,
         };
+        CacheState {
+            status,
+            is_but_cached: self.failure.is_some() && self.good.is_some(),
+        }
+    }
+
+    pub(super) fn dump(&self, type_url: &'static str, name: &str) -> ResourceDump {
+        let about = self.good.as_ref().map(|good| &good.about);
         ResourceDump {
             type_url,
             name: name.to_owned(),
-            status,
+            status: self.state().status,
             version: about.map(|about| about.version.clone()).unwrap_or_default(),
             config: about.map(|about| about.raw.clone()),
             updated: about.map(|about| about.updated),

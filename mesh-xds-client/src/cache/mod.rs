@@ -10,7 +10,13 @@ mod revive;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use mesh_core::{
     ClusterName, EndpointsName, ListenerName, RouteConfigName, SecretName,
@@ -19,7 +25,8 @@ use mesh_core::{
 
 use crate::{
     dump::ResourceDump,
-    resource::{Accepted, ClusterSpec, Config, Kind},
+    metrics::{CacheState, ResourceKey},
+    resource::{Accepted, ClusterSpec, Config, Kind, authority},
     store::StoredResource,
 };
 pub(crate) use entry::{About, Cause, Failure, Good, Known, Resolved};
@@ -59,6 +66,8 @@ pub(crate) struct Table<N, T> {
     stale: usize,
     /// Entries of which something is new beside the value in use.
     beside: Vec<N>,
+    /// Entries by authority and state.
+    counts: BTreeMap<(Option<String>, CacheState), u64>,
 }
 
 impl<N, T> Table<N, T>
@@ -73,6 +82,7 @@ where
             stored: HashMap::new(),
             stale: 0,
             beside: Vec::new(),
+            counts: BTreeMap::new(),
         }
     }
 
@@ -103,9 +113,15 @@ where
     fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> Effect) -> Option<N> {
         let entry = self.entries.get_mut(name)?;
         let was_stale = entry.is_stale();
+        let before = entry.state();
         let effect = change(entry);
+        let after = entry.state();
         // A value of this run never gives way to one of an earlier run.
         self.stale -= usize::from(was_stale && !entry.is_stale());
+        if before != after {
+            self.uncount(name, before);
+            self.count(name, after);
+        }
         match effect {
             Effect::Used => Some(name.into()),
             Effect::Beside => {
@@ -122,6 +138,7 @@ where
             let stored = self.stored.remove::<str>(name.borrow());
             let entry = Entry::requested(stored.map(|(good, _)| good));
             self.stale += usize::from(entry.is_stale());
+            self.count(name.borrow(), entry.state());
             self.entries.insert(name.clone(), entry);
             changes.push(Change::subscribe(self.kind, name.borrow()));
         }
@@ -131,7 +148,34 @@ where
     fn forget(&mut self, name: &N, changes: &mut Vec<Change>) {
         if let Some(entry) = self.entries.remove::<str>(name.borrow()) {
             self.stale -= usize::from(entry.is_stale());
+            self.uncount(name.borrow(), entry.state());
             changes.push(Change::unsubscribe(self.kind, name.borrow()));
+        }
+    }
+
+    fn count(&mut self, name: &str, state: CacheState) {
+        let key = (authority(name).map(str::to_owned), state);
+        *self.counts.entry(key).or_default() += 1;
+    }
+
+    fn uncount(&mut self, name: &str, state: CacheState) {
+        let key = (authority(name).map(str::to_owned), state);
+        if let Some(count) = self.counts.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&key);
+            }
+        }
+    }
+
+    fn add_counts(&self, to: &mut BTreeMap<ResourceKey, u64>) {
+        for ((authority, state), count) in &self.counts {
+            let key = ResourceKey {
+                authority: authority.clone(),
+                type_url: self.kind.type_url(),
+                state: *state,
+            };
+            to.insert(key, *count);
         }
     }
 
@@ -443,6 +487,17 @@ impl Cache {
             + self.clusters.stale
             + self.endpoints.stale
             + self.secrets.stale
+    }
+
+    /// How many resources are in each state.
+    pub(crate) fn counts(&self) -> BTreeMap<ResourceKey, u64> {
+        let mut to = BTreeMap::new();
+        self.listeners.add_counts(&mut to);
+        self.routes.add_counts(&mut to);
+        self.clusters.add_counts(&mut to);
+        self.endpoints.add_counts(&mut to);
+        self.secrets.add_counts(&mut to);
+        to
     }
 
     /// Every resource as people see it, in order.

@@ -31,6 +31,11 @@ impl SigningRequest {
         Ok(Self { key, pem })
     }
 
+    #[cfg(test)]
+    pub(super) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
     /// Checks `answer`, PEM, leaf first, and puts it together with the key.
     pub(super) fn accept(self, answer: &[String], now: SystemTime) -> Result<Certificate, String> {
         let mut chain = Vec::new();
@@ -40,7 +45,7 @@ impl SigningRequest {
             }
         }
         let leaf = chain.first().ok_or("it holds no certificate")?;
-        let leaf = check_leaf(leaf, &self.key.subject_public_key_info(), now)?;
+        let leaf = check_leaf(leaf, Some(&self.key.subject_public_key_info()), now)?;
         let mut kept = vec![chain[0].clone()];
         for (i, certificate) in chain.iter().enumerate().skip(1) {
             let (_, parsed) = X509Certificate::from_der(certificate)
@@ -68,15 +73,15 @@ pub(super) struct UsableLeaf {
     pub(super) not_after: SystemTime,
 }
 
-/// Checks that a leaf is for our key, names exactly one SPIFFE ID, and has not expired.
+/// Checks that a leaf is for our key, where that is not known already, names exactly one SPIFFE ID, and has not expired.
 pub(super) fn check_leaf(
     leaf: &CertificateDer<'_>,
-    public_key: &[u8],
+    public_key: Option<&[u8]>,
     now: SystemTime,
 ) -> Result<UsableLeaf, String> {
     let (_, leaf) =
         X509Certificate::from_der(leaf).map_err(|e| format!("the leaf is not X.509: {e}"))?;
-    if leaf.public_key().raw != public_key {
+    if public_key.is_some_and(|key| key != leaf.public_key().raw) {
         return Err("the leaf is for another key".into());
     }
     let not_after = time(leaf.validity().not_after.timestamp());

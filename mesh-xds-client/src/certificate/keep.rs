@@ -101,7 +101,7 @@ impl Keep {
         }
         let pair = KeyPair::try_from(&key).map_err(|e| format!("its key cannot be used: {e}"))?;
         let leaf = chain.first().ok_or("it holds no certificate")?;
-        let leaf = check_leaf(leaf, &pair.subject_public_key_info(), now)?;
+        let leaf = check_leaf(leaf, Some(&pair.subject_public_key_info()), now)?;
         Ok(Certificate {
             chain,
             key: PrivateKeyDer::Pkcs8(key),

@@ -6,6 +6,7 @@
 //! life, so that processes started together do not renew together.
 
 mod csr;
+pub(crate) mod files;
 mod keep;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tonic::{Request, metadata::MetadataValue};
 
+pub use files::{FileIdentity, RootsWatch};
 use keep::Keep;
 
 use crate::{
@@ -57,7 +59,7 @@ pub type CertificateWatch = watch::Receiver<Option<Arc<Certificate>>>;
 pub struct Certificate {
     /// Leaf first; self-signed roots are left out.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Private key, PKCS#8.
+    /// Private key: PKCS#8, or as a file of somebody else holds it.
     pub key: PrivateKeyDer<'static>,
     /// The only URI name of the leaf, for example `spiffe://cluster.local/ns/a/sa/b`.
     pub spiffe_id: String,

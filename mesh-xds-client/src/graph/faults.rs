@@ -6,7 +6,7 @@
 //! for a name of an authority that cannot be reached. Control planes' codes end here (gRFC A54): what
 //! calls see is text.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use mesh_core::{ConfigError, ListenerName};
 
@@ -21,7 +21,7 @@ use crate::{
 /// The server that something comes from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
-    pub(crate) server: String,
+    pub(crate) server: Arc<str>,
     pub(crate) policy: ErrorPolicy,
     /// Closed while watchers are busy with what came from it.
     pub(crate) gate: Gate,

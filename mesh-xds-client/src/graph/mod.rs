@@ -24,7 +24,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
-    config::{Discovery, ListenerKind, Secret, TrustBundle},
+    config::{ListenerKind, Secret, TrustBundle},
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -33,7 +33,8 @@ use crate::{
     ads::{Expired, Update},
     cache::{Cache, Cause, Change, Reference, Resolved},
     dump::ResourceDump,
-    resource::{Accepted, ClusterSpec, Config, Kind},
+    metrics::ResourceKey,
+    resource::{Accepted, ClusterSource, Config, Kind},
     store::StoredResource,
     transport::lrs::LoadSource,
     watch::InboundState,
@@ -107,6 +108,8 @@ pub(crate) struct Graph {
     has_new_sources: bool,
     /// Whether any cluster has ever asked for reports: most control planes never do.
     has_reports: bool,
+    /// Servers of clusters that report to the one they came from.
+    senders: BTreeMap<ClusterName, Arc<str>>,
 }
 
 impl Graph {
@@ -128,6 +131,7 @@ impl Graph {
             outages: BTreeMap::new(),
             has_new_sources: false,
             has_reports: false,
+            senders: BTreeMap::new(),
         }
     }
 
@@ -182,8 +186,13 @@ impl Graph {
         }
         let mut changed = Vec::new();
         for accepted in update.accepted {
-            let reports = |spec: &ClusterSpec| spec.reports_load;
-            self.has_reports |= matches!(&accepted.config, Config::Cluster(c) if reports(c));
+            if let Config::Cluster(spec) = &accepted.config
+                && spec.load_reports.is_some()
+            {
+                self.has_reports = true;
+                let name = spec.config.name.clone();
+                self.senders.insert(name, Arc::clone(&source.server));
+            }
             changed.extend(self.cache.accept(accepted, now));
         }
         let rejected = update.rejected.into_iter();
@@ -259,6 +268,11 @@ impl Graph {
         self.cache.stored_in_use()
     }
 
+    /// See [`Cache::counts`].
+    pub(crate) fn counts(&self) -> BTreeMap<ResourceKey, u64> {
+        self.cache.counts()
+    }
+
     /// Every resource as people see it.
     pub(crate) fn dump(&self) -> Vec<ResourceDump> {
         self.cache.dump()
@@ -280,6 +294,7 @@ impl Graph {
             if let Reference::Cluster(name) = &reference {
                 is_cluster_gone = true;
                 self.orphans.extend(self.clusters.remove(name));
+                self.senders.remove(name);
             }
             self.users.remove(&reference);
             if self.followers.has(&reference) {
@@ -374,15 +389,25 @@ impl Graph {
             let Some(Resolved::Value(spec)) = self.cache.clusters.resolved(&handle.name) else {
                 continue;
             };
-            if spec.reports_load && !sources.contains_key(&handle.name) {
-                let Discovery::Eds(service) = &spec.config.discovery;
-                let source = LoadSource {
-                    cluster: handle.name.to_string(),
-                    service: service.to_string(),
-                    current: handle.current.clone(),
-                };
-                sources.insert(handle.name.clone(), source);
-            }
+            let Some(reports) = &spec.load_reports else {
+                handle.load.select_metrics(&[]);
+                continue;
+            };
+            handle.load.select_metrics(&reports.metrics);
+            let sender = || self.senders.get(&handle.name).cloned();
+            let server = reports.server.clone().or_else(sender);
+            let service = match &spec.source {
+                ClusterSource::Eds(name) => name.to_string(),
+                ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => String::new(),
+            };
+            sources.entry(handle.name.clone()).or_insert(LoadSource {
+                cluster: handle.name.to_string(),
+                service,
+                // One of an earlier run has no sender yet.
+                server: server.unwrap_or_else(|| self.origin.server.as_str().into()),
+                current: handle.current.clone(),
+                load: Arc::clone(&handle.load),
+            });
         }
         Some(sources.into_values().collect())
     }

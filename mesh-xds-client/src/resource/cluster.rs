@@ -7,7 +7,8 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{self as proto, Cluster as ClusterProto, circuit_breakers::Thresholds},
             core::v3::{
-                RoutingPriority, TransportSocket, config_source::ConfigSourceSpecifier,
+                GrpcService, RoutingPriority, TransportSocket,
+                config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
                 transport_socket,
             },
         },
@@ -34,7 +35,7 @@ use prost::Name;
 
 use super::{
     DecodeContext, balance, canonical,
-    discovery::{self, ClusterSource, ClusterSpec},
+    discovery::{self, ClusterSource, ClusterSpec, LoadReports},
     outlier,
     path::Sink,
     report::report,
@@ -67,7 +68,6 @@ pub(super) fn decode(
             dns_resolvers,
             http_protocol_options,
             ignore_health_on_host_removal,
-            lrs_report_endpoint_metrics,
             max_requests_per_connection,
             preconnect_policy,
             protocol_selection,
@@ -91,7 +91,7 @@ pub(super) fn decode(
         subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
         "subset load balancing is not supported",
     );
-    let reports_load = decode_lrs(sink, proto);
+    let load_reports = decode_lrs(sink, context, proto);
     let source = discovery::decode(sink, proto);
     let balance = balance::decode(sink, proto);
     let outlier_detection = match &proto.outlier_detection {
@@ -130,19 +130,50 @@ pub(super) fn decode(
     Some(ClusterSpec {
         config: config.into(),
         source,
-        reports_load,
+        load_reports,
     })
 }
 
-/// Whether load is reported: only to the control plane itself (gRFC A27).
-fn decode_lrs(sink: &mut Sink, proto: &ClusterProto) -> bool {
-    let specifier = proto
-        .lrs_server
-        .as_ref()
-        .map(|lrs| &lrs.config_source_specifier);
-    let is_self = matches!(specifier, Some(Some(ConfigSourceSpecifier::Self_(_))));
-    sink.ignore([("lrs_server (not self)", specifier.is_some() && !is_self)]);
-    is_self
+/// Load reports go to the server that sent the cluster, or to another one that the bootstrap knows.
+fn decode_lrs(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ClusterProto,
+) -> Option<LoadReports> {
+    let lrs = proto.lrs_server.as_ref();
+    let specifier = lrs.and_then(|lrs| lrs.config_source_specifier.as_ref());
+    let server = match specifier {
+        Some(ConfigSourceSpecifier::Self_(_)) => Some(None),
+        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
+            let targets = source.grpc_services.iter().filter_map(google_grpc_target);
+            targets
+                .filter_map(|target| context.server(target))
+                .next()
+                .map(Some)
+        }
+        _ => None,
+    };
+    sink.ignore([
+        (
+            "lrs_server (neither self nor a server of the bootstrap)",
+            specifier.is_some() && server.is_none(),
+        ),
+        (
+            "lrs_report_endpoint_metrics",
+            server.is_none() && !proto.lrs_report_endpoint_metrics.is_empty(),
+        ),
+    ]);
+    Some(LoadReports {
+        server: server?,
+        metrics: proto.lrs_report_endpoint_metrics.clone(),
+    })
+}
+
+fn google_grpc_target(service: &GrpcService) -> Option<&str> {
+    match service.target_specifier.as_ref()? {
+        TargetSpecifier::GoogleGrpc(grpc) => Some(&grpc.target_uri),
+        TargetSpecifier::EnvoyGrpc(_) => None,
+    }
 }
 
 fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<CircuitBreakers> {

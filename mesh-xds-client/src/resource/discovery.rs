@@ -40,7 +40,16 @@ pub struct ClusterSpec {
     /// Where its endpoints come from.
     pub source: ClusterSource,
     /// Whether the control plane wants to know how many requests went where.
-    pub reports_load: bool,
+    pub load_reports: Option<LoadReports>,
+}
+
+/// Where a cluster's load is reported to, and what else of it (gRFC A27, A85).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadReports {
+    /// Address of the server; `None` is the one that sent the cluster.
+    pub server: Option<Arc<str>>,
+    /// Metrics of backends, by the names of gRFC A85. Default none.
+    pub metrics: Vec<String>,
 }
 
 /// Where a cluster's endpoints come from.

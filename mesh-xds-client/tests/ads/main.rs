@@ -3,11 +3,13 @@
 mod catalogue;
 mod keep;
 mod load;
+mod metrics;
 mod secure;
 mod server;
 mod status;
 mod translate;
 mod watcher;
+mod watches;
 
 use std::{future::Future, time::Duration};
 
@@ -21,6 +23,10 @@ use keep::a_process_starts_and_serves_with_the_control_plane_down;
 use mesh_core::snapshot::{ListenerState, SnapshotReader};
 use mesh_xds_client::{
     Bootstrap, InboundState, StreamStatus, Variant, XdsClient, XdsClientBuilder,
+};
+use metrics::{
+    a_stream_counts_as_working_until_it_fails_and_from_the_next_response,
+    resources_are_counted_by_type_and_by_what_became_of_them,
 };
 use server::*;
 use status::the_status_service_shows_states_versions_and_contents;
@@ -58,6 +64,8 @@ macro_rules! over_both_variants {
 }
 
 over_both_variants!(
+    a_stream_counts_as_working_until_it_fails_and_from_the_next_response,
+    resources_are_counted_by_type_and_by_what_became_of_them,
     the_next_response_waits_for_every_watcher_and_requests_do_not,
     refusals_and_deletions_hold_back_the_next_response_too,
     watches_may_be_started_and_dropped_while_a_token_is_held,

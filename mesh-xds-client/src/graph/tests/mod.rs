@@ -216,7 +216,7 @@ fn spec(name: &str, source: ClusterSource) -> Config {
     Config::Cluster(Arc::new(ClusterSpec {
         config,
         source,
-        reports_load: false,
+        load_reports: None,
     }))
 }
 

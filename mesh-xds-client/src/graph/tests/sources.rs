@@ -180,7 +180,7 @@ fn members_that_differ_in_security_are_not_mixed() {
     let other = Config::Cluster(Arc::new(ClusterSpec {
         config: Arc::new(other),
         source: plain.source.clone(),
-        reports_load: false,
+        load_reports: None,
     }));
     rig.accept(Kind::Cluster, vec![("b", other)]);
     let error = published(&reader)[0]
