@@ -179,6 +179,10 @@ impl Observed {
             if word == 0 || latency >= average {
                 return Some(pack(latency, at));
             }
+            if at == then {
+                // No time has passed that a lower one could have weight for.
+                return None;
+            }
             let past = f64::from(at.wrapping_sub(then)) / 1000.0;
             let keep = (-past / decay.as_secs_f64()).exp();
             let average = average as f64 * keep + latency as f64 * (1.0 - keep);

@@ -89,7 +89,7 @@ fn cluster(endpoints: usize, policy: LbPolicy) -> anyhow::Result<Arc<ClusterSnap
         .build();
     let snapshot = Compiler::new(1).compile(&tree)?;
     let cluster = snapshot.clusters.first().context("a cluster")?;
-    let cluster = cluster.current.borrow().clone();
+    let cluster = Arc::clone(cluster.current.borrow().get());
     let now = Instant::now();
     for endpoint in &cluster.endpoints {
         endpoint.stats.set_connectivity(Connectivity::Ready);

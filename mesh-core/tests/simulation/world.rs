@@ -164,7 +164,7 @@ impl World {
         let clients = (0..scenario.clients as u64).map(|client| {
             let seed = seed * 1_000 + client;
             let snapshot = Compiler::new(seed).compile(&tree).expect("a good tree");
-            let snapshot = snapshot.clusters[0].current.borrow().clone();
+            let snapshot = Arc::clone(snapshot.clusters[0].current.borrow().get());
             for endpoint in &snapshot.endpoints {
                 endpoint.stats.set_connectivity(Connectivity::Ready);
             }

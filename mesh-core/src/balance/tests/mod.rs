@@ -296,3 +296,8 @@ fn a_session_cookie_is_read_in_each_spelling_and_survives_a_round_trip() {
         assert_eq!(SessionCookie::parse(bad), Err(SessionCookieError), "{bad}");
     }
 }
+
+#[test]
+fn what_every_request_writes_of_an_endpoint_is_one_cache_line() {
+    assert_eq!(size_of::<EndpointStats>(), 64);
+}
