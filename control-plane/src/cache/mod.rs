@@ -6,12 +6,14 @@
 //! restart. Which of it a client was sent is not known here.
 
 mod changes;
+mod features;
 #[cfg(test)]
 mod tests;
+mod version;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::{self, Debug},
+    fmt::Debug,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -31,12 +33,14 @@ use mesh_core::config::{
     Cluster, LbPolicy, ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle,
 };
 use prost::{Message as _, Name};
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 pub(crate) use changes::Changes;
+use features::balancer;
+use version::hash;
+pub use version::{Version, combined_version, input_version};
 
 use crate::{
-    class::{Feature, Release},
+    class::Release,
     compile::Compiled,
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
@@ -129,36 +133,6 @@ pub struct Client {
     /// Where Envoy's outbound listener listens.
     pub outbound_port: u16,
 }
-
-impl Client {
-    /// Whether it has a feature.
-    pub fn has(&self, feature: Feature) -> bool {
-        self.class.has(feature, self.release)
-    }
-}
-
-/// Hash of a content: equal for equal content, in every process. Its text has 16 hex digits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Version(u64);
-
-impl Version {
-    /// The version that a client says it has; what no control plane of ours made differs from all
-    /// that it makes.
-    pub fn of_client(text: &str) -> Self {
-        let is_ours = text.len() == VERSION_DIGITS;
-        let parsed = u64::from_str_radix(text, 16).ok().filter(|_| is_ours);
-        Self(parsed.unwrap_or_default())
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-/// Digits of a version's text.
-const VERSION_DIGITS: usize = 16;
 
 /// An encoded resource, whose bytes all streams share. Two of one name and version are equal.
 #[derive(Debug)]
@@ -355,40 +329,6 @@ impl World {
         }
     }
 
-    /// What the client would have to know for a resource to be safe with it, and does not.
-    pub(crate) fn lacks(&self, client: &Client, kind: ResourceType, name: &str) -> Option<Feature> {
-        let lacks = |feature: &Feature| !client.has(*feature);
-        let unknown = [Feature::Mtls, Feature::Authorization];
-        if !unknown.iter().any(lacks) {
-            return None;
-        }
-        match kind {
-            ResourceType::Cluster => {
-                let config = self.compiled.clusters.get(name)?;
-                let needs = config.tls.is_some().then_some(Feature::Mtls);
-                needs.filter(lacks)
-            }
-            ResourceType::Listener => {
-                let address = name.strip_prefix(INBOUND_PREFIX)?.parse().ok()?;
-                let (namespace, labels) = (&client.namespace, &client.labels);
-                let listener = self
-                    .compiled
-                    .inbound_listener(name, address, namespace, labels);
-                let ListenerKind::Inbound(inbound) = listener.kind else {
-                    return None;
-                };
-                let chains = &inbound.filter_chains;
-                // PERMISSIVE is plaintext to gRPC in any case.
-                let needs_tls = chains.iter().all(|chain| chain.tls.is_some());
-                let needs_rbac = chains.iter().any(|chain| !chain.rbac.is_empty());
-                let needs = [(needs_tls, unknown[0]), (needs_rbac, unknown[1])];
-                let mut needs = needs.into_iter().filter(|(is_needed, _)| *is_needed);
-                needs.find_map(|(_, feature)| Some(feature).filter(lacks))
-            }
-            _ => None,
-        }
-    }
-
     /// What is sent for a name that does not exist, where the protocol has a way to say so in a
     /// resource: endpoints, so that calls fail at once instead of after a timer.
     pub fn placeholder(kind: ResourceType, name: &str) -> Option<Arc<Resource>> {
@@ -502,56 +442,4 @@ impl World {
             any(&encode::route_config(&config, class))
         })
     }
-}
-
-/// What a client must have for a balancer.
-fn balancer(policy: &LbPolicy) -> Option<Feature> {
-    match policy {
-        LbPolicy::LeastRequest(_) => Some(Feature::LeastRequest),
-        // gRPC gets a ring in the place of a table.
-        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } => Some(Feature::RingHash),
-        LbPolicy::ClientSideWeightedRoundRobin(_) => Some(Feature::ClientSideWeightedRoundRobin),
-        LbPolicy::PickFirst { .. } => Some(Feature::PickFirst),
-        LbPolicy::RoundRobin
-        | LbPolicy::Random
-        | LbPolicy::PeakEwma(_)
-        | LbPolicy::Prequal(_)
-        | LbPolicy::Custom { .. } => None,
-    }
-}
-
-/// A version: equal for equal content, in every process.
-///
-/// The hash is over the text of the config, whose maps are ordered, because the order of a
-/// protobuf map differs from process to process. The release is in it, as another one may encode the
-/// same config in another way, which a client that says it has this version would never get.
-fn hash(content: &dyn Debug) -> Version {
-    hash_by(env!("CARGO_PKG_VERSION"), content)
-}
-
-fn hash_by(release: &str, content: &dyn Debug) -> Version {
-    Version(xxh3_64(format!("{release} {content:?}").as_bytes()))
-}
-
-/// One version for a set of resources.
-pub fn combined_version<'r>(resources: impl Iterator<Item = &'r Arc<Resource>>) -> Version {
-    let mut all = Xxh3Default::new();
-    for Resource { name, version, .. } in resources.map(|resource| &**resource) {
-        all.update(&(name.len() as u64).to_le_bytes());
-        all.update(name.as_bytes());
-        all.update(&version.0.to_le_bytes());
-    }
-    Version(all.digest())
-}
-
-/// One version for a set of objects: what an operator wrote, whatever the order of the files.
-pub fn input_version(objects: &ObjectSet) -> Version {
-    let mut all = Xxh3Default::new();
-    for (key, object) in objects {
-        for text in [&*key.to_string(), &*object.place.text] {
-            all.update(&(text.len() as u64).to_le_bytes());
-            all.update(text.as_bytes());
-        }
-    }
-    Version(all.digest())
 }

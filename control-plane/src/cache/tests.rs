@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use super::*;
+use super::{version::hash_by, *};
 use crate::server::tests::{CLUSTER, GREETER, OTHER, OTHER_CLUSTER, client, world};
 
 #[test]

@@ -20,6 +20,7 @@ mod session_tests;
 #[cfg(test)]
 mod sim_tests;
 mod sotw;
+mod status;
 mod stream;
 #[cfg(test)]
 mod stream_tests;
@@ -30,10 +31,9 @@ mod wire;
 
 pub use admit::Limits;
 pub use listen::{CONNECTION_AGE_MAX, serve};
-pub use registry::{
-    ClientStatus, Clients, Progress, ResourceStatus, TypeStatus, Unfinished, Waited,
-};
+pub use registry::Clients;
 pub use service::AdsService;
+pub use status::{ClientStatus, Progress, ResourceStatus, TypeStatus, Unfinished, Waited};
 
 use std::sync::Arc;
 

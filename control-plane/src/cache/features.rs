@@ -1,0 +1,65 @@
+//! What a client must know for a resource, and what happens when it does not.
+
+use mesh_core::config::{LbPolicy, ListenerKind};
+
+use super::{Client, INBOUND_PREFIX, ResourceType, World};
+use crate::class::Feature;
+
+impl Client {
+    /// Whether it has a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.class.has(feature, self.release)
+    }
+}
+
+impl World {
+    /// What the client would have to know for a resource to be safe with it, and does not.
+    pub(crate) fn lacks(&self, client: &Client, kind: ResourceType, name: &str) -> Option<Feature> {
+        let lacks = |feature: &Feature| !client.has(*feature);
+        let unknown = [Feature::Mtls, Feature::Authorization];
+        if !unknown.iter().any(lacks) {
+            return None;
+        }
+        match kind {
+            ResourceType::Cluster => {
+                let config = self.compiled.clusters.get(name)?;
+                let needs = config.tls.is_some().then_some(Feature::Mtls);
+                needs.filter(lacks)
+            }
+            ResourceType::Listener => {
+                let address = name.strip_prefix(INBOUND_PREFIX)?.parse().ok()?;
+                let (namespace, labels) = (&client.namespace, &client.labels);
+                let listener = self
+                    .compiled
+                    .inbound_listener(name, address, namespace, labels);
+                let ListenerKind::Inbound(inbound) = listener.kind else {
+                    return None;
+                };
+                let chains = &inbound.filter_chains;
+                // PERMISSIVE is plaintext to gRPC in any case.
+                let needs_tls = chains.iter().all(|chain| chain.tls.is_some());
+                let needs_rbac = chains.iter().any(|chain| !chain.rbac.is_empty());
+                let needs = [(needs_tls, unknown[0]), (needs_rbac, unknown[1])];
+                let mut needs = needs.into_iter().filter(|(is_needed, _)| *is_needed);
+                needs.find_map(|(_, feature)| Some(feature).filter(lacks))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a client must have for a balancer.
+pub(super) fn balancer(policy: &LbPolicy) -> Option<Feature> {
+    match policy {
+        LbPolicy::LeastRequest(_) => Some(Feature::LeastRequest),
+        // gRPC gets a ring in the place of a table.
+        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } => Some(Feature::RingHash),
+        LbPolicy::ClientSideWeightedRoundRobin(_) => Some(Feature::ClientSideWeightedRoundRobin),
+        LbPolicy::PickFirst { .. } => Some(Feature::PickFirst),
+        LbPolicy::RoundRobin
+        | LbPolicy::Random
+        | LbPolicy::PeakEwma(_)
+        | LbPolicy::Prequal(_)
+        | LbPolicy::Custom { .. } => None,
+    }
+}
