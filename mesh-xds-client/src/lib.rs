@@ -63,5 +63,6 @@ pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
 pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
+pub use resource::decode_route_config;
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

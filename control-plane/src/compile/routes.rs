@@ -79,15 +79,9 @@ pub(super) fn compile(
             };
             let routes = context.routes(declared);
             let name = format!("outbound|{}||{}", port.number, service.fqdn);
-            let host = VirtualHost {
-                name: format!("{}:{}", service.fqdn, port.number),
-                domains: domains(service, port, options),
-                routes,
-            };
-            let config = RouteConfig {
-                name: name.as_str().into(),
-                virtual_hosts: vec![host],
-            };
+            let host = format!("{}:{}", service.fqdn, port.number);
+            let host = VirtualHost::new(host, domains(service, port, options), routes);
+            let config = RouteConfig::new(name.as_str(), vec![host]);
             compiled.routes.insert(name.into(), Arc::new(config));
         }
     }
@@ -142,19 +136,11 @@ impl Context<'_> {
 
     fn default_route(&self) -> Route {
         let name = cluster_name(self.port.number, "", &self.service.fqdn);
-        Route {
-            name: "default".into(),
-            matcher: everything(),
-            action: RouteAction::Forward(Forward {
-                clusters: vec![WeightedCluster {
-                    name: name.into(),
-                    weight: 1,
-                }],
-                timeout: None,
-                max_stream_duration: None,
-                retry: Some(default_retries()),
-            }),
-        }
+        let forward = Forward {
+            retry: Some(default_retries()),
+            ..Forward::to(name)
+        };
+        Route::new("default", RouteMatch::any(), RouteAction::Forward(forward))
     }
 
     fn route(&mut self, object: &Object, http: &HttpRoute, field: &str, routes: &mut Vec<Route>) {
@@ -177,7 +163,7 @@ impl Context<'_> {
             }
         }
         if http.r#match.is_empty() {
-            matches.push(everything());
+            matches.push(RouteMatch::any());
         }
         let count = matches.len();
         for (index, matcher) in matches.into_iter().enumerate() {
@@ -192,11 +178,7 @@ impl Context<'_> {
             } else {
                 base
             };
-            routes.push(Route {
-                name,
-                matcher,
-                action: action.clone(),
-            });
+            routes.push(Route::new(name, matcher, action.clone()));
         }
     }
 
@@ -219,10 +201,7 @@ impl Context<'_> {
             let name = self.destination(object, destination, &field);
             let only = http.route.len() == 1;
             let weight = destination.weight.unwrap_or_else(|| u32::from(only));
-            clusters.push(WeightedCluster {
-                name: name.into(),
-                weight,
-            });
+            clusters.push(WeightedCluster::new(name, weight));
         }
         let sum: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
         if sum == 0 || sum > u64::from(u32::MAX) {
@@ -254,8 +233,8 @@ impl Context<'_> {
         Ok(Forward {
             clusters,
             timeout,
-            max_stream_duration: None,
             retry,
+            ..Forward::default()
         })
     }
 
@@ -323,21 +302,11 @@ impl Context<'_> {
     }
 }
 
-fn everything() -> RouteMatch {
-    RouteMatch {
-        path: PathMatcher::any(),
-        headers: Vec::new(),
-        fraction: None,
-    }
-}
-
 fn default_retries() -> RetryPolicy {
     RetryPolicy {
         retry_on: RetryOn::parse(DEFAULT_RETRY_ON).0,
-        retriable_status_codes: Vec::new(),
         num_retries: DEFAULT_RETRIES,
-        per_try_timeout: None,
-        backoff: Backoff::default(),
+        ..RetryPolicy::default()
     }
 }
 
@@ -431,9 +400,8 @@ fn compile_match(declared: &HttpMatch) -> Result<RouteMatch, Wrong> {
         headers.push(matcher);
     }
     Ok(RouteMatch {
-        path,
         headers,
-        fraction: None,
+        ..RouteMatch::path(path)
     })
 }
 

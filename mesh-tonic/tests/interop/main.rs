@@ -2,6 +2,7 @@
 //!
 //! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
+mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]
 mod world;

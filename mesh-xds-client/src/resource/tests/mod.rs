@@ -3,6 +3,7 @@
 mod cluster;
 mod discovery;
 mod endpoint;
+mod extras;
 mod fields;
 mod fuzz;
 mod listener;

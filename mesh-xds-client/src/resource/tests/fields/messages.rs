@@ -36,21 +36,23 @@ use envoy_types::pb::envoy::{
 use super::{
     super::*,
     probe::{Fate, probe},
+    routes,
 };
+
+pub(super) fn add<M: Message + Default + std::fmt::Debug + PartialEq + Name>(
+    table: &mut Vec<(String, BTreeMap<String, Fate>)>,
+    note: &str,
+    kind: Kind,
+    base: &M,
+    place: impl Fn(M) -> Any,
+) {
+    let title = format!("{}{note}", M::full_name());
+    table.push((title, probe(kind, base, place)));
+}
 
 /// Every message that is read, with the fate of each of its fields.
 pub(super) fn table() -> Vec<(String, BTreeMap<String, Fate>)> {
     let mut table = Vec::new();
-    fn add<M: Message + Default + std::fmt::Debug + PartialEq + Name>(
-        table: &mut Vec<(String, BTreeMap<String, Fate>)>,
-        note: &str,
-        kind: Kind,
-        base: &M,
-        place: impl Fn(M) -> Any,
-    ) {
-        let title = format!("{}{note}", M::full_name());
-        table.push((title, probe(kind, base, place)));
-    }
     let t = &mut table;
     add(t, "", Kind::Listener, &api_listener(manager()), |m| any(&m));
     add(t, " (client)", Kind::Listener, &manager(), |m| {
@@ -148,6 +150,7 @@ pub(super) fn table() -> Vec<(String, BTreeMap<String, Fate>)> {
     add(t, "", Kind::Route, &action(), |m| {
         any(&route_config(host(route(m))))
     });
+    routes::add_all(t);
     add(t, "", Kind::Route, &RetryPolicy::default(), |m| {
         any(&route_config(host(route(RouteAction {
             retry_policy: Some(m),
@@ -370,7 +373,7 @@ fn downstream() -> DownstreamTlsContext {
     }
 }
 
-fn route_config(host: VirtualHost) -> RouteProto {
+pub(super) fn route_config(host: VirtualHost) -> RouteProto {
     RouteProto {
         name: "r".into(),
         virtual_hosts: vec![host],
@@ -378,7 +381,7 @@ fn route_config(host: VirtualHost) -> RouteProto {
     }
 }
 
-fn host(route: Route) -> VirtualHost {
+pub(super) fn host(route: Route) -> VirtualHost {
     VirtualHost {
         name: "h".into(),
         domains: vec!["a".into()],
@@ -387,7 +390,7 @@ fn host(route: Route) -> VirtualHost {
     }
 }
 
-fn route(action: RouteAction) -> Route {
+pub(super) fn route(action: RouteAction) -> Route {
     Route {
         r#match: Some(path()),
         action: Some(Action::Route(action)),
@@ -395,7 +398,7 @@ fn route(action: RouteAction) -> Route {
     }
 }
 
-fn path() -> RouteMatch {
+pub(super) fn path() -> RouteMatch {
     RouteMatch {
         path_specifier: Some(PathSpecifier::Prefix("/".into())),
         ..RouteMatch::default()
@@ -410,7 +413,7 @@ fn header() -> HeaderMatcher {
     }
 }
 
-fn action() -> RouteAction {
+pub(super) fn action() -> RouteAction {
     RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster("c".into())),
         ..RouteAction::default()
