@@ -5,6 +5,9 @@
 //! objects always give the same result.
 
 mod clusters;
+mod consul;
+mod route_action;
+mod route_match;
 mod routes;
 mod rules;
 mod security;
