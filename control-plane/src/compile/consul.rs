@@ -10,6 +10,7 @@ use mesh_core::config::{
 };
 
 use super::{
+    RouteOrigin,
     route_action::{default_retries, headers},
     route_match::Wrong,
     routes::Context,
@@ -53,11 +54,13 @@ impl Context<'_> {
                     }
                 };
             let name = format!("{}/routes[{index}]", object.key.name);
+            self.origins.push(Some(RouteOrigin::new(object, &field)));
             routes.push(Route {
                 headers: (!mutations.is_empty()).then(|| Box::new(mutations)),
                 ..Route::new(name, matcher, action)
             });
         }
+        self.origins.push(None);
         routes.push(self.default_route());
         routes
     }

@@ -8,7 +8,7 @@ use mesh_core::config::{
 };
 
 use super::{
-    CompileOptions, Compiled,
+    CompileOptions, Compiled, RouteOrigin,
     clusters::cluster_name,
     route_action::{
         compile_retries, default_retries, direct_response, headers, redirect, rewrite, share,
@@ -82,12 +82,15 @@ pub(super) fn compile(
                 },
                 service,
                 port,
+                origins: Vec::new(),
             };
             let routes = context.routes(declared);
+            let origins = context.origins;
             let name = format!("outbound|{}||{}", port.number, service.fqdn);
             let host = format!("{}:{}", service.fqdn, port.number);
             let host = VirtualHost::new(host, domains(service, port, options), routes);
             let config = RouteConfig::new(name.as_str(), vec![host]);
+            compiled.origins.insert(config.name.clone(), origins);
             compiled.routes.insert(name.into(), Arc::new(config));
         }
     }
@@ -150,6 +153,8 @@ pub(super) struct Context<'c> {
     findings: &'c mut Vec<Diagnostic>,
     pub(super) service: &'c ServiceInfo,
     port: &'c PortInfo,
+    /// Where each route is declared.
+    pub(super) origins: Vec<Option<RouteOrigin>>,
 }
 
 /// The object that says where a service's requests go.
@@ -163,7 +168,10 @@ enum Declared<'d> {
 impl Context<'_> {
     fn routes(&mut self, declared: Declared<'_>) -> Vec<Route> {
         let (object, spec) = match declared {
-            Declared::Nothing => return vec![self.default_route()],
+            Declared::Nothing => {
+                self.origins.push(None);
+                return vec![self.default_route()];
+            }
             Declared::ServiceRouter(object, spec) => return self.router(object, spec),
             Declared::VirtualService(object, spec) => (object, spec),
         };
@@ -172,6 +180,7 @@ impl Context<'_> {
             self.route(object, http, &format!("spec.http[{index}]"), &mut routes);
         }
         if spec.http.is_empty() {
+            self.origins.push(None);
             routes.push(self.default_route());
         }
         routes
@@ -224,6 +233,7 @@ impl Context<'_> {
             } else {
                 base
             };
+            self.origins.push(Some(RouteOrigin::new(object, field)));
             routes.push(Route {
                 headers: mutations.clone(),
                 ..Route::new(name, matcher, action.clone())
