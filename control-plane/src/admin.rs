@@ -65,11 +65,13 @@ pub fn router(state: AdminState) -> Router {
 type Parameters = Query<BTreeMap<String, String>>;
 
 async fn diagnostics(State(state): State<AdminState>) -> impl IntoResponse {
-    let held = state
+    let mut found = state
         .diagnostics
         .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    Json(held.clone())
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    found.extend(state.clients.withheld());
+    Json(found)
 }
 
 /// `?node=` selects by a part of the node id, `?class=` by class.

@@ -21,9 +21,9 @@ pub struct Diagnostic {
     pub code: &'static str,
     /// How bad it is.
     pub severity: Severity,
-    /// File, as it was named.
+    /// File, as it was named; empty for what is in none.
     pub file: String,
-    /// Line in the file, from 1.
+    /// Line in the file, from 1; 0 without a file.
     pub line: usize,
     /// For example `VirtualService default/greeter`; empty when the file cannot be read at all.
     pub object: String,
@@ -41,11 +41,10 @@ impl fmt::Display for Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        write!(
-            f,
-            "{}:{}: {severity}[{}]: ",
-            self.file, self.line, self.code
-        )?;
+        if !self.file.is_empty() {
+            write!(f, "{}:{}: ", self.file, self.line)?;
+        }
+        write!(f, "{severity}[{}]: ", self.code)?;
         for part in [&self.object, &self.field] {
             if !part.is_empty() {
                 write!(f, "{part}: ")?;
@@ -79,3 +78,9 @@ pub const REJECTED_FIELD: &str = "MESH0107";
 pub const IGNORED_FIELD: &str = "MESH0108";
 /// A field that some classes of clients do not honour.
 pub const CLASS_LIMIT: &str = "MESH0109";
+/// More than a client takes in one message: it keeps what it has.
+pub const TOO_LARGE: &str = "MESH0110";
+/// The source cannot be read, or is empty: what was read last is served.
+pub const STALE: &str = "MESH0111";
+/// A client does not know what would make a resource safe with it: it does not get it.
+pub const LACKS: &str = "MESH0112";

@@ -22,7 +22,7 @@ use crate::{
     follow::Follower,
     metrics::Metrics,
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
-    source::FileSource,
+    source::{FileSource, LastGood},
 };
 
 /// Default of [`ControlPlaneBuilder::xds_listen`].
@@ -31,6 +31,8 @@ pub const XDS_PORT: u16 = 18_000;
 pub const HTTP_PORT: u16 = 18_001;
 /// Default of [`ControlPlaneBuilder::cert_ttl`].
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Where the last good objects are in the data directory.
+const OBJECTS: &str = "objects";
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -129,7 +131,9 @@ impl ControlPlaneBuilder {
         let tokens = Tokens::open(&data_dir)
             .with_context(|| format!("join tokens in {}", data_dir.display()))?;
         let (authority, tokens) = (Arc::new(authority), Arc::new(tokens));
-        let (source, loaded) = FileSource::open(&config_dir)
+        let last_good = LastGood::open(data_dir.join(OBJECTS))
+            .with_context(|| format!("last good objects in {}", data_dir.display()))?;
+        let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
         let xds = TcpListener::bind(self.xds_listen)
             .await

@@ -10,14 +10,16 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {outcome, stats, rng, shard} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load, sync} → config → name`.
 
 pub mod authz;
 pub mod balance;
 pub mod config;
 pub mod error;
 pub mod health;
+pub mod load;
 pub mod name;
+pub mod observed;
 pub mod outcome;
 pub mod retry;
 pub mod rng;
@@ -25,6 +27,7 @@ pub mod route;
 pub mod shard;
 pub mod snapshot;
 pub mod stats;
+mod sync;
 #[cfg(feature = "test-util")]
 pub mod testing;
 

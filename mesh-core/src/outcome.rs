@@ -20,7 +20,33 @@ pub enum Outcome {
     PerTryTimeout,
 }
 
+/// An attempt as the health of its endpoint sees it (Envoy's outlier detection).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The endpoint did what it was asked for.
+    Success,
+    /// It answered that it failed: 5xx, or the gRPC status of a broken server.
+    ServerFailure,
+    /// It answered that what is behind it cannot be reached: 502, 503, 504, UNAVAILABLE,
+    /// DEADLINE_EXCEEDED.
+    GatewayFailure,
+    /// It did not answer.
+    LocalFailure,
+}
+
 impl Outcome {
+    /// What it says of the endpoint.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            _ if self.is_success() => Verdict::Success,
+            Self::Http(502..=504) | Self::Grpc(4 | 14) => Verdict::GatewayFailure,
+            Self::Http(_) | Self::Grpc(_) => Verdict::ServerFailure,
+            Self::ConnectFailure | Self::Refused | Self::Reset | Self::PerTryTimeout => {
+                Verdict::LocalFailure
+            }
+        }
+    }
+
     /// Whether it counts as a success of the endpoint. gRPC codes follow Envoy's mapping: only
     /// those of a broken server are failures.
     pub fn is_success(self) -> bool {

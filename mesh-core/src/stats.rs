@@ -1,9 +1,19 @@
-//! Counters of endpoints and clusters that outlive snapshots.
+//! Counters of endpoints that outlive snapshots.
 //!
 //! Stage: written by requests and by connections, read by pickers. Each struct has a cache line of
-//! its own, so that two endpoints never slow each other.
+//! its own, so that two endpoints never slow each other. What only some policies need is apart, and
+//! made when it is first written ([`Observed`]).
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::{OnceLock, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use crate::{
+    observed::Observed,
+    outcome::Verdict,
+    sync::{AtomicU8, AtomicU32, AtomicU64},
+};
 
 /// Whether an endpoint can take a request now (gRPC connectivity).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,14 +29,100 @@ pub enum Connectivity {
     TransientFailure = 3,
 }
 
+/// The bit beside the connectivity that keeps an endpoint from being ready: one comparison tells
+/// both.
+const EJECTED: u8 = 0x80;
+
+/// The bit that lets one request through to an ejected endpoint.
+const PROBE: u8 = 0x40;
+
+const FLAGS: u8 = EJECTED | PROBE;
+
 /// What is known of one endpoint. Belongs to the endpoint's address, not to a snapshot.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct EndpointStats {
     in_flight: AtomicU32,
-    connectivity: AtomicU8,
+    /// Connectivity, and whether it is ejected.
+    state: AtomicU8,
+    /// Failures in a row, see [`Streaks`].
+    streaks: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
+    /// Of those that failed: without any response.
+    failed_local: AtomicU64,
+    observed: OnceLock<Box<Observed>>,
+}
+
+/// Failures in a row, each count at most [`STREAK_MAX`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streaks {
+    /// Of any kind, without a success between them.
+    pub any: u32,
+    /// Responses 502, 503 and 504 or none at all.
+    pub any_gateway: u32,
+    /// Failures that a response told of, whatever had none between them.
+    pub server: u32,
+    /// Responses 502, 503 and 504, whatever had none between them.
+    pub gateway: u32,
+    /// Without a response.
+    pub local: u32,
+}
+
+/// Longest streak that is counted.
+pub const STREAK_MAX: u32 = 4095;
+
+impl Streaks {
+    fn unpack(word: u64) -> Self {
+        let part = |place: u32| (word >> (12 * place)) as u32 & STREAK_MAX;
+        Self {
+            any: part(0),
+            any_gateway: part(1),
+            server: part(2),
+            gateway: part(3),
+            local: part(4),
+        }
+    }
+
+    fn pack(self) -> u64 {
+        let parts = [
+            self.any,
+            self.any_gateway,
+            self.server,
+            self.gateway,
+            self.local,
+        ];
+        let parts = parts.iter().rev();
+        parts.fold(0, |word, count| {
+            word << 12 | u64::from((*count).min(STREAK_MAX))
+        })
+    }
+
+    fn after(self, verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Success => Self::default(),
+            Verdict::LocalFailure => Self {
+                any: self.any + 1,
+                any_gateway: self.any_gateway + 1,
+                local: self.local + 1,
+                ..self
+            },
+            Verdict::GatewayFailure => Self {
+                any: self.any + 1,
+                any_gateway: self.any_gateway + 1,
+                server: self.server + 1,
+                gateway: self.gateway + 1,
+                local: 0,
+            },
+            Verdict::ServerFailure => Self {
+                any: self.any + 1,
+                any_gateway: 0,
+                server: self.server + 1,
+                gateway: 0,
+                local: 0,
+            },
+        }
+    }
 }
 
 impl EndpointStats {
@@ -42,13 +138,45 @@ impl EndpointStats {
 
     /// A request that began has ended.
     pub fn end(&self, success: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        let counter = if success {
-            &self.succeeded
+        self.end_as(if success {
+            Verdict::Success
         } else {
-            &self.failed
-        };
-        counter.fetch_add(1, Relaxed);
+            Verdict::ServerFailure
+        });
+    }
+
+    /// A request that began has ended.
+    #[inline]
+    pub fn end_as(&self, verdict: Verdict) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        if verdict != Verdict::Success {
+            return self.count_failure(verdict);
+        }
+        self.succeeded.fetch_add(1, Relaxed);
+        self.clear_streaks();
+    }
+
+    #[cold]
+    fn count_failure(&self, verdict: Verdict) {
+        self.failed.fetch_add(1, Relaxed);
+        if verdict == Verdict::LocalFailure {
+            self.failed_local.fetch_add(1, Relaxed);
+        }
+        let longer = |word| Some(Streaks::unpack(word).after(verdict).pack());
+        _ = self.streaks.fetch_update(Relaxed, Relaxed, longer);
+    }
+
+    /// Failures in a row.
+    pub fn streaks(&self) -> Streaks {
+        Streaks::unpack(self.streaks.load(Relaxed))
+    }
+
+    /// Counts failures in a row from the beginning.
+    pub fn clear_streaks(&self) {
+        // In steady state this is a read.
+        if self.streaks.load(Relaxed) != 0 {
+            self.streaks.store(0, Relaxed);
+        }
     }
 
     /// Requests that ended well, since the process started.
@@ -61,14 +189,19 @@ impl EndpointStats {
         self.failed.load(Relaxed)
     }
 
-    /// Whether a request can be sent.
+    /// Of those that ended [badly](Self::failed): the ones without a response.
+    pub fn failed_local(&self) -> u64 {
+        self.failed_local.load(Relaxed)
+    }
+
+    /// Whether a request can be sent: it is connected and not ejected.
     pub fn is_ready(&self) -> bool {
-        self.connectivity.load(Relaxed) == Connectivity::Ready as u8
+        self.state.load(Relaxed) == Connectivity::Ready as u8
     }
 
     /// Current connectivity.
     pub fn connectivity(&self) -> Connectivity {
-        match self.connectivity.load(Relaxed) {
+        match self.state.load(Relaxed) & !FLAGS {
             0 => Connectivity::Idle,
             1 => Connectivity::Connecting,
             2 => Connectivity::Ready,
@@ -76,8 +209,63 @@ impl EndpointStats {
         }
     }
 
+    /// The connectivity as requests see it: an ejected endpoint cannot be used (gRFC A50).
+    pub fn availability(&self) -> Connectivity {
+        if self.is_ejected() {
+            return Connectivity::TransientFailure;
+        }
+        self.connectivity()
+    }
+
     /// Sets the connectivity; only the owner of the connection does this.
     pub fn set_connectivity(&self, connectivity: Connectivity) {
-        self.connectivity.store(connectivity as u8, Relaxed);
+        let change = |state| Some(state & FLAGS | connectivity as u8);
+        let before = self.state.fetch_update(Relaxed, Relaxed, change);
+        let was_ready = before.is_ok_and(|state| state & !FLAGS == Connectivity::Ready as u8);
+        if connectivity == Connectivity::Ready
+            && !was_ready
+            && let Some(observed) = self.observed.get()
+        {
+            observed.reconnected();
+        }
+    }
+
+    /// Whether it gets no requests because too many of them failed.
+    pub fn is_ejected(&self) -> bool {
+        self.state.load(Relaxed) & EJECTED != 0
+    }
+
+    /// Ejects it, or takes it back; only the sweep does this.
+    pub fn set_ejected(&self, is_ejected: bool) {
+        if is_ejected {
+            self.state.fetch_or(EJECTED, Relaxed);
+        } else {
+            self.state.fetch_and(!FLAGS, Relaxed);
+        }
+    }
+
+    /// Lets one request through although it is ejected; only the sweep does this.
+    pub fn ask_probe(&self) {
+        self.state.fetch_or(PROBE, Relaxed);
+    }
+
+    /// Whether one request may go there although it is ejected.
+    pub fn wants_probe(&self) -> bool {
+        self.state.load(Relaxed) == FLAGS | Connectivity::Ready as u8
+    }
+
+    /// Takes the place of that one request; `false` when another one has.
+    pub fn take_probe(&self) -> bool {
+        self.wants_probe() && self.state.fetch_and(!PROBE, Relaxed) & PROBE != 0
+    }
+
+    /// What policies remember of it, if one has written something.
+    pub fn observed(&self) -> Option<&Observed> {
+        self.observed.get().map(|observed| &**observed)
+    }
+
+    /// What policies remember of it.
+    pub fn observe(&self, now: Instant) -> &Observed {
+        self.observed.get_or_init(|| Box::new(Observed::new(now)))
     }
 }

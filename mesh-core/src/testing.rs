@@ -4,9 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     config::{
-        CircuitBreakers, Cluster, ClusterEndpoints, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint,
-        Forward, HealthStatus, HttpVersion, LbPolicy, LocalityEndpoints, LocalityId, PathMatcher,
-        PathPattern, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost,
+        Cluster, ClusterEndpoints, Endpoint, Forward, HealthStatus, LocalityEndpoints, LocalityId,
+        PathMatcher, PathPattern, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost,
     },
     snapshot::{ClusterTree, Compiler, ConfigTree, SnapshotReader, SnapshotWriter, pair},
 };
@@ -42,15 +41,13 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> ClusterEndpoints {
         health: HealthStatus::Healthy,
         hostname: String::new(),
     });
-    ClusterEndpoints {
-        name: name.into(),
-        localities: vec![LocalityEndpoints {
-            locality: LocalityId::default(),
-            priority: 0,
-            weight: 1,
-            endpoints: endpoints.collect(),
-        }],
-    }
+    let locality = LocalityEndpoints {
+        locality: LocalityId::default(),
+        priority: 0,
+        weight: 1,
+        endpoints: endpoints.collect(),
+    };
+    ClusterEndpoints::new(name, vec![locality])
 }
 
 impl TreeBuilder {
@@ -66,15 +63,7 @@ impl TreeBuilder {
         addresses: &[SocketAddr],
         change: impl FnOnce(&mut Cluster),
     ) -> Self {
-        let mut cluster = Cluster {
-            name: name.into(),
-            discovery: Discovery::Eds(name.into()),
-            lb_policy: LbPolicy::RoundRobin,
-            circuit_breakers: CircuitBreakers::default(),
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            http_version: HttpVersion::ByRequest,
-            tls: None,
-        };
+        let mut cluster = Cluster::new(name);
         change(&mut cluster);
         let tree = ClusterTree {
             cluster: Ok(Arc::new(cluster)),

@@ -2,10 +2,8 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{Request, Response, uri};
@@ -13,11 +11,10 @@ use mesh_core::shard::Sharded;
 #[cfg(feature = "xds")]
 use mesh_tower::Mesh;
 use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
-use pin_project_lite::pin_project;
 use tonic::Status;
 use tower::Service;
 
-use crate::{ResponseBody, to_status};
+use crate::{AsStatus, to_status};
 #[cfg(feature = "xds")]
 use crate::{Target, TargetError};
 
@@ -91,37 +88,15 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture<M> {
-        ResponseFuture {
-            inner: self.service.send_to(self.authority.local(), request),
-        }
+        self.service.send_to(self.authority.local(), request)
     }
 }
 
-pin_project! {
-    /// The response to come.
-    pub struct ResponseFuture<M: MakeEndpoint> {
-        #[pin]
-        inner: mesh_tower::ResponseFuture<M>,
-    }
-}
+/// The response to come, or the status of the call.
+pub type ResponseFuture<M = HyperConnector> = mesh_tower::ResponseFuture<M, AsStatus>;
 
-impl<M: MakeEndpoint> Future for ResponseFuture<M> {
-    type Output = Result<Response<ResponseBody<M>>, Status>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(self.project().inner.poll(cx));
-        Poll::Ready(match response {
-            Ok(response) => Ok(response.map(ResponseBody::new)),
-            Err(error) => Err(to_status(error)),
-        })
-    }
-}
-
-impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
+/// The body of a response; errors are statuses.
+pub type ResponseBody<M = HyperConnector> = mesh_tower::ResponseBody<M, AsStatus>;
 
 #[cfg(feature = "xds")]
 /// Makes channels from a [`Mesh`].

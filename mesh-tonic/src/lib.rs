@@ -16,14 +16,12 @@
 //!
 //! It does not route, balance or retry by itself; that is `mesh-tower`.
 
-mod body;
 mod channel;
 mod status;
 mod target;
 
-pub use body::ResponseBody;
 #[cfg(feature = "xds")]
 pub use channel::MeshExt;
-pub use channel::{Channel, ResponseFuture};
-pub use status::to_status;
+pub use channel::{Channel, ResponseBody, ResponseFuture};
+pub use status::{AsStatus, to_status};
 pub use target::{Target, TargetError};

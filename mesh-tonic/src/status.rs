@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mesh_tower::{Error, ErrorKind};
+use mesh_tower::{Error, ErrorKind, ShowError};
 use tonic::{Code, Status};
 
 /// The status of a call that failed with `error`; the error is its source.
@@ -15,11 +15,23 @@ pub fn to_status(error: Error) -> Status {
     status
 }
 
+/// Errors are shown as statuses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AsStatus;
+
+impl ShowError for AsStatus {
+    type Error = Status;
+
+    fn show(error: Error) -> Status {
+        to_status(error)
+    }
+}
+
 fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Code::DeadlineExceeded,
         ErrorKind::InvalidRequest => Code::Internal,
-        // NoConfig, NoRoute, Unsupported, NoEndpoint, CircuitOpen, Connect, Refused, Reset, and
+        // NoConfig, NoRoute, Unsupported, NoEndpoint, CircuitOpen, Dropped, Connect, Refused, Reset, and
         // what is to come: the call may work elsewhere or later.
         _ => Code::Unavailable,
     }
@@ -38,6 +50,7 @@ mod tests {
             (ErrorKind::Unsupported, Code::Unavailable),
             (ErrorKind::NoEndpoint, Code::Unavailable),
             (ErrorKind::CircuitOpen, Code::Unavailable),
+            (ErrorKind::Dropped, Code::Unavailable),
             (ErrorKind::DeadlineExceeded, Code::DeadlineExceeded),
             (ErrorKind::Connect, Code::Unavailable),
             (ErrorKind::Refused, Code::Unavailable),

@@ -139,7 +139,7 @@ async fn a_call_allocates_at_most_its_budget() {
             Channel::new(MeshService::new("greeter", reader, Instant::default())).unwrap();
         let world = tree("greeter")
             .cluster_with("a", &endpoints, |cluster| {
-                cluster.lb_policy = LbPolicy::LeastRequest { choice_count: 2 };
+                cluster.lb_policy = LbPolicy::least_request(2);
             })
             .route_with("/", "a", |forward| {
                 forward.retry = with_retry.then(|| RetryPolicy {
@@ -196,6 +196,8 @@ async fn a_call_waits_for_no_writer() {
     };
     config.publish(&world(1..3));
     channel.ready().await.unwrap();
+    // From its first call on a cluster follows the configuration.
+    finish(&mut channel, request());
     // The writer of the next configuration stands still in the middle of its work...
     config.publish(&world(1..4));
     tokio::task::block_in_place(|| is_reached.recv().unwrap());

@@ -42,6 +42,8 @@ pub enum ErrorKind {
     NoEndpoint,
     /// The cluster has as many requests in flight as its limit allows.
     CircuitOpen,
+    /// The control plane wants this share of requests refused.
+    Dropped,
     /// The deadline passed.
     DeadlineExceeded,
     /// No connection could be made.
@@ -73,7 +75,7 @@ impl From<ErrorKind> for Code {
             | ErrorKind::NoRoute
             | ErrorKind::Unsupported
             | ErrorKind::NoEndpoint => Self::Unroutable,
-            ErrorKind::CircuitOpen => Self::Overload,
+            ErrorKind::CircuitOpen | ErrorKind::Dropped => Self::Overload,
             ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Self::Timeout,
             ErrorKind::Connect => Self::ConnectFailure,
             ErrorKind::Refused => Self::Refused,
@@ -118,9 +120,10 @@ impl Error {
             ErrorKind::NoConfig | ErrorKind::NoRoute | ErrorKind::Unsupported => {
                 Origin::ControlPlane
             }
-            ErrorKind::InvalidRequest | ErrorKind::CircuitOpen | ErrorKind::DeadlineExceeded => {
-                Origin::Local
-            }
+            ErrorKind::InvalidRequest
+            | ErrorKind::CircuitOpen
+            | ErrorKind::Dropped
+            | ErrorKind::DeadlineExceeded => Origin::Local,
             ErrorKind::NoEndpoint
             | ErrorKind::Connect
             | ErrorKind::Refused
@@ -175,6 +178,27 @@ impl error::Error for Error {
             .source
             .as_deref()
             .map(|e| e as &(dyn error::Error + 'static))
+    }
+}
+
+/// How the errors of calls are shown to a kind of callers: generated gRPC clients want a status.
+pub trait ShowError: Send + Unpin + 'static {
+    /// What the callers see.
+    type Error: Send + 'static;
+
+    /// Makes it.
+    fn show(error: Error) -> Self::Error;
+}
+
+/// Errors are shown as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AsError;
+
+impl ShowError for AsError {
+    type Error = Error;
+
+    fn show(error: Error) -> Error {
+        error
     }
 }
 

@@ -3,14 +3,14 @@
 //! Stage 13. The permits, the endpoint's load, counters and spans have one owner: whoever drops it
 //! ends the call. Dropped without having been ended it means that the caller went away.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
-use mesh_core::outcome::Outcome;
+use mesh_core::outcome::{Outcome, Verdict};
 use tokio::time::Instant;
 
 use crate::{
-    Error, ErrorKind, ResponseBody, SelectedEndpoint,
+    Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
     cluster::{ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     telemetry::{CallSpan, Code, Protocol},
@@ -25,19 +25,42 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     pub(crate) protocol: Protocol,
     pub(crate) has_retry_permit: bool,
     pub(crate) attempts: u32,
-    /// The route's name, when it is to be reported.
-    pub(crate) route: Option<Arc<str>>,
+    /// The route's name, when it is to be reported. Boxed, as the clock is: each byte here is moved
+    /// with every response.
+    pub(crate) route: Option<Box<Arc<str>>>,
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
-    is_failed: bool,
+    verdict: Verdict,
+    /// Runs where the cluster's policy wants to know how long attempts take.
+    clock: Option<Box<Clock>>,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
 }
 
+/// How long an attempt takes, to the head of its response.
+#[derive(Clone, Copy)]
+enum Clock {
+    Began(Instant),
+    Took(Duration),
+}
+
+impl Clock {
+    #[cold]
+    fn stop(&mut self) -> Duration {
+        let latency = match self {
+            Self::Took(latency) => *latency,
+            Self::Began(at) => at.elapsed(),
+        };
+        *self = Self::Took(latency);
+        latency
+    }
+}
+
 impl<M: MakeEndpoint> InFlight<M> {
     /// A call that was permitted by `state`.
+    #[inline]
     pub(crate) fn begin(
         state: Arc<ClusterState<M>>,
         started: Instant,
@@ -57,17 +80,22 @@ impl<M: MakeEndpoint> InFlight<M> {
             route: None,
             span,
             endpoint: None,
-            is_failed: false,
+            verdict: Verdict::Success,
+            clock: None,
             outcome: Outcome::Reset,
             ended: None,
         }
     }
 
     /// Begins an attempt on an endpoint of the state; returns what sends it.
+    #[inline]
     pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut HeaderMap) -> &M::Endpoint {
         self.attempts += 1;
         self.endpoint = Some(endpoint);
-        self.is_failed = false;
+        self.verdict = Verdict::Success;
+        if self.state.observes() {
+            self.clock = Some(Box::new(Clock::Began(Instant::now())));
+        }
         let slot = self.state.slot(endpoint);
         slot.begin();
         let name = self.state.name().as_str();
@@ -81,20 +109,22 @@ impl<M: MakeEndpoint> InFlight<M> {
         Some(self.state.slot(self.endpoint?).address())
     }
 
-    /// The attempt failed on its endpoint.
-    pub(crate) fn fail_attempt(&mut self) {
-        self.is_failed = true;
+    /// The attempt came to this on its endpoint.
+    pub(crate) fn judge_attempt(&mut self, outcome: Outcome) {
+        self.verdict = outcome.verdict();
     }
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(endpoint) = self.endpoint.take() {
-            self.state.slot(endpoint).end(!self.is_failed);
+            let latency = self.clock.take().map(|mut clock| clock.stop());
+            self.state.end_attempt(endpoint, self.verdict, latency);
             self.span.end_attempt(code);
         }
     }
 
     /// Tells a gRPC server how much of the deadline is left.
+    #[inline]
     pub(crate) fn cap_grpc_timeout(&self, headers: &mut HeaderMap, now: Instant) {
         if let (Protocol::Grpc, Some(deadline)) = (self.protocol, self.deadline) {
             let left = deadline.saturating_duration_since(now);
@@ -103,16 +133,20 @@ impl<M: MakeEndpoint> InFlight<M> {
     }
 
     /// There is a response: the call goes on until it is read.
-    pub(crate) fn respond<B>(
+    #[inline]
+    pub(crate) fn respond<B, S: ShowError>(
         mut self,
         mut response: Response<B>,
         outcome: Outcome,
-    ) -> Response<ResponseBody<M>>
+    ) -> Response<ResponseBody<M, S>>
     where
         M::Endpoint: EndpointService<ResponseBody = B>,
         B: http_body::Body,
     {
         self.outcome = outcome;
+        if let Some(clock) = &mut self.clock {
+            clock.stop();
+        }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
@@ -146,7 +180,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// What a caller may want to know of how it was served, if it does.
     fn selected(&self) -> Option<SelectedEndpoint> {
         Some(SelectedEndpoint {
-            route: Arc::clone(self.route.as_ref()?),
+            route: Arc::clone(self.route.as_deref()?),
             address: self.endpoint()?,
             cluster: self.state.name().clone(),
             attempts: self.attempts,
@@ -156,7 +190,9 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// The call ends with an error, which is told where that was.
     pub(crate) fn fail(mut self, error: Error) -> Error {
         self.ended = Some(error.kind().into());
-        self.fail_attempt();
+        if self.verdict == Verdict::Success {
+            self.verdict = Verdict::LocalFailure;
+        }
         error.with_attempt(self.attempts, self.endpoint())
     }
 
@@ -166,9 +202,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         self.ended = Some(self.outcome.into());
-        if !self.outcome.is_success() {
-            self.fail_attempt();
-        }
+        self.judge_attempt(self.outcome);
     }
 }
 

@@ -41,7 +41,9 @@ mod within;
 pub use body::{Body, REPLAY_BYTES_MAX};
 pub use call::{CONNECTING_WAIT_MAX, ResponseFuture, TRANSPARENT_RETRIES_MAX};
 pub use cluster::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
-pub use error::{BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin};
+pub use error::{
+    AsError, BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin, ShowError,
+};
 pub use ext::SelectedEndpoint;
 #[cfg(feature = "xds")]
 pub use http_client::{AUTHORITIES_MAX, HttpClient};

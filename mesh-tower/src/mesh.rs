@@ -15,17 +15,17 @@ use std::{
 };
 
 use mesh_core::config::TrustBundle;
-use mesh_xds_client::{Bootstrap, Driver, StreamStatus, XdsClient};
+use mesh_xds_client::{Bootstrap, Driver, StreamStatus, TrustBundleWatch, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     HttpClient, MeshService,
     cluster::ClusterRegistry,
     connect::HyperConnector,
-    identity::{Certificate, Identity, IdentityError},
+    identity::{Certificate, Identity, IdentityError, vouched_for},
     listener::ListenerRuntime,
     server::{InboundState, MeshApplication, ServeError, Server},
-    telemetry::Telemetry,
+    telemetry::{ControlPlaneRows, Labels, Telemetry},
 };
 
 /// How long [`Mesh::shutdown`] waits for requests in flight, unless the builder says otherwise.
@@ -73,6 +73,7 @@ pub struct MeshBuilder {
     telemetry: Option<Telemetry>,
     drain_timeout: Option<Duration>,
     state_file: Option<PathBuf>,
+    identity_file: Option<PathBuf>,
 }
 
 impl MeshBuilder {
@@ -98,9 +99,21 @@ impl MeshBuilder {
     /// Keeps the last good configuration in this file, so that a process that starts while the
     /// control plane is down routes as it did before. It holds no private key and is readable by its
     /// owner only; its folder must exist. Default none. Where calls need a certificate of ours, they
-    /// wait until one has been issued.
+    /// wait until one has been issued, unless [`identity_file`](Self::identity_file) is set too.
     pub fn state_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.state_file = Some(path.into());
+        self
+    }
+
+    /// Keeps our certificate **with its private key** in this file, beside
+    /// [`state_file`](Self::state_file): with both, a process that starts while the control plane is
+    /// down calls and serves over mutual TLS until the certificate ends. The price is a key on disk:
+    /// whoever reads the file is us until then, so that it belongs where other secrets of the process
+    /// are, if possible in memory (tmpfs). The file is readable by its owner only, is used by the same
+    /// node with the same signer alone, only while valid and vouched for by the stored trust bundle,
+    /// and is replaced by each new certificate. Its folder must exist. Default none.
+    pub fn identity_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.identity_file = Some(path.into());
         self
     }
 
@@ -113,7 +126,8 @@ impl MeshBuilder {
     /// Joins the mesh. Does not wait for the control plane. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When the bootstrap is missing or unusable, or telemetry cannot be set up.
+    /// When the bootstrap is missing or unusable, telemetry cannot be set up, or an option lacks
+    /// another one that it needs.
     pub async fn build(self) -> Result<Mesh, SetupError> {
         let bootstrap = match self.bootstrap {
             Some(bootstrap) => bootstrap,
@@ -123,12 +137,22 @@ impl MeshBuilder {
             Some(telemetry) => telemetry,
             None => Telemetry::from_env().map_err(SetupError::new)?,
         };
+        if self.identity_file.is_some() && self.state_file.is_none() {
+            return Err(SetupError::new(
+                "identity_file is set without state_file: a certificate of an earlier run is used only \
+                 with the routes and the trust bundle of one; set both, or neither",
+            ));
+        }
         let mut xds = XdsClient::builder(bootstrap);
+        if let Some(path) = self.identity_file {
+            xds = xds.identity_file(path);
+        }
         if let Some(path) = self.state_file {
             xds = xds.state_file(path);
         }
         let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
         run_apart(driver).map_err(SetupError::new)?;
+        show(&telemetry, &xds);
         let identity = match self.identity {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
@@ -343,20 +367,73 @@ fn run_apart(driver: Driver) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Shows the streams to control planes among the metrics, until the client has ended.
+fn show(telemetry: &Telemetry, xds: &XdsClient) {
+    let metrics = xds.metrics();
+    let status = xds.status();
+    let target = xds.bootstrap().node.id.clone();
+    telemetry.metrics().control_planes().add(move || {
+        // Its sender goes with the driver.
+        status.has_changed().ok()?;
+        let metrics = metrics.load();
+        let mut rows = ControlPlaneRows::default();
+        let target = ("grpc_target", target.clone());
+        for server in metrics.servers {
+            let labels = vec![target.clone(), ("grpc_xds_server", server.server)];
+            let connected = (labels.clone(), u64::from(server.connected));
+            rows.connected.push(connected);
+            rows.failures.push((labels.clone(), server.failures));
+            for (type_url, updates) in server.updates {
+                let mut labels = labels.clone();
+                labels.push(("grpc_xds_resource_type", type_url.to_owned()));
+                rows.valid.push((labels.clone(), updates.valid));
+                rows.invalid.push((labels, updates.invalid));
+            }
+        }
+        for (key, count) in metrics.resources {
+            let authority = key.authority.unwrap_or_else(|| "#old".to_owned());
+            let labels: Labels = vec![
+                target.clone(),
+                ("grpc_xds_authority", authority),
+                ("grpc_xds_resource_type", key.type_url.to_owned()),
+                ("grpc_xds_cache_state", key.state.as_str().to_owned()),
+            ];
+            rows.resources.push((labels, count));
+        }
+        Some(rows)
+    });
+}
+
 /// The identity that the bootstrap's certificate provider `default` describes.
 fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupError> {
     let bootstrap = xds.bootstrap();
     let Some(provider) = bootstrap.certificate_providers.get(IDENTITY_PROVIDER) else {
         return Ok(None);
     };
-    let mut certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
-    let mut bundles = xds.watch_trust_bundle(provider.trust_bundle().unwrap_or(TRUST_BUNDLE));
-
+    let (mut certificates, trust) = match xds.start_files(provider) {
+        Some(files) => (files.certificate, files.roots),
+        None => {
+            let certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
+            let name = provider.trust_bundle().unwrap_or(TRUST_BUNDLE);
+            (certificates, follow_trust(xds.watch_trust_bundle(name)))
+        }
+    };
     let (tx, certificate) = watch::channel(None);
+    let mut roots = trust.clone();
     tokio::spawn(async move {
         loop {
             let current = certificates.borrow_and_update().clone();
             if let Some(held) = current {
+                if held.is_stored {
+                    tokio::select! {
+                        () = vouched_for(&held.chain, &mut roots) => {}
+                        changed = certificates.changed() => match changed {
+                            Ok(()) => continue,
+                            Err(_) => return,
+                        },
+                        () = tx.closed() => return,
+                    }
+                }
                 match Certificate::new(held.chain.clone(), held.key.clone_key()) {
                     Ok(certificate) => {
                         tx.send_replace(Some(Arc::new(certificate)));
@@ -373,6 +450,11 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
+    Ok(Some(Identity::new(certificate, trust)))
+}
+
+/// A trust bundle of the control plane, watched for as long as anybody reads it.
+fn follow_trust(mut bundles: TrustBundleWatch) -> watch::Receiver<Option<Arc<TrustBundle>>> {
     let (tx, trust) = watch::channel(None::<Arc<TrustBundle>>);
     tokio::spawn(async move {
         loop {
@@ -383,7 +465,7 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
-    Ok(Some(Identity::new(certificate, trust)))
+    trust
 }
 
 /// Why a process cannot join the mesh.

@@ -5,6 +5,7 @@
 
 use std::{
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -17,21 +18,34 @@ use tokio::time::Sleep;
 use crate::{
     Error,
     cluster::{EndpointService, MakeEndpoint},
-    error::ErrorKind,
+    error::{AsError, ErrorKind, ShowError},
     in_flight::InFlight,
     telemetry::grpc_status,
 };
 
-/// The body of a response. Errors are [`Error`].
-pub struct ResponseBody<M: MakeEndpoint> {
+/// The body of a response. Errors are [`Error`], or what a [`ShowError`] makes of them.
+pub struct ResponseBody<M: MakeEndpoint, S = AsError> {
     inner: <M::Endpoint as EndpointService>::ResponseBody,
     /// `None` once the call has ended.
     in_flight: Option<InFlight<M>>,
     /// Made only when the body has to be waited for.
     sleep: Option<Pin<Box<Sleep>>>,
+    show: PhantomData<S>,
 }
 
 impl<M: MakeEndpoint> ResponseBody<M> {
+    /// The same body with its errors shown otherwise.
+    pub(crate) fn shown_as<S>(self) -> ResponseBody<M, S> {
+        ResponseBody {
+            inner: self.inner,
+            in_flight: self.in_flight,
+            sleep: self.sleep,
+            show: PhantomData,
+        }
+    }
+}
+
+impl<M: MakeEndpoint, S: ShowError> ResponseBody<M, S> {
     pub(crate) fn new(
         inner: <M::Endpoint as EndpointService>::ResponseBody,
         in_flight: InFlight<M>,
@@ -40,6 +54,7 @@ impl<M: MakeEndpoint> ResponseBody<M> {
             inner,
             in_flight: Some(in_flight),
             sleep: None,
+            show: PhantomData,
         };
         if body.inner.is_end_stream() {
             body.end(None);
@@ -53,15 +68,20 @@ impl<M: MakeEndpoint> ResponseBody<M> {
         }
     }
 
-    fn fail(&mut self, kind: ErrorKind, message: &str, source: Option<crate::BoxError>) -> Error {
+    fn fail(
+        &mut self,
+        kind: ErrorKind,
+        message: &str,
+        source: Option<crate::BoxError>,
+    ) -> S::Error {
         let mut error = Error::new(kind, message);
         if let Some(source) = source {
             error = error.with_source(source);
         }
-        match self.in_flight.take() {
+        S::show(match self.in_flight.take() {
             Some(in_flight) => in_flight.fail(error),
             None => error,
-        }
+        })
     }
 
     /// Whether the deadline passed; registers for it otherwise.
@@ -76,14 +96,14 @@ impl<M: MakeEndpoint> ResponseBody<M> {
     }
 }
 
-impl<M: MakeEndpoint> Body for ResponseBody<M> {
+impl<M: MakeEndpoint, S: ShowError> Body for ResponseBody<M, S> {
     type Data = Bytes;
-    type Error = Error;
+    type Error = S::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, S::Error>>> {
         let this = self.get_mut();
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -121,7 +141,7 @@ impl<M: MakeEndpoint> Body for ResponseBody<M> {
     }
 }
 
-impl<M: MakeEndpoint> std::fmt::Debug for ResponseBody<M> {
+impl<M: MakeEndpoint, S> std::fmt::Debug for ResponseBody<M, S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ResponseBody")
             .field("ended", &self.in_flight.is_none())

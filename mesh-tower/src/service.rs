@@ -15,7 +15,7 @@ use mesh_core::snapshot::SnapshotReader;
 use tower::Service;
 
 use crate::{
-    Body, BoxError, Error, Outgoing, ResponseBody, ResponseFuture,
+    Body, BoxError, Error, Outgoing, ResponseBody, ResponseFuture, ShowError,
     call::{CallOptions, start},
     cluster::{ClusterRegistry, MakeEndpoint},
     listener::ListenerRuntime,
@@ -90,10 +90,11 @@ impl<M: MakeEndpoint> MeshService<M> {
     }
 
     /// Sends a request to `authority`, unless its URI names another one. Its body is one that can be
-    /// moved, see [`Body::eager`].
+    /// moved, see [`Body::eager`]; its errors are shown as `S` says.
     #[inline]
-    pub fn send_to<B>(&self, authority: &Authority, request: Request<B>) -> ResponseFuture<M>
+    pub fn send_to<B, S>(&self, authority: &Authority, request: Request<B>) -> ResponseFuture<M, S>
     where
+        S: ShowError,
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {

@@ -24,14 +24,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Error, Variant,
     bootstrap::{Bootstrap, CertificateProvider},
-    certificate::{CertificateClient, CertificateWatch},
+    certificate::{self, CertificateClient, CertificateWatch, FileIdentity},
     connection::ConnectionOptions,
     dns::Lookup,
     driver::{Command, Driver, DriverOptions, Reports},
     dump::{ClientDump, Freshness},
-    graph::{WatchId, Watcher},
+    graph::{Follower, Resource, WatchId, Watcher},
+    metrics::MetricsReader,
+    resource::canonical,
     transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
+    watcher::{ResourceWatcher, watcher},
 };
 
 /// First pause before a new connection attempt (gRPC connection backoff).
@@ -51,7 +54,9 @@ struct Shared {
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<StreamStatus>,
     freshness: watch::Receiver<Freshness>,
+    metrics: MetricsReader,
     bootstrap: Bootstrap,
+    identity_file: Option<PathBuf>,
     next_id: AtomicU64,
 }
 
@@ -81,6 +86,7 @@ impl fmt::Debug for Subscription {
 pub struct XdsClientBuilder {
     bootstrap: Bootstrap,
     options: DriverOptions,
+    identity_file: Option<PathBuf>,
 }
 
 impl XdsClientBuilder {
@@ -123,6 +129,13 @@ impl XdsClientBuilder {
         self
     }
 
+    /// Keeps the certificate of [`XdsClient::start_certificate`] with its key in this file: see
+    /// [`CertificateConfig::file`](crate::certificate::CertificateConfig::file). Default none.
+    pub fn identity_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.identity_file = Some(path.into());
+        self
+    }
+
     /// Starts the client on a task of the current runtime.
     ///
     /// # Errors
@@ -142,20 +155,31 @@ impl XdsClientBuilder {
     /// # Errors
     /// When the bootstrap names no server.
     pub fn build_with_driver(self) -> Result<(XdsClient, Driver), Error> {
-        let Self { bootstrap, options } = self;
+        let Self {
+            bootstrap,
+            options,
+            identity_file,
+        } = self;
         if bootstrap.servers.is_empty() {
             return Err(Error::bootstrap("xds_servers: at least one is needed"));
         }
         let (commands, queue) = mpsc::unbounded_channel();
         let (status, status_rx) = watch::channel(StreamStatus::Connecting);
         let (freshness, freshness_rx) = watch::channel(Freshness::default());
-        let reports = Reports { status, freshness };
+        let metrics = MetricsReader::default();
+        let reports = Reports {
+            status,
+            freshness,
+            metrics: metrics.clone(),
+        };
         let driver = Driver::new(&bootstrap, queue, reports, options);
         let shared = Arc::new(Shared {
             commands,
             status: status_rx,
             freshness: freshness_rx,
+            metrics,
             bootstrap,
+            identity_file,
             next_id: AtomicU64::new(0),
         });
         Ok((XdsClient { shared }, driver))
@@ -189,6 +213,7 @@ impl XdsClient {
                 state_file: None,
                 lookup: Lookup::system(),
             },
+            identity_file: None,
         }
     }
 
@@ -196,8 +221,8 @@ impl XdsClient {
     /// dials; it selects the virtual host. Dropping the last clone of the reader ends the watch.
     pub fn watch_listener(&self, resource_name: &str, authority: &str) -> SnapshotReader {
         let (writer, reader) = snapshot::pair();
-        let subscription = self.watch(|| Watcher::Client {
-            listener: resource_name.into(),
+        let subscription = self.subscribe(|| Watcher::Client {
+            listener: canonical(resource_name.into()).into(),
             authority: authority.into(),
             writer,
         });
@@ -207,20 +232,54 @@ impl XdsClient {
     /// Follows a server's listener.
     pub fn watch_inbound(&self, resource_name: &str) -> InboundWatch {
         let (tx, rx) = watch::channel(InboundState::Pending);
-        let listener = resource_name.into();
-        Watch::new(rx, self.watch(|| Watcher::Inbound { listener, tx }))
+        let listener = canonical(resource_name.into()).into();
+        Watch::new(rx, self.subscribe(|| Watcher::Inbound { listener, tx }))
     }
 
     /// Follows a trust bundle, `ROOTCA` by convention.
     pub fn watch_trust_bundle(&self, name: &str) -> TrustBundleWatch {
         let (tx, rx) = watch::channel(None);
-        let name = name.into();
-        Watch::new(rx, self.watch(|| Watcher::TrustBundle { name, tx }))
+        let name = canonical(name.into()).into();
+        Watch::new(rx, self.subscribe(|| Watcher::TrustBundle { name, tx }))
+    }
+
+    /// Follows one resource by itself, with its errors (gRFC A88). See [`watcher`](crate::watcher)
+    /// for what it costs to be slow.
+    ///
+    /// ```no_run
+    /// use futures_util::StreamExt;
+    /// use mesh_core::config::ClusterEndpoints;
+    /// use mesh_xds_client::{XdsClient, watcher::News};
+    ///
+    /// # async fn example(client: XdsClient) {
+    /// let mut endpoints = client.watch::<ClusterEndpoints>("greeter");
+    /// while let Some(event) = endpoints.next().await {
+    ///     match event.news {
+    ///         News::Changed(Ok(endpoints)) => println!("use {endpoints:?}"),
+    ///         News::Changed(Err(error)) => println!("stop using what there was: {error}"),
+    ///         News::AmbientError(Some(error)) => println!("go on, but: {error}"),
+    ///         News::AmbientError(None) => println!("all is well again"),
+    ///     }
+    ///     // Here `event.done` is dropped, and the next response may be read.
+    /// }
+    /// # }
+    /// ```
+    pub fn watch<T: Resource>(&self, name: &str) -> ResourceWatcher<T> {
+        let name = canonical(name.into());
+        watcher(|teller| {
+            let follower = Follower::<T>::new(name, teller);
+            self.subscribe(|| Watcher::Resource(Box::new(follower)))
+        })
     }
 
     /// Whether what is served is from an earlier run (see [`XdsClientBuilder::state_file`]).
     pub fn freshness(&self) -> watch::Receiver<Freshness> {
         self.shared.freshness.clone()
+    }
+
+    /// What an operator watches (gRFC A78). The reader does not keep the client alive.
+    pub fn metrics(&self) -> MetricsReader {
+        self.shared.metrics.clone()
     }
 
     /// All that the client knows, for people. `None` when its driver has ended.
@@ -237,7 +296,7 @@ impl XdsClient {
         StatusService::new(node, self.shared.commands.downgrade())
     }
 
-    fn watch(&self, watcher: impl FnOnce() -> Watcher) -> Arc<Subscription> {
+    fn subscribe(&self, watcher: impl FnOnce() -> Watcher) -> Arc<Subscription> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let commands = self.shared.commands.clone();
         if let Err(refused) = commands.send(Command::Watch(id, watcher()))
@@ -259,8 +318,24 @@ impl XdsClient {
         &self,
         provider: &CertificateProvider,
     ) -> Result<CertificateWatch, Error> {
-        let config = self.shared.bootstrap.config_of(provider)?;
+        let mut config = self.shared.bootstrap.config_of(provider)?;
+        config.file.clone_from(&self.shared.identity_file);
+        config.owner.clone_from(&self.shared.bootstrap.node.id);
         Ok(CertificateClient::start(config))
+    }
+
+    /// Reads the files of a provider of the bootstrap, again and again; `None` when it has none
+    /// ([`start_certificate`](Self::start_certificate)).
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_files(&self, provider: &CertificateProvider) -> Option<FileIdentity> {
+        match provider {
+            CertificateProvider::FileWatcher(config) => {
+                Some(certificate::files::start(config.clone()))
+            }
+            CertificateProvider::MeshCsr(_) | CertificateProvider::Unsupported { .. } => None,
+        }
     }
 
     /// How the stream is doing.
@@ -312,6 +387,8 @@ fn fail(watcher: Watcher) {
         Watcher::TrustBundle { name, .. } => {
             tracing::warn!(%name, "no trust bundle: the xDS client's driver has ended");
         }
+        // Its stream ends with it.
+        Watcher::Resource(_) => {}
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Stage 1 meets stage 2. Waits for the next thing that happens and moves requests out; what a
 //! response means is for the driver. A link is made only while something is wanted, and no attempt
-//! follows the last one sooner than the backoff allows, not even after a stream that worked.
+//! follows the last one sooner than the backoff allows, not even after a stream that worked. While
+//! watchers are busy with the last response, the next one is not read and no timer that it could stop
+//! goes on; requests do.
 
 use std::{
     sync::Arc,
@@ -20,7 +22,9 @@ use crate::{
     cache::ErrorPolicy,
     dump::ServerDump,
     graph::Source,
+    metrics::ServerMetrics,
     transport::{self, AdsStream, Connected, KeepAlive, StreamStatus, backoff::Backoff, node},
+    watcher::{Gate, PROCESSING_WARN_AFTER},
 };
 
 /// A stream without any response for this long is given up: the server hangs (gRPC C-core).
@@ -43,10 +47,15 @@ pub(crate) struct Connection {
     pub(crate) machine: Machine,
     /// The last refusal sent to it.
     pub(crate) last_nack: Option<String>,
+    pub(crate) metrics: ServerMetrics,
     keep_alive: KeepAlive,
     link: Link,
     backoff: Backoff,
     status: StreamStatus,
+    /// Since when watchers have been busy with the last response.
+    paused_at: Option<Instant>,
+    /// Whether that has been told.
+    is_pause_told: bool,
 }
 
 enum Link {
@@ -60,6 +69,8 @@ enum Link {
         since: Instant,
         stream: AdsStream,
         has_response: bool,
+        /// From when on the server could have been heard.
+        silent_since: Instant,
     },
 }
 
@@ -72,6 +83,8 @@ pub(crate) enum Event {
     /// The stream is over.
     Ended(Option<Status>),
     Writable,
+    /// Watchers have finished with the last response, or take long.
+    Gate,
     Expired,
     Hangs,
 }
@@ -96,10 +109,16 @@ impl Connection {
         let machine = Machine::new(variant, node::node(&bootstrap.node))
             .with_transient_timer(policy.resource_timer_is_transient);
         let source = Source {
-            server: server.uri.to_string(),
+            server: server.uri.to_string().into(),
             policy,
+            gate: Gate::default(),
+        };
+        let metrics = ServerMetrics {
+            server: server.uri.to_string(),
+            ..ServerMetrics::default()
         };
         Self {
+            metrics,
             server: Arc::new(server),
             source,
             machine,
@@ -108,6 +127,8 @@ impl Connection {
             link: Link::Waiting(Instant::now()),
             backoff: Backoff::new(options.backoff_base, options.backoff_cap),
             status: StreamStatus::Connecting,
+            paused_at: None,
+            is_pause_told: false,
         }
     }
 
@@ -148,16 +169,61 @@ impl Connection {
         if !is_waiting && !self.machine.has_names() {
             tracing::info!(server = %self.server.uri, "not needed any more");
             self.machine.stream_closed();
+            self.metrics.connected = false;
             self.link = Link::Waiting(Instant::now() + self.backoff.base());
             self.status = StreamStatus::Connecting;
         }
     }
 
+    /// Notes whether watchers are busy. Timers stand still meanwhile: what would stop them may be
+    /// there, unread.
+    fn mind_the_gate(&mut self) {
+        let now = Instant::now();
+        match (self.source.gate.is_open(), self.paused_at) {
+            (false, None) => self.paused_at = Some(now),
+            (true, Some(since)) => {
+                self.paused_at = None;
+                self.is_pause_told = false;
+                self.machine.postpone(now.duration_since(since));
+                if let Link::Open { silent_since, .. } = &mut self.link {
+                    *silent_since = now;
+                }
+            }
+            (false, Some(since)) => {
+                if !self.is_pause_told && now.duration_since(since) >= PROCESSING_WARN_AFTER {
+                    self.is_pause_told = true;
+                    tracing::warn!(
+                        server = %self.server.uri,
+                        "a watcher has not finished with the last response; the next one waits"
+                    );
+                }
+            }
+            (true, None) => {}
+        }
+    }
+
     /// The next thing that happens. Can be dropped and called again without losing anything.
     pub(crate) async fn next(&mut self) -> Event {
-        let deadline = self.machine.next_deadline().map(Instant::from_std);
+        self.mind_the_gate();
+        let paused_at = self.paused_at;
+        let deadline = match paused_at {
+            None => self.machine.next_deadline().map(Instant::from_std),
+            Some(_) => None,
+        };
+        let gate = self.source.gate.clone();
+        let is_pause_told = self.is_pause_told;
+        let gate = async {
+            match paused_at {
+                None => std::future::pending().await,
+                Some(_) if is_pause_told => gate.opened().await,
+                Some(since) => tokio::select! {
+                    () = gate.opened() => {}
+                    () = tokio::time::sleep_until(since + PROCESSING_WARN_AFTER) => {}
+                },
+            }
+        };
         let is_blocked = self.machine.has_request();
-        let is_receptive = self.machine.is_receptive();
+        let is_receptive = self.machine.is_receptive() && paused_at.is_none();
         let is_needed = self.machine.has_names();
         let expired = async {
             match deadline {
@@ -176,15 +242,16 @@ impl Connection {
                 Link::Connecting { attempt, .. } => Event::Connected(attempt.await),
                 Link::Open {
                     stream,
-                    since,
+                    silent_since,
                     has_response,
+                    ..
                 } => {
                     let AdsStream {
                         requests,
                         responses,
                     } = stream;
-                    let is_silent = !*has_response && is_needed;
-                    let hangs = tokio::time::sleep_until(*since + FIRST_RESPONSE_TIMEOUT);
+                    let is_silent = !*has_response && is_needed && paused_at.is_none();
+                    let hangs = tokio::time::sleep_until(*silent_since + FIRST_RESPONSE_TIMEOUT);
                     tokio::select! {
                         response = responses.next(), if is_receptive => match response {
                             Some(Ok(response)) => Event::Response(response),
@@ -200,6 +267,7 @@ impl Connection {
         };
         tokio::select! {
             event = link => event,
+            () = gate => Event::Gate,
             () = expired => Event::Expired,
         }
     }
@@ -215,16 +283,20 @@ impl Connection {
     pub(crate) fn opened(&mut self, connected: &Connected) {
         tracing::info!(server = %self.server.uri, "connected to the control plane");
         self.machine.stream_opened();
+        // After a failure only a response counts (gRFC A78).
+        self.metrics.connected |= self.metrics.failures == 0;
         self.status = StreamStatus::Connected;
         self.link = Link::Open {
             since: Instant::now(),
             stream: AdsStream::open(connected, self.machine.variant()),
             has_response: false,
+            silent_since: Instant::now(),
         };
     }
 
     /// A response has been read.
     pub(crate) fn responded(&mut self) {
+        self.metrics.connected = true;
         if let Link::Open { has_response, .. } = &mut self.link {
             *has_response = true;
         }
@@ -282,6 +354,10 @@ impl Connection {
             error: error.to_owned(),
         };
         self.link = Link::Waiting(until);
+        if !has_worked {
+            self.metrics.connected = false;
+            self.metrics.failures += 1;
+        }
         has_worked
     }
 }

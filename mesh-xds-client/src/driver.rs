@@ -1,7 +1,7 @@
 //! The only task: streams, timers and commands in; requests and snapshots out.
 //!
 //! Stages 1 to 7 in one place, each a synchronous call: the next response is read when every watcher
-//! has seen the last one. It owns everything above the line and is never waited for by requests. It
+//! has seen the last one, and dropped its token where it has one. It owns everything above the line and is never waited for by requests. It
 //! ends, and the streams with it, when the last handle and the last watch are gone: it holds no
 //! sender of its own commands.
 
@@ -24,14 +24,16 @@ use crate::{
     ads::Response,
     authority::{Authorities, Effects, Order, ServerId},
     bootstrap::{Bootstrap, Server},
+    cache::revive,
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
     dump::{ClientDump, Counters, Freshness},
     graph::{Graph, WatchId, Watcher},
     load::Load,
+    metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
-    resource::{DecodeContext, Raw, decode_all},
-    store::{Store, StoredResource, UNUSED_RUNS_MAX},
+    resource::{DecodeContext, is_glob_collection},
+    store::{Store, StoredResource},
     transport::{StreamStatus, backoff::Backoff},
 };
 
@@ -66,6 +68,7 @@ pub(crate) struct DriverOptions {
 pub(crate) struct Reports {
     pub(crate) status: watch::Sender<StreamStatus>,
     pub(crate) freshness: watch::Sender<Freshness>,
+    pub(crate) metrics: MetricsReader,
 }
 
 /// Keeps one client's streams and configuration. Run it on any tokio runtime; the client does
@@ -122,6 +125,12 @@ impl Driver {
                 }
             }
             authorities.add(name.map(str::to_owned), ids);
+            let on_reachability = name
+                .and_then(|name| bootstrap.authorities.get(name))
+                .is_some_and(|authority| authority.fallback_on_reachability_only);
+            if on_reachability {
+                authorities.fall_back_on_reachability(name);
+            }
         }
         let first = bootstrap
             .servers
@@ -133,7 +142,8 @@ impl Driver {
             commands,
             reports,
             node_id: bootstrap.node.id.clone(),
-            context: DecodeContext::new(&bootstrap.certificate_providers),
+            context: DecodeContext::new(&bootstrap.certificate_providers)
+                .with_servers(servers.iter()),
             authorities,
             connections: servers.into_iter().map(connect).collect(),
             graph: Graph::new(
@@ -194,6 +204,12 @@ impl Driver {
                 self.obey(orders);
                 continue;
             }
+            if is_glob_collection(&change.name) {
+                let reason = "glob collections are not supported; name each resource";
+                self.graph
+                    .refuse_name(change.kind, &change.name, reason, now);
+                continue;
+            }
             match self.authorities.subscribe(change.kind, &change.name) {
                 Some(effects) => self.take_effects(effects, ""),
                 None => {
@@ -228,6 +244,11 @@ impl Driver {
     }
 
     fn report(&self) {
+        self.reports.metrics.store(ClientMetrics {
+            servers: self.connections.iter().map(|c| c.metrics.clone()).collect(),
+            resources: self.graph.counts(),
+            counters: self.counters,
+        });
         let mut statuses = self.connections.iter().map(Connection::status);
         let connected = statuses.clone().find(|s| **s == StreamStatus::Connected);
         let is_down = |s: &&StreamStatus| matches!(s, StreamStatus::Disconnected { .. });
@@ -296,7 +317,7 @@ impl Driver {
                 self.closed(server, &error);
             }
             Event::Hangs => self.closed(server, "no response within 60 s of opening the stream"),
-            Event::Writable => {}
+            Event::Writable | Event::Gate => {}
             Event::Expired => {
                 let mut expired = connection.machine.expire(Instant::now().into_std());
                 let authorities = &self.authorities;
@@ -326,6 +347,10 @@ impl Driver {
             self.counters.ignored_fields += fields.len() as u64;
             self.notices.tell(update.kind, &accepted.name, fields);
         }
+        let updates = &mut self.connections[server].metrics.updates;
+        let updates = updates.entry(update.kind.type_url()).or_default();
+        updates.valid += update.accepted.len() as u64;
+        updates.invalid += update.rejected.len() as u64;
         self.counters.updates_valid += update.accepted.len() as u64;
         self.counters.updates_invalid += update.rejected.len() as u64;
         if update.nack.is_some() {
@@ -413,28 +438,18 @@ impl Driver {
             }
         };
         let total = resources.len();
-        let mut usable = Vec::new();
-        for stored in resources {
-            let (kind, updated, unused_runs) = (stored.kind, stored.updated, stored.unused_runs);
-            if unused_runs > UNUSED_RUNS_MAX {
-                continue;
-            }
-            let raw = Raw::stored(kind, stored.name, stored.version, stored.raw.into());
-            let decoded = decode_all(kind, vec![raw], &self.context, |_| true);
-            for rejected in decoded.rejected {
-                let error = rejected.combined(kind);
-                tracing::warn!(file = place, %error, "a stored resource is not used");
-            }
-            let accepted = decoded.accepted.into_iter();
-            usable.extend(accepted.map(|accepted| (accepted, updated, unused_runs)));
+        let revived = revive(resources, &self.context);
+        for error in &revived.errors {
+            tracing::warn!(file = place, %error, "a stored resource is not used");
         }
+        let usable = revived.usable.len();
         tracing::info!(
             file = place,
             total,
-            usable = usable.len(),
+            usable,
             "state of an earlier run is at hand"
         );
-        self.graph.preload(usable);
+        self.graph.preload(revived.usable);
     }
 
     /// Writes the state on a thread that may wait; one at a time.

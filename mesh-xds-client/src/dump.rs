@@ -11,7 +11,7 @@ use mesh_core::ConfigError;
 use crate::{Variant, transport::StreamStatus};
 
 /// What became of a resource (gRFC A40, A88; the states of CSDS).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ResourceStatus {
     /// Asked for, and nothing has come yet.

@@ -14,6 +14,7 @@
 //! | partial acceptance, NACK per resource | gRFC A46 | yes |
 //! | does-not-exist timers | gRFC A57 | yes |
 //! | error model with the features of servers | gRFC A53, A88 | yes |
+//! | single resources with flow control | gRFC A88 | yes, [`XdsClient::watch`] |
 //! | `resource_errors` | xRFC TP3 | yes |
 //! | time to live, heartbeats | xDS protocol | yes |
 //! | LDS, RDS, CDS, EDS of clients | gRFC A27, A28, A31, A32, A44, A48 | yes |
@@ -22,11 +23,14 @@
 //! | TLS by provider instance and by SDS | gRFC A29, Envoy SDS | yes |
 //! | complete or nothing | gRFC A74 | yes |
 //! | aggregates, logical and strict DNS | gRFC A37, A75 | yes |
-//! | fallback servers, federation | gRFC A71, A47 | yes |
+//! | fallback servers, federation | gRFC A71, A47, A95 | yes; glob collections are refused |
+//! | virtual hosts and endpoints on demand | VHDS, LEDS (gRFC A95) | no: refused by the field's path |
+//! | certificates from a signer or from files | Istio CSR, gRFC A29 `file_watcher` | yes; roots by trust domain (gRFC A87) are refused |
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
-//! | load reports | LRS | yes, per locality, to the first server |
+//! | metrics | gRFC A78 | yes, [`XdsClient::metrics`] |
+//! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
@@ -45,6 +49,7 @@ pub mod dump;
 mod error;
 mod graph;
 mod load;
+pub mod metrics;
 #[cfg(test)]
 mod mutate;
 mod notices;
@@ -56,6 +61,7 @@ mod resource;
 mod store;
 mod transport;
 mod watch;
+pub mod watcher;
 
 pub use ads::Variant;
 pub use bootstrap::Bootstrap;
@@ -63,6 +69,7 @@ pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
 pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
-pub use resource::decode_route_config;
+pub use graph::Resource;
+pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_route_config};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

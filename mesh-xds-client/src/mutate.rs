@@ -67,6 +67,15 @@ struct Field {
     value: Value,
 }
 
+/// Rounds of a test: `default`, or what the environment variable `MESH_FUZZ_ROUNDS` says, for a long
+/// run.
+pub(crate) fn rounds(default: usize) -> usize {
+    let said = std::env::var("MESH_FUZZ_ROUNDS").ok();
+    said.map_or(default, |text| {
+        text.parse().expect("MESH_FUZZ_ROUNDS is a number")
+    })
+}
+
 /// A damaged copy of a protobuf message.
 pub(crate) fn message(bytes: &[u8], rng: &mut SplitMix64) -> Vec<u8> {
     let mut fields = match parse(bytes, 0) {

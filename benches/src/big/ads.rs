@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use control_plane::{
     cache::{Client, ResourceType, World},
     compile::{CompileOptions, compile},
@@ -55,15 +56,39 @@ const TICK: Duration = Duration::from_millis(10);
 /// Changes of one tick: a thousand a second.
 const CHANGES: usize = 10;
 
-/// Serves until the parent is gone; a line of input toggles the changes. Cluster 0 is at `real`.
+/// What the parent wants, by lines of input.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Wanted {
+    /// `start` and `stop`: a thousand changes a second.
+    is_churning: bool,
+    /// `to ADDRESS` and `back`: where cluster 0 is instead of the real endpoints.
+    moved: Option<SocketAddr>,
+}
+
+impl Wanted {
+    fn apply(&mut self, line: &str) -> anyhow::Result<()> {
+        match line {
+            "start" => self.is_churning = true,
+            "stop" => self.is_churning = false,
+            "back" => self.moved = None,
+            other => {
+                let address = other.strip_prefix("to ");
+                self.moved = Some(address.context("start, stop, to or back")?.parse()?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serves until the parent is gone. Cluster 0 is at `real`.
 ///
 /// # Errors
 /// When the configuration cannot be made.
 pub async fn serve(real: &[SocketAddr]) -> anyhow::Result<()> {
-    let (churn, is_churning) = watch::channel(false);
+    let (commands, wanted) = watch::channel(Wanted::default());
     let big = Big {
         world: Arc::new(world(real)?),
-        is_churning,
+        wanted,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", serde_json::to_string(&listener.local_addr()?)?);
@@ -75,8 +100,10 @@ pub async fn serve(real: &[SocketAddr]) -> anyhow::Result<()> {
             .serve_with_incoming(incoming),
     );
     let mut input = BufReader::new(tokio::io::stdin()).lines();
-    while input.next_line().await?.is_some() {
-        churn.send_modify(|is_churning| *is_churning = !*is_churning);
+    while let Some(line) = input.next_line().await? {
+        let mut wanted = *commands.borrow();
+        wanted.apply(&line)?;
+        commands.send_replace(wanted);
     }
     Ok(())
 }
@@ -152,7 +179,7 @@ fn service(name: &str, endpoints: &[SocketAddr]) -> String {
 #[derive(Clone)]
 struct Big {
     world: Arc<World>,
-    is_churning: watch::Receiver<bool>,
+    wanted: watch::Receiver<Wanted>,
 }
 
 type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
@@ -266,6 +293,8 @@ struct Subscriber {
     client: Option<Client>,
     named: BTreeMap<ResourceType, BTreeSet<String>>,
     changed: usize,
+    /// Where cluster 0 was sent to.
+    moved: Option<SocketAddr>,
 }
 
 fn follow<V: Variant>(big: Big, mut requests: Streaming<V>) -> Responses<V::Response> {
@@ -275,6 +304,7 @@ fn follow<V: Variant>(big: Big, mut requests: Streaming<V>) -> Responses<V::Resp
         client: None,
         named: BTreeMap::new(),
         changed: 0,
+        moved: None,
     };
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(TICK);
@@ -286,6 +316,7 @@ fn follow<V: Variant>(big: Big, mut requests: Streaming<V>) -> Responses<V::Resp
                     Ok(Some(request)) => subscriber.subscribe(request),
                     Ok(None) | Err(_) => return,
                 },
+                _ = subscriber.big.wanted.changed() => subscriber.move_first(),
                 _ = tick.tick() => subscriber.change(),
             };
             let Some((kind, resources)) = news.filter(|(_, resources)| !resources.is_empty())
@@ -333,9 +364,27 @@ impl Subscriber {
         Some((kind, resources))
     }
 
+    /// Cluster 0 where it is wanted, if that is new.
+    fn move_first(&mut self) -> Option<(ResourceType, Vec<Named>)> {
+        let moved = self.big.wanted.borrow_and_update().moved;
+        if moved == self.moved {
+            return None;
+        }
+        self.moved = moved;
+        let name = cluster_name(0);
+        let held = self.big.world.compiled().endpoints.get(name.as_str())?;
+        let mut endpoints = ClusterEndpoints::clone(held);
+        if let Some(address) = moved {
+            let locality = endpoints.localities.first_mut()?;
+            locality.endpoints.truncate(1);
+            locality.endpoints.first_mut()?.address = address;
+        }
+        Some((ResourceType::Endpoints, vec![(name, encoded(&endpoints))]))
+    }
+
     /// The next clusters with one endpoint that moved.
     fn change(&mut self) -> Option<(ResourceType, Vec<Named>)> {
-        if !*self.big.is_churning.borrow() {
+        if !self.big.wanted.borrow().is_churning {
             return None;
         }
         let named = self.named.get(&ResourceType::Endpoints)?;
@@ -343,7 +392,7 @@ impl Subscriber {
         for _ in 0..CHANGES {
             self.changed += 1;
             let cluster = 1 + self.changed % (CLUSTERS - 1);
-            let name = format!("outbound|8080||s{cluster}.default.svc.cluster.local");
+            let name = cluster_name(cluster);
             if !named.contains(&name) {
                 continue;
             }
@@ -352,13 +401,20 @@ impl Subscriber {
             let last = moved.localities.last_mut()?.endpoints.last_mut()?;
             last.address
                 .set_port(1000 + (self.changed / CLUSTERS % 2000) as u16);
-            let any = Any {
-                type_url: ResourceType::Endpoints.url(),
-                value: encode::endpoints(&moved).encode_to_vec(),
-            };
-            resources.push((name, any));
+            resources.push((name, encoded(&moved)));
         }
         Some((ResourceType::Endpoints, resources))
+    }
+}
+
+fn cluster_name(cluster: usize) -> String {
+    format!("outbound|8080||s{cluster}.default.svc.cluster.local")
+}
+
+fn encoded(endpoints: &ClusterEndpoints) -> Any {
+    Any {
+        type_url: ResourceType::Endpoints.url(),
+        value: encode::endpoints(endpoints).encode_to_vec(),
     }
 }
 
@@ -372,6 +428,7 @@ fn client(node: Node) -> Client {
     });
     Client {
         class: ClientClass::of(&node.user_agent_name, &node.client_features),
+        release: None,
         node_id: node.id,
         namespace: "default".to_owned(),
         labels: BTreeMap::new(),

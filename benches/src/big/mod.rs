@@ -1,10 +1,12 @@
 //! Ten thousand clusters, a hundred thousand endpoints, ten thousand routes: how long until the
-//! first call, how much memory, what a thousand changes a second cost, and whether requests feel
-//! them. Beside Envoy.
+//! first call, how much processor time and memory that takes, how soon a change of one endpoint is
+//! where calls go, what a thousand changes a second cost, and whether requests feel them. Beside
+//! Envoy.
 //!
 //! The client is a process of its own, which also makes the load; Envoy's load comes from here.
 
 pub mod ads;
+mod moves;
 
 use std::{
     ffi::OsStr,
@@ -44,6 +46,13 @@ const HUB: &str = "hub";
 const RATE: usize = 2_000;
 /// Of one load.
 const LENGTH: Duration = Duration::from_secs(4);
+/// Calls a second while an endpoint moves: fewer, so that nobody waits for anything but the move. They
+/// are two milliseconds apart.
+const MOVES_RATE: usize = 500;
+/// The share of a load in which an endpoint moves.
+const MOVES_SHARE: f64 = 0.7;
+/// What our client is told when an endpoint moves while it makes its load.
+const MOVED: &str = "moved";
 /// What is still going on after the first call has ended by then.
 const SETTLED: Duration = Duration::from_secs(2);
 /// What counts as not ready.
@@ -72,7 +81,11 @@ impl From<Measured> for Felt {
 #[derive(Debug, Serialize, Deserialize)]
 struct Ready {
     seconds: f64,
+    /// Processor time.
+    cpu_seconds: f64,
     bytes: u64,
+    /// The most at any time until then.
+    bytes_peak: u64,
     bytes_before: u64,
 }
 
@@ -129,12 +142,25 @@ async fn ours(
     control.tell("start").await?;
     let churned = client.ask::<Felt>("churned").await;
     control.tell("stop").await?;
-    Ok(figures(&ready, still, churned?))
+    let (called, moved) = tokio::join!(
+        client.ask::<Felt>(MOVED),
+        moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
+    );
+    called?;
+    Ok(figures(&ready, still, churned?, &moved?))
 }
 
-fn figures(ready: &Ready, still: Felt, churned: Felt) -> Turn {
+fn figures(ready: &Ready, still: Felt, churned: Felt, moved: &[Duration]) -> Turn {
+    let millis = |took: Option<&Duration>| took.map_or(f64::NAN, |took| took.as_secs_f64() * 1e3);
     vec![
         ("ready s", ready.seconds),
+        ("CPU to ready s", ready.cpu_seconds),
+        ("peak memory to ready MB", ready.bytes_peak as f64 / 1e6),
+        (
+            "one endpoint moved, ms to a call there",
+            millis(moved.get(moved.len() / 2)),
+        ),
+        ("slowest of them ms", millis(moved.last())),
         ("memory MB", ready.bytes as f64 / 1e6),
         ("of it before MB", ready.bytes_before as f64 / 1e6),
         (
@@ -155,7 +181,8 @@ fn figures(ready: &Ready, still: Felt, churned: Felt) -> Turn {
 /// When it does not get ready.
 pub async fn client(xds: SocketAddr, length: Duration, variant: &str) -> anyhow::Result<()> {
     let pid = std::process::id();
-    let (start, bytes_before) = (Instant::now(), cpu::resident(pid));
+    let (start, cpu_before) = (Instant::now(), cpu::own());
+    let bytes_before = cpu::resident(pid);
     let bootstrap = serde_json::json!({
         "xds_servers": [{
             "server_uri": format!("http://{xds}"),
@@ -173,13 +200,16 @@ pub async fn client(xds: SocketAddr, length: Duration, variant: &str) -> anyhow:
     first_call(channel.clone()).await?;
     let ready = Ready {
         seconds: start.elapsed().as_secs_f64(),
+        cpu_seconds: (cpu::own() - cpu_before).as_secs_f64(),
         bytes: cpu::resident(pid),
+        bytes_peak: cpu::peak(pid),
         bytes_before,
     };
     println!("{}", serde_json::to_string(&ready)?);
     let mut input = BufReader::new(tokio::io::stdin()).lines();
-    while input.next_line().await?.is_some() {
-        let felt = load(channel.clone(), length).await?;
+    while let Some(line) = input.next_line().await? {
+        let rate = if line == MOVED { MOVES_RATE } else { RATE };
+        let felt = load(channel.clone(), rate, length).await?;
         println!("{}", serde_json::to_string(&felt)?);
     }
     Ok(())
@@ -197,8 +227,8 @@ async fn first_call(channel: impl EchoChannel) -> anyhow::Result<()> {
         .context("the first call")
 }
 
-async fn load(channel: impl EchoChannel, length: Duration) -> anyhow::Result<Felt> {
-    Ok(fixed_rate(&Unary::new(channel, 64), RATE, length)
+async fn load(channel: impl EchoChannel, rate: usize, length: Duration) -> anyhow::Result<Felt> {
+    Ok(fixed_rate(&Unary::new(channel, 64), rate, length)
         .await?
         .into())
 }
@@ -214,6 +244,7 @@ async fn envoy(
     let folder = tempfile::tempdir()?;
     let template = fs::read_to_string(crate::harness::root().join("interop/envoy.yaml"))?;
     let marks = [
+        ("@NODE@", "envoy".to_owned()),
         ("@ACCOUNT@", "big".to_owned()),
         ("@OUTBOUND_PORT@", outbound.to_string()),
         ("@ADMIN_PORT@", admin.to_string()),
@@ -237,12 +268,14 @@ async fn envoy(
     first_call(channel.clone()).await?;
     let ready = Ready {
         seconds: start.elapsed().as_secs_f64(),
+        cpu_seconds: cpu::of(process.pid()).as_secs_f64(),
         bytes: cpu::resident(process.pid()),
+        bytes_peak: cpu::peak(process.pid()),
         bytes_before: 0,
     };
     let measure = async || {
         let (before, start) = (cpu::of(process.pid()), Instant::now());
-        let felt = load(channel.clone(), length).await?;
+        let felt = load(channel.clone(), RATE, length).await?;
         let used = cpu::of(process.pid()) - before;
         anyhow::Ok(Felt {
             cpu_share: used.as_secs_f64() / start.elapsed().as_secs_f64(),
@@ -254,7 +287,12 @@ async fn envoy(
     control.tell("start").await?;
     let churned = measure().await;
     control.tell("stop").await?;
-    Ok(figures(&ready, still, churned?))
+    let (called, moved) = tokio::join!(
+        load(channel.clone(), MOVES_RATE, length),
+        moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
+    );
+    called?;
+    Ok(figures(&ready, still, churned?, &moved?))
 }
 
 async fn start_envoy(config: &Path, outbound: u16) -> anyhow::Result<Process> {

@@ -44,6 +44,11 @@ pub fn resident(pid: u32) -> u64 {
     status(pid, "VmRSS:")
 }
 
+/// The most that process `pid` ever had resident, in bytes.
+pub fn peak(pid: u32) -> u64 {
+    status(pid, "VmHWM:")
+}
+
 fn status(pid: u32, field: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(field));

@@ -117,7 +117,7 @@ async fn world(services: usize, layout: Layout, with_retry: bool) -> anyhow::Res
             let cluster = format!("cluster-{at}");
             declared = declared
                 .cluster_with(&cluster, &addresses(at), |cluster| {
-                    cluster.lb_policy = LbPolicy::LeastRequest { choice_count: 2 };
+                    cluster.lb_policy = LbPolicy::least_request(2);
                 })
                 .route_with(&prefix(at), &cluster, |forward| {
                     forward.retry = with_retry.then(retry);

@@ -20,20 +20,23 @@ use bytes::Bytes;
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
-            route::v3::RouteConfiguration,
+            cluster::v3::Cluster as ProtoCluster, endpoint::v3::ClusterLoadAssignment,
+            listener::v3::Listener, route::v3::RouteConfiguration,
         },
         extensions::transport_sockets::tls::v3::Secret as ProtoSecret,
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle};
+use mesh_core::config::{
+    Cluster, LbPolicy, ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle,
+};
 use prost::{Message as _, Name};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 pub(crate) use changes::Changes;
 
 use crate::{
+    class::{Feature, Release},
     compile::Compiled,
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
@@ -85,7 +88,7 @@ impl ResourceType {
     pub fn url(self) -> String {
         match self {
             Self::Secret => ProtoSecret::type_url(),
-            Self::Cluster => Cluster::type_url(),
+            Self::Cluster => ProtoCluster::type_url(),
             Self::Endpoints => ClusterLoadAssignment::type_url(),
             Self::Listener => Listener::type_url(),
             Self::Route => RouteConfiguration::type_url(),
@@ -115,6 +118,8 @@ impl ResourceType {
 pub struct Client {
     /// Decides the encoding.
     pub class: ClientClass,
+    /// Its release, if it says it.
+    pub release: Option<Release>,
     /// Node id, for people.
     pub node_id: String,
     /// Completes short names, and selects policies of servers.
@@ -123,6 +128,13 @@ pub struct Client {
     pub labels: BTreeMap<String, String>,
     /// Where Envoy's outbound listener listens.
     pub outbound_port: u16,
+}
+
+impl Client {
+    /// Whether it has a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.class.has(feature, self.release)
+    }
 }
 
 /// Hash of a content: equal for equal content, in every process. Its text has 16 hex digits.
@@ -302,9 +314,22 @@ impl World {
             ResourceType::Listener => self.listener(client, name),
             ResourceType::Cluster => {
                 let config = self.compiled.clusters.get(name)?;
-                Some(self.shared((class, kind), name, "", &config, || {
-                    any(&encode::cluster(config, class))
-                }))
+                let needs = balancer(&config.lb_policy);
+                if needs.is_none_or(|feature| client.has(feature)) {
+                    return Some(self.shared((class, kind), name, "", &config, || {
+                        any(&encode::cluster(config, class))
+                    }));
+                }
+                // Every client has round robin.
+                let config = Cluster {
+                    lb_policy: LbPolicy::RoundRobin,
+                    ..Cluster::clone(config)
+                };
+                Some(
+                    self.shared((class, kind), name, "round robin", &config, || {
+                        any(&encode::cluster(&config, class))
+                    }),
+                )
             }
             ResourceType::Endpoints => {
                 let config = self.compiled.endpoints.get(name)?;
@@ -327,6 +352,40 @@ impl World {
                 }))
             }
             ResourceType::Secret => None,
+        }
+    }
+
+    /// What the client would have to know for a resource to be safe with it, and does not.
+    pub(crate) fn lacks(&self, client: &Client, kind: ResourceType, name: &str) -> Option<Feature> {
+        let lacks = |feature: &Feature| !client.has(*feature);
+        let unknown = [Feature::Mtls, Feature::Authorization];
+        if !unknown.iter().any(lacks) {
+            return None;
+        }
+        match kind {
+            ResourceType::Cluster => {
+                let config = self.compiled.clusters.get(name)?;
+                let needs = config.tls.is_some().then_some(Feature::Mtls);
+                needs.filter(lacks)
+            }
+            ResourceType::Listener => {
+                let address = name.strip_prefix(INBOUND_PREFIX)?.parse().ok()?;
+                let (namespace, labels) = (&client.namespace, &client.labels);
+                let listener = self
+                    .compiled
+                    .inbound_listener(name, address, namespace, labels);
+                let ListenerKind::Inbound(inbound) = listener.kind else {
+                    return None;
+                };
+                let chains = &inbound.filter_chains;
+                // PERMISSIVE is plaintext to gRPC in any case.
+                let needs_tls = chains.iter().all(|chain| chain.tls.is_some());
+                let needs_rbac = chains.iter().any(|chain| !chain.rbac.is_empty());
+                let needs = [(needs_tls, unknown[0]), (needs_rbac, unknown[1])];
+                let mut needs = needs.into_iter().filter(|(is_needed, _)| *is_needed);
+                needs.find_map(|(_, feature)| Some(feature).filter(lacks))
+            }
+            _ => None,
         }
     }
 
@@ -442,12 +501,33 @@ impl World {
     }
 }
 
+/// What a client must have for a balancer.
+fn balancer(policy: &LbPolicy) -> Option<Feature> {
+    match policy {
+        LbPolicy::LeastRequest(_) => Some(Feature::LeastRequest),
+        // gRPC gets a ring in the place of a table.
+        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } => Some(Feature::RingHash),
+        LbPolicy::ClientSideWeightedRoundRobin(_) => Some(Feature::ClientSideWeightedRoundRobin),
+        LbPolicy::PickFirst { .. } => Some(Feature::PickFirst),
+        LbPolicy::RoundRobin
+        | LbPolicy::Random
+        | LbPolicy::PeakEwma(_)
+        | LbPolicy::Prequal(_)
+        | LbPolicy::Custom { .. } => None,
+    }
+}
+
 /// A version: equal for equal content, in every process.
 ///
 /// The hash is over the text of the config, whose maps are ordered, because the order of a
-/// protobuf map differs from process to process.
+/// protobuf map differs from process to process. The release is in it, as another one may encode the
+/// same config in another way, which a client that says it has this version would never get.
 fn hash(content: &dyn Debug) -> Version {
-    Version(xxh3_64(format!("{content:?}").as_bytes()))
+    hash_by(env!("CARGO_PKG_VERSION"), content)
+}
+
+fn hash_by(release: &str, content: &dyn Debug) -> Version {
+    Version(xxh3_64(format!("{release} {content:?}").as_bytes()))
 }
 
 /// One version for a set of resources.

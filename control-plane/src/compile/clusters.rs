@@ -9,13 +9,12 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, CircuitBreakers, Cluster, ClusterEndpoints, DEFAULT_CONNECT_TIMEOUT,
-    Discovery, Endpoint, LbPolicy, LocalityEndpoints, LocalityId, StringMatcher, StringPattern,
-    TrustSource, UpstreamTls,
+    CertificateSource, Cluster, ClusterEndpoints, Endpoint, LbPolicy, LocalityEndpoints,
+    LocalityId, StringMatcher, StringPattern, TrustSource, UpstreamTls,
 };
 
 use super::{
-    CompileOptions, Compiled,
+    CompileOptions, Compiled, balance,
     security::MtlsMode,
     services::{PortInfo, ServiceInfo, Workload},
 };
@@ -28,7 +27,9 @@ use crate::{
 /// Istio's label of workloads that take mTLS.
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// What balances unless a rule says otherwise, as in Istio.
-const DEFAULT_LB: LbPolicy = LbPolicy::LeastRequest { choice_count: 2 };
+fn default_lb() -> LbPolicy {
+    LbPolicy::least_request(2)
+}
 
 /// The name of a cluster and its endpoints.
 pub(super) fn cluster_name(port: u16, subset: &str, fqdn: &str) -> String {
@@ -91,13 +92,9 @@ pub(super) fn compile(
             let name = cluster_name(port.number, part.name, &service.fqdn);
             let members: Vec<_> = service.workloads.iter().filter(|w| part.has(w)).collect();
             let mut cluster = Cluster {
-                name: name.as_str().into(),
-                discovery: Discovery::Eds(name.as_str().into()),
-                lb_policy: DEFAULT_LB,
-                circuit_breakers: CircuitBreakers::default(),
-                connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+                lb_policy: default_lb(),
                 http_version: port.http_version,
-                tls: None,
+                ..Cluster::new(name.as_str())
             };
             let mut mode = None;
             for (field, policy) in &part.policies {
@@ -137,9 +134,17 @@ fn apply_policy(
     match simple {
         None | Some("UNSPECIFIED") => {}
         Some("ROUND_ROBIN") => cluster.lb_policy = LbPolicy::RoundRobin,
-        Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = DEFAULT_LB,
+        Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = default_lb(),
         Some("RANDOM") => cluster.lb_policy = LbPolicy::Random,
         Some(other) => wrong("loadBalancer.simple", format!("{other} is not supported")),
+    }
+    if let Some(balancer) = &policy.load_balancer
+        && let Some(slow_start) = balance::slow_start(balancer, &mut wrong)
+    {
+        cluster.common_lb_config.slow_start = Some(slow_start);
+    }
+    if let Some(spec) = &policy.outlier_detection {
+        balance::apply_outliers(spec, cluster, &mut wrong);
     }
     let pool = policy.connection_pool.as_ref();
     if let Some(limit) = pool
@@ -275,8 +280,5 @@ fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
             hostname: String::new(),
         });
     }
-    ClusterEndpoints {
-        name: name.into(),
-        localities: localities.into_values().collect(),
-    }
+    ClusterEndpoints::new(name, localities.into_values().collect())
 }

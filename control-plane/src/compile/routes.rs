@@ -547,10 +547,7 @@ impl Context<'_> {
         self.compiled
             .clusters
             .insert(name.into(), Arc::new(cluster));
-        let empty = ClusterEndpoints {
-            name: name.into(),
-            localities: Vec::new(),
-        };
+        let empty = ClusterEndpoints::new(name, Vec::new());
         self.compiled.endpoints.insert(name.into(), Arc::new(empty));
     }
 }

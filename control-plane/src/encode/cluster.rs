@@ -12,8 +12,9 @@ use envoy_types::pb::envoy::{
     extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options},
     r#type::v3::Percent,
 };
-use mesh_core::config::{CircuitBreakers, Cluster, Discovery, HttpVersion, LbPolicy};
+use mesh_core::config::{CircuitBreakers, Cluster, CommonLbConfig, Discovery, HttpVersion};
 
+use super::balance::{Balance, balance, outlier_detection};
 use super::{ClientClass, ads, any, duration, tls, uint32};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -26,7 +27,12 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
         HTTP_OPTIONS.to_owned(),
         any(&http_options(config.http_version)),
     );
-    let (lb_policy, lb_config) = lb_policy(config.lb_policy, class);
+    let common = &config.common_lb_config;
+    let Balance {
+        lb_policy,
+        lb_config,
+        load_balancing_policy,
+    } = balance(config, class);
     ProtoCluster {
         name: config.name.to_string(),
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
@@ -39,6 +45,9 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
         connect_timeout: Some(duration(config.connect_timeout)),
         lb_policy: lb_policy as i32,
         lb_config,
+        load_balancing_policy,
+        common_lb_config: common_lb_config(common),
+        outlier_detection: config.outlier_detection.as_ref().map(outlier_detection),
         circuit_breakers: Some(breakers(&config.circuit_breakers)),
         transport_socket: config.tls.as_ref().map(|tls| tls::upstream(tls, class)),
         typed_extension_protocol_options: options,
@@ -46,30 +55,18 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
     }
 }
 
-fn lb_policy(
-    policy: LbPolicy,
-    class: ClientClass,
-) -> (cluster::LbPolicy, Option<cluster::LbConfig>) {
-    // gRPC refuses a policy that it does not have (A27), and only Java has least request (A48):
-    // round robin is what every gRPC has.
-    let has = |policy| match policy {
-        LbPolicy::RoundRobin => true,
-        LbPolicy::LeastRequest { .. } => !class.is_grpc() || class == ClientClass::GrpcJava,
-        LbPolicy::Random => !class.is_grpc(),
+/// `None` where nothing of it is set.
+fn common_lb_config(config: &CommonLbConfig) -> Option<cluster::CommonLbConfig> {
+    use cluster::common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig};
+    let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
+    let proto = cluster::CommonLbConfig {
+        healthy_panic_threshold: config.healthy_panic_threshold.map(|percent| Percent {
+            value: percent.into(),
+        }),
+        locality_config_specifier: config.locality_weighted.then_some(weighted),
+        ..cluster::CommonLbConfig::default()
     };
-    match policy {
-        policy if !has(policy) => (cluster::LbPolicy::RoundRobin, None),
-        LbPolicy::RoundRobin => (cluster::LbPolicy::RoundRobin, None),
-        LbPolicy::LeastRequest { choice_count } => {
-            let config = cluster::LeastRequestLbConfig {
-                choice_count: Some(uint32(choice_count)),
-                ..cluster::LeastRequestLbConfig::default()
-            };
-            let config = cluster::LbConfig::LeastRequestLbConfig(config);
-            (cluster::LbPolicy::LeastRequest, Some(config))
-        }
-        LbPolicy::Random => (cluster::LbPolicy::Random, None),
-    }
+    (proto != cluster::CommonLbConfig::default()).then_some(proto)
 }
 
 fn breakers(config: &CircuitBreakers) -> ProtoBreakers {

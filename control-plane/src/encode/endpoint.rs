@@ -1,11 +1,15 @@
 //! Endpoints (EDS).
 
-use envoy_types::pb::envoy::config::{
-    core::v3::{HealthStatus as ProtoHealth, Locality},
-    endpoint::v3::{
-        ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints,
-        lb_endpoint,
+use envoy_types::pb::envoy::{
+    config::{
+        core::v3::{HealthStatus as ProtoHealth, Locality},
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints,
+            cluster_load_assignment::{Policy, policy::DropOverload},
+            lb_endpoint,
+        },
     },
+    r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
 use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus};
 
@@ -30,8 +34,26 @@ pub fn endpoints(config: &ClusterEndpoints) -> ClusterLoadAssignment {
     ClusterLoadAssignment {
         cluster_name: config.name.to_string(),
         endpoints: localities.collect(),
+        policy: policy(config),
         ..ClusterLoadAssignment::default()
     }
+}
+
+/// `None` where nothing of it is set.
+fn policy(config: &ClusterEndpoints) -> Option<Policy> {
+    let drop = |rule: &mesh_core::config::DropOverload| DropOverload {
+        category: rule.category.clone(),
+        drop_percentage: Some(FractionalPercent {
+            numerator: rule.share.per_million(),
+            denominator: DenominatorType::Million as i32,
+        }),
+    };
+    let policy = Policy {
+        drop_overloads: config.drop_overloads.iter().map(drop).collect(),
+        overprovisioning_factor: config.overprovisioning_factor.map(uint32),
+        ..Policy::default()
+    };
+    (policy != Policy::default()).then_some(policy)
 }
 
 /// "There are none": calls fail at once instead of waiting for an answer.

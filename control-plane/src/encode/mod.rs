@@ -5,6 +5,7 @@
 //! not choose which resources a client gets.
 
 mod action;
+mod balance;
 mod cluster;
 mod endpoint;
 mod headers;
@@ -28,7 +29,7 @@ use envoy_types::pb::{
 };
 use prost::{Message, Name};
 
-pub use crate::class::ClientClass;
+pub use crate::class::{ClientClass, Feature};
 pub use cluster::cluster;
 pub use endpoint::{empty_endpoints, endpoints};
 pub use listener::{envoy_outbound_listener, listener};

@@ -11,11 +11,7 @@ use super::*;
 
 fn mtls_cluster() -> Cluster {
     Cluster {
-        name: "c".into(),
-        discovery: Discovery::Eds("c".into()),
-        lb_policy: LbPolicy::LeastRequest { choice_count: 2 },
-        circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+        lb_policy: LbPolicy::least_request(2),
         http_version: HttpVersion::Http2,
         tls: Some(UpstreamTls {
             identity: Some(CertificateSource::Provider {
@@ -25,6 +21,7 @@ fn mtls_cluster() -> Cluster {
             subject_alt_names: vec![StringMatcher::exact("spiffe://td/ns/a/sa/b")],
             sni: None,
         }),
+        ..Cluster::new("c")
     }
 }
 
@@ -193,17 +190,29 @@ fn every_class_gets_a_balancer_that_it_has() {
     for (policy, own) in [
         (LbPolicy::RoundRobin, &ClientClass::ALL[..]),
         (
-            LbPolicy::LeastRequest { choice_count: 2 },
+            LbPolicy::least_request(2),
             &[ClientClass::Rust, ClientClass::GrpcJava, ClientClass::Envoy],
         ),
         (LbPolicy::Random, &[ClientClass::Rust, ClientClass::Envoy]),
+        (
+            LbPolicy::RingHash(RingHash::default()),
+            &ClientClass::ALL[..],
+        ),
+        (
+            LbPolicy::Maglev { table_size: 65_537 },
+            &[ClientClass::Rust, ClientClass::Envoy],
+        ),
     ] {
         for class in ClientClass::ALL {
             let mut config = mtls_cluster();
-            config.lb_policy = policy;
+            config.lb_policy = policy.clone();
             let expected = match policy {
-                LbPolicy::LeastRequest { .. } if own.contains(&class) => Proto::LeastRequest,
+                LbPolicy::LeastRequest(_) if own.contains(&class) => Proto::LeastRequest,
                 LbPolicy::Random if own.contains(&class) => Proto::Random,
+                LbPolicy::RingHash(_) => Proto::RingHash,
+                LbPolicy::Maglev { .. } if own.contains(&class) => Proto::Maglev,
+                // Keys stay together there too.
+                LbPolicy::Maglev { .. } => Proto::RingHash,
                 _ => Proto::RoundRobin,
             };
             let encoded = cluster(&config, class);

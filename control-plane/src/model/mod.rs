@@ -23,7 +23,7 @@ pub use consul::{
 };
 pub use istio::{
     AuthorizationPolicy, DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse,
-    HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, Operation,
+    HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, Operation, OutlierSpec,
     PeerAuthentication, Percent, Retries, RouteDestination, Rule, ServiceEntry, ServiceEntryPort,
     Source, StringMatch, Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
 };

@@ -4,10 +4,7 @@
 //! have it; subscription changes apply even when the nonce is stale; `initial_resource_versions`
 //! say what a reconnecting client has; what is gone is named in `removed_resources`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use envoy_types::pb::envoy::{
     config::core::v3::Node, service::discovery::v3::DeltaDiscoveryRequest,
@@ -16,16 +13,16 @@ use envoy_types::pb::envoy::{
 use super::{
     Found, Heard, Kept, Variant, View,
     sent::{Sent, Verdict, refusal},
+    subscription::{Reason, Subscription, Subscriptions, Withheld},
     wire::{Gone, Response},
 };
-use crate::cache::{OWN_CERTIFICATE, Resource, ResourceType, combined_version};
+use crate::cache::{Resource, ResourceType, combined_version};
 
 /// Resources in one response, in bytes: gRPC clients take messages of 4 MiB.
 const RESPONSE_BYTES: usize = 2 << 20;
 
 pub(crate) struct Delta {
-    types: BTreeMap<ResourceType, TypeState>,
-    nonce: u64,
+    subscriptions: Subscriptions,
     response_bytes: usize,
 }
 
@@ -39,25 +36,10 @@ impl Delta {
     /// Answers in parts of at most so many bytes of resources, or one resource.
     pub(crate) fn with_response_bytes(response_bytes: usize) -> Self {
         Self {
-            types: BTreeMap::new(),
-            nonce: 0,
+            subscriptions: Subscriptions::default(),
             response_bytes,
         }
     }
-}
-
-#[derive(Default)]
-struct TypeState {
-    names: BTreeSet<String>,
-    is_wildcard: bool,
-    /// What the client has.
-    sent: Sent,
-    /// Names that must be answered although nothing changed.
-    due: BTreeSet<String>,
-    /// A response is due although nothing changed.
-    is_due: bool,
-    /// Whether something in `sent` is gone, which the client was not told yet.
-    kept: Kept,
 }
 
 /// What one response says.
@@ -66,9 +48,10 @@ struct Changes {
     changed: Vec<Arc<Resource>>,
     removed: BTreeSet<String>,
     kept: Kept,
+    withheld: Option<Withheld>,
 }
 
-impl TypeState {
+impl Subscription {
     /// What the client must be told, up to `bytes_max`; what is gone is in the last parts.
     fn changes(
         &self,
@@ -102,6 +85,15 @@ impl TypeState {
                     changes.removed.insert((*name).to_owned());
                 }
                 Found::Missing => {}
+                Found::TooLarge(bytes) => {
+                    changes.withheld = Some(Withheld::one(name, Reason::Size(bytes)));
+                }
+                Found::Unsafe(feature) => {
+                    changes.withheld = Some(Withheld::one(name, Reason::Lacks(feature)));
+                    if is_due || held.is_some() {
+                        changes.removed.insert((*name).to_owned());
+                    }
+                }
             }
         }
         // Dropped names that the wildcard does not hold.
@@ -140,8 +132,12 @@ impl Variant for Delta {
 
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
-        let is_first = !self.types.contains_key(&kind);
-        let state = self.types.entry(kind).or_default();
+        let warming = match kind {
+            ResourceType::Endpoints => self.subscriptions.take_warming(),
+            _ => BTreeSet::new(),
+        };
+        let (state, is_first) = self.subscriptions.entry(kind);
+        let inherits = is_first && !request.initial_resource_versions.is_empty();
         if is_first {
             state.sent = Sent::with_versions(request.initial_resource_versions.into_iter());
             let named = &request.resource_names_subscribe;
@@ -159,7 +155,8 @@ impl Variant for Delta {
                 state.is_due = true;
             } else {
                 // What the client has from an earlier stream is not news to it.
-                if !(is_first && state.sent.get(&name).is_some()) {
+                let is_known = is_first && state.sent.get(&name).is_some();
+                if !is_known || warming.contains(&name) {
                     state.due.insert(name.clone());
                 }
                 state.names.insert(name);
@@ -195,6 +192,7 @@ impl Variant for Delta {
             verdict: is_judged.then_some(verdict),
             is_changed,
             is_stale: !is_first && !request.response_nonce.is_empty() && !is_judged,
+            inherits,
         })
     }
 
@@ -204,12 +202,14 @@ impl Variant for Delta {
         view: &View<'_>,
         keeps_removed: bool,
     ) -> Option<Response> {
-        let state = self.types.get_mut(&kind)?;
-        let changes = state.changes(kind, view, keeps_removed, self.response_bytes);
-        state.kept = changes.kept;
+        let state = self.subscriptions.get_mut(kind)?;
         let Changes {
-            changed, removed, ..
-        } = changes;
+            changed,
+            removed,
+            kept,
+            withheld,
+        } = state.changes(kind, view, keeps_removed, self.response_bytes);
+        (state.kept, state.withheld) = (kept, withheld);
         // An empty first answer tells a wildcard client that it is complete.
         if changed.is_empty() && removed.is_empty() && !state.is_due {
             return None;
@@ -222,47 +222,23 @@ impl Variant for Delta {
             state.due.remove(name);
             state.sent.remove(name);
         }
-        self.nonce += 1;
         let response = Response {
             kind,
             version: combined_version(changed.iter()),
-            nonce: self.nonce,
+            nonce: self.subscriptions.next_nonce(),
             resources: changed,
             gone: Gone::Removed(removed.into_iter().collect()),
         };
+        let state = self.subscriptions.get_mut(kind)?;
         state.sent.note(&response);
         Some(response)
     }
 
-    fn endpoints_again(&mut self, names: &[String]) {
-        if let Some(state) = self.types.get_mut(&ResourceType::Endpoints) {
-            let held = names.iter().filter(|name| state.names.contains(*name));
-            state.due.extend(held.cloned());
-        }
+    fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
     }
 
-    fn kept(&self) -> Kept {
-        self.types
-            .values()
-            .map(|state| state.kept)
-            .max()
-            .unwrap_or_default()
-    }
-
-    fn wants_leaf(&self) -> bool {
-        let secrets = self.types.get(&ResourceType::Secret);
-        secrets.is_some_and(|state| state.names.contains(OWN_CERTIFICATE))
-    }
-
-    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)> {
-        let state = self.types.get(&kind)?;
-        Some((&state.names, state.is_wildcard))
-    }
-
-    fn sent(&self) -> Vec<(ResourceType, &Sent)> {
-        self.types
-            .iter()
-            .map(|(kind, state)| (*kind, &state.sent))
-            .collect()
+    fn subscriptions_mut(&mut self) -> &mut Subscriptions {
+        &mut self.subscriptions
     }
 }

@@ -7,6 +7,9 @@
 
 mod admit;
 mod delta;
+mod fit;
+#[cfg(test)]
+mod fit_tests;
 mod listen;
 mod registry;
 mod sent;
@@ -14,10 +17,13 @@ mod service;
 mod session;
 #[cfg(test)]
 mod session_tests;
+#[cfg(test)]
+mod sim_tests;
 mod sotw;
 mod stream;
 #[cfg(test)]
 mod stream_tests;
+mod subscription;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wire;
@@ -29,10 +35,14 @@ pub use registry::{
 };
 pub use service::AdsService;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
-use crate::cache::{Client, Resource, ResourceType, World};
-use sent::{Sent, Verdict};
+use crate::{
+    cache::{Client, Resource, ResourceType, World},
+    class::Feature,
+};
+use sent::Verdict;
+use subscription::Subscriptions;
 use wire::Response;
 
 /// What a stream's rules see of the mesh.
@@ -41,6 +51,8 @@ pub(crate) struct View<'w> {
     pub(crate) client: &'w Client,
     /// The client's own certificate, if it may have one from here.
     pub(crate) leaf: Option<&'w Arc<Resource>>,
+    /// What the client takes in one message, in bytes.
+    pub(crate) message_max: usize,
 }
 
 impl View<'_> {
@@ -64,13 +76,23 @@ enum Found {
     Kept,
     /// There is none.
     Missing,
+    /// It alone is more than the client takes, which keeps what it has.
+    TooLarge(usize),
+    /// The client lacks what would make it safe: there is none for it.
+    Unsafe(Feature),
 }
 
 impl View<'_> {
     /// Looks up a subscribed name. With `may_keep` the client was sent one, and removals are not
     /// due yet.
     fn find(&self, kind: ResourceType, name: &str, may_keep: bool) -> Found {
+        if let Some(feature) = self.world.lacks(self.client, kind, name) {
+            return Found::Unsafe(feature);
+        }
         match self.resource(kind, name) {
+            Some(resource) if fit::alone(&resource) > self.message_max => {
+                Found::TooLarge(fit::alone(&resource))
+            }
             Some(resource) => Found::Resource(resource),
             None if may_keep => Found::Kept,
             None => World::placeholder(kind, name).map_or(Found::Missing, Found::Resource),
@@ -88,6 +110,8 @@ pub(crate) struct Heard {
     pub(crate) is_changed: bool,
     /// Whether it was about a response that is not the last one.
     pub(crate) is_stale: bool,
+    /// Whether the client has something of the type from an earlier stream.
+    pub(crate) inherits: bool,
 }
 
 /// Whether a client has something that is gone, and was not told yet.
@@ -130,19 +154,8 @@ pub(crate) trait Variant: Default + Send + 'static {
         keeps_removed: bool,
     ) -> Option<Response>;
 
-    /// Makes the endpoints of these clusters due again: Envoy waits for them after a change of a
-    /// cluster, even when they are the same.
-    fn endpoints_again(&mut self, names: &[String]);
+    /// What the client subscribes to, and has.
+    fn subscriptions(&self) -> &Subscriptions;
 
-    /// Whether the client still has something that is gone.
-    fn kept(&self) -> Kept;
-
-    /// Whether the client subscribes to its own certificate.
-    fn wants_leaf(&self) -> bool;
-
-    /// The names that the client subscribes to, and whether it subscribes to everything.
-    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)>;
-
-    /// What was sent, and what the client said of it, by type.
-    fn sent(&self) -> Vec<(ResourceType, &Sent)>;
+    fn subscriptions_mut(&mut self) -> &mut Subscriptions;
 }

@@ -21,6 +21,7 @@ use super::{Variant, sent::Held, sent::State, session::Session};
 use crate::{
     cache::{Client, ResourceType, Version, World},
     class::Classes,
+    diagnostic::Diagnostic,
 };
 
 /// Clients that one answer names; the others are counted.
@@ -101,6 +102,8 @@ pub struct TypeStatus {
     pub pending: usize,
     /// How many of them it refuses.
     pub refused: usize,
+    /// Why it is not sent the newest; `null` if it is.
+    pub withheld: Option<String>,
 }
 
 /// One resource, over all clients that have it.
@@ -180,6 +183,12 @@ pub(super) trait Report: Send + Sync {
 
     /// Calls `each` for every resource that the client has.
     fn resources(&self, each: &mut dyn FnMut(Seen<'_>));
+
+    /// What the client is not sent because it could not take it, as operators are told.
+    fn withheld(&self) -> Vec<Diagnostic>;
+
+    /// The same as what keeps a version from being done.
+    fn unsent(&self) -> Vec<Unfinished>;
 }
 
 /// A resource that a client has.
@@ -216,7 +225,13 @@ impl<V: Variant> Report for Mutex<Session<V>> {
         };
         let is_settled = |world: &&Arc<World>| world.generation == session.settled();
         let text = |version: Version| version.to_string();
-        let types = session.variant().sent().into_iter().map(|(kind, sent)| {
+        let subscriptions = session.variant().subscriptions();
+        let withheld = |kind| {
+            let mut withheld = subscriptions.withheld();
+            let (_, held) = withheld.find(|(other, _)| *other == kind)?;
+            Some(held.message(kind, client))
+        };
+        let types = subscriptions.sent().map(|(kind, sent)| {
             let states = || sent.entries().values().map(|held| &held.state);
             let status = TypeStatus {
                 sent: sent.version().map(text),
@@ -227,6 +242,7 @@ impl<V: Variant> Report for Mutex<Session<V>> {
                 refused: states()
                     .filter(|state| matches!(state, State::Nacked(_)))
                     .count(),
+                withheld: withheld(kind),
             };
             (kind.as_str(), status)
         });
@@ -246,7 +262,7 @@ impl<V: Variant> Report for Mutex<Session<V>> {
         let (Some(client), Some(world)) = (session.client(), session.world()) else {
             return;
         };
-        for (kind, sent) in session.variant().sent() {
+        for (kind, sent) in session.variant().subscriptions().sent() {
             for (name, held) in sent.entries() {
                 each(Seen {
                     client,
@@ -258,9 +274,41 @@ impl<V: Variant> Report for Mutex<Session<V>> {
             }
         }
     }
+
+    fn withheld(&self) -> Vec<Diagnostic> {
+        let session = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(client) = session.client() else {
+            return Vec::new();
+        };
+        let withheld = session.variant().subscriptions().withheld();
+        withheld
+            .map(|(kind, held)| held.diagnose(kind, client))
+            .collect()
+    }
+
+    fn unsent(&self) -> Vec<Unfinished> {
+        let session = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(client) = session.client() else {
+            return Vec::new();
+        };
+        let unsent = session.variant().subscriptions().withheld();
+        let unsent = unsent.map(|(kind, held)| Unfinished {
+            node: client.node_id.clone(),
+            class: client.class.as_str(),
+            resource: kind.as_str().to_owned(),
+            text: held.message(kind, client),
+        });
+        unsent.collect()
+    }
 }
 
 impl Clients {
+    /// What clients are not sent because they could not take it.
+    pub fn withheld(&self) -> Vec<Diagnostic> {
+        let found = self.sessions().into_iter();
+        found.flat_map(|session| session.withheld()).collect()
+    }
+
     /// The clients that are connected now.
     pub fn list(&self) -> Vec<ClientStatus> {
         self.sessions()
@@ -377,6 +425,8 @@ impl Clients {
                     refusals.push(seen.unfinished(text));
                 }
             });
+            let left = NAMED_MAX - refusals.len();
+            refusals.extend(session.unsent().into_iter().take(left));
         }
         refusals
     }

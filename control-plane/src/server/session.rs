@@ -4,15 +4,18 @@
 //! A change goes out in the order of references: secrets, clusters, endpoints; then, when the
 //! client has accepted those, what refers to them: listeners and routes; last, when the client has
 //! accepted those too, what is gone (make before break). Every wait is bounded, so that a client
-//! that never answers gets everything all the same.
+//! that never answers gets everything all the same. The same holds for a client that comes back with
+//! what it had of an earlier stream, but for an Envoy that gets everything in state of the world: what
+//! it has of old cannot be said beside what is new.
 
 use std::{
     collections::BTreeSet,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{Heard, Kept, Variant, View, sent::State, wire::Response};
+use super::{Heard, Kept, Variant, View, fit::message_max, sent::State, wire::Response};
 use crate::{
     cache::{Changes, Client, Resource, ResourceType, World},
     encode::ClientClass,
@@ -37,6 +40,8 @@ pub(crate) struct Session<V> {
     dirty: BTreeSet<ResourceType>,
     hold: Option<Hold>,
     removal: Option<Removal>,
+    /// The client has something from an earlier stream, of which it was not told anything yet.
+    inherits: bool,
     /// The last world that the client has answered in full.
     settled: u64,
 }
@@ -67,6 +72,7 @@ impl<V: Variant> Default for Session<V> {
             dirty: BTreeSet::new(),
             hold: None,
             removal: None,
+            inherits: false,
             settled: 0,
         }
     }
@@ -118,6 +124,11 @@ impl<V: Variant> Session<V> {
         if before.is_none() || is_for_nobody {
             return;
         }
+        self.begin_waits(now);
+    }
+
+    /// Something may be new, and something gone.
+    fn begin_waits(&mut self, now: Instant) {
         // Bounds count from the first change that waits.
         let (until, by) = (now + HOLD_MAX, now + REMOVAL_MAX);
         self.hold.get_or_insert_with(|| Hold {
@@ -146,7 +157,7 @@ impl<V: Variant> Session<V> {
 
     fn is_touched(&self, kind: ResourceType, changes: &Changes) -> bool {
         let (Some(client), Some((names, is_wildcard))) =
-            (&self.client, self.variant.subscribed(kind))
+            (&self.client, self.variant.subscriptions().subscribed(kind))
         else {
             return false;
         };
@@ -166,6 +177,7 @@ impl<V: Variant> Session<V> {
         if heard.is_changed {
             self.dirty.insert(heard.kind);
         }
+        self.inherits |= heard.inherits;
         // Something happened: the client may end subscriptions next.
         if let Some(removal) = &mut self.removal {
             removal.at = None;
@@ -195,6 +207,10 @@ impl<V: Variant> Session<V> {
     pub(super) fn next(&mut self, now: Instant) -> Option<Response> {
         let world = Arc::clone(self.world.as_ref()?);
         self.client.as_ref()?;
+        if mem::take(&mut self.inherits) {
+            // The client has another world than this, as if it had changed now.
+            self.begin_waits(now);
+        }
         loop {
             while let Some(kind) = self.next_kind() {
                 match self.answer(kind, &world) {
@@ -225,10 +241,12 @@ impl<V: Variant> Session<V> {
     }
 
     fn answer(&mut self, kind: ResourceType, world: &World) -> Option<Response> {
+        let client = self.client.as_ref()?;
         let view = View {
             world,
-            client: self.client.as_ref()?,
+            client,
             leaf: self.leaf.as_ref(),
+            message_max: message_max(client.class),
         };
         let keeps_removed = self.removal.as_ref().is_some_and(|removal| !removal.is_due);
         self.variant.answer(kind, &view, keeps_removed)
@@ -241,7 +259,7 @@ impl<V: Variant> Session<V> {
             return;
         }
         let names: Vec<_> = response.resources.iter().map(|r| r.name.clone()).collect();
-        self.variant.endpoints_again(&names);
+        self.variant.subscriptions_mut().endpoints_again(&names);
         self.dirty.insert(ResourceType::Endpoints);
         if let Some(hold) = &mut self.hold {
             hold.clusters.extend(names);
@@ -257,7 +275,7 @@ impl<V: Variant> Session<V> {
             self.hold = None;
             return true;
         }
-        let kept = self.variant.kept();
+        let kept = self.variant.subscriptions().kept();
         let is_answered = !self.is_outstanding();
         let Some(removal) = &mut self.removal else {
             return false;
@@ -283,29 +301,28 @@ impl<V: Variant> Session<V> {
 
     /// Whether the client has still to accept what listeners and routes may refer to.
     fn waits_for_references(&self, hold: &Hold) -> bool {
-        let sent = self.variant.sent();
-        let is_outstanding = sent
-            .iter()
-            .any(|(kind, sent)| !refers(*kind) && sent.is_outstanding());
+        let subscriptions = self.variant.subscriptions();
+        let is_outstanding = subscriptions
+            .sent()
+            .any(|(kind, sent)| !refers(kind) && sent.is_outstanding());
         // Envoy asks for the endpoints of a new cluster by itself, and cannot use it without.
-        let endpoints = sent
-            .iter()
+        let endpoints = subscriptions
+            .sent()
             .find(|(kind, _)| *kind == ResourceType::Endpoints);
         let is_warm = |name: &String| {
             endpoints
+                .as_ref()
                 .and_then(|(_, sent)| sent.get(name))
                 .is_some_and(|held| held.state != State::Pending)
         };
-        let clusters = self.variant.subscribed(ResourceType::Cluster);
+        let clusters = subscriptions.subscribed(ResourceType::Cluster);
         let is_wildcard = clusters.is_some_and(|(_, is_wildcard)| is_wildcard);
         is_outstanding || is_wildcard && !hold.clusters.iter().all(is_warm)
     }
 
     fn is_outstanding(&self) -> bool {
-        self.variant
-            .sent()
-            .iter()
-            .any(|(_, sent)| sent.is_outstanding())
+        let mut sent = self.variant.subscriptions().sent();
+        sent.any(|(_, sent)| sent.is_outstanding())
     }
 
     fn is_settled(&self) -> bool {

@@ -7,26 +7,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
     sync::Arc,
 };
 
 use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryRequest};
 
 use super::{
-    Found, Heard, Kept, Variant, View,
-    sent::{Sent, Verdict, refusal},
+    Found, Heard, Kept, Variant, View, fit,
+    sent::{Verdict, refusal},
+    subscription::{Reason, Subscription, Subscriptions, Withheld},
     wire::{Gone, Response},
 };
-use crate::cache::{OWN_CERTIFICATE, Resource, ResourceType, combined_version};
+use crate::cache::{Resource, ResourceType, combined_version};
 
 /// Resources in one response of a type where absence means nothing, in bytes: gRPC clients take
 /// messages of 4 MiB.
 const RESPONSE_BYTES: usize = 2 << 20;
 
 pub(crate) struct Sotw {
-    types: BTreeMap<ResourceType, TypeState>,
-    nonce: u64,
+    subscriptions: Subscriptions,
+    named: BTreeMap<ResourceType, Named>,
     response_bytes: usize,
 }
 
@@ -36,20 +36,15 @@ impl Default for Sotw {
     }
 }
 
+/// What this variant keeps of a type besides.
 #[derive(Default)]
-struct TypeState {
-    names: BTreeSet<String>,
-    is_wildcard: bool,
+struct Named {
     /// Names were sent once: an empty list is not a wildcard any more.
     is_named: bool,
-    sent: Sent,
+    /// Names for which the client was told that there is nothing.
     missing: BTreeSet<String>,
-    /// Names that must be sent although nothing changed.
-    due: BTreeSet<String>,
-    /// A response is due although nothing changed.
-    is_due: bool,
-    /// Whether something in `sent` is gone, which the client was not told yet.
-    kept: Kept,
+    /// Names that the client may have from an earlier stream, of which nothing is known here.
+    inherited: BTreeSet<String>,
 }
 
 /// Everything that a client is to have of a type now.
@@ -58,6 +53,9 @@ struct Wanted {
     resources: Vec<Arc<Resource>>,
     missing: BTreeSet<String>,
     kept: Kept,
+    /// Something that the client may have is gone, and nobody here knows what it was.
+    is_unknown: bool,
+    withheld: Option<Withheld>,
 }
 
 impl Sotw {
@@ -65,15 +63,21 @@ impl Sotw {
     /// possible.
     pub(crate) fn with_response_bytes(response_bytes: usize) -> Self {
         Self {
-            types: BTreeMap::new(),
-            nonce: 0,
+            subscriptions: Subscriptions::default(),
+            named: BTreeMap::new(),
             response_bytes,
         }
     }
 }
 
-impl TypeState {
-    fn gather(&self, kind: ResourceType, view: &View<'_>, keeps_removed: bool) -> Wanted {
+impl Subscription {
+    fn gather(
+        &self,
+        named: &Named,
+        kind: ResourceType,
+        view: &View<'_>,
+        keeps_removed: bool,
+    ) -> Wanted {
         let mut names: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
         let wildcard = if self.is_wildcard {
             view.wildcard(kind)
@@ -86,15 +90,28 @@ impl TypeState {
         }
         let mut wanted = Wanted::default();
         for name in names {
-            let held = self.sent.get(name).filter(|_| keeps_removed);
-            let held = held.and_then(|held| held.resource());
-            match (view.find(kind, name, held.is_some()), held) {
+            let last = self.sent.get(name).and_then(|held| held.resource());
+            let held = last.filter(|_| keeps_removed);
+            let is_inherited = keeps_removed && last.is_none() && named.inherited.contains(name);
+            match (view.find(kind, name, held.is_some() || is_inherited), held) {
                 (Found::Resource(resource), _) => wanted.resources.push(resource),
+                (Found::TooLarge(bytes), _) => {
+                    wanted.withheld = Some(Withheld::one(name, Reason::Size(bytes)));
+                    wanted.resources.extend(last.cloned());
+                }
+                (Found::Unsafe(feature), _) => {
+                    wanted.withheld = Some(Withheld::one(name, Reason::Lacks(feature)));
+                    wanted.missing.insert(name.to_owned());
+                }
                 (Found::Kept, Some(held)) => {
                     wanted.kept.add(self.names.contains(name));
                     wanted.resources.push(Arc::clone(held));
                 }
-                (Found::Kept | Found::Missing, _) => {
+                (Found::Kept, None) => {
+                    wanted.kept.add(true);
+                    wanted.is_unknown = true;
+                }
+                (Found::Missing, _) => {
                     wanted.missing.insert(name.to_owned());
                 }
             }
@@ -103,14 +120,23 @@ impl TypeState {
     }
 
     /// Whether the client has exactly this already.
-    fn has(&self, wanted: &Wanted) -> bool {
+    fn has(&self, wanted: &Wanted, missing: &BTreeSet<String>) -> bool {
         self.due.is_empty()
-            && wanted.missing == self.missing
+            && wanted.missing == *missing
             && wanted.resources.len() == self.sent.entries().len()
             && wanted
                 .resources
                 .iter()
                 .all(|resource| self.sent.has(resource))
+    }
+}
+
+impl Wanted {
+    /// About how large a response with all of it is.
+    fn message_bytes(&self) -> usize {
+        let resources = self.resources.iter().map(|resource| fit::in_set(resource));
+        let missing = self.missing.iter().map(|name| fit::missing(name));
+        resources.chain(missing).sum()
     }
 }
 
@@ -123,8 +149,11 @@ impl Variant for Sotw {
 
     fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
-        let is_first = !self.types.contains_key(&kind);
-        let state = self.types.entry(kind).or_default();
+        if kind == ResourceType::Endpoints {
+            // The first answer of a stream has all of them in any case.
+            self.subscriptions.take_warming();
+        }
+        let (state, is_first) = self.subscriptions.entry(kind);
         let nonce = request.response_nonce.parse::<u64>().ok();
         let verdict = match &request.error_detail {
             Some(detail) => refusal(&detail.message),
@@ -144,14 +173,21 @@ impl Variant for Sotw {
                 verdict,
                 is_changed: false,
                 is_stale,
+                inherits: false,
             });
         }
-        let is_changed = state.subscribe(kind, request.resource_names, is_first);
+        let named = self.named.entry(kind).or_default();
+        let inherits = is_first && !request.version_info.is_empty();
+        if inherits {
+            named.inherited = request.resource_names.iter().cloned().collect();
+        }
+        let is_changed = state.subscribe(named, kind, request.resource_names, is_first);
         Some(Heard {
             kind,
             verdict,
             is_changed,
             is_stale: false,
+            inherits,
         })
     }
 
@@ -161,11 +197,29 @@ impl Variant for Sotw {
         view: &View<'_>,
         keeps_removed: bool,
     ) -> Option<Response> {
-        let state = self.types.get_mut(&kind)?;
-        let mut wanted = state.gather(kind, view, keeps_removed);
+        let state = self.subscriptions.get_mut(kind)?;
+        let named = self.named.entry(kind).or_default();
+        let mut wanted = state.gather(named, kind, view, keeps_removed);
         state.kept = wanted.kept;
+        // Without it the answer would be its deletion.
+        if wanted.is_unknown && kind.is_full_set() {
+            return None;
+        }
+        if !keeps_removed {
+            named.inherited.clear();
+        }
         let is_subscribed = state.is_wildcard || !state.names.is_empty();
-        if !is_subscribed || state.has(&wanted) && !state.is_due {
+        state.withheld = wanted.withheld.take().filter(|_| is_subscribed);
+        if !is_subscribed || state.has(&wanted, &named.missing) && !state.is_due {
+            return None;
+        }
+        // All of it must come together: without the rest a part of it would be a deletion.
+        let bytes = wanted.message_bytes();
+        if kind.is_full_set() && bytes > view.message_max {
+            state.withheld = Some(Withheld {
+                name: None,
+                reason: Reason::Size(bytes),
+            });
             return None;
         }
         let version = combined_version(wanted.resources.iter());
@@ -194,59 +248,41 @@ impl Variant for Sotw {
             state.due.retain(|name| !missing.contains(name));
         }
         state.is_due = false;
-        state.missing = mem::take(&mut wanted.missing);
-        self.nonce += 1;
+        named.missing = wanted.missing;
         let response = Response {
             kind,
             version,
-            nonce: self.nonce,
+            nonce: self.subscriptions.next_nonce(),
             resources: wanted.resources,
-            gone: Gone::Errors(state.missing.iter().cloned().collect()),
+            gone: Gone::Errors(named.missing.iter().cloned().collect()),
         };
+        let state = self.subscriptions.get_mut(kind)?;
         state.sent.note(&response);
         Some(response)
     }
 
-    fn endpoints_again(&mut self, names: &[String]) {
-        if let Some(state) = self.types.get_mut(&ResourceType::Endpoints) {
-            let held = names.iter().filter(|name| state.names.contains(*name));
-            state.due.extend(held.cloned());
-        }
+    fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
     }
 
-    fn kept(&self) -> Kept {
-        self.types
-            .values()
-            .map(|state| state.kept)
-            .max()
-            .unwrap_or_default()
-    }
-
-    fn wants_leaf(&self) -> bool {
-        let secrets = self.types.get(&ResourceType::Secret);
-        secrets.is_some_and(|state| state.names.contains(OWN_CERTIFICATE))
-    }
-
-    fn subscribed(&self, kind: ResourceType) -> Option<(&BTreeSet<String>, bool)> {
-        let state = self.types.get(&kind)?;
-        Some((&state.names, state.is_wildcard))
-    }
-
-    fn sent(&self) -> Vec<(ResourceType, &Sent)> {
-        self.types
-            .iter()
-            .map(|(kind, state)| (*kind, &state.sent))
-            .collect()
+    fn subscriptions_mut(&mut self) -> &mut Subscriptions {
+        &mut self.subscriptions
     }
 }
 
-impl TypeState {
+impl Subscription {
     /// Applies the names of a request that is not stale; whether an answer may be due.
-    fn subscribe(&mut self, kind: ResourceType, names: Vec<String>, is_first: bool) -> bool {
+    fn subscribe(
+        &mut self,
+        named: &mut Named,
+        kind: ResourceType,
+        names: Vec<String>,
+        is_first: bool,
+    ) -> bool {
         let mut names: BTreeSet<_> = names.into_iter().collect();
         let is_wildcard =
-            names.contains("*") || names.is_empty() && !self.is_named && kind.is_full_set();
-        self.is_named |= !names.is_empty();
+            names.contains("*") || names.is_empty() && !named.is_named && kind.is_full_set();
+        named.is_named |= !names.is_empty();
         names.remove("*");
         let is_same = !is_first && names == self.names && is_wildcard == self.is_wildcard;
         self.is_due |=
@@ -257,7 +293,7 @@ impl TypeState {
             // A client that drops a name is not told so; if it asks again, it is answered again.
             let names = &self.names;
             self.sent.retain(|name| names.contains(name));
-            self.missing.retain(|name| names.contains(name));
+            named.missing.retain(|name| names.contains(name));
             self.due.retain(|name| names.contains(name));
         }
         !is_same

@@ -15,7 +15,7 @@ use std::{
 };
 
 use envoy_types::pb::{
-    envoy::config::core::v3::Node,
+    envoy::config::core::v3::{Node, node::UserAgentVersionType},
     google::protobuf::{Struct, value::Kind},
 };
 use mesh_core::config::Secret;
@@ -37,6 +37,7 @@ use super::{
     sent::Verdict,
     service::Shared,
     session::Session,
+    subscription::{Reason, Withheld},
     wire::Response,
 };
 use crate::{
@@ -49,8 +50,6 @@ use crate::{
 const DEFAULT_NAMESPACE: &str = "default";
 /// After so long another attempt is made to issue a certificate.
 const ISSUE_AGAIN: Duration = Duration::from_secs(10);
-/// A response larger than this is not taken by gRPC clients with their default limit.
-const RESPONSE_WARN: usize = 4 << 20;
 
 /// What a stream was opened with.
 pub(super) struct Opened {
@@ -78,6 +77,8 @@ pub(super) struct Stream<V: Variant> {
     leaf: Option<Option<Instant>>,
     /// When each type was last sent, until it is answered.
     sent_at: BTreeMap<ResourceType, Instant>,
+    /// What the client cannot take, as it was told last.
+    withheld: BTreeMap<ResourceType, Withheld>,
     /// When a change came that is not answered in full yet, and whether it was about this client.
     world_at: Option<(Instant, bool)>,
     /// A response may be due.
@@ -112,6 +113,7 @@ impl<V: Variant> Stream<V> {
             class: None,
             leaf: None,
             sent_at: BTreeMap::new(),
+            withheld: BTreeMap::new(),
             world_at: None,
             has_work: false,
             responses,
@@ -210,7 +212,8 @@ impl<V: Variant> Stream<V> {
             }
             None => {}
         }
-        let wants_leaf = kind == ResourceType::Secret && self.session().variant().wants_leaf();
+        let wants_leaf =
+            kind == ResourceType::Secret && self.session().variant().subscriptions().wants_leaf();
         if wants_leaf && self.leaf.is_none() {
             self.issue();
         }
@@ -255,6 +258,7 @@ impl<V: Variant> Stream<V> {
         };
         let Some(response) = response else {
             self.has_work = false;
+            self.tell_withheld();
             if self.settled.swap(settled, Relaxed) != settled {
                 if let Some((since, true)) = self.world_at.take() {
                     self.shared.metrics.delivered(since.elapsed());
@@ -265,19 +269,31 @@ impl<V: Variant> Stream<V> {
         };
         let (kind, bytes) = (response.kind, response.resource_bytes());
         self.shared.metrics.pushed(kind.as_str(), bytes);
-        if bytes >= RESPONSE_WARN {
-            self.shared.metrics.response_too_large(kind.as_str());
-            tracing::warn!(
-                kind = kind.as_str(),
-                bytes,
-                "a response is larger than what gRPC clients take by default"
-            );
-        }
         self.sent_at.insert(kind, now);
         if let Some((_, is_about_this)) = &mut self.world_at {
             *is_about_this = true;
         }
         Some(response)
+    }
+
+    /// Tells operators what the client cannot take, when that is new.
+    fn tell_withheld(&mut self) {
+        let (withheld, client) = {
+            let session = self.session();
+            let withheld = session.variant().subscriptions().withheld();
+            let withheld: BTreeMap<_, _> = withheld.map(|(k, held)| (k, held.clone())).collect();
+            (withheld, session.client().cloned())
+        };
+        let Some(client) = client else { return };
+        for (kind, held) in &withheld {
+            if self.withheld.get(kind) != Some(held) {
+                if let Reason::Size(_) = held.reason {
+                    self.shared.metrics.response_too_large(kind.as_str());
+                }
+                tracing::error!(node = client.node_id, "{}", held.message(*kind, &client));
+            }
+        }
+        self.withheld = withheld;
     }
 
     fn renew(&mut self) {
@@ -357,8 +373,18 @@ fn client(node: Node) -> Client {
             .keys()
             .filter_map(|key| Some((key.clone(), text(labels, key)?)))
     });
+    let class = ClientClass::of(&node.user_agent_name, &node.client_features);
+    let release = match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(text)) => class.release(text),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
+            .version
+            .as_ref()
+            .map(|version| (version.major_number, version.minor_number)),
+        None => None,
+    };
     Client {
-        class: ClientClass::of(&node.user_agent_name, &node.client_features),
+        class,
+        release,
         labels: labels.collect(),
         node_id: node.id,
         namespace,

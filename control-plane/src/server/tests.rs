@@ -52,6 +52,7 @@ pub(crate) fn trust() -> TrustBundle {
 pub(crate) fn client(class: ClientClass) -> Client {
     Client {
         class,
+        release: None,
         node_id: "n".into(),
         namespace: "default".into(),
         labels: BTreeMap::new(),
@@ -59,16 +60,17 @@ pub(crate) fn client(class: ClientClass) -> Client {
     }
 }
 
-fn view<'w>(world: &'w World, client: &'w Client) -> View<'w> {
+pub(crate) fn view<'w>(world: &'w World, client: &'w Client) -> View<'w> {
     View {
         world,
         client,
         leaf: None,
+        message_max: usize::MAX,
     }
 }
 
 /// Answers, as they are on the wire.
-trait Ask {
+pub(crate) trait Ask {
     type Answer;
 
     fn ask(
@@ -109,7 +111,7 @@ impl Ask for Delta {
     }
 }
 
-fn sotw(kind: ResourceType, names: &[&str], nonce: &str) -> DiscoveryRequest {
+pub(crate) fn sotw(kind: ResourceType, names: &[&str], nonce: &str) -> DiscoveryRequest {
     DiscoveryRequest {
         type_url: kind.url(),
         resource_names: names.iter().map(ToString::to_string).collect(),
@@ -118,7 +120,11 @@ fn sotw(kind: ResourceType, names: &[&str], nonce: &str) -> DiscoveryRequest {
     }
 }
 
-fn delta(kind: ResourceType, subscribe: &[&str], unsubscribe: &[&str]) -> DeltaDiscoveryRequest {
+pub(crate) fn delta(
+    kind: ResourceType,
+    subscribe: &[&str],
+    unsubscribe: &[&str],
+) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         type_url: kind.url(),
         resource_names_subscribe: subscribe.iter().map(ToString::to_string).collect(),
@@ -302,7 +308,7 @@ fn a_certificate_goes_to_nobody_who_did_not_prove_who_he_is() {
     stream
         .hear(sotw(ResourceType::Secret, &["default", "ROOTCA"], ""))
         .unwrap();
-    assert!(stream.wants_leaf());
+    assert!(stream.subscriptions().wants_leaf());
     let answer = stream.ask(ResourceType::Secret, &view, false).unwrap();
     assert_eq!(
         (answer.resources.len(), answer.resource_errors.len()),
@@ -342,27 +348,27 @@ fn what_is_gone_stays_with_the_client_until_the_removals() {
         stream.hear(sotw(kind, &[CLUSTER], "")).unwrap();
         stream.ask(kind, &view(&before, &client), false).unwrap();
         assert!(stream.ask(kind, &view(&after, &client), true).is_none());
-        assert_ne!(stream.kept(), Kept::Nothing);
+        assert_ne!(stream.subscriptions().kept(), Kept::Nothing);
         let gone = stream.ask(kind, &view(&after, &client), false).unwrap();
         // A cluster is deleted by absence, endpoints by an empty set.
         assert_eq!(
             gone.resources.len(),
             usize::from(kind == ResourceType::Endpoints)
         );
-        assert_eq!(stream.kept(), Kept::Nothing);
+        assert_eq!(stream.subscriptions().kept(), Kept::Nothing);
     }
     let mut stream = Delta::default();
     for kind in [ResourceType::Cluster, ResourceType::Endpoints] {
         stream.hear(delta(kind, &[CLUSTER], &[])).unwrap();
         stream.ask(kind, &view(&before, &client), false).unwrap();
         assert!(stream.ask(kind, &view(&after, &client), true).is_none());
-        assert_ne!(stream.kept(), Kept::Nothing);
+        assert_ne!(stream.subscriptions().kept(), Kept::Nothing);
         let gone = stream.ask(kind, &view(&after, &client), false).unwrap();
         assert_eq!(
             gone.removed_resources.len(),
             usize::from(kind == ResourceType::Cluster)
         );
-        assert_eq!(stream.kept(), Kept::Nothing);
+        assert_eq!(stream.subscriptions().kept(), Kept::Nothing);
     }
 }
 
@@ -393,7 +399,9 @@ fn sotw_endpoints_are_sent_alone_and_a_dropped_name_is_answered_when_it_comes_ba
     assert_eq!(names(&third), [OTHER_CLUSTER]);
 
     // Envoy waits for the endpoints of a cluster that changed.
-    stream.endpoints_again(&[CLUSTER.to_owned(), "not subscribed".to_owned()]);
+    stream
+        .subscriptions_mut()
+        .endpoints_again(&[CLUSTER.to_owned(), "not subscribed".to_owned()]);
     let fourth = stream.ask(kind, &view(&after, &client), true).unwrap();
     assert_eq!(names(&fourth), [CLUSTER]);
     assert!(stream.ask(kind, &view(&after, &client), true).is_none());

@@ -19,9 +19,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Loaded, parse::read_text};
+use super::{LastGood, Loaded, parse::read_text};
 use crate::{
-    diagnostic::{DUPLICATE, Diagnostic, Severity, UNREADABLE},
+    diagnostic::{DUPLICATE, Diagnostic, STALE, Severity, UNREADABLE},
     model::{Object, ObjectSet},
 };
 
@@ -31,41 +31,146 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// The directory is looked at this often even without an event, for file systems that send none.
 const RESCAN: Duration = Duration::from_secs(30);
 
+/// After so long another attempt is made to watch a directory that could not be watched.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+
 /// Follows a directory until dropped.
 #[derive(Debug)]
 pub struct FileSource {
-    _watcher: RecommendedWatcher,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for FileSource {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl FileSource {
     /// Reads `folder` and follows it. Must be called inside a tokio runtime.
     ///
+    /// With `last_good`, objects that cannot be read have the version that they had in an earlier
+    /// process, all of them if the folder cannot be read, or is empty.
+    ///
     /// # Errors
-    /// When the folder cannot be read or watched. What is wrong inside it is a finding.
-    pub fn open(folder: &Path) -> io::Result<(Self, watch::Receiver<Arc<Loaded>>)> {
-        let (events, changes) = mpsc::channel(1);
-        let watcher = watch_changes(folder, move |_paths| {
+    /// When the folder, or a file of which nothing is known, cannot be read: it may be what keeps
+    /// something closed. What is wrong inside of files is a finding.
+    pub fn open(
+        folder: &Path,
+        last_good: Option<LastGood>,
+    ) -> io::Result<(Self, watch::Receiver<Arc<Loaded>>)> {
+        let mut last_good = last_good;
+        let before = match &mut last_good {
+            Some(last_good) => last_good.load()?,
+            None => ObjectSet::new(),
+        };
+        let watched = Watched::new(folder);
+        let (texts, first) = match read_folder(folder) {
+            Ok(texts) if texts.is_empty() && !before.is_empty() => {
+                (texts, stale(folder, IS_EMPTY, &before))
+            }
+            Ok(texts) => {
+                let first = read_all(&texts, &before);
+                refuse_unknown(&texts, &first)?;
+                (texts, first)
+            }
+            Err(error) if !before.is_empty() => {
+                (Texts::new(), stale(folder, &error.to_string(), &before))
+            }
+            Err(error) => return Err(error),
+        };
+        let (tx, rx) = watch::channel(Arc::new(first));
+        let mut tasks = vec![tokio::spawn(follow(watched, texts, tx))];
+        if let Some(last_good) = last_good {
+            tasks.push(tokio::spawn(last_good.follow(rx.clone())));
+        }
+        Ok((Self { tasks }, rx))
+    }
+}
+
+/// A file that nothing is known of may be what keeps something closed.
+fn refuse_unknown(texts: &Texts, loaded: &Loaded) -> io::Result<()> {
+    for (path, text) in texts {
+        let Err(reason) = text else { continue };
+        let file = path.display().to_string();
+        let is_known = |object: &Arc<Object>| *object.place.file == *file;
+        if !loaded.objects.values().any(is_known) {
+            return Err(io::Error::other(format!(
+                "{file}: {reason}: nobody knows what it closes; make it readable or take it away"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is served while the source is not there: what it held before.
+fn stale(folder: &Path, reason: &str, before: &ObjectSet) -> Loaded {
+    let finding = Diagnostic {
+        code: STALE,
+        severity: Severity::Error,
+        file: folder.display().to_string(),
+        line: 0,
+        object: String::new(),
+        field: String::new(),
+        message: format!(
+            "{reason}: what was read last is served, {} objects",
+            before.len()
+        ),
+        help: "mend it; to take everything away, leave one file with nothing but a comment".into(),
+    };
+    Loaded {
+        objects: before.clone(),
+        diagnostics: vec![finding],
+    }
+}
+
+/// Why a directory without a file is not taken at its word: it may not be mounted yet.
+const IS_EMPTY: &str = "there is no file in it";
+
+/// A directory, and the events of it.
+struct Watched {
+    folder: PathBuf,
+    watcher: Option<RecommendedWatcher>,
+    sender: mpsc::Sender<()>,
+    changes: mpsc::Receiver<()>,
+}
+
+impl Watched {
+    fn new(folder: &Path) -> Self {
+        let (sender, changes) = mpsc::channel(1);
+        let mut watched = Self {
+            folder: folder.to_owned(),
+            watcher: None,
+            sender,
+            changes,
+        };
+        watched.watch();
+        watched
+    }
+
+    /// Watches it, if that is possible now.
+    fn watch(&mut self) {
+        let sender = self.sender.clone();
+        let watcher = watch_changes(&self.folder, move |_paths| {
             // Full means that a change is known already.
-            _ = events.try_send(());
-        })?;
-        let texts = read_folder(folder)?;
-        let first = Arc::new(read_all(&texts, &ObjectSet::new()));
-        let (tx, rx) = watch::channel(first);
-        let task = tokio::spawn(follow(folder.to_owned(), texts, tx, changes));
-        Ok((
-            Self {
-                _watcher: watcher,
-                task,
-            },
-            rx,
-        ))
+            _ = sender.try_send(());
+        });
+        self.watcher = watcher.ok();
+    }
+
+    /// Waits until there may be something new.
+    async fn changed(&mut self) {
+        let pause = match self.watcher {
+            Some(_) => RESCAN,
+            None => WATCH_AGAIN,
+        };
+        tokio::select! {
+            _ = self.changes.recv() => {}
+            () = sleep(pause) => {}
+        }
+        if self.watcher.is_none() {
+            self.watch();
+        }
     }
 }
 
@@ -92,32 +197,46 @@ pub(super) fn watch_changes(
 
 type Texts = Vec<(PathBuf, Result<String, String>)>;
 
-async fn follow(
-    folder: PathBuf,
-    mut held: Texts,
-    tx: watch::Sender<Arc<Loaded>>,
-    mut changes: mpsc::Receiver<()>,
-) {
+async fn follow(mut watched: Watched, mut held: Texts, tx: watch::Sender<Arc<Loaded>>) {
     loop {
-        tokio::select! {
-            change = changes.recv() => if change.is_none() { return },
-            () = sleep(RESCAN) => {}
-        }
+        watched.changed().await;
         let begin = Instant::now();
-        match read_folder(&folder) {
-            Ok(texts) if texts != held => {
-                let before = Arc::clone(&tx.borrow());
+        let before = Arc::clone(&tx.borrow());
+        let loaded = match read_folder(&watched.folder) {
+            Ok(texts) if texts == held => None,
+            Ok(texts) if texts.is_empty() && !before.objects.is_empty() => {
+                held = texts;
+                Some(stale(&watched.folder, IS_EMPTY, &before.objects))
+            }
+            Ok(texts) => {
                 let loaded = read_changed(&texts, &held, &before);
                 held = texts;
-                tx.send_replace(Arc::new(loaded));
+                Some(loaded)
             }
-            Ok(_) => {}
             Err(error) => {
-                tracing::error!(%error, folder = %folder.display(), "cannot be read: the last configuration stays");
+                // A directory that comes back is another one.
+                watched.watcher = None;
+                held = Texts::new();
+                Some(stale(&watched.folder, &error.to_string(), &before.objects))
             }
+        };
+        if let Some(loaded) = loaded {
+            tx.send_if_modified(|held| {
+                let is_new = loaded.diagnostics != held.diagnostics
+                    || !is_same(&loaded.objects, &held.objects);
+                if is_new {
+                    *held = Arc::new(loaded);
+                }
+                is_new
+            });
         }
         sleep(begin.elapsed().min(PAUSE_MAX)).await;
     }
+}
+
+fn is_same(one: &ObjectSet, other: &ObjectSet) -> bool {
+    let objects = one.iter().zip(other);
+    one.len() == other.len() && { objects }.all(|(one, other)| Arc::ptr_eq(one.1, other.1))
 }
 
 /// Reads a folder once.

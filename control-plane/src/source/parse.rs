@@ -7,18 +7,16 @@ use serde_norway::Value;
 
 use super::{
     Loaded,
+    closed::{close_guessed, stand_in},
     fields::{self, Finding, Problem},
     schema::SCHEMA,
 };
 use crate::{
     diagnostic::{
-        BAD_FIELD, DUPLICATE, Diagnostic, FAILS_CLOSED, IGNORED_FIELD, REJECTED_FIELD, Severity,
-        UNKNOWN_KIND, UNREADABLE,
+        BAD_FIELD, DUPLICATE, Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity, UNKNOWN_KIND,
+        UNREADABLE,
     },
-    model::{
-        DEFAULT_NAMESPACE, DestinationRule, Limit, Metadata, Object, ObjectKey, ObjectSet, Place,
-        SECURITY_KINDS, Spec,
-    },
+    model::{DEFAULT_NAMESPACE, Limit, Metadata, Object, ObjectKey, ObjectSet, Place, Spec},
 };
 
 /// The part of an object that every kind has.
@@ -79,7 +77,7 @@ fn documents(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
+pub(super) fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
     let read = serde_norway::from_str::<Value>(&place.text)
         .and_then(|value| Ok((Header::deserialize(&value)?, value)));
     let (Header { kind, metadata }, value) = match read {
@@ -142,112 +140,6 @@ fn insert(object: Object, before: &ObjectSet, loaded: &mut Loaded) {
         });
     }
     loaded.objects.insert(object.key.clone(), Arc::new(object));
-}
-
-/// Holds the place of an object that cannot be used: its last good version, or what keeps closed
-/// what it may have closed.
-fn stand_in(mut object: Object, value: &Value, before: &ObjectSet, loaded: &mut Loaded) {
-    if let Some(held) = before.get(&object.key) {
-        loaded.objects.insert(object.key, Arc::clone(held));
-    } else if SECURITY_KINDS.contains(&object.key.kind.as_str()) {
-        object.spec = Spec::Unreadable(selected(value));
-        close(Arc::new(object), loaded);
-    } else if object.key.kind == "DestinationRule"
-        && let Some(rule) = asked_for_mtls(value)
-    {
-        let message = format!("clients of {:?} use mTLS until this can be read", rule.host);
-        let finding = object.diagnose(FAILS_CLOSED, "spec", message, "");
-        loaded.diagnostics.push(finding);
-        object.spec = Spec::DestinationRule(rule);
-        loaded.objects.insert(object.key.clone(), Arc::new(object));
-    }
-}
-
-/// The labels that a security object selects by, if nothing is wrong with them; else none, which
-/// select everything.
-fn selected(value: &Value) -> BTreeMap<String, String> {
-    #[derive(Default, Deserialize)]
-    #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-    struct Selector {
-        match_labels: BTreeMap<String, String>,
-    }
-    let selector = Selector::deserialize(&value["spec"]["selector"]);
-    selector.unwrap_or_default().match_labels
-}
-
-/// What is left of a rule that cannot be used: that its host is called with mTLS, if any part of it
-/// said anything of TLS but to disable it.
-fn asked_for_mtls(value: &Value) -> Option<DestinationRule> {
-    fn has_tls(value: &Value) -> bool {
-        match value {
-            Value::Mapping(fields) => fields.iter().any(|(key, inside)| {
-                let is_tls = key.as_str() == Some("tls");
-                is_tls && inside["mode"].as_str() != Some("DISABLE") || has_tls(inside)
-            }),
-            Value::Sequence(items) => items.iter().any(has_tls),
-            _ => false,
-        }
-    }
-    let host = value["spec"]["host"].as_str()?.to_owned();
-    has_tls(&value["spec"]).then(|| DestinationRule::with_mtls(host))
-}
-
-/// A security document that is not even YAML still closes the namespace that it seems to be for,
-/// unless what its file said before is known.
-fn close_guessed(place: &Place, before: &ObjectSet, loaded: &mut Loaded) {
-    let value = |key: &str| {
-        let text = &place.text;
-        let found = text.match_indices(key).find_map(|(at, _)| {
-            let is_word = !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '/');
-            let rest = text[at + key.len()..].trim_start_matches(['"', '\'']);
-            let rest = rest.strip_prefix(':').filter(|_| is_word)?;
-            let rest = rest.trim_start_matches([' ', '"', '\'']);
-            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '-' && c != '.');
-            Some(rest[..end.unwrap_or(rest.len())].to_owned())
-        });
-        found.filter(|value| !value.is_empty())
-    };
-    let Some(kind) = value("kind").filter(|kind| SECURITY_KINDS.contains(&kind.as_str())) else {
-        return;
-    };
-    let namespace = value("namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-    let name = value("name").unwrap_or_else(|| format!("{}:{}", place.file, place.line));
-    let key = ObjectKey {
-        kind,
-        namespace,
-        name,
-    };
-    if loaded.objects.contains_key(&key) {
-        return;
-    }
-    if let Some(held) = before.get(&key) {
-        // Its file has another name now.
-        loaded.objects.insert(key, Arc::clone(held));
-        return;
-    }
-    let object = Object {
-        key,
-        metadata: Metadata::default(),
-        place: place.clone(),
-        spec: Spec::Unreadable(BTreeMap::new()),
-        limits: Vec::new(),
-    };
-    close(Arc::new(object), loaded);
-}
-
-/// Holds an unreadable security object in the place of what it would have said.
-fn close(object: Arc<Object>, loaded: &mut Loaded) {
-    let what = match &object.spec {
-        Spec::Unreadable(labels) if !labels.is_empty() => "what it selects in ",
-        _ => "",
-    };
-    let message = format!(
-        "{what}namespace {} is closed until this can be read",
-        object.key.namespace
-    );
-    let finding = object.diagnose(FAILS_CLOSED, "spec", message, "");
-    loaded.diagnostics.push(finding);
-    loaded.objects.insert(object.key.clone(), object);
 }
 
 /// The object cannot be used; why is said already.
@@ -361,7 +253,7 @@ fn check_fields(
 }
 
 /// The group of each kind.
-const GROUPS: [(&str, &str); 8] = [
+pub(super) const GROUPS: [(&str, &str); 8] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),

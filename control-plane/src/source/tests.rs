@@ -67,7 +67,7 @@ async fn the_last_good_version_stays_and_a_removed_object_goes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.yaml");
     fs::write(&path, POLICY).unwrap();
-    let (_source, mut loaded) = FileSource::open(folder.path()).unwrap();
+    let (_source, mut loaded) = FileSource::open(folder.path(), None).unwrap();
     assert_eq!(loaded.borrow_and_update().objects.len(), 1);
     for (text, objects, findings) in [
         (POLICY.replace("ALLOW", "[ALLOW"), 1, 1),

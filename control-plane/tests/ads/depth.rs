@@ -256,3 +256,32 @@ async fn many_endpoints_come_in_parts_that_clients_take() {
     }
     assert!(parts > 1);
 }
+
+#[tokio::test]
+async fn clusters_that_a_client_could_not_take_are_withheld_and_told_with_the_way_out() {
+    let world = World::start().await;
+    let kind = ResourceType::Cluster;
+    let mut sotw = world.sotw("gRPC Go").await;
+    let first = sotw.fetch(kind, &[CLUSTER]).await;
+    assert_eq!(first.resources.len(), 1);
+    // The word that a name means nothing takes room, too.
+    let names = names(12_000, 100);
+    let names: Vec<_> = names.iter().map(String::as_str).chain([CLUSTER]).collect();
+    sotw.ask(kind, &names, &first.nonce).await;
+    // What comes next is for the next question: the stream goes on.
+    let endpoints = sotw.fetch(ResourceType::Endpoints, &[CLUSTER]).await;
+    assert_eq!(endpoints.resources.len(), 1);
+    let told = world.get("/v1/diagnostics").await;
+    assert!(told.contains("MESH0110"), "{told}");
+    assert!(told.contains("fewer services"), "{told}");
+    let waited = world.get("/v1/wait?timeout=10s").await;
+    assert!(waited.starts_with("HTTP/1.1 409"), "{waited}");
+    assert!(waited.contains("cds resources"), "{waited}");
+    let mut delta = world.delta("mesh-rs").await;
+    delta.ask(kind, &names, &[]).await;
+    let mut answered = 0;
+    while answered < names.len() {
+        let part = delta.take().await;
+        answered += part.resources.len() + part.removed_resources.len();
+    }
+}

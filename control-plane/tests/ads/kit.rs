@@ -122,6 +122,23 @@ impl World {
         }
     }
 
+    /// Waits until so many objects are kept for a restart.
+    pub(crate) async fn kept(&self, count: usize) {
+        let folder = self.dir.path().join("data/objects");
+        let kept = async || {
+            let found = fs::read_dir(&folder).unwrap().map(Result::unwrap);
+            let is_kept =
+                |entry: &fs::DirEntry| entry.path().extension() == Some("object".as_ref());
+            found.filter(is_kept).count()
+        };
+        let wait = async {
+            while kept().await != count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(MUST_HAPPEN, wait).await.expect("kept");
+    }
+
     /// A plain HTTP GET; status line, headers and body.
     pub(crate) async fn get(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.running.http_addr()).await.unwrap();
@@ -145,7 +162,7 @@ pub(crate) async fn launch(dir: &Path, cert_ttl: Duration) -> Running {
 }
 
 /// Writes the configuration the way editors do: a new file that takes the name.
-fn write(dir: &Path, text: &str) {
+pub(crate) fn write(dir: &Path, text: &str) {
     fs::write(dir.join("new"), text).unwrap();
     fs::rename(dir.join("new"), dir.join("config").join("mesh.yaml")).unwrap();
 }

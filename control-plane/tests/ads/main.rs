@@ -1,6 +1,7 @@
 //! Discovery over real sockets: what raw clients of both variants and every class get from a
 //! control plane that reads real files.
 
+mod broken;
 mod depth;
 mod kit;
 

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use super::{ClusterEndpoint, is_eligible};
+use super::{ClusterEndpoint, sample::sample};
 use crate::rng::Rng;
 
 /// Least request with a number of choices.
@@ -21,11 +21,11 @@ impl LeastRequest {
         }
     }
 
-    pub(super) fn pick(
+    pub(super) fn pick<R: Rng + ?Sized>(
         &self,
         endpoints: &[ClusterEndpoint],
         previous: &[SocketAddr],
-        rng: &mut impl Rng,
+        rng: &mut R,
     ) -> Option<usize> {
         if endpoints.is_empty() {
             return None;
@@ -41,34 +41,6 @@ impl LeastRequest {
         best.map(|(_, index)| index)
     }
 }
-
-/// An eligible endpoint, uniform over all eligible ones.
-fn sample(
-    endpoints: &[ClusterEndpoint],
-    previous: &[SocketAddr],
-    rng: &mut impl Rng,
-) -> Option<usize> {
-    for _ in 0..REJECTIONS_MAX {
-        let index = rng.below(endpoints.len() as u64) as usize;
-        if is_eligible(&endpoints[index], previous) {
-            return Some(index);
-        }
-    }
-    // Few are eligible. Counting them keeps the choice uniform, where taking the next one after a
-    // gap would give it the gap's share.
-    let eligible = || (0..endpoints.len()).filter(|i| is_eligible(&endpoints[*i], previous));
-    let count = eligible().count() as u64;
-    if count == 0 {
-        return None;
-    }
-    // Connectivity may change between the two walks.
-    eligible()
-        .nth(rng.below(count) as usize)
-        .or_else(|| eligible().next())
-}
-
-/// Draws that may hit an ineligible endpoint before the eligible ones are counted.
-const REJECTIONS_MAX: u32 = 4;
 
 /// Most choices (gRFC A48).
 const CHOICES_MAX: u32 = 10;

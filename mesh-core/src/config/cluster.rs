@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::UpstreamTls;
+use super::{CommonLbConfig, LbPolicy, OutlierDetection, UpstreamTls};
 use crate::name::{ClusterName, EndpointsName};
 
 /// Default of [`Cluster::connect_timeout`] (Envoy `Cluster.connect_timeout`).
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A cluster resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
     /// Resource name.
     pub name: ClusterName,
@@ -17,6 +17,10 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// How one endpoint is chosen.
     pub lb_policy: LbPolicy,
+    /// What is the same for all policies.
+    pub common_lb_config: CommonLbConfig,
+    /// Passive health. Default none.
+    pub outlier_detection: Option<OutlierDetection>,
     /// Limits on load.
     pub circuit_breakers: CircuitBreakers,
     /// Limit of TCP connect and TLS handshake together. Default [`DEFAULT_CONNECT_TIMEOUT`].
@@ -27,25 +31,29 @@ pub struct Cluster {
     pub tls: Option<UpstreamTls>,
 }
 
+impl Cluster {
+    /// A cluster that takes its endpoints from EDS by its own name, and all else by default.
+    pub fn new(name: impl Into<ClusterName>) -> Self {
+        let name = name.into();
+        Self {
+            discovery: Discovery::Eds(name.as_str().into()),
+            name,
+            lb_policy: LbPolicy::default(),
+            common_lb_config: CommonLbConfig::default(),
+            outlier_detection: None,
+            circuit_breakers: CircuitBreakers::default(),
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            http_version: HttpVersion::ByRequest,
+            tls: None,
+        }
+    }
+}
+
 /// Where a cluster's endpoints come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovery {
     /// EDS, by `service_name`, or by the cluster's own name where the resource has none.
     Eds(EndpointsName),
-}
-
-/// How an endpoint is chosen, as declared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// Each in turn, from a random start.
-    RoundRobin,
-    /// The least loaded of `choice_count` random ones (gRFC A48).
-    LeastRequest {
-        /// 2 to 10. Default 2.
-        choice_count: u32,
-    },
-    /// A random one.
-    Random,
 }
 
 /// Which HTTP version a cluster's endpoints speak (`HttpProtocolOptions`).

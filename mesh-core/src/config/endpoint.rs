@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::Fraction;
 use crate::name::EndpointsName;
 
 /// A cluster load assignment resource.
@@ -11,6 +12,36 @@ pub struct ClusterEndpoints {
     pub name: EndpointsName,
     /// Endpoints by locality; may be empty, which means: fail at once.
     pub localities: Vec<LocalityEndpoints>,
+    /// Requests to refuse before anything else is decided, one after the other.
+    pub drop_overloads: Vec<DropOverload>,
+    /// Percentage by which the load that a priority can take exceeds its share of usable endpoints
+    /// (Envoy); with it priorities share the load by health. Default none: a priority is used as long
+    /// as one of its endpoints can be (gRFC A56).
+    pub overprovisioning_factor: Option<u32>,
+}
+
+impl ClusterEndpoints {
+    /// Endpoints without further rules.
+    pub fn new(name: impl Into<EndpointsName>, localities: Vec<LocalityEndpoints>) -> Self {
+        Self {
+            name: name.into(),
+            localities,
+            drop_overloads: Vec::new(),
+            overprovisioning_factor: None,
+        }
+    }
+}
+
+/// What Envoy takes for [`ClusterEndpoints::overprovisioning_factor`] when that is not declared.
+pub const OVERPROVISIONING_FACTOR_DEFAULT: u32 = 140;
+
+/// A share of requests that is refused (gRFC A27 `drop_overloads`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropOverload {
+    /// For load reports.
+    pub category: String,
+    /// How many of those that earlier categories let pass.
+    pub share: Fraction,
 }
 
 /// Endpoints of one locality at one priority.
@@ -64,7 +95,7 @@ pub enum HealthStatus {
     Draining,
     /// Health checks time out; not used.
     Timeout,
-    /// Used.
+    /// Used when no other of any priority can be.
     Degraded,
 }
 
@@ -72,5 +103,10 @@ impl HealthStatus {
     /// Whether new requests may go there.
     pub fn is_usable(self) -> bool {
         matches!(self, Self::Unknown | Self::Healthy | Self::Degraded)
+    }
+
+    /// Whether new requests should go there as well as anywhere.
+    pub fn is_healthy(self) -> bool {
+        matches!(self, Self::Unknown | Self::Healthy)
     }
 }

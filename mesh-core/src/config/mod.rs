@@ -1,9 +1,10 @@
 //! What the control plane declared, already valid.
 //!
-//! Plain data with public fields and `Eq`. Stage: the output of decode (client side) and of
+//! Plain data with public fields, comparable. Stage: the output of decode (client side) and of
 //! compile (control plane side); it is never read on the request path, only through the tables
 //! compiled from it. Constructors parse: a value of these types needs no further validation.
 
+mod balance;
 mod cluster;
 mod endpoint;
 mod forward;
@@ -11,6 +12,7 @@ mod hash_policy;
 mod headers;
 mod listener;
 mod matcher;
+mod outlier;
 mod path_template;
 mod retry;
 mod rewrite;
@@ -18,11 +20,18 @@ mod route;
 mod security;
 mod value_template;
 
-pub use cluster::{
-    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
-    RetryBudget,
+pub use balance::{
+    ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
+    MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP, RING_SIZE_MAX, RingHash, SlowStart,
+    WEIGHT_UPDATE_PERIOD_MIN,
 };
-pub use endpoint::{ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoints, LocalityId};
+pub use cluster::{
+    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, RetryBudget,
+};
+pub use endpoint::{
+    ClusterEndpoints, DropOverload, Endpoint, HealthStatus, LocalityEndpoints, LocalityId,
+    OVERPROVISIONING_FACTOR_DEFAULT,
+};
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror, MirrorTarget,
     WeighBy, WeightedCluster,
@@ -37,6 +46,7 @@ pub use matcher::{
     REGEX_SIZE_MAX, Regex, StringMatcher, StringPattern,
 };
 pub(crate) use matcher::{joined, query_parameter};
+pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_template::{PathTemplate, TemplateRewrite};
 pub use retry::{
     Backoff, RETRIES_MAX, RateLimitedBackoff, ResetHeader, RetryExtras, RetryOn, RetryPolicy,

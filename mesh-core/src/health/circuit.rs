@@ -8,14 +8,12 @@
 //! all of its requests fail at the same moment, and a share of those in flight would refuse most
 //! of the retries that this is for. Over time the share is the same.
 
-use std::sync::{
-    Mutex, OnceLock, PoisonError,
-    atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
-};
+use std::sync::{Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed};
 
 use crate::{
     config::{CircuitBreakers, RetryBudget},
     shard::{self, Padded, Sharded},
+    sync::{AtomicI32, AtomicI64, AtomicU32, AtomicU64},
 };
 
 /// Counters of one cluster. Belongs to the cluster's name, not to a snapshot.
@@ -62,6 +60,7 @@ impl Permits {
         }
     }
 
+    #[inline]
     fn acquire(&self) -> bool {
         let local = self.shards.local();
         if take(local) {
@@ -82,10 +81,13 @@ impl Permits {
     fn release(&self) {
         let local = self.shards.local();
         let batch = self.batch.load(Relaxed);
-        // Requests may begin on one thread and end on another: what gathers goes back.
+        // Requests may begin on one thread and end on another: what gathers goes back. Only what is
+        // still there, or others would take from the common ones what this shard owes.
         if local.fetch_add(1, Relaxed) + 1 > 2 * batch {
-            local.fetch_sub(batch, Relaxed);
-            self.common.fetch_add(i64::from(batch), Relaxed);
+            let surplus = |held| (held > 2 * batch).then(|| held - batch);
+            if local.fetch_update(Relaxed, Relaxed, surplus).is_ok() {
+                self.common.fetch_add(i64::from(batch), Relaxed);
+            }
         }
     }
 
@@ -130,6 +132,7 @@ fn take(shard: &AtomicI32) -> bool {
 impl Circuit {
     /// Takes a permit for a request; give it back with [`release`](Self::release). `false` when
     /// `max_requests` are in flight, which is counted as a drop.
+    #[inline]
     pub fn try_acquire(&self, limits: &CircuitBreakers) -> bool {
         let permits = self
             .permits

@@ -1,8 +1,10 @@
 //! State that requests feed and that limits requests.
 //!
 //! Stage 10. Circuit breaking here means a limit on requests in flight (gRFC A32), not a reaction
-//! to failures.
+//! to failures; that is outlier detection.
 
 mod circuit;
+mod outlier;
 
 pub use circuit::{Circuit, RETRIES_EARNED_MAX};
+pub use outlier::{OutlierDetector, is_suspicious};

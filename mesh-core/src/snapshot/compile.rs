@@ -5,21 +5,25 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use tokio::sync::watch;
 
-use super::{ClusterEndpoint, ClusterHandle, ClusterSnapshot, Snapshot};
+use super::{
+    ClusterHandle, ClusterSnapshot, Snapshot,
+    drops::{DropCounters, Drops},
+    endpoints::{Arranged, StatsByAddress, arrange},
+    lazy::{LazySnapshot, Source},
+};
 use crate::{
     ConfigError,
-    balance::Picker,
-    config::{self, ClusterEndpoints, LbPolicy, RouteConfig},
+    balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
+    config::{self, ClusterEndpoints, CommonLbConfig, LbPolicy, RouteConfig},
+    load::ClusterLoad,
     name::{ClusterName, ListenerName},
     rng::{Rng, SplitMix64},
     route::RouteTable,
-    stats::EndpointStats,
 };
 
 /// Everything one listener needs, every reference resolved.
@@ -52,14 +56,35 @@ pub struct Compiler {
     clusters: HashMap<ClusterName, ClusterSlot>,
     generation: u64,
     rng: SplitMix64,
+    factories: Arc<LbPolicyFactories>,
 }
 
+/// The newest version of a cluster.
 #[derive(Debug)]
 struct ClusterSlot {
-    tree: ClusterTree,
-    tx: watch::Sender<Arc<ClusterSnapshot>>,
-    /// Counters by address, kept while a snapshot or a request in flight holds them.
-    stats: HashMap<SocketAddr, Weak<EndpointStats>>,
+    tx: watch::Sender<Arc<LazySnapshot>>,
+    load: Arc<ClusterLoad>,
+}
+
+/// What outlives the snapshots of a cluster.
+#[derive(Debug)]
+pub(super) struct Kept {
+    stats: StatsByAddress,
+    drop_counters: DropCounters,
+    tiers: Arc<TierState>,
+    /// Chooses subsets.
+    seed: u64,
+}
+
+impl Kept {
+    fn new(seed: u64) -> Self {
+        Self {
+            stats: StatsByAddress::new(),
+            drop_counters: DropCounters::new(),
+            tiers: Arc::default(),
+            seed,
+        }
+    }
 }
 
 impl Compiler {
@@ -69,6 +94,7 @@ impl Compiler {
             clusters: HashMap::new(),
             generation: 0,
             rng: SplitMix64::new(seed),
+            factories: Arc::default(),
         }
     }
 
@@ -88,6 +114,7 @@ impl Compiler {
             handles.push(ClusterHandle {
                 name: name.clone(),
                 current: slot.tx.subscribe(),
+                load: Arc::clone(&slot.load),
             });
         }
         let routes = RouteTable::compile(
@@ -105,35 +132,44 @@ impl Compiler {
         }))
     }
 
-    /// Compiles one cluster and swaps it in place. Equal config changes nothing.
+    /// Swaps one cluster in place; it is compiled when somebody looks at it. Equal config changes
+    /// nothing.
     pub fn update_cluster(&mut self, name: &ClusterName, tree: &ClusterTree) {
-        if self
-            .clusters
-            .get(name)
-            .is_some_and(|slot| slot.tree == *tree)
-        {
+        let held = self.clusters.get(name).map(|slot| slot.tx.borrow().clone());
+        if held.as_ref().is_some_and(|held| held.source.tree == *tree) {
             return;
         }
         self.generation += 1;
-        let (generation, start) = (self.generation, self.rng.next_u64());
-        match self.clusters.get_mut(name) {
-            Some(slot) => {
-                let snapshot = compile_cluster(name, tree, generation, start, &mut slot.stats);
-                slot.tree = tree.clone();
-                slot.tx.send_replace(Arc::new(snapshot));
-            }
+        let start = self.rng.next_u64();
+        let kept = held.map(|held| Arc::clone(&held.source.kept));
+        let version = Arc::new(LazySnapshot::new(Source {
+            name: name.clone(),
+            tree: tree.clone(),
+            generation: self.generation,
+            start,
+            kept: kept.unwrap_or_else(|| Arc::new(Mutex::new(Kept::new(start)))),
+            factories: Arc::clone(&self.factories),
+        }));
+        match self.clusters.get(name) {
+            Some(slot) => _ = slot.tx.send_replace(version),
             None => {
-                let mut stats = HashMap::new();
-                let snapshot = compile_cluster(name, tree, generation, start, &mut stats);
-                let (tx, _) = watch::channel(Arc::new(snapshot));
-                let slot = ClusterSlot {
-                    tree: tree.clone(),
-                    tx,
-                    stats,
-                };
-                self.clusters.insert(name.clone(), slot);
+                let (tx, _) = watch::channel(version);
+                let load = Arc::default();
+                self.clusters.insert(name.clone(), ClusterSlot { tx, load });
             }
         }
+    }
+
+    /// Gives clusters a policy of the application's own, for those that declare
+    /// [`LbPolicy::Custom`] with this name.
+    #[must_use]
+    pub fn with_policy(
+        mut self,
+        name: impl Into<String>,
+        factory: Arc<dyn LbPolicyFactory>,
+    ) -> Self {
+        Arc::make_mut(&mut self.factories).insert(name.into(), factory);
+        self
     }
 
     /// Forgets clusters for which `is_wanted` is false. Whoever holds a handle keeps the last
@@ -143,85 +179,75 @@ impl Compiler {
     }
 }
 
-fn compile_cluster(
-    name: &ClusterName,
-    tree: &ClusterTree,
-    generation: u64,
-    start: u64,
-    stats: &mut HashMap<SocketAddr, Weak<EndpointStats>>,
-) -> ClusterSnapshot {
-    let mut endpoints = Vec::new();
-    let mut resolution_note = None;
-    match &tree.endpoints {
-        Ok(assignment) => {
-            endpoints = usable_endpoints(assignment, stats);
-            if endpoints.is_empty() {
-                resolution_note = Some(ConfigError::new(
-                    format!("endpoints {}", assignment.name),
-                    "",
-                    "no usable endpoint: the control plane knows none that is healthy",
-                ));
+impl Kept {
+    /// Compiles `tree`, keeping what outlives snapshots.
+    pub(super) fn compile(
+        &mut self,
+        tree: &ClusterTree,
+        name: &ClusterName,
+        generation: u64,
+        start: u64,
+        factories: &LbPolicyFactories,
+    ) -> ClusterSnapshot {
+        let fallback = LbPolicy::Random;
+        let common = CommonLbConfig::default();
+        let (policy, common, outliers) = match &tree.cluster {
+            Ok(cluster) => (
+                &cluster.lb_policy,
+                &cluster.common_lb_config,
+                cluster.outlier_detection.as_ref(),
+            ),
+            Err(_) => (&fallback, &common, None),
+        };
+        let mut arranged = Arranged::default();
+        let mut drops = Drops::default();
+        let mut overprovisioning_factor = None;
+        let mut resolution_note = None;
+        match &tree.endpoints {
+            Ok(assignment) => {
+                arranged = arrange(assignment, common, self.seed, &mut self.stats);
+                drops = Drops::new(&assignment.drop_overloads, &mut self.drop_counters);
+                overprovisioning_factor = assignment.overprovisioning_factor;
+                if arranged.endpoints.is_empty() {
+                    resolution_note = Some(ConfigError::new(
+                        format!("endpoints {}", assignment.name),
+                        "",
+                        "no usable endpoint: the control plane knows none that is healthy",
+                    ));
+                }
             }
+            Err(error) => resolution_note = Some(error.clone()),
         }
-        Err(error) => resolution_note = Some(error.clone()),
-    }
-    stats.retain(|_, stats| stats.strong_count() > 0);
-    let policy = match &tree.cluster {
-        Ok(cluster) => cluster.lb_policy,
-        Err(_) => LbPolicy::Random,
-    };
-    let picker = Picker::new(policy, &endpoints, start);
-    ClusterSnapshot {
-        name: name.clone(),
-        generation,
-        config: tree.cluster.clone(),
-        resolution_note,
-        endpoints: endpoints.into(),
-        picker,
-    }
-}
-
-/// The endpoints of the first priority that has a usable one (gRFC A56, by declared health).
-fn usable_endpoints(
-    assignment: &ClusterEndpoints,
-    stats: &mut HashMap<SocketAddr, Weak<EndpointStats>>,
-) -> Vec<ClusterEndpoint> {
-    let usable = |locality: &&config::LocalityEndpoints| {
-        locality
-            .endpoints
-            .iter()
-            .any(|endpoint| endpoint.health.is_usable())
-    };
-    let Some(priority) = assignment
-        .localities
-        .iter()
-        .filter(usable)
-        .map(|locality| locality.priority)
-        .min()
-    else {
-        return Vec::new();
-    };
-    let mut endpoints = Vec::new();
-    for locality in assignment
-        .localities
-        .iter()
-        .filter(|l| l.priority == priority)
-    {
-        let place = Arc::new(locality.locality.clone());
-        for endpoint in locality.endpoints.iter().filter(|e| e.health.is_usable()) {
-            let entry = stats.entry(endpoint.address).or_default();
-            let stats = entry.upgrade().unwrap_or_else(|| {
-                let fresh = Arc::new(EndpointStats::default());
-                *entry = Arc::downgrade(&fresh);
-                fresh
-            });
-            endpoints.push(ClusterEndpoint {
-                address: endpoint.address,
-                weight: endpoint.weight,
-                locality: Arc::clone(&place),
-                stats,
-            });
+        self.stats.retain(|_, stats| stats.strong_count() > 0);
+        let mut parts = Parts {
+            policy,
+            common,
+            overprovisioning_factor,
+            endpoints: &arranged.endpoints,
+            groups: arranged.groups,
+            rests: arranged.rests,
+            single_probe: outliers.is_some_and(|config| config.single_probe),
+            tiers: &self.tiers,
+            factories,
+            start,
+        };
+        let mut config = tree.cluster.clone();
+        let picker = Picker::build(&parts).unwrap_or_else(|reason| {
+            let cluster = format!("cluster {name}");
+            config = Err(ConfigError::new(cluster, "lb_policy", reason));
+            parts.policy = &fallback;
+            // It is never asked: requests fail with the error before.
+            Picker::build(&parts).unwrap_or_else(|_| unreachable!("random needs no factory"))
+        });
+        ClusterSnapshot {
+            name: name.clone(),
+            generation,
+            config,
+            resolution_note,
+            endpoints: arranged.endpoints.into(),
+            picker,
+            drops,
+            by_address: OnceLock::new(),
         }
     }
-    endpoints
 }

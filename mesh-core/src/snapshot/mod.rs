@@ -5,23 +5,39 @@
 //! names has a value or a recorded error.
 
 mod compile;
+mod drops;
+mod endpoints;
+mod lazy;
+mod maintain;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use crate::balance::ClusterEndpoint;
 pub use compile::{ClusterTree, Compiler, ConfigTree};
+pub use drops::{DropCounter, Drops};
+pub use lazy::LazySnapshot;
+pub use maintain::Maintainer;
 pub use store::{ListenerState, SnapshotReader, SnapshotWriter, pair};
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use tokio::sync::watch;
 
 use crate::{
     ConfigError,
-    balance::Picker,
+    balance::{PickContext, PickResult, Picker, resolve_override},
     config,
+    health::is_suspicious,
+    load::ClusterLoad,
     name::{ClusterName, ListenerName},
+    observed::Observation,
+    outcome::Verdict,
+    rng::Rng,
     route::RouteTable,
 };
 
@@ -44,7 +60,9 @@ pub struct ClusterHandle {
     /// The cluster.
     pub name: ClusterName,
     /// Its current value; swapped whenever policy or endpoints change.
-    pub current: watch::Receiver<Arc<ClusterSnapshot>>,
+    pub current: watch::Receiver<Arc<LazySnapshot>>,
+    /// Its load, as far as its endpoints' counters do not tell.
+    pub load: Arc<ClusterLoad>,
 }
 
 /// The compiled configuration of one cluster.
@@ -62,4 +80,67 @@ pub struct ClusterSnapshot {
     pub endpoints: Box<[ClusterEndpoint]>,
     /// Chooses among `endpoints`.
     pub picker: Picker,
+    /// Requests to refuse.
+    pub drops: Drops,
+    /// Made for the first session that sticks to an endpoint.
+    by_address: OnceLock<HashMap<SocketAddr, usize>>,
+}
+
+impl ClusterSnapshot {
+    /// Picks an endpoint: that of the request's session, if it can be used, or by the cluster's
+    /// policy.
+    #[inline]
+    pub fn pick<R: Rng>(&self, context: &mut PickContext<'_, R>) -> PickResult {
+        if let Some(host) = context.override_host
+            && let Some(result) = self.pick_override(host)
+        {
+            return result;
+        }
+        self.picker.pick(&self.endpoints, context)
+    }
+
+    #[cold]
+    fn pick_override(&self, host: SocketAddr) -> Option<PickResult> {
+        let by_address = self.by_address.get_or_init(|| {
+            let endpoints = self.endpoints.iter().enumerate();
+            endpoints
+                .map(|(index, endpoint)| (endpoint.address, index))
+                .collect()
+        });
+        let config = self.config.as_ref().ok()?;
+        let allowed = &config.common_lb_config.override_host_status;
+        resolve_override(&self.endpoints, by_address.get(&host).copied(), allowed)
+    }
+
+    /// Whether time does anything to it: only then is a [`Maintainer`] of use.
+    pub fn wants_maintenance(&self) -> bool {
+        let config = self.config.as_ref().ok();
+        let is_watched = config.is_some_and(|config| config.outlier_detection.is_some());
+        is_watched || matches!(self.picker, Picker::Other(_))
+    }
+
+    /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.
+    /// `observation` is wanted where [`Picker::observes`] says so. Returns whether the cluster's
+    /// [`Maintainer`] should look at it now.
+    #[must_use]
+    #[inline]
+    pub fn end_attempt(
+        &self,
+        endpoint: usize,
+        verdict: Verdict,
+        observation: Option<&Observation<'_>>,
+    ) -> bool {
+        let stats = &self.endpoints[endpoint].stats;
+        stats.end_as(verdict);
+        if let Some(observation) = observation {
+            self.picker.observe(&self.endpoints, endpoint, observation);
+        }
+        let Ok(config) = &self.config else {
+            return false;
+        };
+        match &config.outlier_detection {
+            Some(config) => is_suspicious(config, stats),
+            None => false,
+        }
+    }
 }

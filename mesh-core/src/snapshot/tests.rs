@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::*;
-use crate::config::*;
+use crate::{balance::*, config::*, stats::Connectivity};
 
 fn endpoint(port: u16, health: HealthStatus) -> Endpoint {
     Endpoint {
@@ -15,9 +15,9 @@ fn endpoint(port: u16, health: HealthStatus) -> Endpoint {
 }
 
 fn assignment(tiers: &[&[(u16, HealthStatus)]]) -> Arc<ClusterEndpoints> {
-    Arc::new(ClusterEndpoints {
-        name: "c".into(),
-        localities: tiers
+    Arc::new(ClusterEndpoints::new(
+        "c",
+        tiers
             .iter()
             .enumerate()
             .map(|(priority, tier)| LocalityEndpoints {
@@ -30,19 +30,11 @@ fn assignment(tiers: &[&[(u16, HealthStatus)]]) -> Arc<ClusterEndpoints> {
                     .collect(),
             })
             .collect(),
-    })
+    ))
 }
 
 fn cluster_tree(tiers: &[&[(u16, HealthStatus)]]) -> ClusterTree {
-    let cluster = Cluster {
-        name: "c".into(),
-        discovery: Discovery::Eds("c".into()),
-        lb_policy: LbPolicy::RoundRobin,
-        circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-        http_version: HttpVersion::ByRequest,
-        tls: None,
-    };
+    let cluster = Cluster::new("c");
     ClusterTree {
         cluster: Ok(Arc::new(cluster)),
         endpoints: Ok(assignment(tiers)),
@@ -90,34 +82,193 @@ fn an_endpoint_change_swaps_its_cluster_and_keeps_counters_and_routes() {
     );
 }
 
+/// Where requests go when all endpoints are connected, and whether there is a note.
+fn picked(tree_of: ClusterTree) -> (Vec<u16>, bool) {
+    let snapshot = Compiler::new(1).compile(&tree(tree_of)).unwrap();
+    let cluster = snapshot.clusters[0].current.borrow().clone();
+    let mut rng = crate::rng::SplitMix64::new(1);
+    for endpoint in &cluster.endpoints {
+        endpoint.stats.set_connectivity(Connectivity::Ready);
+    }
+    let mut ports = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        let mut context = PickContext::new(&mut rng, &[]);
+        if let PickResult::Endpoint(index) = cluster.pick(&mut context) {
+            ports.insert(cluster.endpoints[index].address.port());
+        }
+    }
+    (
+        ports.into_iter().collect(),
+        cluster.resolution_note.is_some(),
+    )
+}
+
 #[test]
 fn the_first_priority_with_a_usable_endpoint_is_used() {
-    use HealthStatus::{Draining, Healthy, Unhealthy, Unknown};
-    let ports = |tiers: &[&[(u16, HealthStatus)]]| {
-        let snapshot = Compiler::new(1)
-            .compile(&tree(cluster_tree(tiers)))
-            .unwrap();
-        let cluster = snapshot.clusters[0].current.borrow().clone();
-        let note = cluster.resolution_note.is_some();
+    use HealthStatus::{Degraded, Draining, Healthy, Timeout, Unhealthy, Unknown};
+    for (tiers, expected) in [
         (
-            cluster
-                .endpoints
-                .iter()
-                .map(|e| e.address.port())
-                .collect::<Vec<_>>(),
-            note,
-        )
+            &[&[(1, Healthy), (2, Unhealthy)][..], &[(3, Healthy)]][..],
+            &[1][..],
+        ),
+        (&[&[(1, Draining), (2, Timeout)], &[(3, Unknown)]], &[3]),
+        (&[&[(1, Degraded)], &[(3, Unknown)]], &[3]),
+        (&[&[(1, Degraded), (2, Healthy)]], &[2]),
+        (&[&[(1, Unhealthy)], &[(2, Degraded)]], &[2]),
+        (&[&[(1, Unhealthy)]], &[]),
+        (&[], &[]),
+    ] {
+        let is_empty = expected.is_empty();
+        assert_eq!(
+            picked(cluster_tree(tiers)),
+            (expected.to_vec(), is_empty),
+            "{tiers:?}"
+        );
+    }
+}
+
+fn changed(tiers: &[&[(u16, HealthStatus)]], change: impl FnOnce(&mut Cluster)) -> ClusterTree {
+    let mut tree = cluster_tree(tiers);
+    if let Ok(cluster) = &mut tree.cluster {
+        change(Arc::make_mut(cluster));
+    }
+    tree
+}
+
+#[test]
+fn in_a_panic_unhealthy_endpoints_are_used_too() {
+    use HealthStatus::{Healthy, Unhealthy};
+    let tiers: &[&[_]] = &[&[(1, Healthy), (2, Unhealthy), (3, Unhealthy)]];
+    assert_eq!(picked(changed(tiers, |_| {})).0, [1]);
+    let panic = |cluster: &mut Cluster| {
+        cluster.common_lb_config.healthy_panic_threshold = Some(50);
     };
+    assert_eq!(picked(changed(tiers, panic)).0, [1, 2, 3]);
+    assert_eq!(picked(changed(&[&[(1, Unhealthy)]], panic)).0, [1]);
+    let half: &[&[_]] = &[&[(1, Healthy), (2, Unhealthy)]];
     assert_eq!(
-        ports(&[&[(1, Healthy), (2, Unhealthy)], &[(3, Healthy)]]),
-        (vec![1], false)
+        picked(changed(half, panic)).0,
+        [1],
+        "half of them is enough"
     );
+}
+
+#[test]
+fn a_session_sticks_to_a_draining_endpoint_where_that_is_allowed() {
+    use HealthStatus::{Draining, Healthy};
+    let tiers: &[&[_]] = &[&[(1, Healthy), (2, Draining)]];
+    use Connectivity::{Connecting, Ready, TransientFailure};
+    let stick = |allowed: &[HealthStatus], port: u16, state: Connectivity| {
+        let tree = tree(changed(tiers, |cluster| {
+            cluster.common_lb_config.override_host_status = allowed.to_vec();
+        }));
+        let snapshot = Compiler::new(1).compile(&tree).unwrap();
+        let cluster = snapshot.clusters[0].current.borrow().clone();
+        for endpoint in &cluster.endpoints {
+            endpoint
+                .stats
+                .set_connectivity(match endpoint.address.port() {
+                    same if same == port => state,
+                    _ => Ready,
+                });
+        }
+        let mut rng = crate::rng::SplitMix64::new(1);
+        let mut context = PickContext::new(&mut rng, &[]);
+        context.override_host = Some(endpoint(port, Healthy).address);
+        match cluster.pick(&mut context) {
+            PickResult::Endpoint(index) => Some(cluster.endpoints[index].address.port()),
+            _ => None,
+        }
+    };
+    assert_eq!(stick(&[], 1, Ready), Some(1));
     assert_eq!(
-        ports(&[&[(1, Draining), (2, Unhealthy)], &[(3, Unknown)]]),
-        (vec![3], false)
+        stick(&[], 2, Ready),
+        Some(1),
+        "draining is not allowed by default"
     );
-    assert_eq!(ports(&[&[(1, Unhealthy)]]), (vec![], true));
-    assert_eq!(ports(&[]), (vec![], true));
+    assert_eq!(stick(&[Healthy, Draining], 2, Ready), Some(2));
+    assert_eq!(stick(&[Draining], 1, Ready), Some(1), "balanced, as any");
+    assert_eq!(stick(&[Healthy, Draining], 2, Connecting), None, "waits");
+    assert_eq!(stick(&[Healthy, Draining], 2, TransientFailure), Some(1));
+    assert_eq!(stick(&[Healthy, Draining], 9, Ready), Some(1), "it is gone");
+    // A draining endpoint that is kept gets nothing else.
+    let tree = changed(tiers, |cluster| {
+        cluster.common_lb_config.override_host_status = vec![Healthy, Draining];
+    });
+    assert_eq!(picked(tree).0, [1]);
+}
+
+#[test]
+fn drops_are_independent_and_counted_by_category() {
+    let rule = |category: &str, percent| DropOverload {
+        category: category.into(),
+        share: Fraction::new(percent, 100).unwrap(),
+    };
+    let mut tree_of = cluster_tree(&[&[(1, HealthStatus::Healthy)]]);
+    if let Ok(endpoints) = &mut tree_of.endpoints {
+        Arc::make_mut(endpoints).drop_overloads = vec![rule("lb", 50), rule("throttle", 40)];
+    }
+    let mut compiler = Compiler::new(1);
+    let snapshot = compiler.compile(&tree(tree_of.clone())).unwrap();
+    let mut current = snapshot.clusters[0].current.clone();
+    let mut rng = crate::rng::SplitMix64::new(1);
+    let cluster = current.borrow_and_update().clone();
+    let dropped = (0..100_000)
+        .filter(|_| cluster.drops.draw(&mut rng).is_some())
+        .count();
+    assert!(
+        (69_500..70_500).contains(&dropped),
+        "1 - 0.5 * 0.6: {dropped}"
+    );
+    // Counters outlive snapshots.
+    if let Ok(endpoints) = &mut tree_of.endpoints {
+        Arc::make_mut(endpoints).drop_overloads.remove(0);
+    }
+    compiler.update_cluster(&"c".into(), &tree_of);
+    let cluster = current.borrow_and_update().clone();
+    let counters: Vec<_> = cluster.drops.counters().collect();
+    assert_eq!(counters[0].category(), "throttle");
+    assert!((19_000..21_000).contains(&counters[0].dropped()));
+}
+
+#[test]
+fn a_subset_is_used_and_stays() {
+    let tier: Vec<_> = (1..=100)
+        .map(|port| (port, HealthStatus::Healthy))
+        .collect();
+    let subset = |cluster: &mut Cluster| cluster.common_lb_config.subset_size = Some(10);
+    let tree_of = changed(&[&tier], subset);
+    let (before, _) = picked(tree_of);
+    assert_eq!(before.len(), 10);
+    let gone: Vec<_> = tier
+        .iter()
+        .copied()
+        .filter(|(port, _)| *port != before[0])
+        .collect();
+    let (after, _) = picked(changed(&[&gone], subset));
+    let kept = after.iter().filter(|port| before.contains(port)).count();
+    assert_eq!((after.len(), kept), (10, 9));
+}
+
+#[test]
+fn a_policy_that_nobody_brought_fails_its_cluster() {
+    let tree_of = changed(&[&[(1, HealthStatus::Healthy)]], |cluster| {
+        cluster.lb_policy = LbPolicy::Custom {
+            name: "mine".into(),
+            config: "{}".into(),
+        };
+    });
+    let snapshot = Compiler::new(1).compile(&tree(tree_of)).unwrap();
+    let error = snapshot.clusters[0]
+        .current
+        .borrow()
+        .config
+        .clone()
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("lb_policy: no policy \"mine\""),
+        "{error}"
+    );
 }
 
 #[test]

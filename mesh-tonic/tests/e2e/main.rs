@@ -320,6 +320,108 @@ async fn a_process_that_starts_without_the_control_plane_routes_by_its_state_fil
     assert_eq!(reply.into_inner().version, "v1");
 }
 
+/// Static stability under mutual TLS, on both sides of a call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_start_without_the_control_plane_call_over_mutual_tls() {
+    let mut world = World::start_with(SECURITY, Duration::from_secs(3600)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let stored = |account: &str| {
+        let state = folder.path().join(format!("{account}.state"));
+        let identity = folder.path().join(format!("{account}.identity"));
+        (state, identity)
+    };
+    let member = |account: &'static str, world: &World| {
+        let (state, identity) = stored(account);
+        let member = world.member_builder(account).state_file(state);
+        async move { member.identity_file(identity).build().await.unwrap() }
+    };
+    let answered = async |mesh: &mesh_tower::Mesh| {
+        let mut client = greeter_client(mesh);
+        let answer = async {
+            loop {
+                match client.say_hello(hello()).await {
+                    Ok(reply) => return reply.into_inner(),
+                    // The name is not known before the file with the endpoints was read.
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        timeout(MUST_HAPPEN, answer).await.expect("an answer")
+    };
+    let frontend_id = "spiffe://cluster.local/ns/default/sa/frontend";
+
+    let greeter = member("greeter", &world).await;
+    let server = world.greeter_of(greeter, "v1").await;
+    world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    let frontend = member("frontend", &world).await;
+    assert_eq!(answered(&frontend).await.peer, frontend_id);
+
+    // Both end, each with what it knew on disk, and then the control plane.
+    let address = server.kill().await;
+    drop(frontend);
+    let streams = world.control_plane.as_ref().unwrap().streams();
+    let mut streams = streams;
+    timeout(MUST_HAPPEN, streams.wait_for(|open| *open == 0))
+        .await
+        .expect("both streams are closed")
+        .unwrap();
+    for account in ["greeter", "frontend"] {
+        let (state, identity) = stored(account);
+        assert!(state.exists() && identity.exists(), "{account}");
+    }
+    world.stop_control_plane().await;
+
+    let greeter = member("greeter", &world).await;
+    timeout(MUST_HAPPEN, greeter.ready())
+        .await
+        .unwrap()
+        .unwrap();
+    let server = world.greeter_of_at(greeter, address, "v2").await;
+    let frontend = member("frontend", &world).await;
+    let reply = answered(&frontend).await;
+    assert_eq!((&*reply.peer, &*reply.version), (frontend_id, "v2"));
+
+    // Without the file there is no identity, and nothing else is done in its place.
+    let (state, _) = stored("frontend");
+    let bare = world.member_builder("frontend").state_file(state);
+    let bare = bare.build().await.unwrap();
+    let mut request = tonic::Request::new(hello());
+    request.set_timeout(Duration::from_millis(200));
+    greeter_client(&bare).say_hello(request).await.unwrap_err();
+    drop(server);
+}
+
+/// gRFC A78, on the page that Prometheus reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_to_the_control_plane_is_among_the_metrics_while_it_lives() {
+    let world = World::start().await;
+    let telemetry = Telemetry::disabled();
+    let frontend = world.member_with("frontend", telemetry.clone()).await;
+    let text = telemetry.metrics().encode();
+    for line in [
+        "grpc_xds_client_connected{grpc_target=\"frontend~ns/default/sa/frontend\"",
+        "grpc_xds_client_resource_updates_valid_total{",
+        "grpc_xds_cache_state=\"acked\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is missing in\n{text}");
+    }
+    drop(frontend);
+    let ended = async {
+        while telemetry.metrics().encode().contains("grpc_target") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(MUST_HAPPEN, ended).await.expect("they end with it");
+}
+
+#[tokio::test]
+async fn an_identity_file_without_a_state_file_is_refused() {
+    let world = World::start().await;
+    let builder = world.member_builder("frontend").identity_file("identity");
+    let error = builder.build().await.unwrap_err().to_string();
+    assert!(error.contains("without state_file"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_generated_client_works_in_a_spawned_task_and_deadlines_reach_the_server() {
     let (world, servers) = split_world().await;

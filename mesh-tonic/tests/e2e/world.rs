@@ -35,10 +35,23 @@ pub(crate) struct World {
     dir: TempDir,
     pub(crate) control_plane: Option<Running>,
     xds: SocketAddr,
+    /// Asked when the first cannot be reached.
+    fallbacks: Vec<SocketAddr>,
     cert_ttl: Duration,
 }
 
 impl World {
+    /// The directories for control planes that run elsewhere, at these addresses in order.
+    pub(crate) fn without_control_plane(xds: SocketAddr, fallbacks: Vec<SocketAddr>) -> Self {
+        Self {
+            dir: directories(""),
+            control_plane: None,
+            xds,
+            fallbacks,
+            cert_ttl: Duration::from_secs(3600),
+        }
+    }
+
     pub(crate) async fn start() -> Self {
         Self::start_with("", Duration::from_secs(3600)).await
     }
@@ -49,10 +62,7 @@ impl World {
 
     /// A control plane that finds `config` when it starts.
     pub(crate) async fn start_with(config: &str, cert_ttl: Duration) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("config")).unwrap();
-        fs::write(dir.path().join("config/first.yaml"), config).unwrap();
-        fs::create_dir(dir.path().join("data")).unwrap();
+        let dir = directories(config);
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let running = launch(dir.path(), any, cert_ttl).await;
         let xds = running.xds_addr();
@@ -60,6 +70,7 @@ impl World {
             dir,
             control_plane: Some(running),
             xds,
+            fallbacks: Vec::new(),
             cert_ttl,
         }
     }
@@ -71,6 +82,14 @@ impl World {
     pub(crate) async fn start_control_plane(&mut self) {
         let running = launch(self.dir.path(), self.xds, self.cert_ttl).await;
         self.control_plane = Some(running);
+    }
+
+    pub(crate) fn config_dir(&self) -> PathBuf {
+        self.dir.path().join("config")
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     pub(crate) fn http_addr(&self) -> SocketAddr {
@@ -102,7 +121,7 @@ impl World {
 
     pub(crate) fn member_builder(&self, account: &str) -> MeshBuilder {
         Mesh::builder()
-            .bootstrap(self.bootstrap(account))
+            .bootstrap(self.bootstrap(account, account, &[]))
             .telemetry(Telemetry::disabled())
             .drain_timeout(Duration::from_secs(5))
     }
@@ -114,15 +133,38 @@ impl World {
 
     /// A join token of `account` in the namespace `default`.
     pub(crate) fn token(&self, account: &str) -> String {
-        let data = self.dir.path().join("data");
         let life = Duration::from_secs(3600);
-        control_plane::ca::create_token(&data, "default", account, life).unwrap()
+        control_plane::ca::create_token(&self.data_dir(), "default", account, life).unwrap()
     }
 
-    fn bootstrap(&self, account: &str) -> Bootstrap {
-        let token_file = self.dir.path().join(format!("{account}.token"));
+    /// What a member that is `account` and calls itself `node` starts from.
+    pub(crate) fn bootstrap(&self, account: &str, node: &str, features: &[&str]) -> Bootstrap {
+        let token_file = self.dir.path().join(format!("{node}.token"));
         fs::write(&token_file, self.token(account)).unwrap();
-        Bootstrap::from_json(&bootstrap_json(self.xds, account, &token_file)).unwrap()
+        let server = |xds: &SocketAddr| {
+            serde_json::json!({
+                "server_uri": format!("http://{xds}"),
+                "channel_creds": [{"type": "insecure"}],
+                "server_features": features,
+            })
+        };
+        let servers: Vec<_> = [self.xds]
+            .iter()
+            .chain(&self.fallbacks)
+            .map(server)
+            .collect();
+        let json = serde_json::json!({
+            "xds_servers": servers,
+            "node": {
+                "id": format!("{node}~ns/default/sa/{account}"),
+                "metadata": {"NAMESPACE": "default"},
+            },
+            "server_listener_resource_name_template": "mesh/inbound/%s",
+            "certificate_providers": {
+                "default": {"plugin_name": "mesh_csr", "config": {"token_file": token_file}},
+            },
+        });
+        Bootstrap::from_json(&json.to_string()).unwrap()
     }
 
     /// A greeter of the given version on a port of its own.
@@ -138,6 +180,21 @@ impl World {
         telemetry: Telemetry,
     ) -> Server {
         let mesh = self.member_with("greeter", telemetry).await;
+        self.greeter_of_at(mesh, address, version).await
+    }
+
+    /// A greeter that is the given member.
+    pub(crate) async fn greeter_of(&self, mesh: Mesh, version: &'static str) -> Server {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        self.greeter_of_at(mesh, any, version).await
+    }
+
+    pub(crate) async fn greeter_of_at(
+        &self,
+        mesh: Mesh,
+        address: SocketAddr,
+        version: &'static str,
+    ) -> Server {
         let listener = bind(address);
         let address = listener.local_addr().unwrap();
         let greeter = TestGreeter {
@@ -168,22 +225,12 @@ async fn launch(dir: &Path, xds: SocketAddr, cert_ttl: Duration) -> Running {
         .unwrap()
 }
 
-fn bootstrap_json(xds: SocketAddr, account: &str, token_file: &PathBuf) -> String {
-    serde_json::json!({
-        "xds_servers": [{
-            "server_uri": format!("http://{xds}"),
-            "channel_creds": [{"type": "insecure"}],
-        }],
-        "node": {
-            "id": format!("{account}~ns/default/sa/{account}"),
-            "metadata": {"NAMESPACE": "default"},
-        },
-        "server_listener_resource_name_template": "mesh/inbound/%s",
-        "certificate_providers": {
-            "default": {"plugin_name": "mesh_csr", "config": {"token_file": token_file}},
-        },
-    })
-    .to_string()
+fn directories(config: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("config")).unwrap();
+    fs::write(dir.path().join("config/first.yaml"), config).unwrap();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    dir
 }
 
 pub(crate) fn bind(address: SocketAddr) -> TcpListener {

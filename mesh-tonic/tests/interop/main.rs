@@ -2,6 +2,7 @@
 //!
 //! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
+mod endurance;
 mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]
@@ -83,20 +84,26 @@ struct Envoy {
     outbound: u16,
 }
 
-async fn start_envoy(world: &World, folder: &Path, api_type: &str) -> Envoy {
+async fn start_envoy(
+    xds: SocketAddr,
+    (node, token): (&str, String),
+    folder: &Path,
+    api_type: &str,
+) -> Envoy {
     let (admin_port, outbound) = (free_port(), free_port());
     let template = fs::read_to_string(root().join("interop/envoy.yaml")).unwrap();
     let config = [
+        ("@NODE@", node.to_owned()),
         ("@ACCOUNT@", "frontend".to_owned()),
         ("@OUTBOUND_PORT@", outbound.to_string()),
         ("@ADMIN_PORT@", admin_port.to_string()),
         ("@API_TYPE@", api_type.to_owned()),
-        ("@TOKEN@", world.token("frontend")),
-        ("@XDS_PORT@", world.xds_addr().port().to_string()),
+        ("@TOKEN@", token),
+        ("@XDS_PORT@", xds.port().to_string()),
     ]
     .iter()
     .fold(template, |text, (mark, value)| text.replace(mark, value));
-    let path = folder.join("envoy.yaml");
+    let path = folder.join(format!("{node}.yaml"));
     fs::write(&path, config).unwrap();
     let process = Command::new(peer("bin/envoy").await)
         .arg("-c")
@@ -163,7 +170,8 @@ async fn envoy_routes(api_type: &str) {
     );
     world.write("routes.yaml", &routes(80, 20));
     let folder = tempfile::tempdir().unwrap();
-    let envoy = start_envoy(&world, folder.path(), api_type).await;
+    let frontend = ("envoy", world.token("frontend"));
+    let envoy = start_envoy(world.xds_addr(), frontend, folder.path(), api_type).await;
 
     let first = async {
         while call_through(&envoy, true).await.is_err() {
@@ -232,15 +240,40 @@ async fn envoy_over_delta_routes_by_header_and_weight_over_mtls() {
 }
 
 async fn python(world: &World, script: &str) -> Command {
-    let bootstrap = serde_json::json!({
-        "xds_servers": [{
-            "server_uri": world.xds_addr().to_string(),
+    python_of(&[world.xds_addr()], "python", None, script).await
+}
+
+/// A script of gRPC's C-core that asks these servers in order, with certificates if there are some.
+async fn python_of(
+    servers: &[SocketAddr],
+    node: &str,
+    certificates: Option<&Path>,
+    script: &str,
+) -> Command {
+    let server = |xds: &SocketAddr| {
+        serde_json::json!({
+            "server_uri": xds.to_string(),
             "channel_creds": [{"type": "insecure"}],
             "server_features": ["xds_v3"],
-        }],
-        "node": {"id": "python~ns/default/sa/python", "metadata": {"NAMESPACE": "default"}},
+        })
+    };
+    let mut bootstrap = serde_json::json!({
+        "xds_servers": servers.iter().map(server).collect::<Vec<_>>(),
+        "node": {
+            "id": format!("{node}~ns/default/sa/python"),
+            "metadata": {"NAMESPACE": "default"},
+        },
         "server_listener_resource_name_template": "mesh/inbound/%s",
     });
+    if let Some(folder) = certificates {
+        let config = serde_json::json!({
+            "certificate_file": folder.join("cert-chain.pem"),
+            "private_key_file": folder.join("key.pem"),
+            "ca_certificate_file": folder.join("root-cert.pem"),
+        });
+        let provider = serde_json::json!({"plugin_name": "file_watcher", "config": config});
+        bootstrap["certificate_providers"] = serde_json::json!({ "default": provider });
+    }
     let mut command = Command::new(peer("bin/python").await);
     command
         .arg(root().join("interop").join(script))

@@ -80,7 +80,7 @@ impl<M: MakeEndpoint> Attempts<M> {
             if outcome.is_success() {
                 return result.end(self.in_flight, outcome);
             }
-            self.in_flight.fail_attempt();
+            self.in_flight.judge_attempt(outcome);
             self.avoid();
             let result = match self.resend(result, outcome) {
                 Ok(request) => {

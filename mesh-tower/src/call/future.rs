@@ -3,17 +3,20 @@
 use std::{
     fmt,
     future::Future,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use http::Response;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Again, AttemptResult, Attempts, CallResult, Next, classify};
 use crate::{
-    Error,
+    Error, ResponseBody,
     cluster::{EndpointService, Exchange as _, MakeEndpoint},
+    error::{AsError, ShowError},
     in_flight::InFlight,
     telemetry::Protocol,
 };
@@ -22,8 +25,9 @@ type Exchange<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::Exchange;
 type Later<M> = Pin<Box<dyn Future<Output = CallResult<M>> + Send>>;
 
 pin_project! {
-    /// The response to come. Dropping it cancels the request and gives back every permit.
-    pub struct ResponseFuture<M: MakeEndpoint> {
+    /// The response to come. Dropping it cancels the request and gives back every permit. Errors
+    /// are [`Error`], or what a [`ShowError`] makes of them.
+    pub struct ResponseFuture<M: MakeEndpoint, S = AsError> {
         // The call, while its first attempt is under way.
         in_flight: Option<InFlight<M>>,
         exchange: Option<Exchange<M>>,
@@ -34,10 +38,11 @@ pin_project! {
         again: Option<Box<Again>>,
         // Everything else.
         later: Option<Later<M>>,
+        show: PhantomData<S>,
     }
 }
 
-impl<M: MakeEndpoint> ResponseFuture<M> {
+impl<M: MakeEndpoint, S> ResponseFuture<M, S> {
     /// The first attempt was sent.
     pub(super) fn sent(
         in_flight: InFlight<M>,
@@ -52,6 +57,7 @@ impl<M: MakeEndpoint> ResponseFuture<M> {
             sleep: None,
             again,
             later: None,
+            show: PhantomData,
         }
     }
 
@@ -64,6 +70,7 @@ impl<M: MakeEndpoint> ResponseFuture<M> {
             sleep: None,
             again: None,
             later: Some(Box::pin(later)),
+            show: PhantomData,
         }
     }
 
@@ -72,8 +79,8 @@ impl<M: MakeEndpoint> ResponseFuture<M> {
     }
 }
 
-impl<M: MakeEndpoint> Future for ResponseFuture<M> {
-    type Output = CallResult<M>;
+impl<M: MakeEndpoint, S: ShowError> Future for ResponseFuture<M, S> {
+    type Output = Result<Response<ResponseBody<M, S>>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -81,7 +88,7 @@ impl<M: MakeEndpoint> Future for ResponseFuture<M> {
             let Some(later) = this.later else {
                 unreachable!("polled after its end")
             };
-            return later.as_mut().poll(cx);
+            return later.as_mut().poll(cx).map(show);
         };
         let result = match exchange.poll_response(cx) {
             Poll::Ready(Ok(response)) => {
@@ -119,17 +126,26 @@ impl<M: MakeEndpoint> Future for ResponseFuture<M> {
         // Also resets a stream that took too long.
         *this.exchange = None;
         if is_last {
-            return Poll::Ready(result.end(in_flight, outcome));
+            return Poll::Ready(show(result.end(in_flight, outcome)));
         }
         let attempts = Attempts::new(in_flight, this.again.take(), *this.until);
         let later = this
             .later
             .insert(Box::pin(attempts.run(Next::Judge(result))));
-        later.as_mut().poll(cx)
+        later.as_mut().poll(cx).map(show)
     }
 }
 
-impl<M: MakeEndpoint> fmt::Debug for ResponseFuture<M> {
+fn show<M: MakeEndpoint, S: ShowError>(
+    result: CallResult<M>,
+) -> Result<Response<ResponseBody<M, S>>, S::Error> {
+    match result {
+        Ok(response) => Ok(response.map(ResponseBody::shown_as)),
+        Err(error) => Err(S::show(error)),
+    }
+}
+
+impl<M: MakeEndpoint, S> fmt::Debug for ResponseFuture<M, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }

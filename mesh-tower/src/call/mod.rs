@@ -33,7 +33,7 @@ use crate::{
     Body, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
-    error::{DispatchError, Error, ErrorKind},
+    error::{AsError, DispatchError, Error, ErrorKind},
     head::Head,
     headers::find,
     in_flight::InFlight,
@@ -67,9 +67,7 @@ enum AttemptResult<M: MakeEndpoint> {
 impl<M: MakeEndpoint> AttemptResult<M> {
     /// The call ends with this result.
     fn end(self, mut in_flight: InFlight<M>, outcome: Outcome) -> CallResult<M> {
-        if !outcome.is_success() {
-            in_flight.fail_attempt();
-        }
+        in_flight.judge_attempt(outcome);
         let error = match self {
             Self::Response(response) => return Ok(in_flight.respond(response, outcome)),
             Self::Failed(error) => error.into_error(in_flight.state.name().as_str()),
@@ -100,11 +98,11 @@ struct Again {
 }
 
 /// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
-pub(crate) fn start<M: MakeEndpoint>(
+pub(crate) fn start<M: MakeEndpoint, S>(
     listener: &Arc<ListenerRuntime<M>>,
     outgoing: &mut Outgoing<'_>,
     options: CallOptions,
-) -> ResponseFuture<M> {
+) -> ResponseFuture<M, S> {
     let started = Instant::now();
     let live = listener.load();
     let Some(live) = live.ready() else {
@@ -131,7 +129,7 @@ async fn start_when_ready<M: MakeEndpoint>(
                 unreachable!("ready() returns only usable ones")
             };
             let times = [started, Instant::now()];
-            return start_at(&listener, live, &mut outgoing, times, options).await;
+            return start_at::<M, AsError>(&listener, live, &mut outgoing, times, options).await;
         }
         Some(Err(error)) => error,
         None => Error::new(
@@ -146,13 +144,13 @@ async fn start_when_ready<M: MakeEndpoint>(
 }
 
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
-fn start_at<M: MakeEndpoint>(
+fn start_at<M: MakeEndpoint, S>(
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     [started, now]: [Instant; 2],
     options: CallOptions,
-) -> ResponseFuture<M> {
+) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
     let (mut in_flight, route, forward) =
         match permit(listener, live, outgoing, [started, now], &mut rng) {
@@ -160,7 +158,7 @@ fn start_at<M: MakeEndpoint>(
             Err(error) => return ResponseFuture::failed(error),
         };
     if options.reports_endpoint {
-        in_flight.route = Some(Arc::clone(&route.name));
+        in_flight.route = Some(Box::new(Arc::clone(&route.name)));
     }
     in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
     // Only a call that may be repeated keeps its head and records its body.
@@ -206,9 +204,8 @@ fn permit<'l, M: MakeEndpoint>(
         head
     });
     let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
-        chosen.2.activate();
         let state = chosen.2.load();
-        state.acquire()?;
+        state.acquire(rng)?;
         Ok((chosen, state))
     });
     let ((route, forward, _), state) = match permitted {
@@ -251,13 +248,10 @@ fn choose<'l, M: MakeEndpoint>(
         ));
     };
     let forward = forward_action(name, route)?;
-    Ok((
-        route,
-        forward,
-        &live.clusters[forward.cluster(rng) as usize],
-    ))
+    Ok((route, forward, live.clusters.get(forward.cluster(rng))))
 }
 
+#[inline]
 fn forward_action<'r>(
     listener: &str,
     route: &'r CompiledRoute,
@@ -300,6 +294,7 @@ fn classify<B>(response: &Response<B>, protocol: Protocol) -> Outcome {
 }
 
 /// What a request speaks, and how long a gRPC caller waits.
+#[inline]
 fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
     let protocol = Protocol::of(headers);
     match protocol {
@@ -309,6 +304,7 @@ fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
 }
 
 /// The deadline that the caller asks for: its own header, and the request it is serving itself.
+#[inline]
 fn asked_deadline(timeout: Option<&HeaderValue>, now: Instant) -> Option<Instant> {
     let header = timeout
         .and_then(context::parse_grpc_timeout)

@@ -85,14 +85,24 @@ pub struct EndpointContext {
     /// Policy of the cluster.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<EndpointStats>,
-    pub(crate) changed: Arc<Notify>,
+    pub(crate) signals: Arc<Signals>,
+}
+
+/// Who is told that an endpoint has changed.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    /// Requests that wait for an endpoint.
+    pub(crate) waiting: Notify,
+    /// The task that maintains the cluster.
+    pub(crate) maintenance: Notify,
 }
 
 impl EndpointContext {
     /// Reports whether requests can be sent; wakes the requests that wait for it.
     pub fn set_connectivity(&self, connectivity: Connectivity) {
         self.stats.set_connectivity(connectivity);
-        self.changed.notify_waiters();
+        self.signals.waiting.notify_waiters();
+        self.signals.maintenance.notify_one();
     }
 }
 

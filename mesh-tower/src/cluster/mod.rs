@@ -9,5 +9,5 @@ mod registry;
 mod runtime;
 
 pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
-pub(crate) use registry::ClusterRegistry;
+pub(crate) use registry::{BoundClusters, ClusterRegistry};
 pub(crate) use runtime::{ClusterRuntime, ClusterState, pick_later};

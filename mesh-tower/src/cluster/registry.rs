@@ -1,13 +1,16 @@
 //! The clusters of a process by name, so that every caller shares connections and limits.
 //!
-//! Read while a snapshot is bound, never by a request.
+//! Read while a snapshot is bound, and by the first request to a cluster.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
-use mesh_core::{ClusterName, snapshot::ClusterHandle};
+use mesh_core::{
+    ClusterName,
+    snapshot::{ClusterHandle, Snapshot},
+};
 
 use super::{ClusterRuntime, MakeEndpoint};
 use crate::telemetry::Metrics;
@@ -28,16 +31,63 @@ impl<M: MakeEndpoint> ClusterRegistry<M> {
         }
     }
 
+    /// The clusters of a snapshot, bound to the runtimes of those that are in use.
+    pub(crate) fn bind(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> BoundClusters<M> {
+        let clusters = self.lock();
+        let bound = snapshot.clusters.iter().map(|handle| {
+            let held = clusters.get(&handle.name).and_then(Weak::upgrade);
+            match held {
+                Some(runtime) => {
+                    runtime.follow(handle);
+                    OnceLock::from(runtime)
+                }
+                None => OnceLock::new(),
+            }
+        });
+        BoundClusters {
+            bound: bound.collect(),
+            snapshot: Arc::clone(snapshot),
+            registry: Arc::clone(self),
+        }
+    }
+
     /// The runtime of `handle`'s cluster, made if it is not in use yet.
-    pub(crate) fn bind(&self, handle: &ClusterHandle) -> Arc<ClusterRuntime<M>> {
-        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+    fn get_or_make(&self, handle: &ClusterHandle) -> Arc<ClusterRuntime<M>> {
+        let mut clusters = self.lock();
         if let Some(runtime) = clusters.get(&handle.name).and_then(Weak::upgrade) {
             runtime.follow(handle);
+            runtime.tell_drops_to(&handle.load);
             return runtime;
         }
-        clusters.retain(|_, runtime| runtime.strong_count() > 0);
+        // Room is made before more of it is taken: the cost of a cluster stays constant.
+        if clusters.len() == clusters.capacity() {
+            clusters.retain(|_, runtime| runtime.strong_count() > 0);
+        }
         let runtime = ClusterRuntime::new(handle, Arc::clone(&self.make), &self.metrics);
+        runtime.tell_drops_to(&handle.load);
         clusters.insert(handle.name.clone(), Arc::downgrade(&runtime));
         runtime
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ClusterName, Weak<ClusterRuntime<M>>>> {
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The runtimes of a snapshot's clusters, index by index. One is made by the first request to its
+/// cluster: most clusters of a large mesh are never called by a process, and cost it nothing here.
+pub(crate) struct BoundClusters<M: MakeEndpoint> {
+    bound: Box<[OnceLock<Arc<ClusterRuntime<M>>>]>,
+    snapshot: Arc<Snapshot>,
+    registry: Arc<ClusterRegistry<M>>,
+}
+
+impl<M: MakeEndpoint> BoundClusters<M> {
+    /// The runtime of a cluster, by its index in the snapshot. Must be called inside a tokio runtime.
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> &Arc<ClusterRuntime<M>> {
+        let index = index as usize;
+        let make = || self.registry.get_or_make(&self.snapshot.clusters[index]);
+        self.bound[index].get_or_init(make)
     }
 }

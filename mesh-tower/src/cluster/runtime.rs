@@ -3,13 +3,8 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc, Weak,
-        atomic::{
-            AtomicBool,
-            Ordering::{Relaxed, SeqCst},
-        },
-    },
+    sync::{Arc, Weak},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -18,16 +13,20 @@ use mesh_core::{
     balance::{PickContext, PickResult},
     config::{CircuitBreakers, Cluster},
     health::Circuit,
+    load::{ClusterLoad, DropSource},
+    observed::Observation,
+    outcome::Verdict,
     rng::Rng,
     shard::Sharded,
-    snapshot::{ClusterHandle, ClusterSnapshot},
+    snapshot::{ClusterHandle, ClusterSnapshot, LazySnapshot, Maintainer},
     stats::{Connectivity, EndpointStats},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{sync::watch, time::Instant};
 
-use super::{EndpointContext, EndpointService, MakeEndpoint};
+use super::{EndpointContext, EndpointService, MakeEndpoint, endpoint::Signals};
 use crate::{
     error::{Error, ErrorKind},
+    rng,
     telemetry::{Metrics, metrics::CallMetrics},
 };
 
@@ -37,12 +36,9 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     make: Arc<M>,
     /// The same for all, but a call's reference count is its thread's own.
     state: Sharded<ArcSwap<ClusterState<M>>>,
-    /// Wakes requests that wait for an endpoint.
-    changed: Arc<Notify>,
-    /// Whether a request was ever sent: connections are made then, and kept.
-    active: AtomicBool,
+    signals: Arc<Signals>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
-    source: watch::Sender<watch::Receiver<Arc<ClusterSnapshot>>>,
+    source: watch::Sender<watch::Receiver<Arc<LazySnapshot>>>,
 }
 
 /// What the calls of a cluster count together.
@@ -50,6 +46,12 @@ pub(crate) struct ClusterTotals {
     name: ClusterName,
     circuit: Circuit,
     calls: Arc<CallMetrics>,
+}
+
+impl DropSource for ClusterTotals {
+    fn dropped(&self) -> u64 {
+        self.circuit.dropped()
+    }
 }
 
 /// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps.
@@ -85,21 +87,17 @@ impl<M: MakeEndpoint> EndpointSlot<M> {
     pub(crate) fn begin(&self) {
         self.stats.begin();
     }
-
-    /// A request that began has ended.
-    pub(crate) fn end(&self, success: bool) {
-        self.stats.end(success);
-    }
 }
 
 impl<M: MakeEndpoint> ClusterRuntime<M> {
-    /// A runtime that follows `handle`. Must be called inside a tokio runtime.
+    /// A runtime that follows `handle` and connects to its endpoints, now and to those to come. Must
+    /// be called inside a tokio runtime.
     pub(super) fn new(handle: &ClusterHandle, make: Arc<M>, metrics: &Metrics) -> Arc<Self> {
         let mut current = handle.current.clone();
-        let snapshot = current.borrow_and_update().clone();
+        let snapshot = Arc::clone(current.borrow_and_update().get());
         let (source, followed) = watch::channel(current);
-        let changed = Arc::new(Notify::new());
-        let services = bind(&snapshot, &[], &*make, &changed);
+        let signals = Arc::<Signals>::default();
+        let services = bind(&snapshot, &[], &*make, &signals);
         let calls = metrics.cluster(handle.name.as_str());
         calls.set_endpoints(&snapshot);
         let totals = Arc::new(ClusterTotals {
@@ -120,13 +118,19 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 state: Sharded::new(state),
                 totals: Arc::clone(&totals),
                 make,
-                changed,
-                active: AtomicBool::new(false),
+                signals,
                 source,
             }
         });
-        tokio::spawn(follow(Arc::downgrade(&runtime), followed));
+        runtime.connect_all(&snapshot, &services);
+        let signals = Arc::clone(&runtime.signals);
+        tokio::spawn(follow(Arc::downgrade(&runtime), followed, signals));
         runtime
+    }
+
+    /// Shows load reports what the circuit breaker drops.
+    pub(super) fn tell_drops_to(&self, load: &ClusterLoad) {
+        load.count_drops_of(Arc::clone(&self.totals) as Arc<dyn DropSource>);
     }
 
     /// Follows another source of the same cluster, if it is another. A cluster that left the
@@ -142,19 +146,26 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         });
     }
 
-    /// Makes connections, now and for endpoints to come.
-    pub(crate) fn activate(&self) {
-        // Sequentially consistent with `update`: of the two, the later one sees the other, so that
-        // no endpoint is left unconnected.
-        if !self.active.load(Relaxed) && !self.active.swap(true, SeqCst) {
-            self.connect_all(&self.load().services);
+    /// Connects to all endpoints but those of a priority that is not needed yet.
+    fn connect_all(&self, snapshot: &ClusterSnapshot, services: &[Arc<EndpointSlot<M>>]) {
+        for (index, slot) in services.iter().enumerate() {
+            if snapshot.picker.connects(index) {
+                slot.service.connect();
+            }
         }
     }
 
-    fn connect_all(&self, services: &[Arc<EndpointSlot<M>>]) {
-        for slot in services {
-            slot.service.connect();
+    /// Does what time does to the cluster; returns when to do so again.
+    fn maintain(&self, maintainer: &mut Maintainer) -> Option<Instant> {
+        let state = self.load();
+        let now = Instant::now();
+        let next = maintainer.advance(&state.snapshot, now.into_std());
+        if state.snapshot.wants_maintenance() {
+            self.connect_all(&state.snapshot, &state.services);
+            // Another priority may be in use.
+            self.signals.waiting.notify_waiters();
         }
+        next.map(Instant::from_std)
     }
 
     /// The newest endpoints and policy.
@@ -164,7 +175,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
 
     fn update(self: &Arc<Self>, snapshot: &Arc<ClusterSnapshot>) {
         let held = Arc::clone(&self.load().services);
-        let services = bind(snapshot, &held, &*self.make, &self.changed);
+        let services = bind(snapshot, &held, &*self.make, &self.signals);
         for shard in self.state.iter() {
             shard.store(Arc::new(ClusterState {
                 snapshot: Arc::clone(snapshot),
@@ -174,14 +185,12 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             }));
         }
         self.totals.calls.set_endpoints(snapshot);
-        if self.active.load(SeqCst) {
-            self.connect_all(&services);
-        }
+        self.connect_all(snapshot, &services);
         let kept = by_address(&services);
         for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {
             gone.service.disconnect();
         }
-        self.changed.notify_waiters();
+        self.signals.waiting.notify_waiters();
     }
 }
 
@@ -208,20 +217,42 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// Takes a permit for one request; give it back with [`release`](Self::release).
     ///
     /// # Errors
-    /// When the cluster is not usable, or has as many requests in flight as it may have.
-    pub(crate) fn acquire(&self) -> Result<(), Error> {
-        let limits = self.limits()?;
-        if self.totals.circuit.try_acquire(limits) {
-            return Ok(());
+    /// When the control plane wants the request dropped, the cluster is not usable, or has as many
+    /// requests in flight as it may have.
+    #[inline]
+    pub(crate) fn acquire(&self, rng: &mut impl Rng) -> Result<(), Error> {
+        // Before the circuit: what is dropped takes no permit (gRFC A27).
+        if let Some(category) = self.snapshot.drops.draw(rng) {
+            return Err(self.dropped(category));
         }
-        Err(Error::new(
+        match self.limits() {
+            Ok(limits) if self.totals.circuit.try_acquire(limits) => Ok(()),
+            Ok(limits) => Err(self.circuit_open(limits)),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[cold]
+    fn dropped(&self, category: &str) -> Error {
+        Error::new(
+            ErrorKind::Dropped,
+            format!(
+                "cluster {}: dropped, category {category:?} of drop_overloads",
+                self.name()
+            ),
+        )
+    }
+
+    #[cold]
+    fn circuit_open(&self, limits: &CircuitBreakers) -> Error {
+        Error::new(
             ErrorKind::CircuitOpen,
             format!(
                 "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
                 self.name(),
                 limits.max_requests
             ),
-        ))
+        )
     }
 
     fn limits(&self) -> Result<&CircuitBreakers, Error> {
@@ -261,11 +292,36 @@ impl<M: MakeEndpoint> ClusterState<M> {
         previous: &[SocketAddr],
     ) -> Option<Result<u32, Error>> {
         let snapshot = &self.snapshot;
-        let mut context = PickContext { rng, previous };
-        match snapshot.picker.pick(&snapshot.endpoints, &mut context) {
+        let mut context = PickContext::new(rng, previous);
+        if self.observes() {
+            context.now = Some(Instant::now().into_std());
+        }
+        match snapshot.pick(&mut context) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
             PickResult::Queue => None,
             PickResult::Fail => Some(Err(self.no_endpoint())),
+        }
+    }
+
+    /// Whether the policy wants to know how long attempts take.
+    pub(crate) fn observes(&self) -> bool {
+        self.snapshot.picker.observes()
+    }
+
+    /// An attempt has ended, after `latency` where that is [wanted](Self::observes).
+    pub(crate) fn end_attempt(&self, endpoint: u32, verdict: Verdict, latency: Option<Duration>) {
+        let observation = latency.map(|latency| Observation {
+            now: Instant::now().into_std(),
+            latency,
+            is_success: verdict == Verdict::Success,
+            report: None,
+        });
+        let endpoint = endpoint as usize;
+        let snapshot = &self.snapshot;
+        if snapshot.end_attempt(endpoint, verdict, observation.as_ref())
+            && let Some(runtime) = self.runtime.upgrade()
+        {
+            runtime.signals.maintenance.notify_one();
         }
     }
 
@@ -296,7 +352,7 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
         return Err(state.no_endpoint());
     };
     loop {
-        let changed = runtime.changed.notified();
+        let changed = runtime.signals.waiting.notified();
         tokio::pin!(changed);
         // Registered before the pick, so that a change between the two is not missed.
         changed.as_mut().enable();
@@ -330,7 +386,7 @@ fn bind<M: MakeEndpoint>(
     snapshot: &ClusterSnapshot,
     held: &[Arc<EndpointSlot<M>>],
     make: &M,
-    changed: &Arc<Notify>,
+    signals: &Arc<Signals>,
 ) -> Services<M> {
     let Ok(cluster) = &snapshot.config else {
         return Arc::new([]);
@@ -353,7 +409,7 @@ fn bind<M: MakeEndpoint>(
                 address: endpoint.address,
                 cluster: Arc::clone(cluster),
                 stats: Arc::clone(&stats),
-                changed: Arc::clone(changed),
+                signals: Arc::clone(signals),
             };
             Arc::new(EndpointSlot {
                 address: endpoint.address,
@@ -370,13 +426,20 @@ fn connects_alike(a: &Cluster, b: &Cluster) -> bool {
     a.tls == b.tls && a.http_version == b.http_version && a.connect_timeout == b.connect_timeout
 }
 
-/// Follows the cluster's snapshots until the runtime is gone.
+/// Shortest time between two looks at what endpoints have come to: thousands may change at once.
+const MAINTENANCE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Follows the cluster's snapshots, and maintains what they hold, until the runtime is gone.
 async fn follow<M: MakeEndpoint>(
     runtime: Weak<ClusterRuntime<M>>,
-    mut source: watch::Receiver<watch::Receiver<Arc<ClusterSnapshot>>>,
+    mut source: watch::Receiver<watch::Receiver<Arc<LazySnapshot>>>,
+    signals: Arc<Signals>,
 ) {
     let mut current = source.borrow_and_update().clone();
     let mut is_open = true;
+    let mut maintainer = Maintainer::new(rng::fork().next_u64());
+    let mut looked = Instant::now();
+    let mut due = Some(looked);
     loop {
         tokio::select! {
             switched = source.changed() => {
@@ -393,11 +456,33 @@ async fn follow<M: MakeEndpoint>(
                     continue;
                 }
             }
+            () = signals.maintenance.notified() => {
+                if current.borrow().wants_maintenance() {
+                    due = due.into_iter().chain([looked + MAINTENANCE_PAUSE]).min();
+                }
+                continue;
+            }
+            () = sleep_until(due) => {
+                let Some(runtime) = runtime.upgrade() else {
+                    return;
+                };
+                due = runtime.maintain(&mut maintainer);
+                looked = Instant::now();
+                continue;
+            }
         }
-        let snapshot = current.borrow_and_update().clone();
+        let snapshot = Arc::clone(current.borrow_and_update().get());
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
         runtime.update(&snapshot);
+        due = Some(Instant::now());
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }

@@ -9,6 +9,7 @@
 //! Deviation: roots are not kept apart by trust domain (gRFC A87).
 
 mod leaf;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::watch;
 
 pub(crate) use leaf::{AltName, Leaf};
+pub(crate) use stored::vouched_for;
 
 /// Longest SPIFFE ID, in bytes (SPIFFE-ID §2.3).
 pub const SPIFFE_ID_LENGTH_MAX: usize = 2048;

@@ -16,7 +16,7 @@ use mesh_core::{
 use tokio::sync::watch;
 
 use crate::{
-    cluster::{ClusterRegistry, ClusterRuntime, MakeEndpoint},
+    cluster::{BoundClusters, ClusterRegistry, MakeEndpoint},
     error::{Error, ErrorKind},
     telemetry::Telemetry,
 };
@@ -41,10 +41,10 @@ pub(crate) enum Live<M: MakeEndpoint> {
     Ready(LiveSnapshot<M>),
 }
 
-/// A snapshot and the runtimes of its clusters, index by index.
+/// A snapshot and the runtimes of its clusters.
 pub(crate) struct LiveSnapshot<M: MakeEndpoint> {
     pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) clusters: Box<[Arc<ClusterRuntime<M>>]>,
+    pub(crate) clusters: BoundClusters<M>,
 }
 
 impl<M: MakeEndpoint> Live<M> {
@@ -56,16 +56,12 @@ impl<M: MakeEndpoint> Live<M> {
         }
     }
 
-    fn bind(state: ListenerState, clusters: &ClusterRegistry<M>) -> Self {
+    fn bind(state: ListenerState, clusters: &Arc<ClusterRegistry<M>>) -> Self {
         match state {
             ListenerState::Pending => Self::Pending,
             ListenerState::Failed(error) => Self::Failed(error),
             ListenerState::Ready(snapshot) => Self::Ready(LiveSnapshot {
-                clusters: snapshot
-                    .clusters
-                    .iter()
-                    .map(|handle| clusters.bind(handle))
-                    .collect(),
+                clusters: clusters.bind(&snapshot),
                 snapshot,
             }),
         }

@@ -22,6 +22,7 @@ use prometheus_client::{
 
 use super::{
     code::{Code, Protocol},
+    control_plane::ControlPlaneSeries,
     counts::{Counts, Totals},
 };
 
@@ -40,6 +41,7 @@ struct Shared {
     registry: Mutex<Registry>,
     clusters: Arc<Clusters>,
     server: ServerMetrics,
+    control_planes: ControlPlaneSeries,
 }
 
 /// The clusters in use. One name may have several, in services that share nothing.
@@ -58,11 +60,14 @@ impl Metrics {
         let clusters = Arc::<Clusters>::default();
         registry.register_collector(Box::new(ClientSeries(Arc::clone(&clusters))));
         let server = ServerMetrics::new(&mut registry);
+        let control_planes = ControlPlaneSeries::default();
+        registry.register_collector(Box::new(control_planes.clone()));
         Self {
             shared: Arc::new(Shared {
                 registry: Mutex::new(registry),
                 clusters,
                 server,
+                control_planes,
             }),
         }
     }
@@ -82,6 +87,11 @@ impl Metrics {
         }
         clusters.push(Arc::downgrade(&metrics));
         metrics
+    }
+
+    /// Where streams to control planes are shown.
+    pub(crate) fn control_planes(&self) -> &ControlPlaneSeries {
+        &self.shared.control_planes
     }
 
     /// The handles of the serving side.

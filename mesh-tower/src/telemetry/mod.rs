@@ -7,6 +7,7 @@
 //! Spec: OpenTelemetry semantic conventions for RPC and HTTP, W3C Trace Context and Baggage.
 
 mod code;
+mod control_plane;
 mod counts;
 mod export;
 pub mod metrics;
@@ -19,6 +20,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 pub(crate) use code::grpc_status;
 pub use code::{Code, Protocol};
+pub(crate) use control_plane::{ControlPlaneRows, Labels};
 pub use export::{TelemetryBuilder, TelemetryError};
 pub use metrics::Metrics;
 pub use serve::serve_metrics;

@@ -20,7 +20,7 @@ use http::{HeaderMap, Method, request::Parts};
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
-    trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
+    trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
@@ -103,74 +103,93 @@ impl Tracing {
         let parent =
             TraceContextPropagator::new().extract_with_context(&Context::new(), &extractor);
         let parent = BaggagePropagator::new().extract_with_context(&parent, &extractor);
-        let mut attributes = Vec::with_capacity(8);
-        describe(
-            &mut attributes,
-            head.protocol,
-            head.method,
-            head.path,
-            head.authority,
-        );
-        attributes.push(KeyValue::new(
-            "network.peer.address",
-            head.remote.ip().to_string(),
-        ));
-        attributes.push(KeyValue::new(
-            "network.peer.port",
-            i64::from(head.remote.port()),
-        ));
-        if head.protocol == Protocol::Http {
-            attributes.push(KeyValue::new("url.path", head.path.to_owned()));
-            let scheme = if head.is_tls { "https" } else { "http" };
-            attributes.push(KeyValue::new("url.scheme", scheme));
-        }
-        let name = span_name(head.protocol, head.method, head.path);
-        self.start(name, SpanKind::Server, attributes, &parent)
+        let description = || {
+            let name = span_name(head.protocol, head.method, head.path);
+            (name, server_attributes(head))
+        };
+        self.start(SpanKind::Server, &parent, description)
     }
 
     fn call(self: &Arc<Self>, head: &CallHead<'_>) -> Call {
-        let mut attributes = Vec::with_capacity(6);
-        describe(
-            &mut attributes,
-            head.protocol,
-            head.method,
-            head.path,
-            head.authority,
-        );
-        if head.protocol == Protocol::Http {
-            // The query may hold secrets.
-            let url = format!("http://{}{}", head.authority, head.path);
-            attributes.push(KeyValue::new("url.full", url));
-        }
-        let name = span_name(head.protocol, head.method, head.path);
-        let context = self.start(
-            name.clone(),
-            SpanKind::Client,
-            attributes.clone(),
-            &Context::current(),
-        );
+        let mut described = None;
+        let description = || {
+            let name = span_name(head.protocol, head.method, head.path);
+            let attributes = call_attributes(head);
+            described = Some((name.clone(), attributes.clone()));
+            (name, attributes)
+        };
+        let context = self.start(SpanKind::Client, &Context::current(), description);
         Call {
             tracing: Arc::clone(self),
             protocol: head.protocol,
             context,
-            name,
-            attributes,
+            described,
             attempt: None,
         }
     }
 
+    /// Starts a span. It is described only when it is recorded: whether it is depends on the trace
+    /// alone, see [`TelemetryBuilder::sampler_ratio`](super::TelemetryBuilder::sampler_ratio).
     fn start(
         &self,
-        name: Cow<'static, str>,
         kind: SpanKind,
-        attributes: Vec<KeyValue>,
         parent: &Context,
+        description: impl FnOnce() -> Description,
     ) -> Context {
-        let builder = SpanBuilder::from_name(name)
-            .with_kind(kind)
-            .with_attributes(attributes);
-        parent.with_span(self.tracer.build_with_context(builder, parent))
+        let builder = SpanBuilder::from_name("").with_kind(kind);
+        let mut span = self.tracer.build_with_context(builder, parent);
+        if span.is_recording() {
+            let (name, attributes) = description();
+            span.update_name(name);
+            span.set_attributes(attributes);
+        }
+        parent.with_span(span)
     }
+}
+
+/// Name and attributes of a span.
+type Description = (Cow<'static, str>, Vec<KeyValue>);
+
+fn server_attributes(head: &ServerHead<'_>) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(8);
+    describe(
+        &mut attributes,
+        head.protocol,
+        head.method,
+        head.path,
+        head.authority,
+    );
+    attributes.push(KeyValue::new(
+        "network.peer.address",
+        head.remote.ip().to_string(),
+    ));
+    attributes.push(KeyValue::new(
+        "network.peer.port",
+        i64::from(head.remote.port()),
+    ));
+    if head.protocol == Protocol::Http {
+        attributes.push(KeyValue::new("url.path", head.path.to_owned()));
+        let scheme = if head.is_tls { "https" } else { "http" };
+        attributes.push(KeyValue::new("url.scheme", scheme));
+    }
+    attributes
+}
+
+fn call_attributes(head: &CallHead<'_>) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(6);
+    describe(
+        &mut attributes,
+        head.protocol,
+        head.method,
+        head.path,
+        head.authority,
+    );
+    if head.protocol == Protocol::Http {
+        // The query may hold secrets.
+        let url = format!("http://{}{}", head.authority, head.path);
+        attributes.push(KeyValue::new("url.full", url));
+    }
+    attributes
 }
 
 /// The span of a served request. Dropped without [`ServerSpan::end`] it ends without a status.
@@ -225,8 +244,8 @@ struct Call {
     tracing: Arc<Tracing>,
     protocol: Protocol,
     context: Context,
-    name: Cow<'static, str>,
-    attributes: Vec<KeyValue>,
+    /// What its attempts share; `None` when the trace is not recorded.
+    described: Option<Description>,
     /// The span of the current attempt.
     attempt: Option<Context>,
 }
@@ -240,7 +259,9 @@ impl CallSpan {
     /// Notes the cluster that the route chose.
     #[inline]
     pub fn set_cluster(&self, cluster: &str) {
-        if let Some(call) = &self.inner {
+        if let Some(call) = &self.inner
+            && call.described.is_some()
+        {
             let attribute = KeyValue::new("mesh.cluster", cluster.to_owned());
             call.context.span().set_attribute(attribute);
         }
@@ -257,7 +278,7 @@ impl CallSpan {
         headers: &mut HeaderMap,
     ) {
         if let Some(call) = &mut self.inner {
-            call.attempt = Some(call.start_attempt(number, cluster, endpoint, headers));
+            call.attempt = call.start_attempt(number, cluster, endpoint, headers);
         }
     }
 
@@ -287,29 +308,30 @@ impl Call {
         cluster: &str,
         endpoint: SocketAddr,
         headers: &mut HeaderMap,
-    ) -> Context {
-        let mut attributes = self.attributes.clone();
-        attributes.extend([
-            KeyValue::new("network.peer.address", endpoint.ip().to_string()),
-            KeyValue::new("network.peer.port", i64::from(endpoint.port())),
-            KeyValue::new("mesh.cluster", cluster.to_owned()),
-            KeyValue::new("mesh.endpoint", endpoint.to_string()),
-            KeyValue::new("mesh.attempt", i64::from(number)),
-        ]);
-        if number > 1 && self.protocol == Protocol::Http {
-            let count = i64::from(number) - 1;
-            attributes.push(KeyValue::new("http.request.resend_count", count));
-        }
-        let context = self.tracing.start(
-            self.name.clone(),
-            SpanKind::Client,
-            attributes,
-            &self.context,
-        );
+    ) -> Option<Context> {
+        let attempt = self.described.as_ref().map(|(name, shared)| {
+            let mut attributes = shared.clone();
+            attributes.extend([
+                KeyValue::new("network.peer.address", endpoint.ip().to_string()),
+                KeyValue::new("network.peer.port", i64::from(endpoint.port())),
+                KeyValue::new("mesh.cluster", cluster.to_owned()),
+                KeyValue::new("mesh.endpoint", endpoint.to_string()),
+                KeyValue::new("mesh.attempt", i64::from(number)),
+            ]);
+            if number > 1 && self.protocol == Protocol::Http {
+                let count = i64::from(number) - 1;
+                attributes.push(KeyValue::new("http.request.resend_count", count));
+            }
+            let description = || (name.clone(), attributes);
+            self.tracing
+                .start(SpanKind::Client, &self.context, description)
+        });
+        // A trace that is not recorded goes on nevertheless, and says so.
+        let sent = attempt.as_ref().unwrap_or(&self.context);
         let mut injector = HeaderInjector(headers);
-        TraceContextPropagator::new().inject_context(&context, &mut injector);
-        BaggagePropagator::new().inject_context(&context, &mut injector);
-        context
+        TraceContextPropagator::new().inject_context(sent, &mut injector);
+        BaggagePropagator::new().inject_context(sent, &mut injector);
+        attempt
     }
 }
 
@@ -410,6 +432,9 @@ fn host_and_port(authority: &str) -> (&str, Option<u16>) {
 
 fn end_span(context: &Context, code: Code, is_error: bool) {
     let span = context.span();
+    if !span.is_recording() {
+        return span.end();
+    }
     match code {
         Code::Grpc(status) => {
             span.set_attribute(KeyValue::new("rpc.response.status_code", grpc_name(status)));

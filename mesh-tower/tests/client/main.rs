@@ -1,5 +1,6 @@
 //! What the client does with requests, over stub endpoints and paused time.
 
+mod balance;
 mod stub;
 
 use std::{net::SocketAddr, time::Duration};
@@ -9,6 +10,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use mesh_core::{
     config::{LbPolicy, RetryOn, RetryPolicy},
+    snapshot::ListenerState,
     stats::Connectivity,
     testing::{HandMade, tree},
 };
@@ -210,7 +212,7 @@ async fn a_storm_of_failures_costs_at_most_the_budget() {
 #[tokio::test(start_paused = true)]
 async fn requests_past_the_limit_fail_at_once_and_permits_come_back_when_bodies_end() {
     let (mut config, reader) = HandMade::new();
-    let service = MeshService::new("l", reader, Stub::answering(Answer::echo));
+    let service = MeshService::new("l", reader.clone(), Stub::answering(Answer::echo));
     config.publish(
         &tree("l")
             .cluster_with("a", &addresses(1), |cluster| {
@@ -224,6 +226,12 @@ async fn requests_past_the_limit_fail_at_once_and_permits_come_back_when_bodies_
     let second = service.clone().oneshot(post()).await.unwrap();
     let error = service.clone().oneshot(post()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::CircuitOpen);
+    // Load reports tell of it, without a category.
+    let ListenerState::Ready(snapshot) = reader.load() else {
+        panic!("it is published")
+    };
+    let dropped = snapshot.clusters[0].load.dropped();
+    assert_eq!((dropped.total, dropped.by_category.len()), (1, 0));
     first.into_body().collect().await.unwrap();
     let third = service.clone().oneshot(post()).await.unwrap();
     drop((second, third));

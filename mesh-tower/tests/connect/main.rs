@@ -23,7 +23,7 @@ fn client(addresses: &[SocketAddr], version: HttpVersion, retry: bool) -> (HandM
         &tree("l")
             .cluster_with("a", addresses, |cluster| {
                 cluster.http_version = version;
-                cluster.lb_policy = LbPolicy::LeastRequest { choice_count: 2 };
+                cluster.lb_policy = LbPolicy::least_request(2);
             })
             .route_with("/", "a", |forward| {
                 forward.retry = retry.then(|| RetryPolicy {

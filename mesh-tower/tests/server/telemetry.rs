@@ -183,6 +183,40 @@ async fn a_call_is_a_span_and_each_attempt_a_child_that_goes_out_as_traceparent(
 }
 
 #[tokio::test]
+async fn a_trace_that_is_not_sampled_goes_on_and_records_nothing() {
+    let kept = Kept::default();
+    let telemetry = Telemetry::builder()
+        .exporter(kept.clone())
+        .sampler_ratio(0.0)
+        .build()
+        .expect("built");
+    let method = Method::GET;
+    let mut call = telemetry.start_call_span(|| CallHead {
+        protocol: Protocol::Http,
+        method: &method,
+        path: "/x",
+        authority: "reviews.default:9080",
+    });
+    let mut headers = HeaderMap::new();
+    call.start_attempt(1, "reviews", ([10, 0, 0, 1], 80).into(), &mut headers);
+    let sent = headers["traceparent"].to_str().expect("text");
+    let trace = call
+        .context()
+        .expect("a context")
+        .span()
+        .span_context()
+        .trace_id();
+    assert!(
+        sent.starts_with(&format!("00-{trace}-")) && sent.ends_with("-00"),
+        "{sent}"
+    );
+    call.end_attempt(Code::Http(200));
+    call.end(Code::Http(200));
+    telemetry.shutdown().await;
+    assert_eq!(kept.take().len(), 0);
+}
+
+#[tokio::test]
 async fn without_an_exporter_nothing_goes_out() {
     let telemetry = Telemetry::disabled();
     let method = Method::GET;

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// At most one time per name.
@@ -32,6 +32,16 @@ impl Deadlines {
             if names.is_empty() {
                 self.by_time.remove(&at);
             }
+        }
+    }
+
+    /// Moves all times.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        let moved = |at: &Instant| at.checked_add(by).unwrap_or(*at);
+        let times = std::mem::take(&mut self.by_time).into_iter();
+        self.by_time = times.map(|(at, names)| (moved(&at), names)).collect();
+        for at in self.by_name.values_mut() {
+            *at = moved(at);
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use envoy_types::pb::envoy::{
@@ -271,6 +271,13 @@ impl Machine {
             .iter()
             .filter_map(|state| state.subscription.next_deadline())
             .min()
+    }
+
+    /// Moves all deadlines, after a time in which no response was read.
+    pub(crate) fn postpone(&mut self, by: Duration) {
+        for state in &mut self.types {
+            state.subscription.postpone(by);
+        }
     }
 
     /// What time has done.

@@ -219,6 +219,12 @@ impl Subscription {
         }
     }
 
+    /// Moves all deadlines.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.timers.postpone(by);
+        self.ttls.postpone(by);
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.timers.next().into_iter().chain(self.ttls.next()).min()
     }

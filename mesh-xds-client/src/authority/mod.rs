@@ -3,7 +3,7 @@
 //! Stage 2, beside the protocol. Each authority (gRFC A47) has an ordered list of servers; names of
 //! the old style belong to the one without a name. The first server is asked; when it cannot be
 //! reached and something is still unknown, the next one is asked as well, for everything (gRFC
-//! A71). The first word from a better server ends that. Decides only; opens nothing.
+//! A71); an authority may ask it in any case (gRFC A95). The first word from a better server ends that. Decides only; opens nothing.
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +36,8 @@ struct Authority {
     /// How many of `servers` are asked, at least one.
     asked: usize,
     names: BTreeSet<(Kind, String)>,
+    /// Whether the next server is asked even when everything is known (gRFC A95).
+    on_reachability: bool,
 }
 
 /// All authorities.
@@ -53,8 +55,17 @@ impl Authorities {
             servers,
             asked: 1,
             names: BTreeSet::new(),
+            on_reachability: false,
         };
         self.by_name.insert(name, authority);
+    }
+
+    /// Falls back in this authority whenever a server cannot be reached, whatever is known: its
+    /// resources age fast (gRFC A95).
+    pub(crate) fn fall_back_on_reachability(&mut self, name: Option<&str>) {
+        if let Some(authority) = self.by_name.get_mut(&name.map(str::to_owned)) {
+            authority.on_reachability = true;
+        }
     }
 
     /// The servers of an authority, in order.
@@ -104,7 +115,7 @@ impl Authorities {
                 continue;
             }
             let mut names = authority.names.iter();
-            if names.any(|(kind, name)| !is_known(*kind, name)) {
+            if names.any(|(kind, name)| authority.on_reachability || !is_known(*kind, name)) {
                 authority.fall_back(failed, &mut effects.orders);
             }
             let mut asked = authority.servers[..authority.asked].iter();

@@ -99,3 +99,17 @@ fn authorities_fall_back_apart_and_an_unknown_one_has_no_server() {
     let unknown = authorities.subscribe(Kind::Cluster, "xdstp://y/t/c");
     assert_eq!(unknown, None);
 }
+
+/// gRFC A95: endpoints age, so that what is known of them is no reason to wait.
+#[test]
+fn an_authority_may_fall_back_on_reachability_only() {
+    let mut authorities = three();
+    authorities.fall_back_on_reachability(None);
+    assert_eq!(authorities.failed(0, |_, _| true), Effects::default());
+    authorities.responded(0);
+    authorities.subscribe(Kind::Cluster, "a");
+    let effects = authorities.failed(0, |_, _| true);
+    assert_eq!(effects.orders, [subscribe(1, "a")]);
+    let (orders, _) = authorities.responded(0);
+    assert_eq!(orders, [unsubscribe(1, "a")], "the better one is back");
+}

@@ -12,6 +12,7 @@ use super::{
     Authority, Bootstrap, CertificateProvider, ChannelCredentials, MESH_CSR, MeshCsr, Node, Server,
     ServerUri,
     creds::{self, CredsDocument},
+    files::{FILE_WATCHER, FileWatcherDocument},
 };
 use crate::Error;
 
@@ -34,6 +35,8 @@ struct AuthorityDocument {
     #[serde(default)]
     xds_servers: Vec<ServerDocument>,
     client_listener_resource_name_template: Option<String>,
+    #[serde(default)]
+    fallback_on_reachability_only: bool,
 }
 
 #[derive(Deserialize)]
@@ -132,7 +135,8 @@ impl AuthorityDocument {
     fn parse(self, name: &str) -> Result<Authority, Error> {
         let place = format!("authorities[{name:?}].");
         let servers = parse_servers(&place, self.xds_servers)?;
-        let authority = Authority::new(name, servers);
+        let authority = Authority::new(name, servers)
+            .with_fallback_on_reachability_only(self.fallback_on_reachability_only);
         match self.client_listener_resource_name_template {
             Some(template) if !template.is_empty() => authority
                 .with_client_listener_template(name, template)
@@ -193,18 +197,34 @@ impl NodeDocument {
     }
 }
 
+/// A plugin's settings; none at all are the defaults.
+fn config<T: Default + serde::de::DeserializeOwned>(
+    config: serde_json::Value,
+) -> Result<T, (String, String)> {
+    match config {
+        serde_json::Value::Null => Ok(T::default()),
+        config => serde_path_to_error::deserialize(config)
+            .map_err(|e| (format!(".{}", e.path()), e.inner().to_string())),
+    }
+}
+
 impl ProviderDocument {
     fn parse(self) -> Result<CertificateProvider, (String, String)> {
+        if self.plugin_name == FILE_WATCHER {
+            let config: FileWatcherDocument = config(self.config)?;
+            if config.spiffe_trust_bundle_map_file.is_some() {
+                // Roots are not kept apart by trust domain: an error when it is used.
+                let plugin_name = format!("{FILE_WATCHER} with spiffe_trust_bundle_map_file");
+                return Ok(CertificateProvider::Unsupported { plugin_name });
+            }
+            return config.parse().map(CertificateProvider::FileWatcher);
+        }
         if self.plugin_name != MESH_CSR {
             return Ok(CertificateProvider::Unsupported {
                 plugin_name: self.plugin_name,
             });
         }
-        let config = match self.config {
-            serde_json::Value::Null => MeshCsrDocument::default(),
-            config => serde_path_to_error::deserialize(config)
-                .map_err(|e| (format!(".{}", e.path()), e.inner().to_string()))?,
-        };
+        let config: MeshCsrDocument = config(self.config)?;
         let server_uri = config
             .server_uri
             .map(|uri| ServerUri::parse(&uri))

@@ -6,6 +6,7 @@
 
 mod builder;
 mod creds;
+mod files;
 mod json;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use mesh_core::{SecretName, config::LocalityId};
 
 pub use builder::BootstrapBuilder;
 pub use creds::{CallCredentials, ChannelCredentials, TlsFiles};
+pub use files::{FILE_WATCHER, FileWatcher, REFRESH_INTERVAL};
 pub use uri::ServerUri;
 
 use crate::Error;
@@ -75,6 +77,10 @@ pub struct Authority {
     /// Names a client's listener; `%s` stands for the dialled name. Begins with
     /// `xdstp://AUTHORITY/`.
     pub client_listener_resource_name_template: String,
+    /// Whether the next control plane is asked whenever one cannot be reached, rather than only when
+    /// something is not known yet: for resources that age fast, such as endpoints (gRFC A95). Default
+    /// false.
+    pub fallback_on_reachability_only: bool,
 }
 
 /// What a bootstrap can say of a server in `server_features`.
@@ -112,7 +118,15 @@ impl Authority {
         Self {
             servers,
             client_listener_resource_name_template: authority_template(name),
+            fallback_on_reachability_only: false,
         }
+    }
+
+    /// Sets [`fallback_on_reachability_only`](Self::fallback_on_reachability_only).
+    #[must_use]
+    pub fn with_fallback_on_reachability_only(mut self, only: bool) -> Self {
+        self.fallback_on_reachability_only = only;
+        self
     }
 
     /// Sets the template.
@@ -198,6 +212,8 @@ pub struct Node {
 pub enum CertificateProvider {
     /// A key made in this process, signed by the control plane.
     MeshCsr(MeshCsr),
+    /// Files that somebody else writes.
+    FileWatcher(FileWatcher),
     /// A plugin this library does not have; an error when a resource uses it.
     Unsupported {
         /// The plugin's name.
@@ -232,7 +248,7 @@ impl CertificateProvider {
     pub fn trust_bundle(&self) -> Option<&str> {
         match self {
             Self::MeshCsr(csr) => Some(csr.trust_bundle.as_str()),
-            Self::Unsupported { .. } => None,
+            Self::FileWatcher(_) | Self::Unsupported { .. } => None,
         }
     }
 }
@@ -379,8 +395,12 @@ impl Bootstrap {
                 config.token_file = csr.token_file.clone();
                 Ok(config)
             }
+            CertificateProvider::FileWatcher(_) => Err(Error::certificate(format!(
+                "plugin {FILE_WATCHER:?} reads files and asks no signer"
+            ))),
             CertificateProvider::Unsupported { plugin_name } => Err(Error::certificate(format!(
-                "plugin {plugin_name:?} is not supported; supported is {MESH_CSR:?}"
+                "plugin {plugin_name:?} is not supported; supported are {MESH_CSR:?} and \
+                 {FILE_WATCHER:?}"
             ))),
         }
     }

@@ -19,7 +19,7 @@ const FULL: &str = r#"{
     "default": {"plugin_name": "mesh_csr", "config": {
       "server_uri": "http://ca:15012", "token_file": "/var/run/token", "trust_bundle": "ROOTS"}},
     "plain": {"plugin_name": "mesh_csr"},
-    "files": {"plugin_name": "file_watcher", "config": {"certificate_file": "x"}}
+    "files": {"plugin_name": "other_plugin", "config": {"certificate_file": "x"}}
   },
   "server_listener_resource_name_template": "mesh/inbound/%s",
   "unknown_field": [1, 2]
@@ -59,7 +59,7 @@ fn an_unknown_plugin_is_an_error_only_when_used() {
     let bootstrap = Bootstrap::from_json(FULL).unwrap();
     let error = bootstrap.certificate_config("files").unwrap_err();
     assert!(error.is_certificate());
-    assert!(error.to_string().contains("file_watcher"), "{error}");
+    assert!(error.to_string().contains("other_plugin"), "{error}");
     assert!(error.to_string().contains("mesh_csr"), "{error}");
     assert!(bootstrap.certificate_config("none").is_err());
 }
@@ -253,7 +253,7 @@ fn damaged_bootstraps_are_refused_or_usable() {
     Bootstrap::from_json(text).unwrap();
     let mut rng = SplitMix64::new(5);
     let mut usable = 0;
-    for round in 0..20_000 {
+    for round in 0..mutate::rounds(20_000) {
         let damaged = mutate::text(text, &mut rng);
         match Bootstrap::from_json(&damaged) {
             Ok(bootstrap) => {
@@ -317,4 +317,22 @@ fn a_token_in_code_is_refused_in_the_clear_too() {
     builder.tls(TlsFiles::default()).build().unwrap();
     let local = Bootstrap::builder("127.0.0.1:1").token_file("/token");
     local.build().unwrap();
+}
+
+#[test]
+fn an_authority_says_whether_what_is_known_matters_for_a_fall_back() {
+    let text = |value: &str| {
+        format!(
+            r#"{{"xds_servers": [{{"server_uri": "cp:1", "channel_creds": [{{"type": "insecure"}}]}}],
+                "authorities": {{"x": {{"fallback_on_reachability_only": {value}}}, "y": {{}}}}}}"#
+        )
+    };
+    let bootstrap = Bootstrap::from_json(&text("true")).unwrap();
+    assert!(bootstrap.authorities["x"].fallback_on_reachability_only);
+    assert!(!bootstrap.authorities["y"].fallback_on_reachability_only);
+    let error = Bootstrap::from_json(&text("1")).unwrap_err().to_string();
+    assert!(
+        error.contains("authorities.x.fallback_on_reachability_only"),
+        "{error}"
+    );
 }

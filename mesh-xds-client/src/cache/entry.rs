@@ -8,7 +8,10 @@ use std::{sync::Arc, time::SystemTime};
 use bytes::Bytes;
 use mesh_core::ConfigError;
 
-use crate::dump::{ResourceDump, ResourceStatus};
+use crate::{
+    dump::{ResourceDump, ResourceStatus},
+    metrics::CacheState,
+};
 
 /// A value with what people and storage want to know of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +98,26 @@ pub(crate) struct Entry<T> {
     is_dropped: bool,
 }
 
+/// What a value or a failure changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing that anybody is told.
+    Nothing,
+    /// What is known beside the value that stays in use.
+    Beside,
+    /// What is used.
+    Used,
+}
+
+/// All that is known of a resource.
+#[derive(Debug)]
+pub(crate) struct Known<'c, T> {
+    /// In use.
+    pub(crate) value: Option<Arc<T>>,
+    /// Why there is no current one.
+    pub(crate) error: Option<&'c ConfigError>,
+}
+
 impl<T: PartialEq> Entry<T> {
     /// Asked for; `stored` is what an earlier run knew.
     pub(super) fn requested(stored: Option<Good<T>>) -> Self {
@@ -117,6 +140,13 @@ impl<T: PartialEq> Entry<T> {
         }
     }
 
+    pub(super) fn known(&self) -> Known<'_, T> {
+        Known {
+            value: self.good.as_ref().map(|good| Arc::clone(&good.value)),
+            error: self.failure.as_ref().map(|failure| &failure.error),
+        }
+    }
+
     /// Whether what is used is from an earlier run.
     pub(super) fn is_stale(&self) -> bool {
         self.good.as_ref().is_some_and(|good| good.about.is_stored)
@@ -126,9 +156,10 @@ impl<T: PartialEq> Entry<T> {
         self.good.as_ref()
     }
 
-    /// A good value came. Returns whether what is used changes.
-    pub(super) fn accept(&mut self, name: &str, mut good: Good<T>) -> bool {
-        if self.failure.take().is_some() {
+    /// A good value came.
+    pub(super) fn accept(&mut self, name: &str, mut good: Good<T>) -> Effect {
+        let is_good_again = self.failure.take().is_some();
+        if is_good_again {
             tracing::info!(resource = name, "is good again");
         }
         self.is_dropped = false;
@@ -138,18 +169,20 @@ impl<T: PartialEq> Entry<T> {
             // The old pointer stays, so that nothing downstream moves.
             good.value = Arc::clone(&held.value);
             *held = good;
-            return false;
+            return match is_good_again {
+                true => Effect::Beside,
+                false => Effect::Nothing,
+            };
         }
         self.good = Some(good);
-        true
+        Effect::Used
     }
 
-    /// A failure came; `drops` is whether it takes the value with it. Returns whether what is used
-    /// changes.
-    pub(super) fn fail(&mut self, failure: Failure, drops: bool) -> bool {
+    /// A failure came; `drops` is whether it takes the value with it.
+    pub(super) fn fail(&mut self, failure: Failure, drops: bool) -> Effect {
         let held = self.failure.as_ref();
         if held.is_some_and(|held| held.cause == failure.cause && held.error == failure.error) {
-            return false;
+            return Effect::Nothing;
         }
         let error = &failure.error;
         let is_dropped = drops && self.good.is_some();
@@ -163,20 +196,31 @@ impl<T: PartialEq> Entry<T> {
             self.good = None;
             self.is_dropped = true;
         }
-        self.good.is_none()
+        match self.good {
+            Some(_) => Effect::Beside,
+            None => Effect::Used,
+        }
     }
 
-    pub(super) fn dump(&self, type_url: &'static str, name: &str) -> ResourceDump {
-        let about = self.good.as_ref().map(|good| &good.about);
-        let status = match (&self.failure, about) {
+    /// For metrics.
+    pub(super) fn state(&self) -> CacheState {
+        let status = match (&self.failure, &self.good) {
             (Some(failure), _) => failure.cause.status(),
             (None, Some(_)) => ResourceStatus::Acked,
             (None, None) => ResourceStatus::Requested,
         };
+        CacheState {
+            status,
+            is_but_cached: self.failure.is_some() && self.good.is_some(),
+        }
+    }
+
+    pub(super) fn dump(&self, type_url: &'static str, name: &str) -> ResourceDump {
+        let about = self.good.as_ref().map(|good| &good.about);
         ResourceDump {
             type_url,
             name: name.to_owned(),
-            status,
+            status: self.state().status,
             version: about.map(|about| about.version.clone()).unwrap_or_default(),
             config: about.map(|about| about.raw.clone()),
             updated: about.map(|about| about.updated),

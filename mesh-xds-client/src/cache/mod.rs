@@ -6,10 +6,17 @@
 //! why a resource is wanted; [`crate::graph`] does.
 
 mod entry;
+mod revive;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Borrow, collections::HashMap, hash::Hash, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use mesh_core::{
     ClusterName, EndpointsName, ListenerName, RouteConfigName, SecretName,
@@ -18,11 +25,13 @@ use mesh_core::{
 
 use crate::{
     dump::ResourceDump,
-    resource::{Accepted, ClusterSpec, Config, Kind},
+    metrics::{CacheState, ResourceKey},
+    resource::{Accepted, ClusterSpec, Config, Kind, authority},
     store::StoredResource,
 };
-use entry::Entry;
-pub(crate) use entry::{About, Cause, Failure, Good, Resolved};
+pub(crate) use entry::{About, Cause, Failure, Good, Known, Resolved};
+use entry::{Effect, Entry};
+pub(crate) use revive::revive;
 
 /// What a server's features say about errors (gRFC A53, A88).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +64,10 @@ pub(crate) struct Table<N, T> {
     stored: HashMap<String, (Good<T>, u8)>,
     /// Entries in use that are from an earlier run.
     stale: usize,
+    /// Entries of which something is new beside the value in use.
+    beside: Vec<N>,
+    /// Entries by authority and state.
+    counts: BTreeMap<(Option<String>, CacheState), u64>,
 }
 
 impl<N, T> Table<N, T>
@@ -68,6 +81,8 @@ where
             entries: HashMap::new(),
             stored: HashMap::new(),
             stale: 0,
+            beside: Vec::new(),
+            counts: BTreeMap::new(),
         }
     }
 
@@ -78,6 +93,15 @@ where
             .and_then(Entry::resolved)
     }
 
+    /// All that is known of `name`.
+    pub(crate) fn known(&self, name: &str) -> Known<'_, T> {
+        let nothing = Known {
+            value: None,
+            error: None,
+        };
+        self.entries.get(name).map_or(nothing, Entry::known)
+    }
+
     fn accept(&mut self, name: &str, good: Good<T>) -> Option<N> {
         self.change(name, |entry| entry.accept(name, good))
     }
@@ -86,13 +110,26 @@ where
         self.change(name, |entry| entry.fail(failure, drops))
     }
 
-    fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> bool) -> Option<N> {
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> Effect) -> Option<N> {
         let entry = self.entries.get_mut(name)?;
         let was_stale = entry.is_stale();
-        let is_changed = change(entry);
+        let before = entry.state();
+        let effect = change(entry);
+        let after = entry.state();
         // A value of this run never gives way to one of an earlier run.
         self.stale -= usize::from(was_stale && !entry.is_stale());
-        is_changed.then(|| name.into())
+        if before != after {
+            self.uncount(name, before);
+            self.count(name, after);
+        }
+        match effect {
+            Effect::Used => Some(name.into()),
+            Effect::Beside => {
+                self.beside.push(name.into());
+                None
+            }
+            Effect::Nothing => None,
+        }
     }
 
     /// Wants `name`; records the change for the stream.
@@ -101,6 +138,7 @@ where
             let stored = self.stored.remove::<str>(name.borrow());
             let entry = Entry::requested(stored.map(|(good, _)| good));
             self.stale += usize::from(entry.is_stale());
+            self.count(name.borrow(), entry.state());
             self.entries.insert(name.clone(), entry);
             changes.push(Change::subscribe(self.kind, name.borrow()));
         }
@@ -110,7 +148,34 @@ where
     fn forget(&mut self, name: &N, changes: &mut Vec<Change>) {
         if let Some(entry) = self.entries.remove::<str>(name.borrow()) {
             self.stale -= usize::from(entry.is_stale());
+            self.uncount(name.borrow(), entry.state());
             changes.push(Change::unsubscribe(self.kind, name.borrow()));
+        }
+    }
+
+    fn count(&mut self, name: &str, state: CacheState) {
+        let key = (authority(name).map(str::to_owned), state);
+        *self.counts.entry(key).or_default() += 1;
+    }
+
+    fn uncount(&mut self, name: &str, state: CacheState) {
+        let key = (authority(name).map(str::to_owned), state);
+        if let Some(count) = self.counts.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&key);
+            }
+        }
+    }
+
+    fn add_counts(&self, to: &mut BTreeMap<ResourceKey, u64>) {
+        for ((authority, state), count) in &self.counts {
+            let key = ResourceKey {
+                authority: authority.clone(),
+                type_url: self.kind.type_url(),
+                state: *state,
+            };
+            to.insert(key, *count);
         }
     }
 
@@ -209,6 +274,28 @@ pub(crate) enum Reference {
     Cluster(ClusterName),
     Endpoints(EndpointsName),
     Secret(SecretName),
+}
+
+impl Reference {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Listener(_) => Kind::Listener,
+            Self::Route(_) => Kind::Route,
+            Self::Cluster(_) => Kind::Cluster,
+            Self::Endpoints(_) => Kind::Endpoints,
+            Self::Secret(_) => Kind::Secret,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Listener(name) => name.as_str(),
+            Self::Route(name) => name.as_str(),
+            Self::Cluster(name) => name.as_str(),
+            Self::Endpoints(name) => name.as_str(),
+            Self::Secret(name) => name.as_str(),
+        }
+    }
 }
 
 impl Cache {
@@ -317,6 +404,23 @@ impl Cache {
         }
     }
 
+    /// Resources whose value stays in use and of which something else is new, since the last call.
+    pub(crate) fn take_beside(&mut self) -> Vec<Reference> {
+        let mut beside: Vec<_> = std::mem::take(&mut self.listeners.beside)
+            .into_iter()
+            .map(Reference::Listener)
+            .collect();
+        let routes = std::mem::take(&mut self.routes.beside).into_iter();
+        beside.extend(routes.map(Reference::Route));
+        let clusters = std::mem::take(&mut self.clusters.beside).into_iter();
+        beside.extend(clusters.map(Reference::Cluster));
+        let endpoints = std::mem::take(&mut self.endpoints.beside).into_iter();
+        beside.extend(endpoints.map(Reference::Endpoints));
+        let secrets = std::mem::take(&mut self.secrets.beside).into_iter();
+        beside.extend(secrets.map(Reference::Secret));
+        beside
+    }
+
     /// Changes since the last call, in order.
     pub(crate) fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
@@ -383,6 +487,17 @@ impl Cache {
             + self.clusters.stale
             + self.endpoints.stale
             + self.secrets.stale
+    }
+
+    /// How many resources are in each state.
+    pub(crate) fn counts(&self) -> BTreeMap<ResourceKey, u64> {
+        let mut to = BTreeMap::new();
+        self.listeners.add_counts(&mut to);
+        self.routes.add_counts(&mut to);
+        self.clusters.add_counts(&mut to);
+        self.endpoints.add_counts(&mut to);
+        self.secrets.add_counts(&mut to);
+        to
     }
 
     /// Every resource as people see it, in order.

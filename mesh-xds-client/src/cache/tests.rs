@@ -38,10 +38,7 @@ impl Rig {
     fn accept(&mut self, version: &str) -> bool {
         let accepted = Accepted {
             name: NAME.into(),
-            config: Config::Endpoints(Arc::new(ClusterEndpoints {
-                name: NAME.into(),
-                localities: vec![],
-            })),
+            config: Config::Endpoints(Arc::new(ClusterEndpoints::new(NAME, vec![]))),
             version: version.into(),
             raw: Default::default(),
             ttl: None,
@@ -198,10 +195,7 @@ fn every_state_has_its_name() {
 fn stored() -> Vec<(Accepted, SystemTime, u8)> {
     let accepted = Accepted {
         name: NAME.into(),
-        config: Config::Endpoints(Arc::new(ClusterEndpoints {
-            name: NAME.into(),
-            localities: vec![],
-        })),
+        config: Config::Endpoints(Arc::new(ClusterEndpoints::new(NAME, vec![]))),
         version: "old".into(),
         raw: "bytes".into(),
         ttl: None,

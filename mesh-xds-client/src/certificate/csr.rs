@@ -31,6 +31,11 @@ impl SigningRequest {
         Ok(Self { key, pem })
     }
 
+    #[cfg(test)]
+    pub(super) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
     /// Checks `answer`, PEM, leaf first, and puts it together with the key.
     pub(super) fn accept(self, answer: &[String], now: SystemTime) -> Result<Certificate, String> {
         let mut chain = Vec::new();
@@ -39,18 +44,8 @@ impl SigningRequest {
                 chain.push(certificate.map_err(|e| format!("it is not PEM: {e}"))?);
             }
         }
-        let leaf = chain.first().ok_or("it holds no certificate")?.clone();
-        let (_, leaf) =
-            X509Certificate::from_der(&leaf).map_err(|e| format!("the leaf is not X.509: {e}"))?;
-        if leaf.public_key().raw != self.key.subject_public_key_info() {
-            return Err("the leaf is for another key".into());
-        }
-        let spiffe_id = spiffe_id(&leaf)?;
-        let not_before = time(leaf.validity().not_before.timestamp());
-        let not_after = time(leaf.validity().not_after.timestamp());
-        if now >= not_after {
-            return Err("the leaf has expired; is this machine's clock right?".into());
-        }
+        let leaf = chain.first().ok_or("it holds no certificate")?;
+        let leaf = check_leaf(leaf, Some(&self.key.subject_public_key_info()), now)?;
         let mut kept = vec![chain[0].clone()];
         for (i, certificate) in chain.iter().enumerate().skip(1) {
             let (_, parsed) = X509Certificate::from_der(certificate)
@@ -63,11 +58,41 @@ impl SigningRequest {
         Ok(Certificate {
             chain: kept,
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der())),
-            spiffe_id,
-            not_before,
-            not_after,
+            spiffe_id: leaf.spiffe_id,
+            not_before: leaf.not_before,
+            not_after: leaf.not_after,
+            is_stored: false,
         })
     }
+}
+
+/// What is known of a leaf that can be used.
+pub(super) struct UsableLeaf {
+    pub(super) spiffe_id: String,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+}
+
+/// Checks that a leaf is for our key, where that is not known already, names exactly one SPIFFE ID, and has not expired.
+pub(super) fn check_leaf(
+    leaf: &CertificateDer<'_>,
+    public_key: Option<&[u8]>,
+    now: SystemTime,
+) -> Result<UsableLeaf, String> {
+    let (_, leaf) =
+        X509Certificate::from_der(leaf).map_err(|e| format!("the leaf is not X.509: {e}"))?;
+    if public_key.is_some_and(|key| key != leaf.public_key().raw) {
+        return Err("the leaf is for another key".into());
+    }
+    let not_after = time(leaf.validity().not_after.timestamp());
+    if now >= not_after {
+        return Err("the leaf has expired; is this machine's clock right?".into());
+    }
+    Ok(UsableLeaf {
+        spiffe_id: spiffe_id(&leaf)?,
+        not_before: time(leaf.validity().not_before.timestamp()),
+        not_after,
+    })
 }
 
 /// The leaf's SPIFFE ID; exactly one URI name is allowed (X.509-SVID).

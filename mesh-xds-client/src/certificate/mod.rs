@@ -2,10 +2,12 @@
 //!
 //! [`CertificateClient`] speaks Istio's `IstioCertificateService`. The key never leaves the process
 //! and is never printed. It does not serve TLS and does not know the trust bundle, which comes
-//! over the ADS stream. Renewal falls at a random point between half and 70 % of the remaining
+//! over the ADS stream. On request the certificate is kept on disk, with its key. Renewal falls at a random point between half and 70 % of the remaining
 //! life, so that processes started together do not renew together.
 
 mod csr;
+pub(crate) mod files;
+mod keep;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +22,9 @@ use mesh_core::rng::{Rng, SplitMix64};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tonic::{Request, metadata::MetadataValue};
+
+pub use files::{FileIdentity, RootsWatch};
+use keep::Keep;
 
 use crate::{
     bootstrap::{ChannelCredentials, Server, ServerUri},
@@ -54,7 +59,7 @@ pub type CertificateWatch = watch::Receiver<Option<Arc<Certificate>>>;
 pub struct Certificate {
     /// Leaf first; self-signed roots are left out.
     pub chain: Vec<CertificateDer<'static>>,
-    /// Private key, PKCS#8.
+    /// Private key: PKCS#8, or as a file of somebody else holds it.
     pub key: PrivateKeyDer<'static>,
     /// The only URI name of the leaf, for example `spiffe://cluster.local/ns/a/sa/b`.
     pub spiffe_id: String,
@@ -62,6 +67,8 @@ pub struct Certificate {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+    /// Whether it is from an earlier run of the process ([`CertificateConfig::file`]).
+    pub is_stored: bool,
 }
 
 impl fmt::Debug for Certificate {
@@ -70,6 +77,7 @@ impl fmt::Debug for Certificate {
             .field("spiffe_id", &self.spiffe_id)
             .field("not_before", &self.not_before)
             .field("not_after", &self.not_after)
+            .field("is_stored", &self.is_stored)
             .finish_non_exhaustive()
     }
 }
@@ -90,6 +98,12 @@ pub struct CertificateConfig {
     pub backoff_base: Duration,
     /// Longest pause. Default 60 s.
     pub backoff_cap: Duration,
+    /// Keeps the certificate **with its key** in this file, so that a process that starts while the
+    /// signer is down has its identity until the certificate's end. The file is readable by its owner
+    /// only, and its folder must exist. Default none: the key is in memory alone.
+    pub file: Option<PathBuf>,
+    /// Whose identity `file` holds, for example the node's id: that of another is not used.
+    pub owner: String,
 }
 
 impl CertificateConfig {
@@ -102,6 +116,8 @@ impl CertificateConfig {
             validity: VALIDITY,
             backoff_base: Duration::from_secs(1),
             backoff_cap: Duration::from_secs(60),
+            file: None,
+            owner: String::new(),
         }
     }
 }
@@ -115,7 +131,7 @@ pub struct CertificateClient {
 }
 
 impl CertificateClient {
-    /// Starts a task that gets a certificate and renews it until every receiver is dropped.
+    /// Starts a task that takes over what an earlier run stored, if that is asked for, gets a certificate and renews it until every receiver is dropped.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -145,7 +161,46 @@ impl CertificateClient {
         }
     }
 
+    fn keep(&self) -> Option<Keep> {
+        let path = self.config.file.clone()?;
+        Some(Keep {
+            path,
+            signer: self.config.server.to_string(),
+            node: self.config.owner.clone(),
+        })
+    }
+
+    /// Takes over what an earlier run had, until the signer answers.
+    async fn load(&self) {
+        let Some(keep) = self.keep() else {
+            return;
+        };
+        let file = keep.path.display().to_string();
+        let loaded = tokio::task::spawn_blocking(move || keep.load(SystemTime::now())).await;
+        match loaded.unwrap_or_else(|e| Err(e.to_string())) {
+            Ok(Some(certificate)) => {
+                let (spiffe_id, left_s) = (&certificate.spiffe_id, left(&certificate).as_secs());
+                tracing::info!(file, spiffe_id, left_s, "the certificate of an earlier run");
+                self.tx.send_replace(Some(Arc::new(certificate)));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(file, error, "the stored certificate is not used"),
+        }
+    }
+
+    async fn save(&self, certificate: Arc<Certificate>) {
+        let Some(keep) = self.keep() else {
+            return;
+        };
+        let file = keep.path.display().to_string();
+        let saved = tokio::task::spawn_blocking(move || keep.save(&certificate)).await;
+        if let Err(error) = saved.unwrap_or_else(|e| Err(e.to_string())) {
+            tracing::warn!(file, error, "the certificate cannot be stored");
+        }
+    }
+
     async fn renew_forever(&mut self) {
+        self.load().await;
         let mut backoff = Backoff::new(self.config.backoff_base, self.config.backoff_cap);
         loop {
             let pause = match self.request().await {
@@ -157,7 +212,9 @@ impl CertificateClient {
                         renewal_in_s = pause.as_secs(),
                         "got a certificate"
                     );
-                    self.tx.send_replace(Some(Arc::new(certificate)));
+                    let certificate = Arc::new(certificate);
+                    self.tx.send_replace(Some(Arc::clone(&certificate)));
+                    self.save(certificate).await;
                     pause
                 }
                 Err(error) => {

@@ -6,7 +6,7 @@
 //! for a name of an authority that cannot be reached. Control planes' codes end here (gRFC A54): what
 //! calls see is text.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use mesh_core::{ConfigError, ListenerName};
 
@@ -15,13 +15,16 @@ use crate::{
     cache::{Cause, ErrorPolicy, Failure, Reference},
     resource::{Kind, authority},
     watch::InboundState,
+    watcher::Gate,
 };
 
 /// The server that something comes from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
-    pub(crate) server: String,
+    pub(crate) server: Arc<str>,
     pub(crate) policy: ErrorPolicy,
+    /// Closed while watchers are busy with what came from it.
+    pub(crate) gate: Gate,
 }
 
 /// Longest text of the last refusal in an error of a call.
@@ -40,6 +43,13 @@ impl Origin {
     /// As [`annotate`](Self::annotate), for what all control planes say together.
     pub(super) fn annotate_any(&self, error: ConfigError, advice: &str) -> ConfigError {
         self.annotate(error, &self.server, advice)
+    }
+
+    /// What an outage means for a resource; `error` names it.
+    pub(super) fn away(&self, mut error: ConfigError, outage: &Outage) -> ConfigError {
+        error.reason.clone_from(&outage.reason);
+        let advice = "check that it runs and that its address is right";
+        self.annotate(error, &outage.server, advice)
     }
 
     /// The same error, saying where it comes from and what to do.
@@ -79,7 +89,7 @@ impl Graph {
         let source = Source::default();
         let error = named(kind, name, reason);
         let changed = self.fail(kind, name, error, Cause::Missing, &source, now);
-        self.propagate(changed.into_iter().collect());
+        self.propagate(changed.into_iter().collect(), None);
     }
 
     pub(super) fn fail(
@@ -120,11 +130,15 @@ impl Graph {
         for id in ids {
             self.fail_for_outage(id);
         }
+        self.tell_of_outage(authority);
     }
 
     /// One of an authority's control planes can be reached.
     pub(crate) fn connected(&mut self, authority: Option<&str>) {
-        self.outages.remove(&authority.map(str::to_owned));
+        let was_away = self.outages.remove(&authority.map(str::to_owned));
+        if was_away.is_some() {
+            self.tell_of_outage(authority);
+        }
     }
 
     pub(super) fn fail_for_outage(&mut self, id: WatchId) {
@@ -142,10 +156,8 @@ impl Graph {
             return;
         };
         let describe = |listener: &ListenerName| {
-            let listener = format!("listener {listener}");
-            let error = ConfigError::new(listener, "", outage.reason.clone());
-            let advice = "check that it runs and that its address is right";
-            self.origin.annotate(error, &outage.server, advice)
+            let error = ConfigError::new(format!("listener {listener}"), "", "");
+            self.origin.away(error, outage)
         };
         match self.watches.get_mut(&id) {
             Some(Watch::Client(watch)) => {
@@ -163,7 +175,7 @@ impl Graph {
                     is_changed
                 });
             }
-            Some(Watch::TrustBundle { .. }) | None => {}
+            Some(Watch::TrustBundle { .. } | Watch::Resource(_)) | None => {}
         }
     }
 
@@ -172,7 +184,7 @@ impl Graph {
         let (listener, route, clusters) = match watch {
             Watch::Client(watch) => watch.awaited(),
             Watch::Inbound { listener, .. } => (listener, None, BTreeSet::new()),
-            Watch::TrustBundle { .. } => return Vec::new(),
+            Watch::TrustBundle { .. } | Watch::Resource(_) => return Vec::new(),
         };
         let mut missing = Vec::new();
         if self.cache.listeners.resolved(listener).is_none() {

@@ -10,6 +10,7 @@
 mod client;
 mod clusters;
 mod faults;
+mod follow;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
-    config::{Discovery, ListenerKind, Secret, TrustBundle},
+    config::{ListenerKind, Secret, TrustBundle},
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -32,15 +33,20 @@ use crate::{
     ads::{Expired, Update},
     cache::{Cache, Cause, Change, Reference, Resolved},
     dump::ResourceDump,
-    resource::{Accepted, ClusterSpec, Config, Kind},
+    metrics::ResourceKey,
+    resource::{Accepted, ClusterSource, Config, Kind},
     store::StoredResource,
     transport::lrs::LoadSource,
     watch::InboundState,
+    watcher::Gate,
 };
 use client::ClientWatch;
 use clusters::Clusters;
 pub(crate) use faults::Source;
 use faults::{Origin, Outage, named};
+use follow::Followers;
+pub use follow::Resource;
+pub(crate) use follow::{Follow, Follower};
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
@@ -64,6 +70,8 @@ pub(crate) enum Watcher {
         name: SecretName,
         tx: watch::Sender<Option<Arc<TrustBundle>>>,
     },
+    /// One resource.
+    Resource(Box<dyn Follow>),
 }
 
 #[derive(Debug)]
@@ -77,6 +85,8 @@ enum Watch {
         name: SecretName,
         tx: watch::Sender<Option<Arc<TrustBundle>>>,
     },
+    /// One of the followers.
+    Resource(Reference),
 }
 
 /// All watches and what they depend on.
@@ -89,6 +99,7 @@ pub(crate) struct Graph {
     /// Watches that use a listener, route configuration or secret.
     users: BTreeMap<Reference, BTreeSet<WatchId>>,
     clusters: Clusters,
+    followers: Followers,
     /// What may have lost its last user; dropped at the end of the turn if so.
     orphans: BTreeSet<Reference>,
     /// Why an authority's control planes cannot be reached, while they cannot.
@@ -97,6 +108,8 @@ pub(crate) struct Graph {
     has_new_sources: bool,
     /// Whether any cluster has ever asked for reports: most control planes never do.
     has_reports: bool,
+    /// Servers of clusters that report to the one they came from.
+    senders: BTreeMap<ClusterName, Arc<str>>,
 }
 
 impl Graph {
@@ -113,10 +126,12 @@ impl Graph {
             watches: BTreeMap::new(),
             users: BTreeMap::new(),
             clusters: Clusters::default(),
+            followers: Followers::default(),
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
             has_new_sources: false,
             has_reports: false,
+            senders: BTreeMap::new(),
         }
     }
 
@@ -139,6 +154,7 @@ impl Graph {
                 self.hold(Reference::Secret(name.clone()), id);
                 Watch::TrustBundle { name, tx }
             }
+            Watcher::Resource(follower) => Watch::Resource(self.add_follower(id, follower)),
         };
         self.watches.insert(id, watch);
         self.evaluate(id);
@@ -154,6 +170,10 @@ impl Graph {
                 self.release(Reference::Listener(listener), id);
             }
             Some(Watch::TrustBundle { name, .. }) => self.release(Reference::Secret(name), id),
+            Some(Watch::Resource(reference)) => {
+                self.followers.remove(&reference, id);
+                self.orphans.insert(reference);
+            }
             None => {}
         }
     }
@@ -166,8 +186,13 @@ impl Graph {
         }
         let mut changed = Vec::new();
         for accepted in update.accepted {
-            let reports = |spec: &ClusterSpec| spec.reports_load;
-            self.has_reports |= matches!(&accepted.config, Config::Cluster(c) if reports(c));
+            if let Config::Cluster(spec) = &accepted.config
+                && spec.load_reports.is_some()
+            {
+                self.has_reports = true;
+                let name = spec.config.name.clone();
+                self.senders.insert(name, Arc::clone(&source.server));
+            }
             changed.extend(self.cache.accept(accepted, now));
         }
         let rejected = update.rejected.into_iter();
@@ -186,7 +211,7 @@ impl Graph {
             let error = named(kind, &name, "was removed by the control plane");
             changed.extend(self.fail(kind, &name, error, Cause::Removed, source, now));
         }
-        self.propagate(changed);
+        self.propagate(changed, Some(&source.gate));
     }
 
     /// Takes what did not come in time, and what may not be used any longer.
@@ -209,7 +234,7 @@ impl Graph {
             let error = named(kind, &name, "its time to live is over");
             changed.extend(self.fail(kind, &name, error, Cause::Expired, source, now));
         }
-        self.propagate(changed);
+        self.propagate(changed, None);
     }
 
     /// Whether something may have lost its last user.
@@ -243,6 +268,11 @@ impl Graph {
         self.cache.stored_in_use()
     }
 
+    /// See [`Cache::counts`].
+    pub(crate) fn counts(&self) -> BTreeMap<ResourceKey, u64> {
+        self.cache.counts()
+    }
+
     /// Every resource as people see it.
     pub(crate) fn dump(&self) -> Vec<ResourceDump> {
         self.cache.dump()
@@ -264,8 +294,12 @@ impl Graph {
             if let Reference::Cluster(name) = &reference {
                 is_cluster_gone = true;
                 self.orphans.extend(self.clusters.remove(name));
+                self.senders.remove(name);
             }
             self.users.remove(&reference);
+            if self.followers.has(&reference) {
+                continue;
+            }
             self.cache.forget(&reference);
         }
         if is_cluster_gone {
@@ -291,7 +325,11 @@ impl Graph {
         self.orphans.insert(reference);
     }
 
-    fn propagate(&mut self, changed: Vec<Reference>) {
+    /// Brings all watches up to date with the cache. `gate` is that of the stream the changes came by.
+    fn propagate(&mut self, changed: Vec<Reference>, gate: Option<&Gate>) {
+        self.tell(&changed, gate);
+        let beside = self.cache.take_beside();
+        self.tell(&beside, gate);
         for reference in changed {
             match reference {
                 Reference::Cluster(name) => {
@@ -345,21 +383,31 @@ impl Graph {
         let mut sources = BTreeMap::new();
         let clients = self.watches.values().filter_map(|watch| match watch {
             Watch::Client(client) => Some(client),
-            Watch::Inbound { .. } | Watch::TrustBundle { .. } => None,
+            Watch::Inbound { .. } | Watch::TrustBundle { .. } | Watch::Resource(_) => None,
         });
         for handle in clients.flat_map(|client| client.handles()) {
             let Some(Resolved::Value(spec)) = self.cache.clusters.resolved(&handle.name) else {
                 continue;
             };
-            if spec.reports_load && !sources.contains_key(&handle.name) {
-                let Discovery::Eds(service) = &spec.config.discovery;
-                let source = LoadSource {
-                    cluster: handle.name.to_string(),
-                    service: service.to_string(),
-                    current: handle.current.clone(),
-                };
-                sources.insert(handle.name.clone(), source);
-            }
+            let Some(reports) = &spec.load_reports else {
+                handle.load.select_metrics(&[]);
+                continue;
+            };
+            handle.load.select_metrics(&reports.metrics);
+            let sender = || self.senders.get(&handle.name).cloned();
+            let server = reports.server.clone().or_else(sender);
+            let service = match &spec.source {
+                ClusterSource::Eds(name) => name.to_string(),
+                ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => String::new(),
+            };
+            sources.entry(handle.name.clone()).or_insert(LoadSource {
+                cluster: handle.name.to_string(),
+                service,
+                // One of an earlier run has no sender yet.
+                server: server.unwrap_or_else(|| self.origin.server.as_str().into()),
+                current: handle.current.clone(),
+                load: Arc::clone(&handle.load),
+            });
         }
         Some(sources.into_values().collect())
     }
@@ -393,7 +441,7 @@ impl Graph {
     /// Publishes an inbound listener or a trust bundle.
     fn evaluate_value(&self, watch: &Watch) {
         match watch {
-            Watch::Client(_) => {}
+            Watch::Client(_) | Watch::Resource(_) => {}
             Watch::Inbound { listener, tx } => match self.cache.listeners.resolved(listener) {
                 None => {}
                 Some(Resolved::Value(value)) => match &value.kind {

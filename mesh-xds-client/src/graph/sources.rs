@@ -116,15 +116,16 @@ impl Hosts {
         }
         match failure {
             Some(failure) if endpoints.is_empty() => Some(Err(failure)),
-            _ => Some(Ok(Arc::new(ClusterEndpoints {
-                name: cluster.as_str().into(),
-                localities: vec![LocalityEndpoints {
+            _ => {
+                let locality = LocalityEndpoints {
                     locality: LocalityId::default(),
                     priority: 0,
                     weight: 1,
                     endpoints,
-                }],
-            }))),
+                };
+                let name = cluster.as_str();
+                Some(Ok(Arc::new(ClusterEndpoints::new(name, vec![locality]))))
+            }
         }
     }
 }
@@ -198,9 +199,14 @@ pub(super) fn merge(
         discovery: spec.config.discovery.clone(),
         ..config::Cluster::clone(first)
     };
+    // What is dropped before a call looks at any endpoint is what the first member wants dropped.
+    let rules = usable
+        .iter()
+        .find_map(|(_, _, endpoints)| endpoints.as_ref().ok());
     let endpoints = ClusterEndpoints {
-        name: name.as_str().into(),
-        localities,
+        drop_overloads: rules.map_or_else(Vec::new, |rules| rules.drop_overloads.clone()),
+        overprovisioning_factor: rules.and_then(|rules| rules.overprovisioning_factor),
+        ..ClusterEndpoints::new(name.as_str(), localities)
     };
     ClusterTree {
         cluster: Ok(Arc::new(config)),

@@ -1,27 +1,18 @@
 //! `Cluster` to [`Cluster`].
 //!
-//! Stage 3. `load_balancing_policy` wins over `lb_policy` (gRFC A52);
-//! limits by gRFC A32 and Envoy's retry budget. Outlier detection and health checks have no effect
-//! and are noted. Deviation: a policy that is not supported refuses the cluster, never falls back.
+//! Stage 3. Limits by gRFC A32 and Envoy's retry budget. Health checks have no effect and are noted.
 
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::{
-                self as proto, Cluster as ClusterProto, LoadBalancingPolicy,
-                circuit_breakers::Thresholds,
-                cluster::{LbConfig, LbPolicy as LbPolicyProto},
-            },
+            cluster::v3::{self as proto, Cluster as ClusterProto, circuit_breakers::Thresholds},
             core::v3::{
-                RoutingPriority, TransportSocket, config_source::ConfigSourceSpecifier,
+                GrpcService, RoutingPriority, TransportSocket,
+                config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
                 transport_socket,
             },
         },
         extensions::{
-            load_balancing_policies::{
-                least_request::v3::LeastRequest, random::v3::Random, round_robin::v3::RoundRobin,
-                wrr_locality::v3::WrrLocality,
-            },
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext},
             upstreams::http::v3::{
                 HttpProtocolOptions,
@@ -36,15 +27,16 @@ use envoy_types::pb::{
 use mesh_core::{
     ClusterName,
     config::{
-        CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, LbPolicy,
-        RetryBudget, UpstreamTls,
+        CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, RetryBudget,
+        UpstreamTls,
     },
 };
 use prost::Name;
 
 use super::{
-    DecodeContext, canonical,
-    discovery::{self, ClusterSource, ClusterSpec},
+    DecodeContext, balance, canonical,
+    discovery::{self, ClusterSource, ClusterSpec, LoadReports},
+    outlier,
     path::Sink,
     report::report,
     security::tls,
@@ -53,12 +45,6 @@ use super::{
 
 /// Key of the HTTP options in `typed_extension_protocol_options`.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-
-/// Most random endpoints that least request looks at (gRFC A48).
-const CHOICE_COUNT_MAX: u32 = 10;
-
-/// Deepest nesting of load balancing policies (gRFC A52).
-const LB_POLICY_DEPTH_MAX: usize = 16;
 
 pub(super) fn decode(
     sink: &mut Sink,
@@ -69,9 +55,7 @@ pub(super) fn decode(
         sink,
         proto,
         [
-            outlier_detection,
             health_checks,
-            common_lb_config,
             upstream_bind_config,
             close_connections_on_host_health_failure,
             common_http_protocol_options,
@@ -84,7 +68,6 @@ pub(super) fn decode(
             dns_resolvers,
             http_protocol_options,
             ignore_health_on_host_removal,
-            lrs_report_endpoint_metrics,
             max_requests_per_connection,
             preconnect_policy,
             protocol_selection,
@@ -108,9 +91,15 @@ pub(super) fn decode(
         subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
         "subset load balancing is not supported",
     );
-    let reports_load = decode_lrs(sink, proto);
+    let load_reports = decode_lrs(sink, context, proto);
     let source = discovery::decode(sink, proto);
-    let lb_policy = decode_lb_policy(sink, proto);
+    let balance = balance::decode(sink, proto);
+    let outlier_detection = match &proto.outlier_detection {
+        None => Some(None),
+        Some(proto) => sink.field("outlier_detection", |sink| {
+            outlier::decode(sink, proto).map(Some)
+        }),
+    };
     let circuit_breakers = decode_circuit_breakers(sink, proto);
     let http_version = decode_http_version(sink, proto);
     let tls = decode_transport(sink, context, proto);
@@ -122,6 +111,7 @@ pub(super) fn decode(
     };
     let name: ClusterName = canonical(proto.name.clone()).into();
     let source = source?;
+    let (lb_policy, common_lb_config) = balance?;
     let config = Cluster {
         // Only EDS has a form there; for the others the name stands for itself.
         discovery: Discovery::Eds(match &source {
@@ -129,7 +119,9 @@ pub(super) fn decode(
             ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => name.as_str().into(),
         }),
         name,
-        lb_policy: lb_policy?,
+        lb_policy,
+        common_lb_config,
+        outlier_detection: outlier_detection?,
         circuit_breakers: circuit_breakers?,
         connect_timeout,
         http_version: http_version?,
@@ -138,141 +130,50 @@ pub(super) fn decode(
     Some(ClusterSpec {
         config: config.into(),
         source,
-        reports_load,
+        load_reports,
     })
 }
 
-/// Whether load is reported: only to the control plane itself (gRFC A27).
-fn decode_lrs(sink: &mut Sink, proto: &ClusterProto) -> bool {
-    let specifier = proto
-        .lrs_server
-        .as_ref()
-        .map(|lrs| &lrs.config_source_specifier);
-    let is_self = matches!(specifier, Some(Some(ConfigSourceSpecifier::Self_(_))));
-    sink.ignore([("lrs_server (not self)", specifier.is_some() && !is_self)]);
-    is_self
-}
-
-fn decode_lb_policy(sink: &mut Sink, proto: &ClusterProto) -> Option<LbPolicy> {
-    if let Some(policy) = &proto.load_balancing_policy {
-        return sink.field("load_balancing_policy", |sink| {
-            walk_policies(sink, policy, 1)
-        });
-    }
-    report_lb_config(sink, proto);
-    match LbPolicyProto::try_from(proto.lb_policy) {
-        Ok(LbPolicyProto::RoundRobin) => Some(LbPolicy::RoundRobin),
-        Ok(LbPolicyProto::Random) => Some(LbPolicy::Random),
-        Ok(LbPolicyProto::LeastRequest) => {
-            let config = match &proto.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(config)) => config.choice_count.as_ref(),
-                _ => None,
-            };
-            least_request(sink, "least_request_lb_config.choice_count", uint32(config))
-        }
-        Ok(other) => sink.error_at(
-            "lb_policy",
-            format!(
-                "{} is not supported; supported are ROUND_ROBIN, LEAST_REQUEST, RANDOM",
-                other.as_str_name()
-            ),
-        ),
-        Err(_) => sink.error_at("lb_policy", format!("{} is not known", proto.lb_policy)),
-    }
-}
-
-/// Settings of a policy that is not chosen, and those of a chosen one that have no effect.
-fn report_lb_config(sink: &mut Sink, proto: &ClusterProto) {
-    let chosen = LbPolicyProto::try_from(proto.lb_policy);
-    match &proto.lb_config {
-        None => {}
-        Some(LbConfig::LeastRequestLbConfig(config))
-            if chosen == Ok(LbPolicyProto::LeastRequest) =>
-        {
-            sink.field("least_request_lb_config", |sink| {
-                report!(sink, config, [active_request_bias, slow_start_config]);
-            });
-        }
-        Some(LbConfig::RoundRobinLbConfig(config)) => {
-            sink.field("round_robin_lb_config", |sink| {
-                report!(sink, config, [slow_start_config]);
-            });
-        }
-        Some(_) => sink.ignore([("lb_config (of a policy that is not chosen)", true)]),
-    }
-}
-
-fn least_request(sink: &mut Sink, name: &str, choice_count: Option<u32>) -> Option<LbPolicy> {
-    match choice_count.unwrap_or(2) {
-        0 | 1 => sink.error_at(name, "must be 2 or more"),
-        count => Some(LbPolicy::LeastRequest {
-            choice_count: count.min(CHOICE_COUNT_MAX),
-        }),
-    }
-}
-
-/// The first policy of the list that is supported.
-fn walk_policies(sink: &mut Sink, list: &LoadBalancingPolicy, depth: usize) -> Option<LbPolicy> {
-    if depth > LB_POLICY_DEPTH_MAX {
-        return sink.error(format!("is nested deeper than {LB_POLICY_DEPTH_MAX}"));
-    }
-    let mut seen = Vec::new();
-    for (i, policy) in list.policies.iter().enumerate() {
-        let extension = policy.typed_extension_config.as_ref();
-        let Some(any) = extension.and_then(|extension| extension.typed_config.as_ref()) else {
-            continue;
-        };
-        let place = format!("policies[{i}].typed_extension_config.typed_config");
-        if is::<RoundRobin>(any) {
-            return sink.field(&place, |sink| {
-                let config: RoundRobin = parse(sink, any)?;
-                report!(sink, config, [locality_lb_config, slow_start_config]);
-                Some(LbPolicy::RoundRobin)
-            });
-        } else if is::<Random>(any) {
-            return Some(LbPolicy::Random);
-        } else if is::<LeastRequest>(any) {
-            return sink.field(&place, |sink| {
-                let config: LeastRequest = parse(sink, any)?;
-                report!(
-                    sink,
-                    config,
-                    [
-                        active_request_bias,
-                        enable_full_scan,
-                        locality_lb_config,
-                        selection_method,
-                        slow_start_config,
-                    ]
-                );
-                least_request(sink, "choice_count", uint32(config.choice_count.as_ref()))
-            });
-        } else if is::<WrrLocality>(any) {
-            return sink.field(&place, |sink| {
-                let config: WrrLocality = parse(sink, any)?;
-                match &config.endpoint_picking_policy {
-                    Some(inner) => sink.field("endpoint_picking_policy", |sink| {
-                        walk_policies(sink, inner, depth + 1)
-                    }),
-                    None => sink.error_at("endpoint_picking_policy", "is missing"),
-                }
-            });
-        }
-        seen.push(
-            any.type_url
-                .rsplit('/')
+/// Load reports go to the server that sent the cluster, or to another one that the bootstrap knows.
+fn decode_lrs(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    proto: &ClusterProto,
+) -> Option<LoadReports> {
+    let lrs = proto.lrs_server.as_ref();
+    let specifier = lrs.and_then(|lrs| lrs.config_source_specifier.as_ref());
+    let server = match specifier {
+        Some(ConfigSourceSpecifier::Self_(_)) => Some(None),
+        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
+            let targets = source.grpc_services.iter().filter_map(google_grpc_target);
+            targets
+                .filter_map(|target| context.server(target))
                 .next()
-                .unwrap_or_default()
-                .to_owned(),
-        );
-    }
-    sink.error_at(
-        "policies",
-        format!(
-            "none of {seen:?} is supported; supported are round_robin, least_request, random and \
-             wrr_locality around them"
+                .map(Some)
+        }
+        _ => None,
+    };
+    sink.ignore([
+        (
+            "lrs_server (neither self nor a server of the bootstrap)",
+            specifier.is_some() && server.is_none(),
         ),
-    )
+        (
+            "lrs_report_endpoint_metrics",
+            server.is_none() && !proto.lrs_report_endpoint_metrics.is_empty(),
+        ),
+    ]);
+    Some(LoadReports {
+        server: server?,
+        metrics: proto.lrs_report_endpoint_metrics.clone(),
+    })
+}
+
+fn google_grpc_target(service: &GrpcService) -> Option<&str> {
+    match service.target_specifier.as_ref()? {
+        TargetSpecifier::GoogleGrpc(grpc) => Some(&grpc.target_uri),
+        TargetSpecifier::EnvoyGrpc(_) => None,
+    }
 }
 
 fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<CircuitBreakers> {

@@ -31,18 +31,31 @@ const CHILDREN_MAX: usize = 128;
 /// Most names of hosts in one cluster.
 const HOSTS_MAX: usize = 1024;
 
-/// A cluster with where its endpoints come from.
+/// A cluster resource: its policy, and where its endpoints come from.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct ClusterSpec {
-    pub(crate) config: Arc<config::Cluster>,
-    pub(crate) source: ClusterSource,
+#[non_exhaustive]
+pub struct ClusterSpec {
+    /// Its policy. Its `discovery` is that of `source` for EDS, and the cluster's own name else.
+    pub config: Arc<config::Cluster>,
+    /// Where its endpoints come from.
+    pub source: ClusterSource,
     /// Whether the control plane wants to know how many requests went where.
-    pub(crate) reports_load: bool,
+    pub load_reports: Option<LoadReports>,
+}
+
+/// Where a cluster's load is reported to, and what else of it (gRFC A27, A85).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadReports {
+    /// Address of the server; `None` is the one that sent the cluster.
+    pub server: Option<Arc<str>>,
+    /// Metrics of backends, by the names of gRFC A85. Default none.
+    pub metrics: Vec<String>,
 }
 
 /// Where a cluster's endpoints come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ClusterSource {
+pub enum ClusterSource {
+    /// The control plane, by this name.
     Eds(EndpointsName),
     /// Hosts to look up; all are used.
     Dns(Vec<DnsHost>),
@@ -52,9 +65,11 @@ pub(crate) enum ClusterSource {
 
 /// A host by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct DnsHost {
-    pub(crate) name: String,
-    pub(crate) port: u16,
+pub struct DnsHost {
+    /// Its name, or an address.
+    pub name: String,
+    /// The port to connect to, not 0.
+    pub port: u16,
 }
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {

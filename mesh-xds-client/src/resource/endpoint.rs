@@ -1,44 +1,33 @@
 //! `ClusterLoadAssignment` to [`ClusterEndpoints`].
 //!
 //! Stage 3. Follows gRFC A27: priorities without gaps, unique localities and addresses, localities
-//! without weight left out. Deviation: `policy.drop_overloads` has no effect and is noted.
+//! without weight left out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
 };
 
-use envoy_types::pb::envoy::config::{
-    core::v3::HealthStatus as HealthProto,
-    endpoint::v3::{
-        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
-        locality_lb_endpoints::LbConfig,
-    },
+use envoy_types::pb::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+    cluster_load_assignment::{Policy, policy::DropOverload as DropProto},
+    lb_endpoint::HostIdentifier,
+    locality_lb_endpoints::LbConfig,
 };
-use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoints, LocalityId};
+use mesh_core::config::{ClusterEndpoints, DropOverload, Endpoint, LocalityEndpoints, LocalityId};
 
 use super::{
     canonical,
     path::Sink,
     report::report,
-    value::{socket_address, uint32},
+    value::{fraction, health_status, socket_address, uint32},
 };
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<ClusterEndpoints> {
-    if let Some(policy) = &proto.policy {
-        sink.field("policy", |sink| {
-            report!(
-                sink,
-                policy,
-                [
-                    drop_overloads,
-                    endpoint_stale_after,
-                    overprovisioning_factor,
-                    weighted_priority_health,
-                ]
-            );
-        });
-    }
+    let policy = proto.policy.as_ref();
+    let (drop_overloads, overprovisioning_factor) = policy.map_or((Vec::new(), None), |policy| {
+        sink.field("policy", |sink| decode_policy(sink, policy))
+    });
     let mut addresses = HashSet::new();
     let localities = sink.each("endpoints", &proto.endpoints, |sink, locality| {
         decode_locality(sink, locality, &mut addresses)
@@ -47,6 +36,35 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<C
     Some(ClusterEndpoints {
         name: canonical(proto.cluster_name.clone()).into(),
         localities,
+        drop_overloads,
+        overprovisioning_factor,
+    })
+}
+
+fn decode_policy(sink: &mut Sink, proto: &Policy) -> (Vec<DropOverload>, Option<u32>) {
+    report!(
+        sink,
+        proto,
+        [endpoint_stale_after, weighted_priority_health]
+    );
+    let drops = sink.each("drop_overloads", &proto.drop_overloads, decode_drop);
+    let factor = uint32(proto.overprovisioning_factor.as_ref());
+    if factor == Some(0) {
+        sink.error_at::<()>("overprovisioning_factor", "must be above 0");
+    }
+    (drops, factor)
+}
+
+fn decode_drop(sink: &mut Sink, proto: &DropProto) -> Option<DropOverload> {
+    if proto.category.is_empty() {
+        return sink.error_at("category", "is missing");
+    }
+    let Some(share) = &proto.drop_percentage else {
+        return sink.error_at("drop_percentage", "is missing");
+    };
+    Some(DropOverload {
+        category: proto.category.clone(),
+        share: sink.field("drop_percentage", |sink| fraction(sink, share))?,
     })
 }
 
@@ -110,20 +128,9 @@ fn decode_endpoint(
     if weight == 0 {
         sink.error_at::<()>("load_balancing_weight", "must not be 0");
     }
-    let health = match HealthProto::try_from(proto.health_status) {
-        Ok(HealthProto::Unknown) => HealthStatus::Unknown,
-        Ok(HealthProto::Healthy) => HealthStatus::Healthy,
-        Ok(HealthProto::Unhealthy) => HealthStatus::Unhealthy,
-        Ok(HealthProto::Draining) => HealthStatus::Draining,
-        Ok(HealthProto::Timeout) => HealthStatus::Timeout,
-        Ok(HealthProto::Degraded) => HealthStatus::Degraded,
-        Err(_) => {
-            return sink.error_at(
-                "health_status",
-                format!("{} is not a known health status", proto.health_status),
-            );
-        }
-    };
+    let health = sink.field("health_status", |sink| {
+        health_status(sink, proto.health_status)
+    })?;
     sink.field("endpoint", |sink| {
         report!(sink, endpoint, [additional_addresses, health_check_config]);
     });

@@ -6,11 +6,13 @@
 //! are ignored; a known field with a value that cannot be honoured refuses the resource where
 //! traffic or security depends on it, and is noted in the log where nothing does.
 
+mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;
 mod listener;
 mod name;
+mod outlier;
 pub(crate) mod path;
 mod raw;
 mod report;
@@ -39,9 +41,9 @@ use envoy_types::pb::envoy::{
 use mesh_core::{ConfigError, config};
 use prost::Message;
 
-use crate::bootstrap::CertificateProvider;
-pub(crate) use discovery::{ClusterSource, ClusterSpec, DnsHost};
-pub(crate) use name::{authority, canonical};
+use crate::bootstrap::{CertificateProvider, Server, ServerUri};
+pub use discovery::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
+pub(crate) use name::{authority, canonical, is_glob_collection};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
 
@@ -65,7 +67,7 @@ impl Kind {
     ];
 
     /// The type URL on the wire.
-    pub(crate) fn type_url(self) -> &'static str {
+    pub(crate) const fn type_url(self) -> &'static str {
         match self {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
@@ -111,13 +113,30 @@ pub(crate) enum Config {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DecodeContext {
     providers: BTreeMap<String, CertificateProvider>,
+    /// Addresses of the bootstrap's servers.
+    servers: BTreeSet<Arc<str>>,
 }
 
 impl DecodeContext {
     pub(crate) fn new(providers: &BTreeMap<String, CertificateProvider>) -> Self {
         Self {
             providers: providers.clone(),
+            servers: BTreeSet::new(),
         }
+    }
+
+    /// The same, where resources may name these servers for load reports.
+    pub(crate) fn with_servers<'s>(mut self, servers: impl Iterator<Item = &'s Server>) -> Self {
+        self.servers = servers
+            .map(|server| server.uri.to_string().into())
+            .collect();
+        self
+    }
+
+    /// The address of a known server, in its one spelling.
+    fn server(&self, target: &str) -> Option<Arc<str>> {
+        let uri = ServerUri::parse(target).ok()?.to_string();
+        self.servers.get(&*uri).cloned()
     }
 }
 

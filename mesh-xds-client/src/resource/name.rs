@@ -29,6 +29,12 @@ pub(crate) fn canonical(name: String) -> String {
     text
 }
 
+/// Whether a name stands for all resources of a folder (xRFC TP1), which is not spoken.
+pub(crate) fn is_glob_collection(name: &str) -> bool {
+    let path = name.split(['?', '#']).next().unwrap_or_default();
+    name.starts_with("xdstp:") && path.ends_with("/*")
+}
+
 /// The authority in an `xdstp:` name; `None` for names of the old style.
 pub(crate) fn authority(name: &str) -> Option<&str> {
     let rest = name.strip_prefix("xdstp:")?;

@@ -7,14 +7,14 @@ use std::time::Duration;
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{
-            Address, ConfigSource, address, config_source::ConfigSourceSpecifier,
-            socket_address::PortSpecifier,
+            Address, ConfigSource, HealthStatus as HealthProto, address,
+            config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
         },
         r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     },
     google::protobuf::{Any, Duration as DurationProto, UInt32Value},
 };
-use mesh_core::config::Fraction;
+use mesh_core::config::{Fraction, HealthStatus};
 use prost::{Message, Name};
 
 use super::path::Sink;
@@ -39,6 +39,19 @@ pub(super) fn duration(
         (Some(seconds), Some(nanos)) => Some(Duration::new(seconds, nanos)),
         _ => sink.error_at(name, "is not a duration of zero or more"),
     }
+}
+
+/// A declared health.
+pub(super) fn health_status(sink: &mut Sink, value: i32) -> Option<HealthStatus> {
+    Some(match HealthProto::try_from(value) {
+        Ok(HealthProto::Unknown) => HealthStatus::Unknown,
+        Ok(HealthProto::Healthy) => HealthStatus::Healthy,
+        Ok(HealthProto::Unhealthy) => HealthStatus::Unhealthy,
+        Ok(HealthProto::Draining) => HealthStatus::Draining,
+        Ok(HealthProto::Timeout) => HealthStatus::Timeout,
+        Ok(HealthProto::Degraded) => HealthStatus::Degraded,
+        Err(_) => return sink.error(format!("{value} is not a known health status")),
+    })
 }
 
 /// A wrapped integer.

@@ -44,7 +44,8 @@ pub(crate) fn encode(resources: &[StoredResource], fingerprint: &str) -> Vec<u8>
     content
 }
 
-fn put(to: &mut Vec<u8>, bytes: &[u8]) {
+/// Writes bytes with their length, as [`Reader::bytes`] takes them.
+pub(crate) fn put(to: &mut Vec<u8>, bytes: &[u8]) {
     to.extend((bytes.len() as u32).to_le_bytes());
     to.extend(bytes);
 }
@@ -81,10 +82,11 @@ pub(crate) fn decode(content: &[u8], fingerprint: &str) -> Result<Vec<StoredReso
     Ok(resources)
 }
 
-struct Reader<'b>(&'b [u8]);
+/// Takes numbers and texts from bytes; `None` where they end too soon.
+pub(crate) struct Reader<'b>(pub(crate) &'b [u8]);
 
 impl<'b> Reader<'b> {
-    fn take(&mut self, length: usize) -> Option<&'b [u8]> {
+    pub(crate) fn take(&mut self, length: usize) -> Option<&'b [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(taken)
@@ -94,22 +96,22 @@ impl<'b> Reader<'b> {
         self.take(1).map(|bytes| bytes[0])
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         let bytes = self.take(4)?.try_into().ok()?;
         Some(u32::from_le_bytes(bytes))
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         let bytes = self.take(8)?.try_into().ok()?;
         Some(u64::from_le_bytes(bytes))
     }
 
-    fn bytes(&mut self) -> Option<&'b [u8]> {
+    pub(crate) fn bytes(&mut self) -> Option<&'b [u8]> {
         let length = self.u32()?;
         self.take(usize::try_from(length).ok()?)
     }
 
-    fn text(&mut self) -> Option<&'b str> {
+    pub(crate) fn text(&mut self) -> Option<&'b str> {
         str::from_utf8(self.bytes()?).ok()
     }
 

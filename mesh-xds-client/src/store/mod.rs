@@ -6,13 +6,12 @@
 //! and a checksum, belongs to its owner alone, and has a largest size. A file that is not exactly
 //! right is not used at all, and says so in the log. No private key is ever in it.
 
-mod format;
+pub(crate) mod file;
+pub(crate) mod format;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -20,6 +19,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::resource::Kind;
+use file::Privacy;
 pub(crate) use format::{decode, encode};
 
 /// Largest file that is written or read, in bytes: 10,000 clusters with their endpoints are about
@@ -61,21 +61,10 @@ impl Store {
 
     /// Reads the file. `Ok(None)` when there is none.
     pub(crate) fn load(&self) -> Result<Option<Vec<StoredResource>>, String> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e.to_string()),
-        };
-        check_owner_only(&file)?;
-        let mut content = Vec::new();
-        let limit = STATE_BYTES_MAX as u64 + 1;
-        file.take(limit)
-            .read_to_end(&mut content)
-            .map_err(|e| e.to_string())?;
-        if content.len() > STATE_BYTES_MAX {
-            return Err(format!("it is larger than {STATE_BYTES_MAX} bytes"));
-        }
-        decode(&content, &self.fingerprint).map(Some)
+        let content = file::read(&self.path, Privacy::NotWritable, STATE_BYTES_MAX)?;
+        content
+            .map(|content| decode(&content, &self.fingerprint))
+            .transpose()
     }
 
     /// Replaces the file.
@@ -87,52 +76,6 @@ impl Store {
                 content.len()
             ));
         }
-        let mut side = self.path.clone().into_os_string();
-        side.push(format!(".{}.new", std::process::id()));
-        let side = PathBuf::from(side);
-        let written = self.write(&side, &content);
-        if written.is_err() {
-            _ = fs::remove_file(&side);
-        }
-        written.map_err(|e| e.to_string())
+        file::replace(&self.path, &content).map_err(|e| e.to_string())
     }
-
-    fn write(&self, side: &Path, content: &[u8]) -> io::Result<()> {
-        match fs::remove_file(side) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(side)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(side, &self.path)?;
-        // The rename itself must survive a power cut; not every file system can sync a folder.
-        if let Some(folder) = self.path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            _ = File::open(folder).and_then(|folder| folder.sync_all());
-        }
-        Ok(())
-    }
-}
-
-/// What others may write, others may route.
-#[cfg(unix)]
-fn check_owner_only(file: &File) -> Result<(), String> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mode = file.metadata().map_err(|e| e.to_string())?.permissions();
-    let mode = mode.mode() & 0o777;
-    if mode & 0o022 != 0 {
-        return Err(format!(
-            "its mode is {mode:o}: others may write it; make it 600"
-        ));
-    }
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn check_owner_only(_: &File) -> Result<(), String> {
-    Ok(())
 }

@@ -1,8 +1,12 @@
 //! What is read back, and what is not.
 
-use std::time::Duration;
+use std::{
+    fs::{self, File},
+    time::Duration,
+};
 
 use super::*;
+use crate::resource::DecodeContext;
 
 fn some() -> Vec<StoredResource> {
     let resource = |kind, name: &str| StoredResource {
@@ -121,13 +125,21 @@ fn damaged_content_under_a_right_checksum_is_refused_or_read() {
     let (header, payload) = content.split_at(52);
     let mut rng = SplitMix64::new(6);
     let mut read = 0;
-    for _ in 0..50_000 {
+    for _ in 0..mutate::rounds(50_000) {
         let damaged = mutate::damage(payload, &mut rng);
         let mut content = header[..12].to_vec();
         content.extend((damaged.len() as u64).to_le_bytes());
         content.extend(digest(&SHA256, &damaged).as_ref());
         content.extend(damaged);
-        read += usize::from(decode(&content, "cp:1").is_ok());
+        if let Ok(stored) = decode(&content, "cp:1") {
+            read += 1;
+            // Whatever is in it is judged as if it came by the wire.
+            let count = stored.len();
+            let revived = crate::cache::revive(stored, &DecodeContext::default());
+            assert!(revived.usable.len() + revived.errors.len() <= count);
+            let is_panic = |e: &mesh_core::ConfigError| e.reason.contains("panicked");
+            assert!(!revived.errors.iter().any(is_panic), "{:?}", revived.errors);
+        }
     }
     assert!(read > 100, "{read}");
 }

@@ -1,11 +1,13 @@
 //! What outlives the process and the control plane: stored state, fall-back servers, authorities.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use mesh_core::snapshot::ListenerState;
+use futures_util::StreamExt;
+use mesh_core::{config::ClusterEndpoints, snapshot::ListenerState};
 use mesh_xds_client::{
     Bootstrap, StreamStatus, Variant, XdsClient, XdsClientBuilder,
     bootstrap::{Authority, BootstrapBuilder, Server as ServerConfig, ServerUri},
+    watcher::News,
 };
 
 use crate::{server::*, wait, wait_for_port, within};
@@ -15,7 +17,7 @@ fn at(address: SocketAddr) -> ServerConfig {
 }
 
 fn options(bootstrap: BootstrapBuilder) -> XdsClientBuilder {
-    let pauses = [10, 50].map(std::time::Duration::from_millis);
+    let pauses = [10, 50].map(Duration::from_millis);
     XdsClient::builder(bootstrap.node_id("me").build().unwrap()).backoff(pauses[0], pauses[1])
 }
 
@@ -230,4 +232,142 @@ async fn a_target_of_an_unknown_authority_fails_at_once() {
         text.contains("its authority is not among authorities"),
         "{text}"
     );
+}
+
+/// gRFC A95: endpoints of another server are asked for though those of the first are known, and given
+/// up when it is back.
+#[tokio::test]
+async fn an_authority_may_fall_back_though_everything_is_known() {
+    let mut first = Server::start().await;
+    let mut second = Server::start().await;
+    let top = nowhere().await;
+    let address = first.address;
+    let servers = vec![at(first.address), at(second.address)];
+    let authority = Authority::new("x", servers).with_fallback_on_reachability_only(true);
+    let bootstrap = Bootstrap::builder(top.to_string()).authority("x", authority);
+    let client = options(bootstrap).build().unwrap();
+    let name = "xdstp://x/envoy.config.endpoint.v3.ClusterLoadAssignment/c";
+    let mut watcher = client.watch::<ClusterEndpoints>(name);
+    let mut next = async || loop {
+        let event = within(watcher.next()).await.unwrap();
+        if let News::Changed(value) = event.news {
+            return value.unwrap().localities[0].endpoints[0].address.port();
+        }
+    };
+    let mut stream = first.accept().await;
+    stream.serve(EDS, "1", vec![endpoints(name, 1)]).await;
+    assert_eq!(next().await, 1);
+    drop((first, stream));
+    let mut other = second.accept().await;
+    other.serve(EDS, "1", vec![endpoints(name, 2)]).await;
+    assert_eq!(next().await, 2);
+    let mut first = Server::start_at(address).await;
+    let mut stream = first.accept().await;
+    stream.serve(EDS, "2", vec![endpoints(name, 3)]).await;
+    assert_eq!(next().await, 3);
+    while other.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_glob_collection_is_refused_by_name_and_never_asked_for() {
+    let mut server = Server::start().await;
+    let bootstrap =
+        Bootstrap::builder(server.address.to_string()).authority("x", Authority::new("x", vec![]));
+    let client = options(bootstrap).build().unwrap();
+    let mut watcher = client.watch::<ClusterEndpoints>("xdstp://x/t/all/*");
+    let event = within(watcher.next()).await.unwrap();
+    let News::Changed(Err(error)) = &event.news else {
+        panic!("{event:?}")
+    };
+    let text = error.to_string();
+    assert!(
+        text.contains("glob collections are not supported"),
+        "{text}"
+    );
+    let _one = client.watch::<ClusterEndpoints>("xdstp://x/t/all/one");
+    let request = server.accept().await.expect(EDS).await;
+    assert_eq!(request.resource_names, ["xdstp://x/t/all/one"]);
+}
+
+/// Fallback_ThreeServerPromotion: each better server that speaks ends the streams of those behind it,
+/// and what those say late does not count.
+#[tokio::test]
+async fn three_servers_are_fallen_back_to_and_promoted_in_order() {
+    let (one, two) = (nowhere().await, nowhere().await);
+    let mut third = Server::start().await;
+    let bootstrap = Bootstrap::builder(one.to_string())
+        .fallback_server(at(two))
+        .fallback_server(at(third.address));
+    let client = options(bootstrap).build().unwrap();
+    let mut watcher = client.watch::<ClusterEndpoints>("c");
+    let mut next = async || loop {
+        let event = within(watcher.next()).await.unwrap();
+        if let News::Changed(value) = event.news {
+            return value.unwrap().localities[0].endpoints[0].address.port();
+        }
+    };
+    let mut of_third = third.accept().await;
+    of_third.serve(EDS, "1", vec![endpoints("c", 3)]).await;
+    assert_eq!(next().await, 3);
+
+    let mut second = Server::start_at(two).await;
+    let mut of_second = second.accept().await;
+    of_second.serve(EDS, "1", vec![endpoints("c", 2)]).await;
+    assert_eq!(next().await, 2);
+    while of_third.next().await.is_some() {}
+
+    let mut first = Server::start_at(one).await;
+    let mut of_first = first.accept().await;
+    of_first.serve(EDS, "1", vec![endpoints("c", 1)]).await;
+    assert_eq!(next().await, 1);
+    while of_second.next().await.is_some() {}
+    of_first.serve(EDS, "2", vec![endpoints("c", 4)]).await;
+    assert_eq!(next().await, 4);
+}
+
+/// Authority_XDSChannelClose.
+#[tokio::test]
+async fn the_stream_of_an_authority_closes_with_its_last_watch_and_others_stay() {
+    let mut top = Server::start().await;
+    let mut named = Server::start().await;
+    let bootstrap = Bootstrap::builder(top.address.to_string())
+        .authority("x", Authority::new("x", vec![at(named.address)]));
+    let client = options(bootstrap).build().unwrap();
+    let of_top = client.watch::<ClusterEndpoints>("c");
+    let one = client.watch::<ClusterEndpoints>("xdstp://x/t/one");
+    let two = client.watch::<ClusterEndpoints>("xdstp://x/t/two");
+    let mut stream = named.accept().await;
+    let mut other = top.accept().await;
+    drop(one);
+    while stream.next().await.unwrap().resource_names != ["xdstp://x/t/two"] {}
+    drop(two);
+    while stream.next().await.is_some() {}
+    other.serve(EDS, "1", vec![endpoints("c", 1)]).await;
+    drop(of_top);
+}
+
+/// gRFC A88 spells the feature in two ways: either makes a silent server slow, not one without the
+/// resource, and gives it 30 s.
+#[tokio::test]
+async fn a_transient_timer_is_known_by_both_spellings() {
+    for feature in [
+        "resource_timer_is_transient_error",
+        "resource_timer_is_transient_failure",
+    ] {
+        let mut server = Server::start().await;
+        let bootstrap = Bootstrap::builder(server.address.to_string()).server_feature(feature);
+        let client = options(bootstrap).build().unwrap();
+        let mut watcher = client.watch::<ClusterEndpoints>("c");
+        let mut stream = server.accept().await;
+        stream.expect(EDS).await;
+        tokio::time::pause();
+        let early = tokio::time::timeout(Duration::from_secs(20), watcher.next()).await;
+        assert!(early.is_err(), "{feature}: not after 15 s");
+        let event = watcher.next().await.unwrap();
+        tokio::time::resume();
+        let News::Changed(Err(error)) = &event.news else {
+            panic!("{event:?}")
+        };
+        assert!(error.to_string().contains("within 30 s"), "{error}");
+    }
 }

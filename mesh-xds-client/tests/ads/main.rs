@@ -3,10 +3,13 @@
 mod catalogue;
 mod keep;
 mod load;
+mod metrics;
 mod secure;
 mod server;
 mod status;
 mod translate;
+mod watcher;
+mod watches;
 
 use std::{future::Future, time::Duration};
 
@@ -21,8 +24,24 @@ use mesh_core::snapshot::{ListenerState, SnapshotReader};
 use mesh_xds_client::{
     Bootstrap, InboundState, StreamStatus, Variant, XdsClient, XdsClientBuilder,
 };
+use metrics::{
+    a_stream_counts_as_working_until_it_fails_and_from_the_next_response,
+    resources_are_counted_by_type_and_by_what_became_of_them,
+};
 use server::*;
 use status::the_status_service_shows_states_versions_and_contents;
+use watcher::{
+    a_held_token_does_not_keep_the_stream_open,
+    a_resource_that_a_listener_uses_too_is_asked_for_once,
+    a_token_outlives_its_watcher_and_an_unread_event_does_not,
+    losing_the_control_plane_is_an_ambient_error_until_it_is_back,
+    refusals_and_deletions_hold_back_the_next_response_too,
+    the_last_watcher_of_a_name_unsubscribes,
+    the_next_response_waits_for_every_watcher_and_requests_do_not,
+    timers_stand_still_while_a_response_waits_to_be_read,
+    watchers_are_told_what_is_new_and_late_ones_what_is_known,
+    watches_may_be_started_and_dropped_while_a_token_is_held,
+};
 
 const MUST_HAPPEN: Duration = Duration::from_secs(10);
 
@@ -45,6 +64,18 @@ macro_rules! over_both_variants {
 }
 
 over_both_variants!(
+    a_stream_counts_as_working_until_it_fails_and_from_the_next_response,
+    resources_are_counted_by_type_and_by_what_became_of_them,
+    the_next_response_waits_for_every_watcher_and_requests_do_not,
+    refusals_and_deletions_hold_back_the_next_response_too,
+    watches_may_be_started_and_dropped_while_a_token_is_held,
+    a_token_outlives_its_watcher_and_an_unread_event_does_not,
+    timers_stand_still_while_a_response_waits_to_be_read,
+    a_held_token_does_not_keep_the_stream_open,
+    watchers_are_told_what_is_new_and_late_ones_what_is_known,
+    the_last_watcher_of_a_name_unsubscribes,
+    a_resource_that_a_listener_uses_too_is_asked_for_once,
+    losing_the_control_plane_is_an_ambient_error_until_it_is_back,
     a_second_watch_of_a_name_is_served_without_a_request,
     a_watch_may_be_started_and_dropped_on_news_of_another,
     a_stream_that_worked_is_no_failure_and_not_followed_at_once,
@@ -102,7 +133,7 @@ async fn wait_for_port(reader: &mut SnapshotReader, port: u16) {
         unreachable!("it is ready")
     };
     let mut current = snapshot.clusters[0].current.clone();
-    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::ClusterSnapshot>| {
+    let is_there = |cluster: &std::sync::Arc<mesh_core::snapshot::LazySnapshot>| {
         cluster
             .endpoints
             .iter()
@@ -177,7 +208,7 @@ async fn a_refusal_names_the_resource_and_keeps_the_last_good_one(variant: Varia
     );
     let text = nack.error_detail.unwrap().message;
     assert!(
-        text.contains("cluster c: lb_policy: MAGLEV is not supported"),
+        text.contains("cluster c: lb_policy: CLUSTER_PROVIDED is not supported"),
         "{text}"
     );
     stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;

@@ -11,9 +11,12 @@ use envoy_types::pb::{
                 cluster::{ClusterDiscoveryType, EdsClusterConfig},
             },
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, DataSource, SelfConfigSource,
-                SocketAddress, address, config_source::ConfigSourceSpecifier,
-                data_source::Specifier, socket_address::PortSpecifier,
+                Address, AggregatedConfigSource, ApiConfigSource, ConfigSource, DataSource,
+                GrpcService, SelfConfigSource, SocketAddress, address,
+                config_source::ConfigSourceSpecifier,
+                data_source::Specifier,
+                grpc_service::{GoogleGrpc, TargetSpecifier},
+                socket_address::PortSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -408,6 +411,29 @@ pub(crate) fn cluster_with_own_load_reports(name: &str) -> Any {
     })
 }
 
+/// A cluster whose load this server wants to know.
+pub(crate) fn cluster_with_load_reports_at(name: &str, server: &str) -> Any {
+    let target = GoogleGrpc {
+        target_uri: server.into(),
+        ..GoogleGrpc::default()
+    };
+    let service = GrpcService {
+        target_specifier: Some(TargetSpecifier::GoogleGrpc(target)),
+        ..GrpcService::default()
+    };
+    let source = ApiConfigSource {
+        grpc_services: vec![service],
+        ..ApiConfigSource::default()
+    };
+    any(&Cluster {
+        lrs_server: Some(ConfigSource {
+            config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(source)),
+            ..ConfigSource::default()
+        }),
+        ..eds_cluster(name)
+    })
+}
+
 /// A cluster of one host.
 pub(crate) fn dns_cluster(name: &str, host: &str, port: u16) -> Any {
     let address = Address {
@@ -443,7 +469,7 @@ pub(crate) fn bad_cluster(name: &str) -> Any {
     any(&Cluster {
         name: name.into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(3)),
-        lb_policy: 5,
+        lb_policy: 6,
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: ads(),
             ..EdsClusterConfig::default()

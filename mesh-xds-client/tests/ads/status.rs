@@ -59,7 +59,10 @@ pub(crate) async fn the_status_service_shows_states_versions_and_contents(varian
     let refused = &config.generic_xds_configs[0];
     assert_eq!(refused.xds_config, None);
     let details = &refused.error_state.as_ref().unwrap().details;
-    assert!(details.contains("MAGLEV is not supported"), "{details}");
+    assert!(
+        details.contains("CLUSTER_PROVIDED is not supported"),
+        "{details}"
+    );
     let dump = client.dump().await.unwrap();
     assert_eq!(dump.counters.nacks, 1);
     assert!(dump.servers[0].last_nack.is_some());
@@ -105,7 +108,10 @@ async fn fields_without_effect_are_listed_counted_and_shown() {
     let dump = client.dump().await.unwrap();
     let cluster = &dump.resources[0];
     assert_eq!(cluster.status, ResourceStatus::Acked);
-    assert_eq!(cluster.ignored_fields, ["lrs_server (not self)"]);
+    assert_eq!(
+        cluster.ignored_fields,
+        ["lrs_server (neither self nor a server of the bootstrap)"]
+    );
     assert_eq!(dump.counters.ignored_fields, 1);
     let service = client.status_service();
     let config = fetch(service, ClientStatusRequest::default()).await;
@@ -114,5 +120,8 @@ async fn fields_without_effect_are_listed_counted_and_shown() {
         .as_ref()
         .unwrap()
         .details;
-    assert_eq!(details, "fields without effect here: lrs_server (not self)");
+    assert_eq!(
+        details,
+        "fields without effect here: lrs_server (neither self nor a server of the bootstrap)"
+    );
 }

@@ -1,8 +1,12 @@
 //! Bounded, seeded fuzzing of the machines with all that is behind them.
 //!
 //! Damaged responses of both variants go through a machine into a graph that serves something good.
-//! No panic; each response that is taken is answered once; a refusal changes nothing that is served.
+//! No panic; each response that is taken is answered; a refused resource leaves its last good value in
+//! use, and a response of nothing else changes nothing.
 
+use std::collections::BTreeMap;
+
+use futures_util::FutureExt as _;
 use mesh_core::{
     rng::{Rng, SplitMix64},
     snapshot::{ListenerState, pair},
@@ -14,7 +18,8 @@ use crate::{
     mutate,
 };
 
-const ROUNDS: usize = 3000;
+/// Damaged responses per run, unless [`mutate::rounds`] says otherwise.
+const ROUNDS: usize = 6000;
 
 /// Serves one listener; returns what was sent for it.
 fn serve(rig: &mut Rig, graph: &mut Graph) -> Vec<Response> {
@@ -42,16 +47,41 @@ fn turn(rig: &mut Rig, graph: &mut Graph) {
     rig.requests();
 }
 
-fn apply(rig: &mut Rig, graph: &mut Graph, response: Response) -> Option<bool> {
-    let update = rig.take(response)?;
-    let is_refused = update.nack.is_some() && update.accepted.is_empty();
-    let now = std::time::SystemTime::UNIX_EPOCH;
-    graph.apply(update, &Source::default(), now);
-    Some(is_refused)
+/// What became of a response.
+struct Applied {
+    /// Names of refused resources.
+    refused: Vec<(Kind, String)>,
+    /// Whether anything else was in it.
+    is_refused_alone: bool,
 }
 
+fn apply(rig: &mut Rig, graph: &mut Graph, response: Response) -> Option<Applied> {
+    let update = rig.take(response)?;
+    let kind = update.kind;
+    let names = update.rejected.iter().map(|(name, _)| (kind, name.clone()));
+    let applied = Applied {
+        refused: names.collect(),
+        is_refused_alone: update.nack.is_some()
+            && update.accepted.is_empty()
+            && update.removed.is_empty()
+            && update.errors.is_empty(),
+    };
+    let now = std::time::SystemTime::UNIX_EPOCH;
+    graph.apply(update, &Source::default(), now);
+    Some(applied)
+}
+
+/// What is in use of each resource, as received.
+fn in_use(graph: &Graph) -> BTreeMap<(String, String), Option<bytes::Bytes>> {
+    let dumps = graph.dump().into_iter();
+    dumps
+        .map(|dump| ((dump.type_url.to_owned(), dump.name), dump.config))
+        .collect()
+}
+
+/// A million with `MESH_FUZZ_ROUNDS=1000000 cargo test -p mesh-xds-client --lib damaged_responses`.
 #[test]
-fn damaged_responses_are_answered_and_a_refusal_changes_nothing() {
+fn damaged_responses_are_answered_and_the_last_good_values_kept() {
     for variant in BOTH {
         let mut rng = SplitMix64::new(4);
         let mut rig = Rig::open(variant);
@@ -65,39 +95,49 @@ fn damaged_responses_are_answered_and_a_refusal_changes_nothing() {
         graph.add(1, watcher);
         let originals = serve(&mut rig, &mut graph);
         assert!(matches!(reader.load_and_mark(), ListenerState::Ready(_)));
+        let rounds = mutate::rounds(ROUNDS) / BOTH.len();
+        let mut updates = 0;
         let mut refused = 0;
-        for round in 0..ROUNDS {
+        while updates < rounds {
             let original = &originals[rng.below(originals.len() as u64) as usize];
             let Some(damaged) = damage(original, &mut rng) else {
                 continue;
             };
-            let Some(is_refused) = apply(&mut rig, &mut graph, damaged) else {
-                assert!(
-                    !rig.machine.has_request(),
-                    "round {round}: an answer to nothing"
-                );
+            updates += 1;
+            let before = in_use(&graph);
+            let Some(applied) = apply(&mut rig, &mut graph, damaged) else {
+                let is_silent = !rig.machine.has_request();
+                assert!(is_silent, "update {updates}: an answer to nothing");
                 continue;
             };
-            assert!(rig.machine.has_request(), "round {round}: no answer");
-            if is_refused {
-                refused += 1;
-                use futures_util::FutureExt as _;
-                let is_told = reader.changed().now_or_never().is_some();
-                assert!(!is_told, "round {round}: a refusal is published");
+            assert!(rig.machine.has_request(), "update {updates}: no answer");
+            let after = in_use(&graph);
+            for (kind, name) in &applied.refused {
+                let key = (kind.type_url().to_owned(), name.clone());
+                assert_eq!(
+                    after.get(&key),
+                    before.get(&key),
+                    "update {updates}: {key:?}"
+                );
             }
+            refused += applied.refused.len();
             turn(&mut rig, &mut graph);
+            if applied.is_refused_alone {
+                assert_eq!(before, after, "update {updates}");
+                let is_told = reader.changed().now_or_never().is_some();
+                assert!(!is_told, "update {updates}: a refusal is published");
+                continue;
+            }
             // What is valid may change everything: start from what is good again.
             for original in &originals {
                 apply(&mut rig, &mut graph, original.clone());
                 turn(&mut rig, &mut graph);
             }
             let state = reader.load_and_mark();
-            assert!(
-                matches!(state, ListenerState::Ready(_)),
-                "round {round}: {state:?}"
-            );
+            let is_ready = matches!(state, ListenerState::Ready(_));
+            assert!(is_ready, "update {updates}: {state:?}");
         }
-        assert!(refused > 100, "{refused}");
+        assert!(refused > rounds / 100, "{refused}");
     }
 }
 

@@ -200,17 +200,21 @@ fn wrap(any: Any, version: &str) -> Resource {
             ..resource
         };
     }
-    let name = match Kind::from_type_url(&any.type_url) {
-        Some(Kind::Cluster) => Cluster::decode(&*any.value).map(|c| c.name),
-        Some(Kind::Endpoints) => ClusterLoadAssignment::decode(&*any.value).map(|e| e.cluster_name),
-        _ => Ok(String::new()),
-    };
+    // Field 1 of every type that is used here is its name.
+    let name = Named::decode(&*any.value).map_or_else(|_| String::new(), |named| named.name);
     Resource {
-        name: name.unwrap_or_default(),
+        name,
         version: version.into(),
         resource: Some(any),
         ..Resource::default()
     }
+}
+
+/// Any message whose first field is its name.
+#[derive(Clone, PartialEq, Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
 }
 
 /// A resource with a time to live; without content it is a heartbeat.

@@ -182,3 +182,28 @@ fn a_long_refusal_still_names_every_resource() {
     assert!(all.iter().all(|name| message.contains(name.as_str())));
     assert!(message.len() < 100_000, "{}", message.len());
 }
+
+/// ADS_ACK_NACK_ResourceIsNotRequestedAnymore.
+#[test]
+fn a_name_that_is_wanted_again_is_asked_for_with_the_last_accepted_version() {
+    let mut rig = rig();
+    rig.subscribe(Kind::Cluster, &["a"]);
+    rig.requests();
+    rig.serve(Kind::Cluster, "1", vec![cluster("a")]);
+    rig.requests();
+    rig.serve(Kind::Cluster, "2", vec![bad_cluster("a")]);
+    rig.requests();
+    rig.machine.unsubscribe(Kind::Cluster, "a");
+    let request = sotw(rig.request());
+    assert_eq!(
+        (&*request.version_info, request.resource_names.len()),
+        ("1", 0)
+    );
+    rig.subscribe(Kind::Cluster, &["b"]);
+    let request = sotw(rig.request());
+    assert_eq!(
+        (&*request.version_info, &*request.response_nonce),
+        ("1", "n2")
+    );
+    assert_eq!(request.resource_names, ["b"]);
+}

@@ -116,3 +116,24 @@ fn a_server_with_a_transient_timer_gets_twice_the_time() {
         assert_eq!(machine.next_deadline(), Some(now + TIMED_OUT_AFTER));
     }
 }
+
+#[test]
+fn all_deadlines_move_by_the_time_in_which_nothing_was_read() {
+    each(|rig| {
+        rig.subscribe(Kind::Endpoints, &["a", "b"]);
+        rig.requests();
+        let life = Duration::from_secs(5);
+        let held = living("b", Some(5), Some(endpoints("b")));
+        rig.serve(Kind::Endpoints, "1", vec![held]);
+        let pause = Duration::from_secs(60);
+        rig.machine.postpone(pause);
+        rig.now += pause + life - Duration::from_millis(1);
+        assert_eq!(rig.machine.expire(rig.now), Expired::default());
+        rig.now += Duration::from_millis(1);
+        let ended = vec![(Kind::Endpoints, "b".to_owned())];
+        assert_eq!(rig.machine.expire(rig.now).ended, ended);
+        rig.now += DOES_NOT_EXIST_AFTER - life;
+        let missing = vec![(Kind::Endpoints, "a".to_owned())];
+        assert_eq!(rig.machine.expire(rig.now).missing, missing);
+    });
+}

@@ -1,6 +1,7 @@
 //! What is published when, from which resources.
 
 mod faults;
+mod follow;
 mod keep;
 mod sources;
 
@@ -10,10 +11,7 @@ use mesh_core::{
 };
 
 use super::*;
-use crate::{
-    cache::ErrorPolicy,
-    resource::{ClusterSource, ClusterSpec, Config},
-};
+use crate::resource::{ClusterSource, ClusterSpec, Config};
 
 struct Rig {
     graph: Graph,
@@ -29,7 +27,7 @@ impl Rig {
             graph: Graph::new("me".into(), "cp:1".into(), 1),
             source: Source {
                 server: "cp:1".into(),
-                policy: ErrorPolicy::default(),
+                ..Source::default()
             },
             wanted: BTreeSet::new(),
             next_id: 0,
@@ -194,37 +192,27 @@ fn cluster(name: &str, endpoints: &str) -> Config {
 }
 
 fn spec(name: &str, source: ClusterSource) -> Config {
-    let config = Arc::new(Cluster {
-        name: name.into(),
-        discovery: Discovery::Eds(name.into()),
-        lb_policy: LbPolicy::RoundRobin,
-        circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-        http_version: HttpVersion::ByRequest,
-        tls: None,
-    });
+    let config = Arc::new(Cluster::new(name));
     Config::Cluster(Arc::new(ClusterSpec {
         config,
         source,
-        reports_load: false,
+        load_reports: None,
     }))
 }
 
 fn endpoints(name: &str, port: u16) -> Config {
-    Config::Endpoints(Arc::new(ClusterEndpoints {
-        name: name.into(),
-        localities: vec![LocalityEndpoints {
-            locality: LocalityId::default(),
-            priority: 0,
+    let locality = LocalityEndpoints {
+        locality: LocalityId::default(),
+        priority: 0,
+        weight: 1,
+        endpoints: vec![Endpoint {
+            address: ([10, 0, 0, 1], port).into(),
             weight: 1,
-            endpoints: vec![Endpoint {
-                address: ([10, 0, 0, 1], port).into(),
-                weight: 1,
-                health: HealthStatus::Healthy,
-                hostname: String::new(),
-            }],
+            health: HealthStatus::Healthy,
+            hostname: String::new(),
         }],
-    }))
+    };
+    Config::Endpoints(Arc::new(ClusterEndpoints::new(name, vec![locality])))
 }
 
 /// The clusters of what is published.
@@ -234,7 +222,7 @@ fn published(reader: &SnapshotReader) -> Vec<Arc<ClusterSnapshot>> {
         ListenerState::Ready(snapshot) => snapshot
             .clusters
             .iter()
-            .map(|handle| handle.current.borrow().clone())
+            .map(|handle| Arc::clone(handle.current.borrow().get()))
             .collect(),
         other => panic!("{other:?}"),
     }

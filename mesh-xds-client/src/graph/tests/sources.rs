@@ -180,7 +180,7 @@ fn members_that_differ_in_security_are_not_mixed() {
     let other = Config::Cluster(Arc::new(ClusterSpec {
         config: Arc::new(other),
         source: plain.source.clone(),
-        reports_load: false,
+        load_reports: None,
     }));
     rig.accept(Kind::Cluster, vec![("b", other)]);
     let error = published(&reader)[0]
@@ -260,4 +260,56 @@ fn an_aggregate_of_eds_and_hosts_falls_back_to_the_hosts() {
     rig.expire(Kind::Endpoints, "a");
     rig.answer("db", Ok(&[7]));
     assert_eq!(addresses(&published(&reader)[0]), ["10.0.0.7:80"]);
+}
+
+/// An assignment with one locality for each of `localities`: priority, weight, and the endpoint's
+/// port, weight and health.
+fn assignment(name: &str, localities: &[(u32, u32, u16, u32, HealthStatus)]) -> Config {
+    let Config::Endpoints(template) = endpoints(name, 1) else {
+        unreachable!("they are endpoints")
+    };
+    let mut assignment = ClusterEndpoints::clone(&template);
+    let one = assignment.localities.remove(0);
+    for (priority, weight, port, endpoint_weight, health) in localities {
+        let mut locality = one.clone();
+        (locality.priority, locality.weight) = (*priority, *weight);
+        locality.locality.zone = port.to_string();
+        let endpoint = &mut locality.endpoints[0];
+        endpoint.address.set_port(*port);
+        (endpoint.weight, endpoint.health) = (*endpoint_weight, *health);
+        assignment.localities.push(locality);
+    }
+    Config::Endpoints(assignment.into())
+}
+
+#[test]
+fn priorities_weights_and_health_reach_the_compiler_member_after_member() {
+    use HealthStatus::{Degraded, Draining, Healthy, Unhealthy};
+    let mut rig = Rig::new();
+    let (_, _reader) = rig.watch("a");
+    rig.serve_aggregate(&["a", "b"]);
+    for name in ["a", "b"] {
+        rig.accept(Kind::Cluster, vec![(name, cluster(name, name))]);
+    }
+    let of_a = [
+        (0, 3, 1, 5, Unhealthy),
+        (0, 4, 2, 6, Healthy),
+        (1, 1, 3, 7, Draining),
+    ];
+    let of_b = [(0, 9, 4, 8, Degraded), (1, 2, 5, 9, Healthy)];
+    rig.accept(Kind::Endpoints, vec![("a", assignment("a", &of_a))]);
+    rig.accept(Kind::Endpoints, vec![("b", assignment("b", &of_b))]);
+    let seen = |name: &str| -> Vec<_> {
+        let tree = rig.graph.clusters.tree(&name.into()).unwrap();
+        let localities = &tree.endpoints.as_ref().unwrap().localities;
+        let flat = |l: &LocalityEndpoints| {
+            let e = &l.endpoints[0];
+            (l.priority, l.weight, e.address.port(), e.weight, e.health)
+        };
+        localities.iter().map(flat).collect()
+    };
+    assert_eq!(seen("a"), of_a);
+    let behind = of_b
+        .map(|(priority, weight, port, share, health)| (priority + 2, weight, port, share, health));
+    assert_eq!(seen("x"), [&of_a[..], &behind].concat());
 }

@@ -332,11 +332,25 @@ fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
     );
 }
 
+/// The provider that is this process's own identity, by convention (gRFC A29).
+const IDENTITY_PROVIDER: &str = "default";
+
 /// The name of a provider instance, if the bootstrap has it.
 fn instance(sink: &mut Sink, context: &DecodeContext, field: &str, name: &str) -> Option<String> {
     sink.field(&format!("{field}.instance_name"), |sink| {
-        match context.providers.get(name) {
-            Some(CertificateProvider::MeshCsr(_)) => Some(name.to_owned()),
+        let provider = context.providers.get(name);
+        match provider {
+            // A process has one identity; roots of another provider would not be those used.
+            Some(CertificateProvider::MeshCsr(_) | CertificateProvider::FileWatcher(_))
+                if provider != context.providers.get(IDENTITY_PROVIDER) =>
+            {
+                sink.error(format!(
+                    "{name:?} differs from {IDENTITY_PROVIDER:?}, the only provider that is used"
+                ))
+            }
+            Some(CertificateProvider::MeshCsr(_) | CertificateProvider::FileWatcher(_)) => {
+                Some(name.to_owned())
+            }
             Some(CertificateProvider::Unsupported { plugin_name }) => sink.error(format!(
                 "{name:?} uses the plugin {plugin_name:?} in the bootstrap, which is not supported"
             )),

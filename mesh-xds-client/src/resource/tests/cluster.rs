@@ -31,7 +31,9 @@ use envoy_types::pb::{
     },
     google::protobuf::Duration as DurationProto,
 };
-use mesh_core::config::{CircuitBreakers, Cluster, Discovery, HttpVersion, LbPolicy, RetryBudget};
+use mesh_core::config::{
+    CircuitBreakers, Cluster, CommonLbConfig, Discovery, HttpVersion, LbPolicy, RetryBudget,
+};
 
 use super::*;
 
@@ -76,13 +78,11 @@ fn policies(list: Vec<Any>) -> Option<LoadBalancingPolicy> {
 #[test]
 pub(super) fn defaults() {
     let expected = Cluster {
-        name: "c".into(),
-        discovery: Discovery::Eds("c".into()),
-        lb_policy: LbPolicy::RoundRobin,
-        circuit_breakers: CircuitBreakers::default(),
-        connect_timeout: Duration::from_secs(5),
-        http_version: HttpVersion::ByRequest,
-        tls: None,
+        common_lb_config: CommonLbConfig {
+            locality_weighted: true,
+            ..CommonLbConfig::default()
+        },
+        ..Cluster::new("c")
     };
     assert_eq!(*accepted(with(|_| {})), expected);
     let named = accepted(with(|c| {
@@ -103,23 +103,25 @@ pub(super) fn policies_are_taken_from_the_new_field_first() {
         endpoint_picking_policy: policies(vec![least(None)]),
     });
     let ring = any(&RingHash::default());
+    let foreign = Any {
+        type_url: "type.googleapis.com/envoy.extensions.load_balancing_policies.x".into(),
+        value: vec![],
+    };
     for (policy, expected) in [
         (
             policies(vec![any(&RoundRobin::default())]),
             LbPolicy::RoundRobin,
         ),
         (
-            policies(vec![ring.clone(), least(Some(3))]),
-            LbPolicy::LeastRequest { choice_count: 3 },
+            policies(vec![foreign.clone(), least(Some(3))]),
+            LbPolicy::least_request(3),
         ),
         (
-            policies(vec![least(Some(99))]),
-            LbPolicy::LeastRequest { choice_count: 10 },
+            policies(vec![ring, least(Some(3))]),
+            LbPolicy::RingHash(Default::default()),
         ),
-        (
-            policies(vec![locality]),
-            LbPolicy::LeastRequest { choice_count: 2 },
-        ),
+        (policies(vec![least(Some(99))]), LbPolicy::least_request(10)),
+        (policies(vec![locality]), LbPolicy::least_request(2)),
     ] {
         let cluster = accepted(with(|c| {
             c.load_balancing_policy = policy;
@@ -130,12 +132,14 @@ pub(super) fn policies_are_taken_from_the_new_field_first() {
     }
     for (value, expected) in [
         (0, LbPolicy::RoundRobin),
-        (1, LbPolicy::LeastRequest { choice_count: 2 }),
+        (1, LbPolicy::least_request(2)),
+        (2, LbPolicy::RingHash(Default::default())),
         (3, LbPolicy::Random),
+        (5, LbPolicy::Maglev { table_size: 65_537 }),
     ] {
         assert_eq!(accepted(with(|c| c.lb_policy = value)).lb_policy, expected);
     }
-    let none = with(|c| c.load_balancing_policy = policies(vec![ring]));
+    let none = with(|c| c.load_balancing_policy = policies(vec![foreign]));
     refused(
         Kind::Cluster,
         none,
@@ -258,8 +262,8 @@ pub(super) fn what_would_change_traffic_is_refused() {
             "eds_cluster_config.eds_config: must be ads",
         ),
         (
-            with(|c| c.lb_policy = 2),
-            "lb_policy: RING_HASH is not supported",
+            with(|c| c.lb_policy = 6),
+            "lb_policy: CLUSTER_PROVIDED is not supported",
         ),
         (with(|c| c.lb_policy = 99), "lb_policy: 99 is not known"),
         (
@@ -308,7 +312,7 @@ pub(super) fn every_error_is_collected() {
     let errors = decode(
         Kind::Cluster,
         with(|c| {
-            c.lb_policy = 2;
+            c.lb_policy = 6;
             c.cluster_discovery_type = None;
             c.transport_socket = Some(Default::default());
         }),

@@ -9,7 +9,7 @@ use mesh_core::rng::{Rng, SplitMix64};
 use super::*;
 use crate::mutate;
 
-/// Damaged resources per run.
+/// Damaged resources per run, unless [`mutate::rounds`] says otherwise.
 const ROUNDS: usize = 20_000;
 
 thread_local! {
@@ -75,7 +75,8 @@ fn no_damaged_resource_makes_a_decoder_panic() {
     let mut rng = SplitMix64::new(1);
     let context = context();
     let mut accepted = 0;
-    for round in 0..ROUNDS {
+    let rounds = mutate::rounds(ROUNDS);
+    for round in 0..rounds {
         let (kind, any) = &corpus[rng.below(corpus.len() as u64) as usize];
         let any = Any {
             type_url: match rng.below(50) {
@@ -103,7 +104,7 @@ fn no_damaged_resource_makes_a_decoder_panic() {
             assert_eq!(decode().rejected, decoded.rejected, "round {round}");
         }
     }
-    let share = accepted * 100 / ROUNDS;
+    let share = accepted * 100 / rounds;
     assert!((10..95).contains(&share), "damage reaches deep: {share} %");
 }
 

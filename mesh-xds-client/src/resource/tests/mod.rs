@@ -1,5 +1,6 @@
 //! What decode accepts and refuses, per type, with the path of each error.
 
+mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;
@@ -7,10 +8,12 @@ mod extras;
 mod fields;
 mod fuzz;
 mod listener;
+mod load;
 mod retry;
 mod route;
 mod security;
 mod tls;
+mod unsupported;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
@@ -34,8 +37,12 @@ fn any<T: Message + Name>(value: &T) -> Any {
 
 fn context() -> DecodeContext {
     let unsupported = CertificateProvider::Unsupported {
-        plugin_name: "file_watcher".into(),
+        plugin_name: "other".into(),
     };
+    let differs = CertificateProvider::MeshCsr(MeshCsr {
+        trust_bundle: "OTHER".into(),
+        ..MeshCsr::default()
+    });
     DecodeContext::new(
         &[
             (
@@ -43,6 +50,11 @@ fn context() -> DecodeContext {
                 CertificateProvider::MeshCsr(MeshCsr::default()),
             ),
             ("files".to_owned(), unsupported),
+            (
+                "same".to_owned(),
+                CertificateProvider::MeshCsr(MeshCsr::default()),
+            ),
+            ("differs".to_owned(), differs),
         ]
         .into(),
     )

@@ -198,6 +198,18 @@ pub(super) fn contexts_that_weaken_tls_are_refused() {
         |c| c.tls_certificate_provider_instance = current("files"),
         ".tls_certificate_provider_instance.instance_name: \"files\" uses the",
     );
+    // Its roots are not those that peers would be verified with.
+    check(
+        |c| c.tls_certificate_provider_instance = current("differs"),
+        ".tls_certificate_provider_instance.instance_name: \"differs\" differs from \"default\"",
+    );
+    let mut alias = with_provider();
+    alias.tls_certificate_provider_instance = current("same");
+    let alias = UpstreamTlsContext {
+        common_tls_context: Some(alias),
+        ..UpstreamTlsContext::default()
+    };
+    part(|sink| tls::decode_upstream(sink, &context(), &alias)).unwrap();
     let long = UpstreamTlsContext {
         common_tls_context: Some(with_provider()),
         sni: "a".repeat(256),

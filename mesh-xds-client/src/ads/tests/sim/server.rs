@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    super::*,
-    world::{World, encode},
-};
+use super::{super::*, world::World};
 
 #[derive(Debug, Default)]
 struct TypeStream {
@@ -18,6 +15,8 @@ struct TypeStream {
     sent: BTreeMap<String, String>,
     /// Incremental: names that must be answered whatever was sent.
     owed: BTreeSet<String>,
+    /// The last response that was answered.
+    answered: u64,
 }
 
 /// One stream.
@@ -26,6 +25,8 @@ pub(super) struct ServerStream {
     epoch: u64,
     types: BTreeMap<Kind, TypeStream>,
     pub(super) nacks: usize,
+    /// Requests with a nonce that was not seen before.
+    pub(super) answers: usize,
 }
 
 impl ServerStream {
@@ -35,7 +36,13 @@ impl ServerStream {
             epoch,
             types: BTreeMap::new(),
             nacks: 0,
+            answers: 0,
         }
+    }
+
+    /// Types that the client has asked for.
+    pub(super) fn asked(&self) -> usize {
+        self.types.len()
     }
 
     pub(super) fn changed(&mut self, kind: Kind) {
@@ -54,6 +61,16 @@ impl ServerStream {
         let is_first = !self.types.contains_key(&kind);
         let state = self.types.entry(kind).or_default();
         state.is_first = is_first;
+        if !nonce.is_empty() {
+            let nonce: u64 = nonce.parse().expect("a nonce of this server");
+            assert!(nonce <= state.nonce, "an answer to what was never sent");
+            match request {
+                Request::Sotw(_) => assert!(nonce >= state.answered, "a stale answer"),
+                Request::Delta(_) => assert_eq!(nonce, state.answered + 1, "each in turn"),
+            }
+            self.answers += usize::from(nonce > state.answered);
+            state.answered = nonce;
+        }
         match request {
             Request::Sotw(request) => {
                 let is_stale = !is_first && *nonce != state.nonce.to_string();
@@ -115,15 +132,17 @@ impl ServerStream {
         match variant {
             Variant::StateOfTheWorld => {
                 state.nonce += 1;
-                let resources = state.names.iter();
-                let resources: Vec<_> = resources
-                    .filter_map(|name| Some(encode(kind, name, &held(name)?.1)))
-                    .collect();
+                let shown = state.names.iter();
+                let shown = shown.filter_map(|name| world.shown(kind, name));
+                let (good, bad): (Vec<_>, Vec<_>) = shown.partition(Result::is_ok);
+                let resources = good.into_iter().filter_map(Result::ok).collect();
+                let resource_errors = bad.into_iter().filter_map(Result::err).collect();
                 Some(Response::Sotw(DiscoveryResponse {
                     version_info: version(state.nonce),
                     nonce: state.nonce.to_string(),
                     type_url: kind.type_url().into(),
                     resources,
+                    resource_errors,
                     ..DiscoveryResponse::default()
                 }))
             }
@@ -135,16 +154,16 @@ impl ServerStream {
                 for name in &state.names {
                     let is_owed = state.owed.remove(name);
                     match held(name) {
-                        Some((v, spec)) => {
+                        Some((v, _)) => {
                             let version = version(*v);
-                            if is_owed || state.sent.get(name) != Some(&version) {
-                                state.sent.insert(name.clone(), version.clone());
-                                response.resources.push(Resource {
-                                    name: name.clone(),
-                                    version,
-                                    resource: Some(encode(kind, name, spec)),
-                                    ..Resource::default()
-                                });
+                            if !is_owed && state.sent.get(name) == Some(&version) {
+                                continue;
+                            }
+                            state.sent.insert(name.clone(), version.clone());
+                            match world.shown(kind, name) {
+                                Some(Ok(any)) => response.resources.push(wrap(any, &version)),
+                                Some(Err(error)) => response.resource_errors.push(error),
+                                None => unreachable!("it is held"),
                             }
                         }
                         None => {
@@ -154,7 +173,10 @@ impl ServerStream {
                         }
                     }
                 }
-                if response.resources.is_empty() && response.removed_resources.is_empty() {
+                let is_empty = response.resources.is_empty()
+                    && response.removed_resources.is_empty()
+                    && response.resource_errors.is_empty();
+                if is_empty {
                     return None;
                 }
                 state.nonce += 1;

@@ -1,6 +1,6 @@
 //! What the control plane wants, as a model: some of it wrong, some of it missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use envoy_types::pb::envoy::{
     config::{
@@ -39,16 +39,33 @@ const ENDPOINTS: [&str; 4] = ["e0", "e1", "e2", "e3"];
 /// One resource.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::ads::tests) enum Spec {
-    Listener { route: String },
-    Route { clusters: Vec<String> },
-    Cluster { endpoints: String },
-    Endpoints { port: u16 },
+    Listener {
+        route: String,
+    },
+    Route {
+        clusters: Vec<String>,
+    },
+    Cluster {
+        endpoints: String,
+    },
+    Endpoints {
+        port: u16,
+    },
     Bad,
+    /// The server sends an error in its place, with this code (xRFC TP3).
+    Error {
+        code: i32,
+    },
 }
+
+/// How long a resource with a time to live may be used, in seconds.
+const TTL: i64 = 25;
 
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) resources: BTreeMap<(Kind, String), (u64, Spec)>,
+    /// Resources with a time to live.
+    mortal: BTreeSet<(Kind, String)>,
     changes: u64,
 }
 
@@ -63,10 +80,28 @@ impl World {
     pub(super) fn heal(&mut self, rng: &mut SplitMix64) {
         let all = all_names();
         for (kind, name) in all {
-            let is_good = matches!(self.resources.get(&(kind, name.into())), Some((_, spec)) if *spec != Spec::Bad);
-            if !is_good {
-                self.set(kind, name, good(kind, rng));
+            let key = (kind, name.to_owned());
+            let held = self.resources.get(&key).map(|(_, spec)| spec.clone());
+            let held = held.filter(|spec| !matches!(spec, Spec::Bad | Spec::Error { .. }));
+            let was_mortal = self.mortal.remove(&key);
+            match held {
+                // It may have come to its end: a new version is sent whole.
+                Some(spec) if was_mortal => self.set(kind, name, spec),
+                Some(_) => {}
+                None => self.set(kind, name, good(kind, rng)),
             }
+        }
+    }
+
+    /// All as it is, under new versions.
+    pub(super) fn renew(&mut self) {
+        let all: Vec<_> = self
+            .resources
+            .iter()
+            .map(|(k, v)| (k.clone(), v.1.clone()))
+            .collect();
+        for ((kind, name), spec) in all {
+            self.set(kind, &name, spec);
         }
     }
 
@@ -80,9 +115,17 @@ impl World {
     pub(super) fn mutate(&mut self, rng: &mut SplitMix64) -> Kind {
         let all = all_names();
         let (kind, name) = all[rng.below(all.len() as u64) as usize];
-        match rng.below(8) {
+        match rng.below(12) {
+            8 => {
+                let code = if rng.below(2) == 0 { 5 } else { 14 };
+                self.set(kind, name, Spec::Error { code });
+            }
+            9 => {
+                self.mortal.insert((kind, name.to_owned()));
+                self.set(kind, name, good(kind, rng));
+            }
             0 => _ = self.resources.remove(&(kind, name.to_owned())),
-            1 => self.set(kind, name, Spec::Bad),
+            1 | 10 => self.set(kind, name, Spec::Bad),
             // The same content under a new version.
             2 => {
                 if let Some((_, spec)) = self.resources.get(&(kind, name.to_owned())) {
@@ -93,6 +136,20 @@ impl World {
             _ => self.set(kind, name, good(kind, rng)),
         }
         kind
+    }
+
+    /// What a server sends for a name: a resource, or an error in its place.
+    pub(super) fn shown(&self, kind: Kind, name: &str) -> Option<Result<Any, ResourceError>> {
+        let key = (kind, name.to_owned());
+        let (_, spec) = self.resources.get(&key)?;
+        if let Spec::Error { code } = spec {
+            return Some(Err(server_error(name, *code)));
+        }
+        let encoded = encode(kind, name, spec);
+        Some(Ok(match self.mortal.contains(&key) {
+            true => living(name, Some(TTL), Some(encoded)),
+            false => encoded,
+        }))
     }
 
     /// Ports by cluster that a client of this listener must end up with.

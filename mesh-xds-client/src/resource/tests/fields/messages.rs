@@ -2,10 +2,19 @@
 
 use envoy_types::pb::envoy::{
     config::{
-        cluster::v3::{CircuitBreakers, circuit_breakers::Thresholds, cluster::EdsClusterConfig},
-        core::v3::{HttpProtocolOptions as CommonOptions, TransportSocket, transport_socket},
+        cluster::v3::{
+            CircuitBreakers, LoadBalancingPolicy, OutlierDetection,
+            circuit_breakers::Thresholds,
+            cluster::{CommonLbConfig, EdsClusterConfig},
+            load_balancing_policy::Policy as LbPolicy,
+        },
+        core::v3::{
+            HttpProtocolOptions as CommonOptions, TransportSocket, TypedExtensionConfig,
+            transport_socket,
+        },
         endpoint::v3::{
-            Endpoint, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment::Policy,
+            Endpoint, LbEndpoint, LocalityLbEndpoints,
+            cluster_load_assignment::{Policy, policy::DropOverload},
             lb_endpoint::HostIdentifier,
         },
         listener::v3::{ApiListener, Filter, FilterChain, FilterChainMatch, filter},
@@ -24,6 +33,12 @@ use envoy_types::pb::envoy::{
                 http_filter,
             },
         },
+        load_balancing_policies::{
+            client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
+            common::v3::SlowStartConfig, least_request::v3::LeastRequest, maglev::v3::Maglev,
+            pick_first::v3::PickFirst, random::v3::Random, random_subsetting::v3::RandomSubsetting,
+            ring_hash::v3::RingHash, round_robin::v3::RoundRobin, wrr_locality::v3::WrrLocality,
+        },
         transport_sockets::tls::v3::{
             CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
             DownstreamTlsContext, UpstreamTlsContext, common_tls_context::ValidationContextType,
@@ -31,6 +46,7 @@ use envoy_types::pb::envoy::{
         },
         upstreams::http::v3::HttpProtocolOptions,
     },
+    r#type::v3::FractionalPercent,
 };
 
 use super::{
@@ -39,8 +55,10 @@ use super::{
     routes,
 };
 
+pub(super) type Table = Vec<(String, BTreeMap<String, Fate>)>;
+
 pub(super) fn add<M: Message + Default + std::fmt::Debug + PartialEq + Name>(
-    table: &mut Vec<(String, BTreeMap<String, Fate>)>,
+    table: &mut Table,
     note: &str,
     kind: Kind,
     base: &M,
@@ -50,8 +68,79 @@ pub(super) fn add<M: Message + Default + std::fmt::Debug + PartialEq + Name>(
     table.push((title, probe(kind, base, place)));
 }
 
+fn policies(policy: Any) -> Option<LoadBalancingPolicy> {
+    Some(LoadBalancingPolicy {
+        policies: vec![LbPolicy {
+            typed_extension_config: Some(TypedExtensionConfig {
+                name: "p".into(),
+                typed_config: Some(policy),
+            }),
+        }],
+    })
+}
+
+fn with_policy(policy: Any) -> Any {
+    any(&ClusterProto {
+        load_balancing_policy: policies(policy),
+        ..cluster()
+    })
+}
+
+/// Load balancing and passive health.
+fn balance(t: &mut Table) {
+    add(t, "", Kind::Cluster, &CommonLbConfig::default(), |m| {
+        any(&ClusterProto {
+            common_lb_config: Some(m),
+            ..cluster()
+        })
+    });
+    add(t, "", Kind::Cluster, &OutlierDetection::default(), |m| {
+        any(&ClusterProto {
+            outlier_detection: Some(m),
+            ..cluster()
+        })
+    });
+    fn policy<M: Message + Default + std::fmt::Debug + PartialEq + Name>(t: &mut Table, base: &M) {
+        add(t, "", Kind::Cluster, base, |m| with_policy(any(&m)));
+    }
+    policy(t, &RoundRobin::default());
+    policy(t, &LeastRequest::default());
+    policy(t, &Random::default());
+    policy(t, &RingHash::default());
+    policy(t, &Maglev::default());
+    policy(t, &PickFirst::default());
+    policy(t, &ClientSideWeightedRoundRobin::default());
+    let inner = policies(any(&Random::default()));
+    policy(
+        t,
+        &WrrLocality {
+            endpoint_picking_policy: inner.clone(),
+        },
+    );
+    policy(
+        t,
+        &RandomSubsetting {
+            subset_size: uint32(3),
+            child_policy: inner,
+        },
+    );
+    let slow_start = SlowStartConfig {
+        slow_start_window: Some(envoy_types::pb::google::protobuf::Duration {
+            seconds: 10,
+            nanos: 0,
+        }),
+        ..SlowStartConfig::default()
+    };
+    add(t, "", Kind::Cluster, &slow_start, |m| {
+        with_policy(any(&RoundRobin {
+            slow_start_config: Some(m),
+            ..RoundRobin::default()
+        }))
+    });
+}
+
 /// Every message that is read, with the fate of each of its fields.
-pub(super) fn table() -> Vec<(String, BTreeMap<String, Fate>)> {
+pub(super) fn table() -> Table {
     let mut table = Vec::new();
     let t = &mut table;
     add(t, "", Kind::Listener, &api_listener(manager()), |m| any(&m));
@@ -181,6 +270,7 @@ pub(super) fn table() -> Vec<(String, BTreeMap<String, Fate>)> {
             ..cluster()
         })
     });
+    balance(t);
     add(t, "", Kind::Cluster, &Thresholds::default(), |m| {
         any(&ClusterProto {
             circuit_breakers: Some(CircuitBreakers {
@@ -223,6 +313,22 @@ pub(super) fn table() -> Vec<(String, BTreeMap<String, Fate>)> {
     add(t, "", Kind::Endpoints, &Policy::default(), |m| {
         any(&EndpointsProto {
             policy: Some(m),
+            ..assignment(locality(endpoint()))
+        })
+    });
+    let drop = DropOverload {
+        category: "c".into(),
+        drop_percentage: Some(FractionalPercent {
+            numerator: 5,
+            ..FractionalPercent::default()
+        }),
+    };
+    add(t, "", Kind::Endpoints, &drop, |m| {
+        any(&EndpointsProto {
+            policy: Some(Policy {
+                drop_overloads: vec![m],
+                ..Policy::default()
+            }),
             ..assignment(locality(endpoint()))
         })
     });

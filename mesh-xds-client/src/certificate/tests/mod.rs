@@ -1,5 +1,9 @@
 //! What answers are accepted, and how the client gets and renews over a real socket.
 
+#[cfg(unix)]
+mod files;
+mod keep;
+
 use std::{
     io::Write as _,
     sync::atomic::{AtomicUsize, Ordering},

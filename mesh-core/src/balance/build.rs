@@ -1,0 +1,248 @@
+//! From a cluster's policy and endpoints to its [`Picker`].
+//!
+//! Stage 6. The plainest algorithm that does what is declared: localities and priorities cost nothing
+//! where there is one, weights where all are equal.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use super::{
+    ClusterEndpoint, LbPolicyFactory, Picker, TierState,
+    client_side_wrr::ClientSideWrr,
+    least_request::LeastRequest,
+    locality::Localities,
+    maglev::Maglev,
+    peak_ewma::PeakEwma,
+    pick_first::PickFirst,
+    prequal::Prequal,
+    priority::{SpillOver, Tier, Tiers},
+    probing::Probing,
+    ring_hash::RingHash,
+    round_robin::RoundRobin,
+    weighted::{WeightedLeastRequest, WeightedRoundRobin, Weights},
+};
+use crate::{
+    config::{CommonLbConfig, LbPolicy},
+    rng::{Rng, SplitMix64},
+};
+
+/// Policies of the application, by name.
+pub(crate) type LbPolicyFactories = BTreeMap<String, Arc<dyn LbPolicyFactory>>;
+
+/// Endpoints of one locality and priority, next to each other in a snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    /// The priority; degraded endpoints have their own.
+    pub(crate) tier: usize,
+    /// Share among the localities of the priority.
+    pub(crate) weight: u32,
+    pub(crate) range: Range<usize>,
+}
+
+/// What a picker is made from.
+#[derive(Debug)]
+pub(crate) struct Parts<'p> {
+    pub(crate) policy: &'p LbPolicy,
+    pub(crate) common: &'p CommonLbConfig,
+    pub(crate) overprovisioning_factor: Option<u32>,
+    pub(crate) endpoints: &'p [ClusterEndpoint],
+    /// In the order of priorities, without empty ones.
+    pub(crate) groups: Vec<Group>,
+    /// For each priority: its endpoints that are kept although they are not usable, and how many it
+    /// has in all.
+    pub(crate) rests: Vec<(Range<usize>, usize)>,
+    /// Whether ejected endpoints come back by a single request.
+    pub(crate) single_probe: bool,
+    pub(crate) tiers: &'p Arc<TierState>,
+    pub(crate) factories: &'p LbPolicyFactories,
+    /// Seeds what must differ between processes.
+    pub(crate) start: u64,
+}
+
+impl Picker {
+    /// A picker for endpoints that all have the same priority and locality.
+    ///
+    /// # Errors
+    /// When the policy is a [custom](LbPolicy::Custom) one.
+    #[cfg(test)]
+    pub(crate) fn flat(
+        policy: &LbPolicy,
+        endpoints: &[ClusterEndpoint],
+        start: u64,
+    ) -> Result<Self, String> {
+        let common = CommonLbConfig::default();
+        Self::build(&Parts {
+            policy,
+            common: &common,
+            overprovisioning_factor: None,
+            endpoints,
+            groups: vec![Group {
+                tier: 0,
+                weight: 1,
+                range: 0..endpoints.len(),
+            }],
+            rests: vec![(0..0, endpoints.len())],
+            single_probe: false,
+            tiers: &Arc::default(),
+            factories: &LbPolicyFactories::new(),
+            start,
+        })
+    }
+
+    /// # Errors
+    /// Why there can be none.
+    pub(crate) fn build(parts: &Parts<'_>) -> Result<Self, String> {
+        let picker = Self::build_tiers(parts)?;
+        Ok(match parts.single_probe {
+            true => Self::Other(Box::new(Probing::new(picker))),
+            false => picker,
+        })
+    }
+
+    fn build_tiers(parts: &Parts<'_>) -> Result<Self, String> {
+        let spill_over = SpillOver {
+            overprovisioning_factor: parts.overprovisioning_factor,
+            panic_threshold: parts.common.healthy_panic_threshold,
+        };
+        let can_panic = spill_over
+            .panic_threshold
+            .is_some_and(|percent| percent > 0);
+        let mut rng = SplitMix64::new(parts.start);
+        let mut tiers: Vec<Tier> = Vec::new();
+        for (index, (rest, total)) in parts.rests.iter().enumerate() {
+            let groups: Vec<_> = parts.groups.iter().filter(|g| g.tier == index).collect();
+            let start = groups.first().map_or(0, |group| group.range.start);
+            let end = groups.last().map_or(0, |group| group.range.end);
+            tiers.push(Tier {
+                range: start..end,
+                rest: rest.clone(),
+                total: *total,
+                picker: tier(parts, &groups, start..end, &mut rng)?,
+                is_panicking: AtomicBool::new(false),
+            });
+        }
+        let is_all = |tier: &Tier| tier.range.len() == parts.endpoints.len();
+        if tiers.len() == 1 && !can_panic && is_all(&tiers[0]) {
+            return Ok(tiers.swap_remove(0).picker);
+        }
+        if tiers.is_empty() {
+            return leaf(parts, &[], &[], rng.next_u64());
+        }
+        let tiers = Tiers::new(tiers, spill_over, Arc::clone(parts.tiers), parts.endpoints);
+        Ok(Self::Other(Box::new(tiers)))
+    }
+}
+
+/// The picker of one priority.
+fn tier(
+    parts: &Parts<'_>,
+    groups: &[&Group],
+    range: Range<usize>,
+    rng: &mut SplitMix64,
+) -> Result<Picker, String> {
+    let weights_of = |group: &Group| {
+        let endpoints = parts.endpoints[group.range.clone()].iter();
+        endpoints
+            .map(|endpoint| f64::from(endpoint.weight))
+            .collect::<Vec<_>>()
+    };
+    // One list of endpoints, where the weight of a locality is a part of their own.
+    let is_one_list = matches!(
+        parts.policy,
+        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } | LbPolicy::PickFirst { .. }
+    );
+    if !parts.common.locality_weighted || groups.len() < 2 || is_one_list {
+        let mut weights = Vec::new();
+        for group in groups {
+            let own = weights_of(group);
+            let sum: f64 = own.iter().sum();
+            let scale = if parts.common.locality_weighted && is_one_list {
+                // gRFC A113: the product of the shares, or a locality of many endpoints would count
+                // as often as it has them.
+                f64::from(group.weight) / sum
+            } else {
+                1.0
+            };
+            weights.extend(own.iter().map(|weight| weight * scale));
+        }
+        return leaf(parts, &parts.endpoints[range], &weights, rng.next_u64());
+    }
+    let mut children = Vec::new();
+    for group in groups {
+        // Ranges inside of the priority.
+        let inner = group.range.start - range.start..group.range.end - range.start;
+        let endpoints = &parts.endpoints[group.range.clone()];
+        let picker = leaf(parts, endpoints, &weights_of(group), rng.next_u64())?;
+        children.push((group.weight, inner, picker));
+    }
+    Ok(Picker::Other(Box::new(Localities::new(children))))
+}
+
+/// The picker of a list of endpoints.
+fn leaf(
+    parts: &Parts<'_>,
+    endpoints: &[ClusterEndpoint],
+    weights: &[f64],
+    start: u64,
+) -> Result<Picker, String> {
+    let slow_start = parts.common.slow_start;
+    let is_plain = slow_start.is_none() && weights.iter().all(|weight| *weight == weights[0]);
+    let table = || Weights::new(weights.to_vec(), slow_start);
+    Ok(match parts.policy {
+        LbPolicy::RoundRobin if is_plain => Picker::RoundRobin(RoundRobin::new(start)),
+        LbPolicy::RoundRobin => Picker::Other(Box::new(WeightedRoundRobin::new(table(), start))),
+        LbPolicy::LeastRequest(config) if is_plain => {
+            Picker::LeastRequest(LeastRequest::new(config.choice_count))
+        }
+        LbPolicy::LeastRequest(config) => {
+            Picker::Other(Box::new(WeightedLeastRequest::new(*config, table())))
+        }
+        LbPolicy::Random if is_plain => Picker::LeastRequest(LeastRequest::new(1)),
+        LbPolicy::Random => {
+            let config = crate::config::LeastRequest {
+                choice_count: 1,
+                active_request_bias: 0.0,
+            };
+            Picker::Other(Box::new(WeightedLeastRequest::new(config, table())))
+        }
+        LbPolicy::ClientSideWeightedRoundRobin(config) => {
+            let count = endpoints.len();
+            Picker::Other(Box::new(ClientSideWrr::new(
+                config.clone(),
+                slow_start,
+                count,
+                start,
+            )))
+        }
+        LbPolicy::RingHash(config) => {
+            Picker::Other(Box::new(RingHash::new(*config, endpoints, weights)))
+        }
+        LbPolicy::Maglev { table_size } => {
+            Picker::Other(Box::new(Maglev::new(*table_size, endpoints, weights)))
+        }
+        LbPolicy::PickFirst {
+            shuffle_address_list,
+        } => Picker::Other(Box::new(PickFirst::new(
+            weights,
+            *shuffle_address_list,
+            start,
+        ))),
+        LbPolicy::PeakEwma(config) => Picker::Other(Box::new(PeakEwma::new(*config))),
+        LbPolicy::Prequal(config) => Picker::Other(Box::new(Prequal::new(*config))),
+        LbPolicy::Custom { name, config } => {
+            let Some(factory) = parts.factories.get(name) else {
+                return Err(format!(
+                    "no policy {name:?} was given to this process (Compiler::with_policy)"
+                ));
+            };
+            Picker::Other(
+                factory
+                    .build(config, endpoints)
+                    .map_err(|reason| format!("policy {name:?}: {reason}"))?,
+            )
+        }
+    })
+}

@@ -1,0 +1,95 @@
+//! The same endpoint for the same hash, on a ring (gRFC A42, A61, A76, A113).
+//!
+//! Each endpoint has entries on the ring in proportion to its weight, at the hashes of its address and
+//! a number; a request goes to the first entry at or after its own hash. Rings are equal to those of
+//! Envoy and gRPC, so that processes of any kind agree on where a key lives. A request without a hash
+//! goes to the next ready endpoint from a random place.
+
+use xxhash_rust::xxh64::xxh64;
+
+use super::{ClusterEndpoint, LoadBalancer, PickContext, PickResult, is_eligible, unready};
+use crate::{
+    config::{RING_SIZE_CAP, RingHash as Config},
+    rng::Rng,
+    stats::Connectivity,
+};
+
+/// Entries that are walked before it is looked up whether any endpoint can be used at all.
+const STEPS_BLIND: usize = 16;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct RingHash {
+    /// Hashes in order, with the endpoint of each.
+    entries: Box<[(u64, u32)]>,
+}
+
+impl RingHash {
+    /// A ring of endpoints with these weights, one for each, all above 0.
+    pub(super) fn new(config: Config, endpoints: &[ClusterEndpoint], weights: &[f64]) -> Self {
+        let total: f64 = weights.iter().sum();
+        let least = weights.iter().copied().fold(f64::INFINITY, f64::min) / total;
+        let smallest = config.minimum_ring_size.min(RING_SIZE_CAP) as f64;
+        let largest = config.maximum_ring_size.min(RING_SIZE_CAP) as f64;
+        // The endpoint with the least weight has a whole number of entries, if the ring is not too
+        // large then.
+        let scale = ((least * smallest).ceil() / least).min(largest);
+        let mut order: Vec<_> = (0..endpoints.len()).collect();
+        order.sort_by_key(|index| endpoints[*index].address.to_string());
+        let mut entries = Vec::with_capacity(scale.max(0.0).ceil() as usize);
+        let (mut current, mut target) = (0.0, 0.0);
+        for index in order {
+            let address = endpoints[index].address.to_string();
+            target += scale * weights[index] / total;
+            let mut number = 0;
+            while current < target {
+                let key = format!("{address}_{number}");
+                entries.push((xxh64(key.as_bytes(), 0), index as u32));
+                number += 1;
+                current += 1.0;
+            }
+        }
+        entries.sort_unstable();
+        Self {
+            entries: entries.into(),
+        }
+    }
+
+    /// The endpoints from a hash on, as often as they have entries.
+    fn walk(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let start = self.entries.partition_point(|(entry, _)| *entry < hash);
+        let (before, after) = self.entries.split_at(start);
+        let entries = after.iter().chain(before);
+        entries.map(|(_, endpoint)| *endpoint as usize)
+    }
+}
+
+impl LoadBalancer for RingHash {
+    fn pick(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+    ) -> PickResult {
+        let hash = context.hash.unwrap_or_else(|| context.rng.next_u64());
+        // A first attempt with a hash waits for its endpoint while that is connecting (gRFC A61).
+        let waits = context.hash.is_some() && context.previous.is_empty();
+        for (step, index) in self.walk(hash).enumerate() {
+            let endpoint = &endpoints[index];
+            match endpoint.stats.availability() {
+                Connectivity::Ready if is_eligible(endpoint, context.previous) => {
+                    return PickResult::Endpoint(index);
+                }
+                Connectivity::Idle | Connectivity::Connecting if waits => return PickResult::Queue,
+                _ => {}
+            }
+            let is_hopeless = || {
+                let mut all = endpoints.iter();
+                !all.any(|endpoint| is_eligible(endpoint, context.previous))
+            };
+            if step == STEPS_BLIND && !waits && is_hopeless() {
+                break;
+            }
+        }
+        unready(endpoints, context.previous)
+    }
+}

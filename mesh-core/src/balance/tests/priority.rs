@@ -1,0 +1,222 @@
+//! Priorities: gRFC A56 over time, Envoy's shares by health, panic.
+
+use std::time::Instant;
+
+use super::*;
+use crate::balance::priority::priority_loads;
+use Connectivity::{Connecting, Idle, Ready, TransientFailure};
+
+fn tiers(
+    common: &CommonLbConfig,
+    factor: Option<u32>,
+    sizes: &[usize],
+    endpoints: &[ClusterEndpoint],
+) -> Picker {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    for (tier, count) in sizes.iter().enumerate() {
+        groups.push(Group {
+            tier,
+            weight: 1,
+            range: start..start + count,
+        });
+        start += count;
+    }
+    Picker::build(&Parts {
+        policy: &LbPolicy::RoundRobin,
+        common,
+        overprovisioning_factor: factor,
+        endpoints,
+        groups,
+        rests: sizes.iter().map(|count| (start..start, *count)).collect(),
+        single_probe: false,
+        tiers: &Arc::default(),
+        factories: &LbPolicyFactories::new(),
+        start: 1,
+    })
+    .unwrap()
+}
+
+#[test]
+fn the_next_priority_is_used_only_when_all_of_one_fail() {
+    let endpoints = ready(4);
+    let picker = tiers(&CommonLbConfig::default(), None, &[2, 2], &endpoints);
+    let now = Instant::now();
+    let shares = || {
+        picker.refresh(&endpoints, now);
+        let counts = count(&picker, &endpoints, 1_000);
+        (counts[0] + counts[1], counts[2] + counts[3])
+    };
+    assert_eq!(shares(), (1_000, 0));
+    set(&endpoints[0], TransientFailure);
+    assert_eq!(shares(), (1_000, 0), "one is left");
+    endpoints[1].stats.set_ejected(true);
+    assert_eq!(shares(), (0, 1_000), "none is left: one is ejected");
+    set(&endpoints[0], Ready);
+    assert_eq!(shares(), (1_000, 0), "and back at once");
+}
+
+#[test]
+fn a_priority_that_connects_is_waited_for_but_not_for_ever() {
+    let endpoints = endpoints(&[Connecting, Idle]);
+    let picker = tiers(&CommonLbConfig::default(), None, &[1, 1], &endpoints);
+    let start = Instant::now();
+    let pick = || {
+        let mut rng = SplitMix64::new(1);
+        picker.pick(&endpoints, &mut PickContext::new(&mut rng, &[]))
+    };
+    let end = start + PRIORITY_FAILOVER_TIMEOUT;
+    assert_eq!(picker.refresh(&endpoints, start), Some(end));
+    assert_eq!(pick(), PickResult::Queue);
+    assert!(picker.connects(0) && !picker.connects(1), "not wanted yet");
+    picker.refresh(&endpoints, end);
+    assert!(picker.connects(1));
+    set(&endpoints[1], Ready);
+    picker.refresh(&endpoints, end);
+    assert_eq!(pick(), PickResult::Endpoint(1));
+    set(&endpoints[0], Ready);
+    picker.refresh(&endpoints, end);
+    assert_eq!(pick(), PickResult::Endpoint(0));
+}
+
+/// A model of gRFC A56 that remembers everything that happened.
+struct Model {
+    history: Vec<Vec<(Instant, Connectivity)>>,
+    created: Vec<Option<Instant>>,
+}
+
+impl Model {
+    fn timer(&self, tier: usize, now: Instant) -> bool {
+        // Walks the whole history each time.
+        let Some(created) = self.created[tier] else {
+            return false;
+        };
+        let mut until = Some(created + PRIORITY_FAILOVER_TIMEOUT);
+        let mut was_up = false;
+        for (at, state) in self.history[tier].iter().filter(|(at, _)| *at >= created) {
+            match state {
+                Ready => (until, was_up) = (None, true),
+                TransientFailure => (until, was_up) = (None, false),
+                Connecting | Idle if was_up => {
+                    (until, was_up) = (Some(*at + PRIORITY_FAILOVER_TIMEOUT), false);
+                }
+                Connecting | Idle => {}
+            }
+        }
+        until.is_some_and(|until| until > now)
+    }
+
+    fn choose(&mut self, now: Instant) -> usize {
+        for tier in 0..self.history.len() {
+            let state = self.history[tier].last().unwrap().1;
+            if self.created[tier].is_none() {
+                self.created[tier] = Some(now);
+            }
+            if state == Ready || self.timer(tier, now) {
+                return tier;
+            }
+        }
+        let mut states = self.history.iter().map(|history| history.last().unwrap().1);
+        let connecting = states.position(|state| state == Connecting);
+        connecting.unwrap_or(self.history.len() - 1)
+    }
+}
+
+#[test]
+fn failover_decides_as_the_model_does() {
+    for seed in 0..300 {
+        let mut rng = SplitMix64::new(seed);
+        let count = 1 + rng.below(4) as usize;
+        let mut failover = Failover::default();
+        let mut model = Model {
+            history: vec![Vec::new(); count],
+            created: vec![None; count],
+        };
+        let mut states = vec![Connecting; count];
+        let mut now = Instant::now();
+        for step in 0..200 {
+            now += Duration::from_secs(1 + rng.below(5));
+            if step > 0 {
+                let changed = rng.below(count as u64) as usize;
+                states[changed] = [Connecting, Ready, TransientFailure][rng.below(3) as usize];
+            }
+            for (history, state) in model.history.iter_mut().zip(&states) {
+                history.push((now, *state));
+            }
+            let choice = failover.decide(&states, now);
+            assert_eq!(
+                choice.tier,
+                model.choose(now),
+                "seed {seed}, step {step}: {states:?}"
+            );
+            assert!(choice.next.is_none_or(|next| next > now));
+        }
+    }
+}
+
+#[test]
+fn loads_by_health_are_envoys() {
+    let loads = |tiers: &[(u32, u32)]| {
+        let loads = priority_loads(tiers, 140);
+        assert_eq!(loads.percent.iter().sum::<u32>(), 100);
+        loads.percent
+    };
+    // The examples of Envoy's documentation.
+    for (first, expected) in [
+        (72, [100, 0]),
+        (71, [99, 1]),
+        (50, [70, 30]),
+        (25, [35, 65]),
+    ] {
+        assert_eq!(loads(&[(first, 100), (100, 100)]), expected);
+    }
+    assert_eq!(loads(&[(25, 100), (25, 100)]), [50, 50]);
+    assert_eq!(loads(&[(5, 100), (65, 100)]), [7, 93]);
+    assert_eq!(loads(&[(0, 100), (0, 100), (100, 100)]), [0, 0, 100]);
+    assert_eq!(loads(&[(0, 100), (0, 100)]), [100, 0], "all of it in panic");
+    assert!(priority_loads(&[(25, 100), (25, 100)], 140).is_short);
+    assert!(!priority_loads(&[(5, 100), (70, 100)], 140).is_short);
+}
+
+#[test]
+fn priorities_share_by_health_when_asked() {
+    let endpoints = ready(20);
+    let picker = tiers(&CommonLbConfig::default(), Some(140), &[10, 10], &endpoints);
+    let share = || {
+        picker.refresh(&endpoints, Instant::now());
+        let counts = count(&picker, &endpoints, 100_000);
+        counts[..10].iter().sum::<usize>() / 1_000
+    };
+    assert_eq!(share(), 100);
+    for endpoint in &endpoints[..5] {
+        endpoint.stats.set_ejected(true);
+    }
+    assert!((69..=70).contains(&share()), "half are left: 70 %");
+    for endpoint in &endpoints[5..10] {
+        endpoint.stats.set_ejected(true);
+    }
+    assert_eq!(share(), 0);
+}
+
+#[test]
+fn below_the_panic_threshold_all_are_used() {
+    let endpoints = ready(10);
+    let common = CommonLbConfig {
+        healthy_panic_threshold: Some(50),
+        ..CommonLbConfig::default()
+    };
+    let picker = tiers(&common, None, &[10], &endpoints);
+    let used = || {
+        picker.refresh(&endpoints, Instant::now());
+        let counts = count(&picker, &endpoints, 10_000);
+        counts.iter().filter(|count| **count > 0).count()
+    };
+    for endpoint in &endpoints[..5] {
+        endpoint.stats.set_ejected(true);
+    }
+    assert_eq!(used(), 5, "half are left");
+    endpoints[5].stats.set_ejected(true);
+    assert_eq!(used(), 10);
+    set(&endpoints[0], TransientFailure);
+    assert_eq!(used(), 9, "what is not connected cannot be used");
+}

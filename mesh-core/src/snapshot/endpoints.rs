@@ -1,0 +1,126 @@
+//! From an assignment to the endpoints of a snapshot, in the order that pickers want.
+//!
+//! Stage 6. Usable endpoints by priority and locality come first, then degraded ones, each priority of
+//! them behind all others, then those that are kept although they are not usable: for a panic, and
+//! for sessions that stick to them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    ops::Range,
+    sync::{Arc, Weak},
+};
+
+use super::ClusterEndpoint;
+use crate::{
+    balance::{Group, nearest},
+    config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LocalityId},
+    stats::EndpointStats,
+};
+
+/// Counters by address, kept while a snapshot or a request in flight holds them.
+pub(super) type StatsByAddress = HashMap<SocketAddr, Weak<EndpointStats>>;
+
+/// The endpoints of a snapshot.
+#[derive(Debug, Default)]
+pub(super) struct Arranged {
+    pub(super) endpoints: Vec<ClusterEndpoint>,
+    pub(super) groups: Vec<Group>,
+    /// For each priority, see [`Parts`](crate::balance::Parts).
+    pub(super) rests: Vec<(Range<usize>, usize)>,
+}
+
+/// An endpoint with its locality, by index.
+type Placed<'e> = (usize, &'e Endpoint);
+
+pub(super) fn arrange(
+    assignment: &ClusterEndpoints,
+    common: &CommonLbConfig,
+    seed: u64,
+    stats: &mut StatsByAddress,
+) -> Arranged {
+    let mut priorities: BTreeMap<u32, Vec<Placed<'_>>> = BTreeMap::new();
+    let mut places: Vec<Arc<LocalityId>> = Vec::new();
+    for (index, locality) in assignment.localities.iter().enumerate() {
+        places.push(Arc::new(locality.locality.clone()));
+        let placed = locality.endpoints.iter().map(|endpoint| (index, endpoint));
+        priorities
+            .entry(locality.priority)
+            .or_default()
+            .extend(placed);
+    }
+    let can_panic = common
+        .healthy_panic_threshold
+        .is_some_and(|percent| percent > 0);
+    let mut arranged = Arranged::default();
+    let mut add = |arranged: &mut Arranged, (place, endpoint): Placed<'_>| {
+        arranged.endpoints.push(ClusterEndpoint {
+            address: endpoint.address,
+            weight: endpoint.weight,
+            health: endpoint.health,
+            locality: Arc::clone(&places[place]),
+            stats: stats_of(stats, endpoint.address),
+        });
+    };
+    let mut tiers = Vec::new();
+    for health in [HealthStatus::is_healthy, is_degraded] {
+        for (priority, placed) in &priorities {
+            let usable = placed
+                .iter()
+                .copied()
+                .filter(|(_, endpoint)| health(endpoint.health));
+            let mut usable: Vec<_> = usable.collect();
+            if let Some(size) = common.subset_size {
+                usable = nearest(usable, size as usize, seed, |(_, endpoint)| {
+                    endpoint.address
+                });
+            }
+            let is_first = health(HealthStatus::Healthy);
+            if usable.is_empty() && !(can_panic && is_first) {
+                continue;
+            }
+            for of_locality in usable.chunk_by(|(a, _), (b, _)| a == b) {
+                let start = arranged.endpoints.len();
+                for placed in of_locality {
+                    add(&mut arranged, *placed);
+                }
+                arranged.groups.push(Group {
+                    tier: tiers.len(),
+                    weight: assignment.localities[of_locality[0].0].weight,
+                    range: start..arranged.endpoints.len(),
+                });
+            }
+            tiers.push((is_first.then_some(priority), placed.len()));
+        }
+    }
+    for (priority, total) in tiers {
+        let start = arranged.endpoints.len();
+        let unusable = priority.iter().flat_map(|priority| &priorities[*priority]);
+        for placed in unusable.filter(|(_, endpoint)| !endpoint.health.is_usable()) {
+            if can_panic || common.override_host_status.contains(&placed.1.health) {
+                add(&mut arranged, *placed);
+            }
+        }
+        // Without a panic they are there for sessions alone.
+        let end = if can_panic {
+            arranged.endpoints.len()
+        } else {
+            start
+        };
+        arranged.rests.push((start..end, total));
+    }
+    arranged
+}
+
+fn is_degraded(health: HealthStatus) -> bool {
+    health == HealthStatus::Degraded
+}
+
+fn stats_of(stats: &mut StatsByAddress, address: SocketAddr) -> Arc<EndpointStats> {
+    let entry = stats.entry(address).or_default();
+    entry.upgrade().unwrap_or_else(|| {
+        let fresh = Arc::new(EndpointStats::default());
+        *entry = Arc::downgrade(&fresh);
+        fresh
+    })
+}

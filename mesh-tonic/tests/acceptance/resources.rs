@@ -1,0 +1,253 @@
+//! Resources as scenarios want them.
+
+use std::{net::SocketAddr, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                CircuitBreakers, Cluster,
+                circuit_breakers::Thresholds,
+                cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy},
+            },
+            core::v3::{
+                Address, AggregatedConfigSource, ConfigSource, SocketAddress, address,
+                config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
+            },
+            endpoint::v3::{
+                ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+                lb_endpoint::HostIdentifier,
+            },
+            listener::v3::{ApiListener, Listener},
+            route::v3::{
+                Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+                route::Action,
+                route_action::{ClusterSpecifier, MaxStreamDuration},
+                route_match::PathSpecifier,
+                weighted_cluster::ClusterWeight,
+            },
+        },
+        extensions::filters::{
+            http::router::v3::Router,
+            network::http_connection_manager::v3::{
+                HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+                http_filter,
+            },
+        },
+    },
+    google::protobuf::{Any, Duration as ProtoDuration, UInt32Value},
+};
+use prost::{Message, Name};
+
+pub(crate) const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub(crate) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub(crate) const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+
+/// The name that every scenario dials, and its route configuration.
+pub(crate) const TARGET: &str = "greeter";
+
+/// A resource with its type and name.
+pub(crate) type Named = (&'static str, &'static str, Any);
+
+fn any<T: Message + Name>(value: &T) -> Any {
+    Any {
+        type_url: T::type_url(),
+        value: value.encode_to_vec(),
+    }
+}
+
+fn ads() -> Option<ConfigSource> {
+    Some(ConfigSource {
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..ConfigSource::default()
+    })
+}
+
+pub(crate) fn listener() -> Named {
+    let router = HttpFilter {
+        name: "router".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(
+            any(&Router::default()),
+        )),
+        ..HttpFilter::default()
+    };
+    let rds = Rds {
+        config_source: ads(),
+        route_config_name: TARGET.into(),
+    };
+    let manager = HttpConnectionManager {
+        http_filters: vec![router],
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        ..HttpConnectionManager::default()
+    };
+    let listener = Listener {
+        name: TARGET.into(),
+        api_listener: Some(ApiListener {
+            api_listener: Some(any(&manager)),
+        }),
+        ..Listener::default()
+    };
+    (LDS, TARGET, any(&listener))
+}
+
+fn routes(action: RouteAction) -> Named {
+    let route = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix(String::new())),
+            ..RouteMatch::default()
+        }),
+        action: Some(Action::Route(action)),
+        ..Route::default()
+    };
+    let host = VirtualHost {
+        name: "all".into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        ..VirtualHost::default()
+    };
+    let routes = RouteConfiguration {
+        name: TARGET.into(),
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    };
+    (RDS, TARGET, any(&routes))
+}
+
+fn to(cluster: &str) -> RouteAction {
+    RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.into())),
+        ..RouteAction::default()
+    }
+}
+
+pub(crate) fn route_to(cluster: &str) -> Named {
+    routes(to(cluster))
+}
+
+/// Streams of the route end after so long.
+pub(crate) fn route_with_limit(cluster: &str, limit: Duration) -> Named {
+    let limit = ProtoDuration {
+        seconds: limit.as_secs() as i64,
+        nanos: limit.subsec_nanos() as i32,
+    };
+    routes(RouteAction {
+        max_stream_duration: Some(MaxStreamDuration {
+            max_stream_duration: Some(limit),
+            ..MaxStreamDuration::default()
+        }),
+        ..to(cluster)
+    })
+}
+
+pub(crate) fn route_by_weight(weights: &[(&str, u32)]) -> Named {
+    let weight = |(name, value): &(&str, u32)| ClusterWeight {
+        name: (*name).to_owned(),
+        weight: Some(UInt32Value { value: *value }),
+        ..ClusterWeight::default()
+    };
+    let clusters = WeightedCluster {
+        clusters: weights.iter().map(weight).collect(),
+        ..WeightedCluster::default()
+    };
+    routes(RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::WeightedClusters(clusters)),
+        ..RouteAction::default()
+    })
+}
+
+fn eds_cluster(name: &str) -> Cluster {
+    Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: ads(),
+            ..EdsClusterConfig::default()
+        }),
+        typed_extension_protocol_options: Default::default(),
+        ..Cluster::default()
+    }
+}
+
+pub(crate) fn cluster(name: &'static str) -> Named {
+    (CDS, name, any(&eds_cluster(name)))
+}
+
+/// At most so many requests at a time.
+pub(crate) fn cluster_with_limit(name: &'static str, max_requests: u32) -> Named {
+    let thresholds = Thresholds {
+        max_requests: Some(UInt32Value {
+            value: max_requests,
+        }),
+        ..Thresholds::default()
+    };
+    let cluster = Cluster {
+        circuit_breakers: Some(CircuitBreakers {
+            thresholds: vec![thresholds],
+            ..CircuitBreakers::default()
+        }),
+        ..eds_cluster(name)
+    };
+    (CDS, name, any(&cluster))
+}
+
+/// A cluster with a policy that no library has.
+pub(crate) fn bad_cluster(name: &'static str) -> Named {
+    let cluster = Cluster {
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        ..eds_cluster(name)
+    };
+    (CDS, name, any(&cluster))
+}
+
+pub(crate) fn dns_cluster(name: &'static str, host: &str, port: u16) -> Named {
+    let cluster = Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::LogicalDns as i32)),
+        load_assignment: Some(ClusterLoadAssignment {
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint(host, port)],
+                ..LocalityLbEndpoints::default()
+            }],
+            ..ClusterLoadAssignment::default()
+        }),
+        ..Cluster::default()
+    };
+    (CDS, name, any(&cluster))
+}
+
+fn endpoint(host: &str, port: u16) -> LbEndpoint {
+    let address = Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: host.into(),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
+            ..SocketAddress::default()
+        })),
+    };
+    LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+            address: Some(address),
+            ..Endpoint::default()
+        })),
+        ..LbEndpoint::default()
+    }
+}
+
+pub(crate) fn endpoints(name: &'static str, addresses: &[SocketAddr]) -> Named {
+    let host = |address: &SocketAddr| endpoint(&address.ip().to_string(), address.port());
+    let locality = LocalityLbEndpoints {
+        lb_endpoints: addresses.iter().map(host).collect(),
+        load_balancing_weight: Some(UInt32Value { value: 1 }),
+        ..LocalityLbEndpoints::default()
+    };
+    let assignment = ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: if addresses.is_empty() {
+            Vec::new()
+        } else {
+            vec![locality]
+        },
+        ..ClusterLoadAssignment::default()
+    };
+    (EDS, name, any(&assignment))
+}

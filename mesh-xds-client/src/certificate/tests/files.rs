@@ -1,0 +1,132 @@
+//! Files that are rotated, and files that are not right: what was read before stays.
+
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use super::*;
+use crate::{bootstrap::FileWatcher, certificate::files};
+
+/// A key and its chain in a new folder.
+fn write(folder: &Path, signer: &Signer, name: &str) {
+    fs::create_dir_all(folder).unwrap();
+    let request = csr::SigningRequest::new().unwrap();
+    let answer = signer.sign(&request.pem, &[name], HOUR);
+    fs::write(folder.join("chain.pem"), answer.concat()).unwrap();
+    fs::write(folder.join("key.pem"), request.key_pem()).unwrap();
+    fs::write(folder.join("ca.pem"), &signer.root).unwrap();
+}
+
+fn watcher(folder: &Path) -> FileWatcher {
+    let text = serde_json::json!({
+        "xds_servers": [{"server_uri": "cp:1", "channel_creds": [{"type": "insecure"}]}],
+        "certificate_providers": {"default": {"plugin_name": "file_watcher", "config": {
+            "certificate_file": folder.join("chain.pem"),
+            "private_key_file": folder.join("key.pem"),
+            "ca_certificate_file": folder.join("ca.pem"),
+            "refresh_interval": "0.005s",
+        }}},
+    });
+    let bootstrap = crate::Bootstrap::from_json(&text.to_string()).unwrap();
+    match &bootstrap.certificate_providers["default"] {
+        crate::bootstrap::CertificateProvider::FileWatcher(files) => files.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn wait(watch: &mut CertificateWatch, name: &str) -> Arc<Certificate> {
+    let is_it =
+        |held: &Option<Arc<Certificate>>| held.as_ref().is_some_and(|c| c.spiffe_id == name);
+    let held = tokio::time::timeout(MUST_HAPPEN, watch.wait_for(is_it));
+    held.await.unwrap().unwrap().clone().unwrap()
+}
+
+#[tokio::test]
+async fn a_swapped_folder_is_taken_as_a_whole_and_a_pair_that_does_not_fit_never() {
+    let folder = tempfile::tempdir().unwrap();
+    let signer = Signer::new();
+    let at = |name: &str| folder.path().join(name);
+    let uri = |account: &str| format!("spiffe://t/ns/a/sa/{account}");
+    write(&at("one"), &signer, &uri("one"));
+    write(&at("two"), &signer, &uri("two"));
+    symlink(at("one"), at("current")).unwrap();
+    let mut held = files::start(watcher(&at("current")));
+    let first = wait(&mut held.certificate, &uri("one")).await;
+    let roots = tokio::time::timeout(MUST_HAPPEN, held.roots.wait_for(Option::is_some));
+    assert_eq!(
+        roots.await.unwrap().unwrap().as_ref().unwrap().roots.len(),
+        1
+    );
+
+    // A chain with another key, half a file, none at all.
+    let chain = fs::read(at("two").join("chain.pem")).unwrap();
+    for bad in [&chain[..], &chain[..chain.len() / 3], b""] {
+        fs::write(at("one").join("chain.pem"), bad).unwrap();
+        let [chain, key] = ["chain.pem", "key.pem"].map(|file| at("current").join(file));
+        files::read_identity(&chain, &key).unwrap_err();
+        let now = held.certificate.borrow().clone().unwrap();
+        assert!(Arc::ptr_eq(&now, &first), "the first pair stays");
+    }
+    fs::remove_file(at("one").join("ca.pem")).unwrap();
+    symlink(at("two"), at("next")).unwrap();
+    fs::rename(at("next"), at("current")).unwrap();
+    wait(&mut held.certificate, &uri("two")).await;
+}
+
+#[test]
+fn settings_that_cannot_be_meant_are_refused_by_field() {
+    let parse = |config: serde_json::Value| {
+        let text = serde_json::json!({
+            "xds_servers": [{"server_uri": "cp:1", "channel_creds": [{"type": "insecure"}]}],
+            "certificate_providers": {"p": {"plugin_name": "file_watcher", "config": config}},
+        });
+        let error = crate::Bootstrap::from_json(&text.to_string()).unwrap_err();
+        error.to_string()
+    };
+    for (config, expected) in [
+        (serde_json::json!({}), ".ca_certificate_file: neither"),
+        (serde_json::json!(null), ".ca_certificate_file: neither"),
+        (
+            serde_json::json!({"certificate_file": "c"}),
+            ".private_key_file: is missing",
+        ),
+        (
+            serde_json::json!({"private_key_file": "k"}),
+            ".certificate_file: is missing",
+        ),
+        (
+            serde_json::json!({"ca_certificate_file": "c", "refresh_interval": "0s"}),
+            ".refresh_interval: must be seconds above 0",
+        ),
+        (
+            serde_json::json!({"ca_certificate_file": "c", "refresh_interval": "10"}),
+            ".refresh_interval: must be seconds above 0",
+        ),
+    ] {
+        let error = parse(config);
+        assert!(
+            error.contains(&format!("certificate_providers.p.config{expected}")),
+            "{error}"
+        );
+    }
+}
+
+/// gRFC A87: roots of all trust domains in one heap would trust each for the others.
+#[test]
+fn a_map_of_trust_domains_is_refused_when_it_is_used() {
+    let text = r#"{"xds_servers": [{"server_uri": "cp:1", "channel_creds": [{"type": "insecure"}]}],
+        "certificate_providers": {"p": {"plugin_name": "file_watcher", "config": {
+            "spiffe_trust_bundle_map_file": "map.json", "ca_certificate_file": "ca.pem"}}}}"#;
+    let bootstrap = crate::Bootstrap::from_json(text).unwrap();
+    let error = bootstrap.certificate_config("p").unwrap_err().to_string();
+    assert!(error.contains("spiffe_trust_bundle_map_file"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_configured_is_known_never_to_come() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &Signer::new(), NAME);
+    let mut config = watcher(folder.path());
+    config.identity = None;
+    let mut held = files::start(config);
+    assert!(held.certificate.changed().await.is_err());
+    held.roots.wait_for(Option::is_some).await.unwrap();
+}
