@@ -20,6 +20,7 @@ pub mod compile;
 mod debounce;
 pub mod diagnostic;
 pub mod encode;
+pub mod explain;
 mod follow;
 pub mod metrics;
 pub mod model;

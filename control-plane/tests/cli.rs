@@ -201,3 +201,59 @@ fn nothing_is_coloured_in_a_pipe() {
         "{logs}"
     );
 }
+
+#[test]
+fn explain_names_what_was_tried_and_where_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let rule = "kind: VirtualService
+metadata: {name: a}
+spec:
+  hosts: [a.example.com]
+  http:
+  - match: [{headers: {canary: {exact: 'true'}}}]
+    route: [{destination: {host: a.example.com}}]
+    timeout: 2s
+  - match: [{uri: {prefix: /api}}]
+    rewrite: {uri: /}
+    route: [{destination: {host: a.example.com}}]
+";
+    fs::write(folder.path().join("entry.yaml"), ENTRY).unwrap();
+    fs::write(folder.path().join("rule.yaml"), rule).unwrap();
+    let explain = |arguments: &[&str]| {
+        let output = run(&[&["explain", "--config", path], arguments].concat());
+        let errors = text(&output.stderr);
+        (output.status.code(), text(&output.stdout), errors)
+    };
+    let (code, said, errors) = explain(&["GET", "http://a.example.com/api/x"]);
+    assert_eq!(code, Some(0), "{said}{errors}");
+    for expected in [
+        "routes outbound|80||a.example.com",
+        "virtual host a.example.com:80: taken by \"a.example.com\"",
+        "route a/http[0]: not taken: header canary is missing",
+        "route a/http[1]: taken (VirtualService default/a spec.http[1], ",
+        "rule.yaml:9)",
+        "cluster outbound|80||a.example.com: 1 of 1, 0 endpoints",
+        "path: Prefix(\"/\")",
+    ] {
+        assert!(said.contains(expected), "{expected} in\n{said}");
+    }
+    let (code, said, _) = explain(&["GET", "http://a.example.com/", "-H", "canary: true"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        said.contains("http[0]: taken") && said.contains("timeout: 2s"),
+        "{said}"
+    );
+    let (code, said, _) = explain(&["GET", "http://a.example.com/"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("the path is not Prefix(\"/api\")"), "{said}");
+    assert!(said.contains("no route takes it"), "{said}");
+    let (code, said, _) = explain(&["GET", "http://nobody/"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("no service is called \"nobody\""), "{said}");
+    let (code, _, errors) = explain(&["GET", "http://a/", "-H", "canary"]);
+    assert!(
+        code == Some(2) && errors.contains("write NAME: VALUE"),
+        "{errors}"
+    );
+}

@@ -6,7 +6,6 @@ use crate::{
     config::{
         Cluster, ClusterEndpoints, Endpoint, Forward, HealthStatus, LocalityEndpoints, LocalityId,
         PathMatcher, PathPattern, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost,
-        WeightedCluster,
     },
     snapshot::{ClusterTree, Compiler, ConfigTree, SnapshotReader, SnapshotWriter, pair},
 };
@@ -21,10 +20,7 @@ pub struct TreeBuilder {
 
 /// A tree for the listener `name`, which is also the dialled authority.
 pub fn tree(name: &str) -> TreeBuilder {
-    let routes = RouteConfig {
-        name: name.into(),
-        virtual_hosts: Vec::new(),
-    };
+    let routes = RouteConfig::new(name, Vec::new());
     TreeBuilder {
         tree: ConfigTree {
             listener: name.into(),
@@ -89,40 +85,22 @@ impl TreeBuilder {
         cluster: &str,
         change: impl FnOnce(&mut Forward),
     ) -> Self {
-        let mut forward = Forward {
-            clusters: vec![WeightedCluster {
-                name: cluster.into(),
-                weight: 1,
-            }],
-            timeout: None,
-            max_stream_duration: None,
-            retry: None,
-        };
+        let mut forward = Forward::to(cluster);
         change(&mut forward);
-        self.routes.push(Route {
-            name: prefix.into(),
-            matcher: RouteMatch {
-                path: PathMatcher::new(PathPattern::Prefix(prefix.into())),
-                headers: Vec::new(),
-                fraction: None,
-            },
-            action: RouteAction::Forward(forward),
-        });
+        let path = PathMatcher::new(PathPattern::Prefix(prefix.into()));
+        self.routes.push(Route::new(
+            prefix,
+            RouteMatch::path(path),
+            RouteAction::Forward(forward),
+        ));
         self
     }
 
     /// The tree.
     pub fn build(mut self) -> ConfigTree {
-        let host = VirtualHost {
-            name: "any".into(),
-            domains: vec!["*".into()],
-            routes: std::mem::take(&mut self.routes),
-        };
+        let host = VirtualHost::new("any", ["*"], std::mem::take(&mut self.routes));
         let name = self.tree.routes.name.clone();
-        self.tree.routes = Arc::new(RouteConfig {
-            name,
-            virtual_hosts: vec![host],
-        });
+        self.tree.routes = Arc::new(RouteConfig::new(name, vec![host]));
         self.tree
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame};
 use mesh_core::{
-    config::{Backoff, LbPolicy, RetryOn, RetryPolicy},
+    config::{LbPolicy, RetryOn, RetryPolicy},
     stats::Connectivity,
     testing::{HandMade, tree},
 };
@@ -144,10 +144,8 @@ async fn a_call_allocates_at_most_its_budget() {
             .route_with("/", "a", |forward| {
                 forward.retry = with_retry.then(|| RetryPolicy {
                     retry_on: RetryOn::UNAVAILABLE,
-                    retriable_status_codes: Vec::new(),
                     num_retries: 2,
-                    per_try_timeout: None,
-                    backoff: Backoff::default(),
+                    ..RetryPolicy::default()
                 });
             })
             .build();

@@ -70,6 +70,6 @@ pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
 pub use graph::Resource;
-pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
+pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_route_config};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

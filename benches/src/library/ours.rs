@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use mesh_core::{
-    config::{Backoff, LbPolicy, RetryOn, RetryPolicy},
+    config::{LbPolicy, RetryOn, RetryPolicy},
     testing::{HandMade, tree},
 };
 use mesh_tonic::Channel;
@@ -134,10 +134,8 @@ async fn world(services: usize, layout: Layout, with_retry: bool) -> anyhow::Res
 fn retry() -> RetryPolicy {
     RetryPolicy {
         retry_on: RetryOn::UNAVAILABLE,
-        retriable_status_codes: Vec::new(),
         num_retries: 2,
-        per_try_timeout: None,
-        backoff: Backoff::default(),
+        ..RetryPolicy::default()
     }
 }
 

@@ -101,7 +101,7 @@ fn cluster(endpoints: usize, policy: LbPolicy) -> anyhow::Result<Arc<ClusterSnap
                 .add_latency(now, latency, latency);
         }
     }
-    Ok(cluster)
+    Ok(Arc::clone(cluster.get()))
 }
 
 /// A pick, the beginning of the attempt and its end, so often.

@@ -434,10 +434,7 @@ impl World {
                 }
             }
         }
-        let config = RouteConfig {
-            name: ENVOY_OUTBOUND.into(),
-            virtual_hosts,
-        };
+        let config = RouteConfig::new(ENVOY_OUTBOUND, virtual_hosts);
         self.shared((class, kind), ENVOY_OUTBOUND, namespace, &config, || {
             any(&encode::route_config(&config, class))
         })

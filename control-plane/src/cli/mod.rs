@@ -15,6 +15,8 @@ use crate::{
     ca::{Authority, Identity, create_token},
     cache::input_version,
     class::ClientClass,
+    compile::CompileOptions,
+    explain::{ExplainRequest, explain},
     source::load_folder,
     value,
 };
@@ -43,6 +45,22 @@ enum Command {
         /// grpc-node, envoy.
         #[arg(long, value_delimiter = ',')]
         clients: Vec<ClientClass>,
+    },
+    /// Says where a request goes, and why not elsewhere; exits with 1 when no route takes it.
+    Explain {
+        /// For example GET.
+        method: http::Method,
+        /// For example http://greeter.default:8080/a?b=c; the host is the name that clients dial.
+        url: http::Uri,
+        /// A header, as in `canary: true`.
+        #[arg(short = 'H', long = "header", value_parser = header)]
+        headers: Vec<(http::HeaderName, http::HeaderValue)>,
+        /// Directory with YAML files.
+        #[arg(long)]
+        config: PathBuf,
+        /// Namespace of the client.
+        #[arg(long, default_value = "default")]
+        namespace: String,
     },
     /// Prints the version of a directory, to wait for at `/v1/wait?version=`.
     Version {
@@ -149,6 +167,28 @@ impl Cli {
                 output,
                 clients,
             } => report::check(&directory, output, &clients.into_iter().collect()),
+            Command::Explain {
+                method,
+                url,
+                headers,
+                config,
+                namespace,
+            } => {
+                let mut map = http::HeaderMap::new();
+                for (name, value) in headers {
+                    map.append(name, value);
+                }
+                let request = ExplainRequest {
+                    method,
+                    url,
+                    headers: map,
+                    namespace,
+                };
+                let (text, is_routed) = explain(&config, &CompileOptions::default(), &request)
+                    .with_context(|| config.display().to_string())?;
+                print!("{text}");
+                Ok(u8::from(!is_routed))
+            }
             Command::Version { directory } => {
                 let loaded =
                     load_folder(&directory).with_context(|| directory.display().to_string())?;
@@ -190,6 +230,23 @@ impl Cli {
             }
         }
     }
+}
+
+/// A header, as people write it.
+fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
+    let (name, value) = text
+        .split_once(':')
+        .ok_or_else(|| format!("{text:?} has no colon: write NAME: VALUE"))?;
+    let wrong = |what| format!("{text:?}: {what}");
+    Ok((
+        name.trim()
+            .parse()
+            .map_err(|_| wrong("is not the name of a header"))?,
+        value
+            .trim()
+            .parse()
+            .map_err(|_| wrong("is not the value of a header"))?,
+    ))
 }
 
 /// A length of time that is more than none.

@@ -6,6 +6,9 @@
 
 mod balance;
 mod clusters;
+mod consul;
+mod route_action;
+mod route_match;
 mod routes;
 mod rules;
 mod security;
@@ -15,6 +18,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    fmt,
     net::SocketAddr,
     sync::Arc,
 };
@@ -28,7 +32,7 @@ use mesh_core::{
 
 use crate::{
     diagnostic::Diagnostic,
-    model::{ObjectKey, ObjectSet, Spec},
+    model::{Object, ObjectKey, ObjectSet, Spec},
 };
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -67,9 +71,47 @@ pub struct Compiled {
     pub services: BTreeMap<String, ServiceInfo>,
     /// What each service is made of, by full name.
     pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
+    /// Where each route of each configuration is declared; `None` for one that nobody declared.
+    pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
     security: SecurityPolicies,
+}
+
+/// Where a route is declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteOrigin {
+    /// The object.
+    pub object: ObjectKey,
+    /// The field of it.
+    pub field: String,
+    /// File.
+    pub file: Arc<str>,
+    /// Line, from 1.
+    pub line: usize,
+}
+
+impl RouteOrigin {
+    fn new(object: &Object, field: &str) -> Self {
+        Self {
+            object: object.key.clone(),
+            field: field.to_owned(),
+            file: Arc::clone(&object.place.file),
+            line: object.place.line_of(field),
+        }
+    }
+}
+
+impl fmt::Display for RouteOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            object,
+            field,
+            file,
+            line,
+        } = self;
+        write!(f, "{object} {field}, {file}:{line}")
+    }
 }
 
 /// Compiles all objects.

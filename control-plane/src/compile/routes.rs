@@ -3,28 +3,27 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_core::config::{
-    Backoff, ClusterEndpoints, Forward, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern,
-    RETRIES_MAX, Regex, RetryOn, RetryPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    StringMatcher, StringPattern, VirtualHost, WeightedCluster,
+    ClusterEndpoints, ClusterExtras, Forward, ForwardExtras, HeaderMutations, Mirror, MirrorTarget,
+    Route, RouteAction, RouteConfig, RouteMatch, VirtualHost, WeightedCluster,
 };
 
 use super::{
-    CompileOptions, Compiled,
+    CompileOptions, Compiled, RouteOrigin,
     clusters::cluster_name,
+    route_action::{
+        compile_retries, default_retries, direct_response, headers, redirect, rewrite, share,
+    },
+    route_match::compile_match,
     services::{PortInfo, ServiceInfo, find, unknown_host},
 };
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
+    diagnostic::{BAD_VALUE, Diagnostic, Severity, UNKNOWN_REFERENCE},
     model::{
-        HttpMatch, HttpRoute, Object, ObjectSet, Retries, RouteDestination, Spec, StringMatch,
-        VirtualService,
+        HeadersSpec, HttpRoute, Object, ObjectSet, Percent, ServiceRouter, Spec, VirtualService,
+        Weighted,
     },
     value,
 };
-
-/// Istio's retries for routes that say nothing.
-const DEFAULT_RETRIES: u32 = 2;
-const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
 
 pub(super) fn compile(
     objects: &ObjectSet,
@@ -61,8 +60,15 @@ pub(super) fn compile(
             }
         }
     }
+    let routers = routers(objects, services, options, compiled, findings);
     for service in services.values() {
-        let declared = virtual_services.get(&service.fqdn).copied();
+        let declared = match virtual_services.get(&service.fqdn) {
+            Some((object, spec)) => Declared::VirtualService(object, spec),
+            None => match routers.get(&service.fqdn) {
+                Some((object, spec)) => Declared::ServiceRouter(object, spec),
+                None => Declared::Nothing,
+            },
+        };
         for (number, port) in service.ports.iter().enumerate() {
             let mut context = Context {
                 services,
@@ -76,21 +82,47 @@ pub(super) fn compile(
                 },
                 service,
                 port,
+                origins: Vec::new(),
             };
             let routes = context.routes(declared);
+            let origins = context.origins;
             let name = format!("outbound|{}||{}", port.number, service.fqdn);
-            let host = VirtualHost {
-                name: format!("{}:{}", service.fqdn, port.number),
-                domains: domains(service, port, options),
-                routes,
-            };
-            let config = RouteConfig {
-                name: name.as_str().into(),
-                virtual_hosts: vec![host],
-            };
+            let host = format!("{}:{}", service.fqdn, port.number);
+            let host = VirtualHost::new(host, domains(service, port, options), routes);
+            let config = RouteConfig::new(name.as_str(), vec![host]);
+            compiled.origins.insert(config.name.clone(), origins);
             compiled.routes.insert(name.into(), Arc::new(config));
         }
     }
+}
+
+type Routers<'o> = BTreeMap<String, (&'o Arc<Object>, &'o ServiceRouter)>;
+
+/// The service-router of each service, by the service's full name. A VirtualService goes before.
+fn routers<'o>(
+    objects: &'o ObjectSet,
+    services: &BTreeMap<String, ServiceInfo>,
+    options: &CompileOptions,
+    compiled: &mut Compiled,
+    findings: &mut Vec<Diagnostic>,
+) -> Routers<'o> {
+    let mut routers = Routers::new();
+    for object in objects.values() {
+        let Spec::ServiceRouter(spec) = &object.spec else {
+            continue;
+        };
+        let (name, namespace) = (&object.key.name, &object.key.namespace);
+        match find(services, name, namespace, &options.cluster_domain) {
+            Some(service) => {
+                compiled.made_of(&service.fqdn, &object.key);
+                routers
+                    .entry(service.fqdn.clone())
+                    .or_insert((object, spec));
+            }
+            None => findings.push(unknown_host(object, "metadata.name", name)),
+        }
+    }
+    routers
 }
 
 /// All spellings, with and without the port; a client that dials the listener by another name
@@ -114,54 +146,63 @@ fn domains(service: &ServiceInfo, port: &PortInfo, options: &CompileOptions) -> 
     domains
 }
 
-struct Context<'c> {
+pub(super) struct Context<'c> {
     services: &'c BTreeMap<String, ServiceInfo>,
     options: &'c CompileOptions,
     compiled: &'c mut Compiled,
     findings: &'c mut Vec<Diagnostic>,
-    service: &'c ServiceInfo,
+    pub(super) service: &'c ServiceInfo,
     port: &'c PortInfo,
+    /// Where each route is declared.
+    pub(super) origins: Vec<Option<RouteOrigin>>,
 }
 
-type Declared<'d> = Option<(&'d Arc<Object>, &'d VirtualService)>;
+/// The object that says where a service's requests go.
+#[derive(Clone, Copy)]
+enum Declared<'d> {
+    Nothing,
+    VirtualService(&'d Arc<Object>, &'d VirtualService),
+    ServiceRouter(&'d Arc<Object>, &'d ServiceRouter),
+}
 
 impl Context<'_> {
     fn routes(&mut self, declared: Declared<'_>) -> Vec<Route> {
-        let Some((object, spec)) = declared else {
-            return vec![self.default_route()];
+        let (object, spec) = match declared {
+            Declared::Nothing => {
+                self.origins.push(None);
+                return vec![self.default_route()];
+            }
+            Declared::ServiceRouter(object, spec) => return self.router(object, spec),
+            Declared::VirtualService(object, spec) => (object, spec),
         };
         let mut routes = Vec::new();
         for (index, http) in spec.http.iter().enumerate() {
             self.route(object, http, &format!("spec.http[{index}]"), &mut routes);
         }
         if spec.http.is_empty() {
+            self.origins.push(None);
             routes.push(self.default_route());
         }
         routes
     }
 
-    fn default_route(&self) -> Route {
+    /// Everything to the service itself.
+    pub(super) fn default_route(&self) -> Route {
         let name = cluster_name(self.port.number, "", &self.service.fqdn);
-        Route {
-            name: "default".into(),
-            matcher: everything(),
-            action: RouteAction::Forward(Forward {
-                clusters: vec![WeightedCluster {
-                    name: name.into(),
-                    weight: 1,
-                }],
-                timeout: None,
-                max_stream_duration: None,
-                retry: Some(default_retries()),
-            }),
-        }
+        let forward = Forward {
+            retry: Some(default_retries()),
+            ..Forward::to(name)
+        };
+        Route::new("default", RouteMatch::any(), RouteAction::Forward(forward))
     }
 
     fn route(&mut self, object: &Object, http: &HttpRoute, field: &str, routes: &mut Vec<Route>) {
-        let action = match self.forward(object, http, field) {
-            Ok(forward) => RouteAction::Forward(forward),
+        let action = match self.action(object, http, field) {
+            Ok(action) => action,
             Err(reason) => RouteAction::Unsupported(reason),
         };
+        let mutations = self.headers(object, http.headers.as_ref(), &format!("{field}.headers"));
+        let mutations = (!mutations.is_empty()).then(|| Box::new(mutations));
         let mut matches = Vec::new();
         for (index, declared) in http.r#match.iter().enumerate() {
             if declared.port.is_some_and(|port| port != self.port.number) {
@@ -177,7 +218,7 @@ impl Context<'_> {
             }
         }
         if http.r#match.is_empty() {
-            matches.push(everything());
+            matches.push(RouteMatch::any());
         }
         let count = matches.len();
         for (index, matcher) in matches.into_iter().enumerate() {
@@ -192,12 +233,185 @@ impl Context<'_> {
             } else {
                 base
             };
+            self.origins.push(Some(RouteOrigin::new(object, field)));
             routes.push(Route {
-                name,
-                matcher,
-                action: action.clone(),
+                headers: mutations.clone(),
+                ..Route::new(name, matcher, action.clone())
             });
         }
+    }
+
+    /// What the route does; an error stands in its place, so that no other is taken.
+    fn action(
+        &mut self,
+        object: &Object,
+        http: &HttpRoute,
+        field: &str,
+    ) -> Result<RouteAction, String> {
+        let answer = match (&http.redirect, &http.direct_response) {
+            (None, None) => return self.forward(object, http, field).map(RouteAction::Forward),
+            _ if !http.route.is_empty() => Err((
+                "route".to_owned(),
+                "a route has a destination, a redirect or a directResponse".to_owned(),
+            )),
+            (Some(_), Some(_)) => Err((
+                "redirect".to_owned(),
+                "redirect and directResponse exclude each other".to_owned(),
+            )),
+            (Some(declared), None) => redirect(declared)
+                .map(|redirect| RouteAction::Redirect(Box::new(redirect)))
+                .map_err(|(part, message)| (format!("redirect.{part}"), message)),
+            (None, Some(declared)) => direct_response(declared)
+                .map(|direct| RouteAction::DirectResponse(Box::new(direct)))
+                .map_err(|(part, message)| (format!("directResponse.{part}"), message)),
+        };
+        answer.map_err(|(part, message)| {
+            self.wrong(object, &format!("{field}.{part}"), &message);
+            message
+        })
+    }
+
+    pub(super) fn wrong(&mut self, object: &Object, field: &str, message: &str) {
+        self.findings
+            .push(object.diagnose(BAD_VALUE, field, message, ""));
+    }
+
+    fn headers(
+        &mut self,
+        object: &Object,
+        declared: Option<&HeadersSpec>,
+        field: &str,
+    ) -> HeaderMutations {
+        match declared.map(headers) {
+            Some(Ok(mutations)) => mutations,
+            Some(Err((part, message))) => {
+                self.wrong(object, &format!("{field}.{part}"), &message);
+                HeaderMutations::default()
+            }
+            None => HeaderMutations::default(),
+        }
+    }
+
+    /// Rewrites and copies.
+    fn extras(
+        &mut self,
+        object: &Object,
+        http: &HttpRoute,
+        field: &str,
+    ) -> Result<Option<Box<ForwardExtras>>, String> {
+        let mut extras = ForwardExtras::default();
+        if let Some(declared) = &http.rewrite {
+            (extras.path_rewrite, extras.host_rewrite) =
+                rewrite(declared).map_err(|(part, message)| {
+                    self.wrong(object, &format!("{field}.rewrite.{part}"), &message);
+                    message
+                })?;
+        }
+        let single = http.mirror.iter().map(|destination| {
+            let percentage = http.mirror_percentage.as_ref();
+            (
+                "mirror".to_owned(),
+                "mirrorPercentage".to_owned(),
+                destination,
+                percentage,
+            )
+        });
+        let listed = http.mirrors.iter().enumerate().map(|(index, mirror)| {
+            let place = format!("mirrors[{index}]");
+            let percentage = mirror.percentage.as_ref();
+            let share = format!("{place}.percentage");
+            (
+                format!("{place}.destination"),
+                share,
+                &mirror.destination,
+                percentage,
+            )
+        });
+        for (place, share_field, destination, percentage) in single.chain(listed) {
+            let place = format!("{field}.{place}");
+            let share_field = format!("{field}.{share_field}.value");
+            if let Some(mirror) = self.mirror(object, destination, percentage, &place, &share_field)
+            {
+                extras.mirrors.push(mirror);
+            }
+        }
+        if http.mirror_percentage.is_some() && http.mirror.is_none() {
+            let message = "there is no mirror that it could be a share of";
+            self.wrong(object, &format!("{field}.mirrorPercentage"), message);
+        }
+        Ok((extras != ForwardExtras::default()).then(|| Box::new(extras)))
+    }
+
+    fn mirror(
+        &mut self,
+        object: &Object,
+        destination: &Weighted,
+        percentage: Option<&Percent>,
+        place: &str,
+        share_field: &str,
+    ) -> Option<Mirror> {
+        let name = self.destination(object, destination, place);
+        match share(percentage) {
+            Ok(fraction) => Some(Mirror {
+                cluster: MirrorTarget::Cluster(name.into()),
+                fraction,
+                shadow_suffix: true,
+            }),
+            Err(message) => {
+                self.wrong(object, share_field, &message);
+                None
+            }
+        }
+    }
+
+    /// A single subset with a share below 100: the rest is for the host's other subset, if there is
+    /// one alone, as whoever writes 90 does not mean all.
+    fn remainder(
+        &mut self,
+        object: &Object,
+        http: &HttpRoute,
+        field: &str,
+    ) -> Option<WeightedCluster> {
+        let [only] = &http.route[..] else {
+            return None;
+        };
+        let weight = only.weight.filter(|weight| (1..100).contains(weight))?;
+        let subset = only.destination.subset.as_deref()?;
+        let namespace = &object.key.namespace;
+        let host = &only.destination.host;
+        let service = find(self.services, host, namespace, &self.options.cluster_domain)?;
+        let asked = only.destination.port.as_ref().map(|port| port.number);
+        let (start, end) = (
+            format!("outbound|{}|", asked.unwrap_or(self.port.number)),
+            format!("|{}", service.fqdn),
+        );
+        let mut others = self.compiled.clusters.keys().filter(|name| {
+            let inner = name.as_str().strip_prefix(&start);
+            let other = inner.and_then(|inner| inner.strip_suffix(&end));
+            other.is_some_and(|other| !other.is_empty() && other != subset)
+        });
+        let rest = match (others.next(), others.next()) {
+            (Some(other), None) => Some(WeightedCluster::new(other.clone(), 100 - weight)),
+            _ => None,
+        };
+        let message = match &rest {
+            Some(other) => format!(
+                "one destination with {weight} of 100: the other {} go to {}",
+                other.weight, other.name
+            ),
+            None => format!("one destination with {weight} of 100: it gets everything"),
+        };
+        let help = "write every destination with its weight";
+        self.findings.push(Diagnostic {
+            severity: Severity::Warning,
+            ..object.diagnose(
+                BAD_VALUE,
+                &format!("{field}.route[0].weight"),
+                message,
+                help,
+            )
+        });
+        rest
     }
 
     fn forward(
@@ -216,14 +430,22 @@ impl Context<'_> {
         let mut clusters = Vec::new();
         for (index, destination) in http.route.iter().enumerate() {
             let field = format!("{field}.route[{index}]");
-            let name = self.destination(object, destination, &field);
+            let place = format!("{field}.destination");
+            let name = self.destination(object, &destination.destination, &place);
             let only = http.route.len() == 1;
             let weight = destination.weight.unwrap_or_else(|| u32::from(only));
+            let own = format!("{field}.headers");
+            let extras = ClusterExtras {
+                headers: self.headers(object, destination.headers.as_ref(), &own),
+                host_rewrite: None,
+            };
             clusters.push(WeightedCluster {
-                name: name.into(),
-                weight,
+                extras: (extras != ClusterExtras::default()).then(|| Box::new(extras)),
+                ..WeightedCluster::new(name, weight)
             });
         }
+        clusters.extend(self.remainder(object, http, field));
+        let extras = self.extras(object, http, field)?;
         let sum: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
         if sum == 0 || sum > u64::from(u32::MAX) {
             let message = format!("the weights sum up to {sum}, not to 1 to {}", u32::MAX);
@@ -254,15 +476,27 @@ impl Context<'_> {
         Ok(Forward {
             clusters,
             timeout,
-            max_stream_duration: None,
             retry,
+            extras,
+            ..Forward::default()
         })
     }
 
     /// The cluster of a destination; one that is not there becomes a cluster without endpoints, so
     /// that only its share fails.
-    fn destination(&mut self, object: &Object, declared: &RouteDestination, field: &str) -> String {
-        let destination = &declared.destination;
+    fn destination(&mut self, object: &Object, destination: &Weighted, field: &str) -> String {
+        let (host, subset) = (format!("{field}.host"), format!("{field}.subset"));
+        self.destination_named(object, destination, &host, &subset)
+    }
+
+    /// The same, with the fields that findings are about.
+    pub(super) fn destination_named(
+        &mut self,
+        object: &Object,
+        destination: &Weighted,
+        host_field: &str,
+        subset_field: &str,
+    ) -> String {
         let namespace = &object.key.namespace;
         let subset = destination.subset.as_deref().unwrap_or_default();
         let found = find(
@@ -284,9 +518,8 @@ impl Context<'_> {
                 cluster_name(port, subset, &service.fqdn)
             }
             None => {
-                let field = format!("{field}.destination.host");
                 self.findings
-                    .push(unknown_host(object, &field, &destination.host));
+                    .push(unknown_host(object, host_field, &destination.host));
                 cluster_name(asked.unwrap_or(self.port.number), subset, &destination.host)
             }
         };
@@ -294,11 +527,10 @@ impl Context<'_> {
             return name;
         }
         if found.is_some() {
-            let field = format!("{field}.destination.subset");
             let message = format!("{} has no subset {subset:?} on that port", destination.host);
             let help = "add the subset to the host's DestinationRule";
             self.findings
-                .push(object.diagnose(UNKNOWN_REFERENCE, &field, message, help));
+                .push(object.diagnose(UNKNOWN_REFERENCE, subset_field, message, help));
         }
         self.add_empty_cluster(&name);
         name
@@ -318,139 +550,4 @@ impl Context<'_> {
         let empty = ClusterEndpoints::new(name, Vec::new());
         self.compiled.endpoints.insert(name.into(), Arc::new(empty));
     }
-}
-
-fn everything() -> RouteMatch {
-    RouteMatch {
-        path: PathMatcher::any(),
-        headers: Vec::new(),
-        fraction: None,
-    }
-}
-
-fn default_retries() -> RetryPolicy {
-    RetryPolicy {
-        retry_on: RetryOn::parse(DEFAULT_RETRY_ON).0,
-        retriable_status_codes: Vec::new(),
-        num_retries: DEFAULT_RETRIES,
-        per_try_timeout: None,
-        backoff: Backoff::default(),
-    }
-}
-
-fn compile_retries(
-    declared: &Retries,
-    wrong: &mut impl FnMut(&str, String),
-) -> Option<RetryPolicy> {
-    let mut policy = default_retries();
-    policy.num_retries = declared.attempts.min(RETRIES_MAX);
-    if declared.attempts > RETRIES_MAX {
-        let message = format!(
-            "{} is more than {RETRIES_MAX}, which is used",
-            declared.attempts
-        );
-        wrong("retries.attempts", message);
-    }
-    if let Some(list) = &declared.retry_on {
-        let (mut retry_on, rest) = RetryOn::parse(list);
-        for token in rest {
-            // Istio takes HTTP codes in the same list.
-            match token.parse::<u16>() {
-                Ok(code) if (100..600).contains(&code) => {
-                    retry_on |= RetryOn::RETRIABLE_STATUS_CODES;
-                    policy.retriable_status_codes.push(code);
-                }
-                _ => wrong(
-                    "retries.retryOn",
-                    format!("{token:?} is not a known condition"),
-                ),
-            }
-        }
-        policy.retry_on = retry_on;
-    }
-    match declared.per_try_timeout.as_deref().map(value::duration) {
-        Some(Ok(limit)) => policy.per_try_timeout = Some(limit).filter(|limit| !limit.is_zero()),
-        Some(Err(message)) => wrong("retries.perTryTimeout", message),
-        None => {}
-    }
-    match declared.backoff.as_deref().map(value::duration) {
-        Some(Ok(base)) if !base.is_zero() => {
-            policy.backoff = Backoff {
-                base,
-                max: base * 10,
-            }
-        }
-        Some(Ok(_)) => wrong("retries.backoff", "it must be more than zero".into()),
-        Some(Err(message)) => wrong("retries.backoff", message),
-        None => {}
-    }
-    (policy.num_retries > 0).then_some(policy)
-}
-
-type Wrong = (String, String);
-
-fn compile_match(declared: &HttpMatch) -> Result<RouteMatch, Wrong> {
-    let mut path = match &declared.uri {
-        None => PathMatcher::any(),
-        Some(StringMatch {
-            exact: Some(text), ..
-        }) => PathMatcher::new(PathPattern::Exact(text.clone())),
-        Some(StringMatch {
-            prefix: Some(text), ..
-        }) => PathMatcher::new(PathPattern::Prefix(text.clone())),
-        Some(StringMatch {
-            regex: Some(text), ..
-        }) => {
-            let regex = Regex::new(text).map_err(|message| ("uri.regex".to_owned(), message))?;
-            PathMatcher::new(PathPattern::Regex(regex))
-        }
-        Some(_) => PathMatcher::any(),
-    };
-    path.case_sensitive = !declared.ignore_uri_case;
-    let mut headers = Vec::new();
-    let pseudo = [
-        (":method", &declared.method),
-        (":authority", &declared.authority),
-    ];
-    for (name, text) in pseudo {
-        if let Some(text) = text {
-            headers.push(header(name, text).map_err(|m| (name[1..].to_owned(), m))?);
-        }
-    }
-    for (name, text) in &declared.headers {
-        headers.push(header(name, text).map_err(|m| (format!("headers.{name}"), m))?);
-    }
-    for (name, text) in &declared.without_headers {
-        let mut matcher = header(name, text).map_err(|m| (format!("withoutHeaders.{name}"), m))?;
-        matcher.invert = true;
-        // A header that is missing is one that does not match.
-        matcher.treat_missing_as_empty = !matches!(matcher.predicate, HeaderPredicate::Present(_));
-        headers.push(matcher);
-    }
-    Ok(RouteMatch {
-        path,
-        headers,
-        fraction: None,
-    })
-}
-
-fn header(name: &str, text: &StringMatch) -> Result<HeaderMatcher, String> {
-    let pattern = match text {
-        StringMatch {
-            exact: Some(text), ..
-        } => StringPattern::Exact(text.clone()),
-        StringMatch {
-            prefix: Some(text), ..
-        } => StringPattern::Prefix(text.clone()),
-        StringMatch {
-            regex: Some(text), ..
-        } => StringPattern::Regex(Regex::new(text)?),
-        StringMatch { .. } => {
-            return Ok(HeaderMatcher::new(name, HeaderPredicate::Present(true)));
-        }
-    };
-    Ok(HeaderMatcher::new(
-        name,
-        HeaderPredicate::String(StringMatcher::new(pattern)?),
-    ))
 }

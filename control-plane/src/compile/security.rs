@@ -8,9 +8,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind,
-    PathMatcher, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    RouteSource, TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, Rbac,
+    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
+    TransportMatch, TrustSource, VirtualHost,
 };
 
 use super::{
@@ -248,23 +248,9 @@ fn scoped<T>(object: &Object, labels: Labels, value: T) -> Scoped<T> {
 }
 
 fn serve_everything() -> RouteSource {
-    let route = Route {
-        name: "inbound".into(),
-        matcher: RouteMatch {
-            path: PathMatcher::any(),
-            headers: Vec::new(),
-            fraction: None,
-        },
-        action: RouteAction::NonForwarding,
-    };
-    RouteSource::Inline(Arc::new(RouteConfig {
-        name: "inbound".into(),
-        virtual_hosts: vec![VirtualHost {
-            name: "inbound".into(),
-            domains: vec!["*".into()],
-            routes: vec![route],
-        }],
-    }))
+    let route = Route::new("", RouteMatch::any(), RouteAction::NonForwarding);
+    let host = VirtualHost::new("inbound", ["*"], vec![route]);
+    RouteSource::Inline(Arc::new(RouteConfig::new("inbound", vec![host])))
 }
 
 fn authentication(

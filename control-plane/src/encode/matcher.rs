@@ -1,7 +1,14 @@
 //! Text, header and path matchers.
 
 use envoy_types::pb::envoy::{
-    config::route::v3::{HeaderMatcher as ProtoHeaderMatcher, header_matcher, route_match},
+    config::{
+        core::v3::TypedExtensionConfig,
+        route::v3::{
+            HeaderMatcher as ProtoHeaderMatcher, QueryParameterMatcher, header_matcher,
+            query_parameter_matcher, route_match,
+        },
+    },
+    extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
     r#type::{
         matcher::v3::{
             PathMatcher as ProtoPathMatcher, RegexMatcher, StringMatcher as ProtoStringMatcher,
@@ -11,8 +18,10 @@ use envoy_types::pb::envoy::{
     },
 };
 use mesh_core::config::{
-    HeaderMatcher, HeaderPredicate, PathPattern, Regex, StringMatcher, StringPattern,
+    HeaderMatcher, HeaderPredicate, PathPattern, QueryMatcher, Regex, StringMatcher, StringPattern,
 };
+
+use super::any;
 
 pub(super) fn string(matcher: &StringMatcher) -> ProtoStringMatcher {
     let pattern = match &matcher.pattern {
@@ -23,7 +32,8 @@ pub(super) fn string(matcher: &StringMatcher) -> ProtoStringMatcher {
         StringPattern::Regex(source) => MatchPattern::SafeRegex(regex(source)),
     };
     ProtoStringMatcher {
-        ignore_case: matcher.ignore_case,
+        // Envoy refuses a regex that asks for it.
+        ignore_case: matcher.ignore_case && !matches!(matcher.pattern, StringPattern::Regex(_)),
         match_pattern: Some(pattern),
     }
 }
@@ -60,6 +70,23 @@ pub(super) fn path(pattern: &PathPattern) -> route_match::PathSpecifier {
         PathPattern::SeparatedPrefix(text) => Specifier::PathSeparatedPrefix(text.clone()),
         PathPattern::Exact(text) => Specifier::Path(text.clone()),
         PathPattern::Regex(source) => Specifier::SafeRegex(regex(source)),
+        PathPattern::Template(template) => Specifier::PathMatchPolicy(TypedExtensionConfig {
+            name: "envoy.path.match.uri_template.uri_template_matcher".to_owned(),
+            typed_config: Some(any(&UriTemplateMatchConfig {
+                path_template: template.as_str().to_owned(),
+            })),
+        }),
+    }
+}
+
+pub(super) fn query(matcher: &QueryMatcher) -> QueryParameterMatcher {
+    use query_parameter_matcher::QueryParameterMatchSpecifier as Specifier;
+    QueryParameterMatcher {
+        name: matcher.name.clone(),
+        query_parameter_match_specifier: Some(match &matcher.value {
+            Some(value) => Specifier::StringMatch(string(value)),
+            None => Specifier::PresentMatch(matcher.present),
+        }),
     }
 }
 

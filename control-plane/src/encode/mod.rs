@@ -4,12 +4,15 @@
 //! else: certificates by provider instance or by SDS, timeouts, and what a class cannot do. It does
 //! not choose which resources a client gets.
 
+mod action;
 mod balance;
 mod cluster;
 mod endpoint;
+mod headers;
 mod listener;
 mod matcher;
 mod rbac;
+mod retry;
 mod route;
 #[cfg(test)]
 mod tests;

@@ -3,21 +3,29 @@
 use envoy_types::pb::{
     envoy::{
         config::{
-            core::v3::RuntimeFractionalPercent,
+            core::v3::{DataSource, RuntimeFractionalPercent, data_source},
             route::v3::{
-                DirectResponseAction, NonForwardingAction, RetryPolicy as ProtoRetryPolicy,
-                Route as ProtoRoute, RouteAction as ProtoRouteAction, RouteConfiguration,
-                RouteMatch as ProtoRouteMatch, VirtualHost as ProtoVirtualHost, WeightedCluster,
-                retry_policy, route, route_action, weighted_cluster,
+                DirectResponseAction, NonForwardingAction, RedirectAction, Route as ProtoRoute,
+                RouteConfiguration, RouteMatch as ProtoRouteMatch, VirtualHost as ProtoVirtualHost,
+                redirect_action::{
+                    PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+                },
+                route,
             },
         },
         r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     },
     google::protobuf::BoolValue,
 };
-use mesh_core::config::{Forward, RetryPolicy, Route, RouteAction, RouteConfig, RouteMatch};
+use mesh_core::config::{
+    DirectResponse, Fraction, Redirect, RedirectPath, Route, RouteAction, RouteConfig, RouteMatch,
+};
 
-use super::{ClientClass, duration, matcher, uint32};
+use super::{
+    ClientClass,
+    action::{forward, regex_rewrite},
+    headers, matcher,
+};
 
 /// Encodes a route configuration.
 pub fn route_config(config: &RouteConfig, class: ClientClass) -> RouteConfiguration {
@@ -29,18 +37,31 @@ pub fn route_config(config: &RouteConfig, class: ClientClass) -> RouteConfigurat
             .iter()
             .map(|route| encode_route(route, class))
             .collect(),
+        request_headers_to_add: headers::request_add(host.headers.as_deref()),
+        request_headers_to_remove: headers::request_remove(host.headers.as_deref()),
+        response_headers_to_add: headers::response_add(host.headers.as_deref()),
+        response_headers_to_remove: headers::response_remove(host.headers.as_deref()),
         ..ProtoVirtualHost::default()
     });
+    let own = config.headers.as_deref();
     RouteConfiguration {
         name: config.name.to_string(),
         virtual_hosts: hosts.collect(),
+        request_headers_to_add: headers::request_add(own),
+        request_headers_to_remove: headers::request_remove(own),
+        response_headers_to_add: headers::response_add(own),
+        response_headers_to_remove: headers::response_remove(own),
+        most_specific_header_mutations_wins: config.most_specific_mutations_win,
+        ignore_port_in_host_matching: config.ignore_port,
         ..RouteConfiguration::default()
     }
 }
 
 fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
     let action = match &config.action {
-        RouteAction::Forward(forward) => route::Action::Route(encode_forward(forward, class)),
+        RouteAction::Forward(config) => route::Action::Route(forward(config, class)),
+        RouteAction::Redirect(config) => route::Action::Redirect(redirect(config)),
+        RouteAction::DirectResponse(config) => route::Action::DirectResponse(direct(config)),
         RouteAction::NonForwarding => route::Action::NonForwardingAction(NonForwardingAction {}),
         // Fails its own traffic only, in every class: gRPC does not know the action and fails the
         // call that reaches it, Envoy answers.
@@ -53,80 +74,72 @@ fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
         name: config.name.clone(),
         r#match: Some(encode_match(&config.matcher)),
         action: Some(action),
+        request_headers_to_add: headers::request_add(config.headers.as_deref()),
+        request_headers_to_remove: headers::request_remove(config.headers.as_deref()),
+        response_headers_to_add: headers::response_add(config.headers.as_deref()),
+        response_headers_to_remove: headers::response_remove(config.headers.as_deref()),
         ..ProtoRoute::default()
     }
 }
 
-fn encode_match(config: &RouteMatch) -> ProtoRouteMatch {
-    let fraction = config.fraction.map(|fraction| RuntimeFractionalPercent {
-        default_value: Some(FractionalPercent {
-            numerator: fraction.per_million(),
-            denominator: DenominatorType::Million as i32,
-        }),
-        ..RuntimeFractionalPercent::default()
+fn redirect(config: &Redirect) -> RedirectAction {
+    let status = match config.status {
+        302 => RedirectResponseCode::Found,
+        303 => RedirectResponseCode::SeeOther,
+        307 => RedirectResponseCode::TemporaryRedirect,
+        308 => RedirectResponseCode::PermanentRedirect,
+        _ => RedirectResponseCode::MovedPermanently,
+    };
+    let path = config.path.as_ref().map(|path| match path {
+        RedirectPath::Full(path) => PathRewriteSpecifier::PathRedirect(path.clone()),
+        RedirectPath::Prefix(prefix) => PathRewriteSpecifier::PrefixRewrite(prefix.clone()),
+        RedirectPath::Regex(regex) => PathRewriteSpecifier::RegexRewrite(regex_rewrite(regex)),
     });
+    RedirectAction {
+        scheme_rewrite_specifier: config
+            .scheme
+            .clone()
+            .map(SchemeRewriteSpecifier::SchemeRedirect),
+        host_redirect: config.host.clone().unwrap_or_default(),
+        port_redirect: config.port.map_or(0, Into::into),
+        path_rewrite_specifier: path,
+        response_code: status as i32,
+        strip_query: config.strip_query,
+    }
+}
+
+fn direct(config: &DirectResponse) -> DirectResponseAction {
+    DirectResponseAction {
+        status: config.status.into(),
+        body: (!config.body.is_empty()).then(|| DataSource {
+            specifier: Some(data_source::Specifier::InlineBytes(config.body.to_vec())),
+            ..DataSource::default()
+        }),
+        ..DirectResponseAction::default()
+    }
+}
+
+pub(super) fn runtime_fraction(fraction: Fraction) -> RuntimeFractionalPercent {
+    RuntimeFractionalPercent {
+        default_value: Some(percent(fraction)),
+        ..RuntimeFractionalPercent::default()
+    }
+}
+
+pub(super) fn percent(fraction: Fraction) -> FractionalPercent {
+    FractionalPercent {
+        numerator: fraction.per_million(),
+        denominator: DenominatorType::Million as i32,
+    }
+}
+
+fn encode_match(config: &RouteMatch) -> ProtoRouteMatch {
     ProtoRouteMatch {
         path_specifier: Some(matcher::path(&config.path.pattern)),
         case_sensitive: (!config.path.case_sensitive).then_some(BoolValue { value: false }),
         headers: config.headers.iter().map(matcher::header).collect(),
-        runtime_fraction: fraction,
+        query_parameters: config.query_parameters.iter().map(matcher::query).collect(),
+        runtime_fraction: config.fraction.map(runtime_fraction),
         ..ProtoRouteMatch::default()
-    }
-}
-
-fn encode_forward(config: &Forward, class: ClientClass) -> ProtoRouteAction {
-    let specifier = match &config.clusters[..] {
-        [only] => route_action::ClusterSpecifier::Cluster(only.name.to_string()),
-        several => route_action::ClusterSpecifier::WeightedClusters(WeightedCluster {
-            clusters: several
-                .iter()
-                .map(|cluster| weighted_cluster::ClusterWeight {
-                    name: cluster.name.to_string(),
-                    weight: Some(uint32(cluster.weight)),
-                    ..weighted_cluster::ClusterWeight::default()
-                })
-                .collect(),
-            ..WeightedCluster::default()
-        }),
-    };
-    let declared = config.max_stream_duration.unwrap_or_default();
-    // gRPC ignores `timeout`; the nearest that it has is the limit of the stream.
-    let limit = if class.is_grpc() {
-        declared.max_stream_duration.or(config.timeout)
-    } else {
-        declared.max_stream_duration
-    };
-    let stream = (limit.is_some() || declared.grpc_timeout_header_max.is_some()).then(|| {
-        route_action::MaxStreamDuration {
-            max_stream_duration: limit.map(duration),
-            grpc_timeout_header_max: declared.grpc_timeout_header_max.map(duration),
-            ..route_action::MaxStreamDuration::default()
-        }
-    });
-    ProtoRouteAction {
-        cluster_specifier: Some(specifier),
-        // An absent timeout means 15 s to Envoy, zero means none.
-        timeout: Some(duration(config.timeout.unwrap_or_default())),
-        max_stream_duration: stream,
-        retry_policy: config.retry.as_ref().map(encode_retry),
-        ..ProtoRouteAction::default()
-    }
-}
-
-fn encode_retry(config: &RetryPolicy) -> ProtoRetryPolicy {
-    ProtoRetryPolicy {
-        retry_on: config.retry_on.to_string(),
-        num_retries: Some(uint32(config.num_retries)),
-        per_try_timeout: config.per_try_timeout.map(duration),
-        retriable_status_codes: config
-            .retriable_status_codes
-            .iter()
-            .map(|c| (*c).into())
-            .collect(),
-        retry_back_off: Some(retry_policy::RetryBackOff {
-            base_interval: Some(duration(config.backoff.base)),
-            max_interval: Some(duration(config.backoff.max)),
-        }),
-        ..ProtoRetryPolicy::default()
     }
 }

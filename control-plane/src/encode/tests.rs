@@ -57,29 +57,13 @@ fn certificates_come_by_provider_by_sds_or_by_both() {
 
 #[test]
 fn a_timeout_is_a_stream_limit_to_grpc_and_none_is_not_envoys_default() {
-    let config = |timeout| RouteConfig {
-        name: "r".into(),
-        virtual_hosts: vec![VirtualHost {
-            name: "h".into(),
-            domains: vec!["*".into()],
-            routes: vec![Route {
-                name: String::new(),
-                matcher: RouteMatch {
-                    path: PathMatcher::any(),
-                    headers: vec![],
-                    fraction: None,
-                },
-                action: RouteAction::Forward(Forward {
-                    clusters: vec![WeightedCluster {
-                        name: "c".into(),
-                        weight: 1,
-                    }],
-                    timeout,
-                    max_stream_duration: None,
-                    retry: None,
-                }),
-            }],
-        }],
+    let config = |timeout| {
+        let forward = Forward {
+            timeout,
+            ..Forward::to("c")
+        };
+        let route = Route::new("", RouteMatch::any(), RouteAction::Forward(forward));
+        RouteConfig::new("r", vec![VirtualHost::new("h", ["*"], vec![route])])
     };
     let action = |timeout, class| {
         let encoded = route_config(&config(timeout), class);
@@ -115,10 +99,7 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
             action: RbacAction::Allow,
             policies: std::collections::BTreeMap::new(),
         }],
-        routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig {
-            name: "r".into(),
-            virtual_hosts: vec![],
-        })),
+        routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig::new("r", vec![]))),
     };
     Listener {
         name: "mesh/inbound/127.0.0.1:1".into(),

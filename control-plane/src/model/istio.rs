@@ -83,10 +83,111 @@ object! {
         r#match: Vec<HttpMatch>,
         /// Where to.
         route: Vec<RouteDestination>,
+        /// Answer with another address, instead of a destination.
+        redirect: Option<HttpRedirect>,
+        /// Answer without asking anybody, instead of a destination.
+        direct_response: Option<HttpDirectResponse>,
+        /// Another path or authority.
+        rewrite: Option<HttpRewrite>,
+        /// Changes of headers.
+        headers: Option<HeadersSpec>,
         /// Limit over all attempts.
         timeout: Option<String>,
         /// When to try again.
         retries: Option<Retries>,
+        /// A copy of each request.
+        mirror: Option<Weighted>,
+        /// Share of the requests that `mirror` copies.
+        mirror_percentage: Option<Percent>,
+        /// Copies of requests.
+        mirrors: Vec<MirrorSpec>,
+    }
+}
+object! {
+    /// Another address.
+    HttpRedirect {
+        /// Path.
+        uri: Option<String>,
+        /// Host.
+        authority: Option<String>,
+        /// Port.
+        port: Option<u16>,
+        /// Scheme.
+        scheme: Option<String>,
+        /// 301 (default), 302, 303, 307 or 308.
+        redirect_code: Option<u16>,
+    }
+}
+object! {
+    /// An answer.
+    HttpDirectResponse {
+        /// 200 to 599.
+        status: u16,
+        /// The body.
+        body: Option<HttpBody>,
+    }
+}
+object! {
+    /// A body.
+    HttpBody {
+        /// As text.
+        string: Option<String>,
+    }
+}
+object! {
+    /// Another path or authority.
+    HttpRewrite {
+        /// Takes the place of the prefix that matched, or of the whole path.
+        uri: Option<String>,
+        /// Authority.
+        authority: Option<String>,
+        /// Replaces what matches in the path.
+        uri_regex_rewrite: Option<UriRegexRewrite>,
+    }
+}
+object! {
+    /// A replacement.
+    UriRegexRewrite {
+        /// Regular expression.
+        r#match: String,
+        /// What comes in its place, with `\\1` for a group.
+        rewrite: String,
+    }
+}
+object! {
+    /// Changes of headers, there and back.
+    HeadersSpec {
+        /// Of the request.
+        request: Option<HeaderOperations>,
+        /// Of the response.
+        response: Option<HeaderOperations>,
+    }
+}
+object! {
+    /// Changes of headers.
+    HeaderOperations {
+        /// These values alone.
+        set: BTreeMap<String, String>,
+        /// One more value.
+        add: BTreeMap<String, String>,
+        /// None.
+        remove: Vec<String>,
+    }
+}
+object! {
+    /// A share.
+    Percent {
+        /// 0 to 100.
+        value: f64,
+    }
+}
+object! {
+    /// Copies of requests.
+    MirrorSpec {
+        /// Where to.
+        destination: Weighted,
+        /// Share; default all.
+        percentage: Option<Percent>,
     }
 }
 object! {
@@ -100,6 +201,10 @@ object! {
         method: Option<StringMatch>,
         /// Authority.
         authority: Option<StringMatch>,
+        /// Scheme.
+        scheme: Option<StringMatch>,
+        /// Query parameters.
+        query_params: BTreeMap<String, StringMatch>,
         /// Headers.
         headers: BTreeMap<String, StringMatch>,
         /// Headers that must not match.
@@ -128,6 +233,8 @@ object! {
         destination: Weighted,
         /// Share; a single destination needs none.
         weight: Option<u32>,
+        /// Changes of headers, for this destination.
+        headers: Option<HeadersSpec>,
     }
 }
 object! {

@@ -4,6 +4,7 @@
 //! fields which are not here are never passed over in silence. What the fields mean together is
 //! compile's.
 
+mod consul;
 mod istio;
 mod kubernetes;
 
@@ -16,11 +17,15 @@ use crate::{
     diagnostic::{CLASS_LIMIT, Diagnostic, Severity},
 };
 
+pub use consul::{
+    RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
+    ServiceRouter,
+};
 pub use istio::{
-    AuthorizationPolicy, DestinationRule, HttpMatch, HttpRoute, LoadBalancer, Mtls, Operation,
-    OutlierSpec, PeerAuthentication, Retries, RouteDestination, Rule, ServiceEntry,
-    ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy, VirtualService, Weighted,
-    WorkloadEntry,
+    AuthorizationPolicy, DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse,
+    HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, Operation, OutlierSpec,
+    PeerAuthentication, Percent, Retries, RouteDestination, Rule, ServiceEntry, ServiceEntryPort,
+    Source, StringMatch, Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 
@@ -192,6 +197,8 @@ pub enum Spec {
     ServiceEntry(ServiceEntry),
     /// Istio VirtualService.
     VirtualService(VirtualService),
+    /// Consul service-router.
+    ServiceRouter(ServiceRouter),
     /// Istio DestinationRule.
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.

@@ -161,6 +161,9 @@ fn read_spec(
         "VirtualService" => {
             read::<WithSpec<_>>(value).map(|object| Spec::VirtualService(object.spec))
         }
+        "ServiceRouter" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceRouter(object.spec))
+        }
         "DestinationRule" => {
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
@@ -250,11 +253,12 @@ fn check_fields(
 }
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 7] = [
+pub(super) const GROUPS: [(&str, &str); 8] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
     ("VirtualService", "networking.istio.io"),
+    ("ServiceRouter", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),

@@ -19,7 +19,7 @@ use crate::{
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, VirtualService,
+        ServiceEntry, ServiceRouter, VirtualService,
     },
 };
 
@@ -44,7 +44,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 7] = [
+const OBJECTS: [(&str, &str); 8] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -65,6 +65,10 @@ const OBJECTS: [(&str, &str); 7] = [
          [{route: [{destination: {host: greeter}}]}]}",
     ),
     (
+        "ServiceRouter",
+        "metadata: {name: greeter}\nspec: {routes: [{destination: {service: greeter}}]}",
+    ),
+    (
         "DestinationRule",
         "metadata: {name: a}\nspec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}], \
          trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
@@ -73,6 +77,49 @@ const OBJECTS: [(&str, &str); 7] = [
     (
         "AuthorizationPolicy",
         "metadata: {name: a}\nspec: {rules: [{}]}",
+    ),
+];
+
+/// What must stand beside a field of a VirtualService.
+const BESIDE: [(&str, &str, &str); 11] = [
+    ("[].redirect", "spec.http[].route", "[]"),
+    ("[].directResponse", "spec.http[].route", "[]"),
+    (
+        "[].directResponse",
+        "spec.http[].directResponse.status",
+        "503",
+    ),
+    ("[].mirror.", "spec.http[].mirror.host", "greeter"),
+    ("[].mirrorPer", "spec.http[].mirror.host", "greeter"),
+    (
+        "[].mirrors",
+        "spec.http[].mirrors[].destination.host",
+        "greeter",
+    ),
+    (
+        "uriRegexRewrite",
+        "spec.http[].rewrite.uriRegexRewrite.match",
+        "a",
+    ),
+    (
+        "http.header[]",
+        "spec.routes[].match.http.header[].name",
+        "a",
+    ),
+    (
+        "http.header[]",
+        "spec.routes[].match.http.header[].exact",
+        "a",
+    ),
+    (
+        "http.queryParam[]",
+        "spec.routes[].match.http.queryParam[].name",
+        "a",
+    ),
+    (
+        "http.queryParam[]",
+        "spec.routes[].match.http.queryParam[].exact",
+        "a",
     ),
 ];
 
@@ -136,9 +183,19 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         .expect(kind);
     let mut object: Value = serde_norway::from_str(text).unwrap();
     object["kind"] = kind.into();
+    for (part, path, value) in BESIDE {
+        // Another predicate takes the place of the one here.
+        let is_other = ["present", "prefix", "suffix", "regex"]
+            .iter()
+            .any(|other| row.path.ends_with(other));
+        let is_meant = row.path.contains(part) && !(is_other && path.ends_with("exact"));
+        if matches!(kind, "VirtualService" | "ServiceRouter") && is_meant {
+            write(&mut object, path, serde_norway::from_str(value).unwrap());
+        }
+    }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);
-    let subsets = if kind == "VirtualService" {
+    let subsets = if matches!(kind, "VirtualService" | "ServiceRouter") {
         SUBSETS
     } else {
         ""
@@ -246,6 +303,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("EndpointSlice", fields_of::<EndpointSlice>("")),
         ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
         ("VirtualService", fields_of::<VirtualService>("spec")),
+        ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
         (
             "PeerAuthentication",

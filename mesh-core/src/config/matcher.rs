@@ -7,6 +7,8 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use http::HeaderMap;
 
+use super::PathTemplate;
+
 /// Largest compiled size of a regular expression, in bytes.
 pub const REGEX_SIZE_MAX: usize = 1 << 20;
 
@@ -23,10 +25,17 @@ impl Regex {
     /// # Errors
     /// The engine's text when `source` is not valid or too large.
     pub fn new(source: &str) -> Result<Self, String> {
-        let compiled = regex::RegexBuilder::new(&format!("^(?:{source})$"))
-            .size_limit(REGEX_SIZE_MAX)
-            .build()
-            .map_err(|e| format!("regex {source:?} cannot be used: {e}"))?;
+        let build = |text: &str| {
+            regex::RegexBuilder::new(text)
+                .size_limit(REGEX_SIZE_MAX)
+                .build()
+                .map_err(|e| format!("regex {source:?} cannot be used: {e}"))
+        };
+        if source.contains(')') {
+            // `a)|(b` is not an expression, and would be half of one between the anchors.
+            build(source)?;
+        }
+        let compiled = build(&format!("^(?:{source})$"))?;
         Ok(Self {
             source: source.into(),
             compiled,
@@ -185,7 +194,8 @@ impl HeaderMatcher {
     /// Whether the header's joined value (`None`: missing) matches.
     pub fn is_match(&self, value: Option<&str>) -> bool {
         if let HeaderPredicate::Present(present) = self.predicate {
-            return (value.is_some() == present) != self.invert;
+            let is_there = value.is_some() || self.treat_missing_as_empty;
+            return (is_there == present) != self.invert;
         }
         let value = match value {
             Some(value) => value,
@@ -220,6 +230,55 @@ pub(crate) fn joined<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, s
     Some(Cow::Owned(all))
 }
 
+/// A predicate over one query parameter (Envoy `QueryParameterMatcher`).
+///
+/// The first value of the name counts, as it is written in the URI; escapes are not resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryMatcher {
+    /// Name, compared with case.
+    pub name: String,
+    /// The value's predicate; `None` asks for presence alone.
+    pub value: Option<StringMatcher>,
+    /// Without a predicate: whether the parameter must be there, or must not.
+    pub present: bool,
+}
+
+impl QueryMatcher {
+    /// Asks for presence.
+    pub fn present(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            value: None,
+            present: true,
+        }
+    }
+
+    /// Asks for a value.
+    pub fn value(name: impl Into<String>, value: StringMatcher) -> Self {
+        Self {
+            value: Some(value),
+            ..Self::present(name)
+        }
+    }
+
+    /// Whether a request with this query matches.
+    pub fn is_match(&self, query: Option<&str>) -> bool {
+        let found = query.and_then(|query| query_parameter(query, &self.name));
+        match &self.value {
+            Some(matcher) => found.is_some_and(|value| matcher.is_match(value)),
+            None => found.is_some() == self.present,
+        }
+    }
+}
+
+/// The first value of the query parameter `name`; empty when it has no `=`.
+pub(crate) fn query_parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
+}
+
 /// How a [`PathMatcher`] compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathPattern {
@@ -231,6 +290,8 @@ pub enum PathPattern {
     Exact(String),
     /// The whole path matches.
     Regex(Regex),
+    /// The whole path matches; always with case.
+    Template(PathTemplate),
 }
 
 /// A predicate over a request's path, without its query (gRFC A28).
@@ -278,6 +339,7 @@ impl PathMatcher {
             }
             PathPattern::Exact(p) => eq(bytes, p.as_bytes()),
             PathPattern::Regex(r) => r.is_match(path),
+            PathPattern::Template(t) => t.is_match(path),
         }
     }
 }

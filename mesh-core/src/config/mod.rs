@@ -7,11 +7,18 @@
 mod balance;
 mod cluster;
 mod endpoint;
+mod forward;
+mod hash_policy;
+mod headers;
 mod listener;
 mod matcher;
 mod outlier;
+mod path_template;
+mod retry;
+mod rewrite;
 mod route;
 mod security;
+mod value_template;
 
 pub use balance::{
     ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
@@ -25,20 +32,29 @@ pub use endpoint::{
     ClusterEndpoints, DropOverload, Endpoint, HealthStatus, LocalityEndpoints, LocalityId,
     OVERPROVISIONING_FACTOR_DEFAULT,
 };
+pub use forward::{
+    ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror, MirrorTarget,
+    WeighBy, WeightedCluster,
+};
+pub use hash_policy::{HashPolicy, HashSource};
+pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };
-pub(crate) use matcher::joined;
 pub use matcher::{
-    Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, REGEX_SIZE_MAX, Regex,
-    StringMatcher, StringPattern,
+    Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher,
+    REGEX_SIZE_MAX, Regex, StringMatcher, StringPattern,
 };
+pub(crate) use matcher::{joined, query_parameter};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
-pub use route::{
-    Backoff, Forward, MaxStreamDuration, RETRIES_MAX, RetryOn, RetryPolicy, Route, RouteAction,
-    RouteConfig, RouteMatch, VirtualHost, WeightedCluster,
+pub use path_template::{PathTemplate, TemplateRewrite};
+pub use retry::{
+    Backoff, RETRIES_MAX, RateLimitedBackoff, ResetHeader, RetryExtras, RetryOn, RetryPolicy,
 };
+pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
+pub use route::{Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
     CertificateSource, DownstreamTls, Permission, Principal, Rbac, RbacAction, RbacPolicy, Secret,
     TrustBundle, TrustSource, UpstreamTls,
 };
+pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

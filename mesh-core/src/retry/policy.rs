@@ -41,7 +41,6 @@ fn is_retriable_status(policy: &RetryPolicy, status: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Backoff;
 
     #[test]
     fn each_condition_takes_its_outcomes_and_no_others() {
@@ -71,9 +70,7 @@ mod tests {
             let policy = RetryPolicy {
                 retry_on,
                 retriable_status_codes: vec![429],
-                num_retries: 1,
-                per_try_timeout: None,
-                backoff: Backoff::default(),
+                ..RetryPolicy::default()
             };
             let taken: Vec<_> = all
                 .into_iter()

@@ -1,9 +1,9 @@
 //! From a path to the few routes that it may match, in their order.
 //!
 //! Stage 6 builds it, stage 8 reads it. Routes by exact path and by prefix are found by hashing:
-//! prefixes that end with a slash at each slash of the path, others at each of their lengths. Every
-//! other route is a candidate for every path. What is a candidate is still matched in full, so an
-//! index can never change which route is first.
+//! prefixes that end with a slash, or that a slash must follow, at each slash of the path, others at
+//! each of their lengths. Every other route is a candidate for every path. What is a candidate is
+//! still matched in full, so an index can never change which route is first.
 
 use hashbrown::HashMap;
 
@@ -24,6 +24,8 @@ pub(super) struct RouteIndex {
     exact: Lists,
     /// By prefixes that end with a slash.
     segments: Lists,
+    /// By prefixes that end before a slash, or with the path.
+    separated: Lists,
     /// By other prefixes, and their different lengths.
     prefixes: Lists,
     lengths: Vec<usize>,
@@ -47,6 +49,7 @@ impl RouteIndex {
                 PathPattern::Prefix(prefix) if prefix.ends_with('/') => {
                     Some((&mut index.segments, prefix))
                 }
+                PathPattern::SeparatedPrefix(prefix) => Some((&mut index.separated, prefix)),
                 PathPattern::Prefix(prefix) => {
                     if let Err(at) = index.lengths.binary_search(&prefix.len()) {
                         index.lengths.insert(at, prefix.len());
@@ -82,6 +85,15 @@ impl RouteIndex {
                 }
             }
         }
+        if !self.separated.is_empty() {
+            // Where a prefix may end: before each slash, and at the end.
+            let slashes = path.match_indices('/').map(|(at, _)| at);
+            for at in slashes.chain([path.len()]) {
+                if let Some(list) = self.separated.get(&path[..at]) {
+                    candidates.add(list)?;
+                }
+            }
+        }
         for length in &self.lengths {
             let Some(prefix) = path.get(..*length) else {
                 // Longer than the path, or not at the end of a character: then it matches nothing.
@@ -92,6 +104,17 @@ impl RouteIndex {
             }
         }
         Some(candidates)
+    }
+
+    /// Lists that are asked for at most, and candidates in them.
+    #[cfg(test)]
+    pub(super) fn steps(&self, path: &str) -> usize {
+        let slashes = path.matches('/').count();
+        let asked = 1 + self.lengths.len() + 2 * (slashes + 1);
+        asked
+            + self
+                .candidates(path)
+                .map_or(usize::MAX / 2, Iterator::count)
     }
 }
 

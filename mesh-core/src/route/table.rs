@@ -2,47 +2,23 @@
 //!
 //! Stage 6 builds it, stage 8 reads it. A lookup does not allocate.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderMap, Method};
-
-use super::{index::RouteIndex, virtual_host};
+use super::{
+    extras::{HeaderLevels, RouteExtras},
+    feature::{Feature, Features},
+    index::RouteIndex,
+    request::{RequestView, matches},
+    virtual_host,
+};
 use crate::{
     ConfigError,
     config::{
-        Forward, HeaderMatcher, PathMatcher, RetryPolicy, RouteAction, RouteConfig, RouteMatch,
-        joined,
+        DirectResponse, Forward, Redirect, RetryPolicy, Route, RouteAction, RouteConfig, RouteMatch,
     },
     name::ClusterName,
     rng::Rng,
 };
-
-/// What a lookup sees of a request.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestView<'r> {
-    /// Method.
-    pub method: &'r Method,
-    /// Path without query.
-    pub path: &'r str,
-    /// Authority or host header.
-    pub authority: &'r str,
-    /// Headers.
-    pub headers: &'r HeaderMap,
-}
-
-impl<'r> RequestView<'r> {
-    /// The joined value of a header or pseudo-header. Headers that end in `-bin` are not visible
-    /// (gRFC A28).
-    pub fn header(&self, name: &str) -> Option<Cow<'r, str>> {
-        match name {
-            ":method" => Some(Cow::Borrowed(self.method.as_str())),
-            ":path" => Some(Cow::Borrowed(self.path)),
-            ":authority" | "host" => Some(Cow::Borrowed(self.authority)),
-            name if name.ends_with("-bin") => None,
-            name => joined(self.headers, name),
-        }
-    }
-}
 
 /// Routes of one virtual host, ready for lookup.
 #[derive(Debug)]
@@ -50,6 +26,8 @@ pub struct RouteTable {
     virtual_host: Arc<str>,
     routes: Box<[CompiledRoute]>,
     index: Option<RouteIndex>,
+    /// Changes of headers for all routes.
+    pub(super) headers: Option<Box<HeaderLevels>>,
 }
 
 /// A route, ready for lookup.
@@ -59,7 +37,10 @@ pub struct CompiledRoute {
     pub name: Arc<str>,
     /// What happens.
     pub action: CompiledAction,
-    matcher: RouteMatch,
+    pub(super) matcher: RouteMatch,
+    /// What [`RouteTable::decide`](super::RouteTable::decide) does beyond choosing a cluster; most
+    /// routes have none.
+    pub(super) extras: Option<Box<RouteExtras>>,
 }
 
 /// What a [`CompiledRoute`] does.
@@ -67,6 +48,10 @@ pub struct CompiledRoute {
 pub enum CompiledAction {
     /// Send the request to a cluster.
     Forward(ForwardAction),
+    /// Answer with another address.
+    Redirect(Box<Redirect>),
+    /// Answer without asking anybody.
+    DirectResponse(Box<DirectResponse>),
     /// Serve it here.
     NonForwarding,
     /// Fail with this reason.
@@ -89,21 +74,33 @@ pub struct ForwardAction {
 impl ForwardAction {
     /// Draws a cluster by weight; the index points into the snapshot's clusters.
     pub fn cluster(&self, rng: &mut impl Rng) -> u32 {
-        let (total, last) = match *self.clusters {
-            [(_, only)] => return only,
-            [.., last] => last,
-            [] => unreachable!("compile refuses a route without clusters"),
-        };
-        let draw = rng.below(u64::from(total)) as u32;
+        match *self.clusters {
+            [(_, only)] => only,
+            _ => self.clusters[self.place(rng.below(self.total()))].1,
+        }
+    }
+
+    /// The sum of the weights.
+    pub(super) fn total(&self) -> u64 {
+        self.clusters.last().map_or(0, |(sum, _)| u64::from(*sum))
+    }
+
+    /// Where among the clusters a number below [`total`](Self::total) falls.
+    pub(super) fn place(&self, number: u64) -> usize {
         self.clusters
-            .iter()
-            .find(|(sum, _)| draw < *sum)
-            .map_or(last, |(_, index)| *index)
+            .partition_point(|(sum, _)| u64::from(*sum) <= number)
+            .min(self.clusters.len() - 1)
+    }
+
+    /// The index of the cluster at `place`.
+    pub(super) fn cluster_at(&self, place: usize) -> u32 {
+        self.clusters[place].1
     }
 }
 
 impl RouteTable {
-    /// Compiles the virtual host that `authority` belongs to. `index` finds a cluster by name.
+    /// Compiles the virtual host that `authority` belongs to. `index` finds a cluster by name. A
+    /// route that needs a feature which the data plane does not execute yet fails its requests.
     ///
     /// # Errors
     /// When no virtual host matches, a cluster is not known, or the weights of a route are
@@ -113,6 +110,26 @@ impl RouteTable {
         authority: &str,
         listener_limit: Option<Duration>,
         index: impl Fn(&ClusterName) -> Option<u32>,
+    ) -> Result<Self, ConfigError> {
+        Self::compile_for(
+            Features::EXECUTED,
+            config,
+            authority,
+            listener_limit,
+            &index,
+        )
+    }
+
+    /// The same for somebody who executes other features.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub fn compile_for(
+        features: Features,
+        config: &RouteConfig,
+        authority: &str,
+        listener_limit: Option<Duration>,
+        index: &impl Fn(&ClusterName) -> Option<u32>,
     ) -> Result<Self, ConfigError> {
         let resource = format!("route configuration {}", config.name);
         let host = virtual_host(config, authority).ok_or_else(|| {
@@ -124,16 +141,11 @@ impl RouteTable {
         })?;
         let mut routes = Vec::with_capacity(host.routes.len());
         for (i, route) in host.routes.iter().enumerate() {
-            let action = match &route.action {
-                RouteAction::Forward(forward) => CompiledAction::Forward(
-                    compile_forward(forward, listener_limit, &index).map_err(|reason| {
-                        let path = format!("virtual_hosts[{}].routes[{i}]", host.name);
-                        ConfigError::new(&resource, path, reason)
-                    })?,
-                ),
-                RouteAction::NonForwarding => CompiledAction::NonForwarding,
-                RouteAction::Unsupported(reason) => CompiledAction::Unsupported(reason.clone()),
-            };
+            let action = compile_action(features, route, listener_limit, &index);
+            let action = action.map_err(|reason| {
+                let path = format!("virtual_hosts[{}].routes[{i}]", host.name);
+                ConfigError::new(&resource, path, reason)
+            })?;
             let name = if route.name.is_empty() {
                 format!("{}[{i}]", host.name).into()
             } else {
@@ -143,12 +155,14 @@ impl RouteTable {
                 name,
                 action,
                 matcher: route.matcher.clone(),
+                extras: RouteExtras::of(route),
             });
         }
         Ok(Self {
             virtual_host: host.name.as_str().into(),
             index: RouteIndex::new(routes.iter().map(|route| &route.matcher.path)),
             routes: routes.into(),
+            headers: HeaderLevels::of(config, host),
         })
     }
 
@@ -181,6 +195,15 @@ impl RouteTable {
         routes.find(|(_, route)| matches(&route.matcher, request, rng))
     }
 
+    /// How much work the look-up of a path is: lists that are asked for, and routes in them.
+    #[cfg(test)]
+    pub(super) fn steps(&self, path: &str) -> usize {
+        match &self.index {
+            Some(index) => index.steps(path),
+            None => self.routes.len(),
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn has_index(&self) -> bool {
         self.index.is_some()
@@ -202,16 +225,30 @@ impl fmt::Display for RouteTable {
         writeln!(f, "virtual host {}", self.virtual_host)?;
         for route in &self.routes {
             let RouteMatch {
-                path: PathMatcher { pattern, .. },
+                path,
                 headers,
-                ..
+                query_parameters,
+                fraction,
             } = &route.matcher;
-            write!(f, "  {}: {pattern:?}", route.name)?;
-            for HeaderMatcher {
-                name, predicate, ..
-            } in headers
-            {
-                write!(f, " {name}={predicate:?}")?;
+            let case = if path.case_sensitive {
+                ""
+            } else {
+                " (any case)"
+            };
+            write!(f, "  {}: {:?}{case}", route.name, path.pattern)?;
+            for header in headers {
+                let not = if header.invert { "!" } else { "" };
+                let missing = match header.treat_missing_as_empty {
+                    true => " (or empty)",
+                    false => "",
+                };
+                write!(f, " {}={not}{:?}{missing}", header.name, header.predicate)?;
+            }
+            for parameter in query_parameters {
+                write!(f, " {parameter:?}")?;
+            }
+            if let Some(fraction) = fraction {
+                write!(f, " {} of a million", fraction.per_million())?;
             }
             match &route.action {
                 CompiledAction::Forward(forward) => writeln!(f, " -> {:?}", forward.clusters)?,
@@ -222,15 +259,28 @@ impl fmt::Display for RouteTable {
     }
 }
 
-fn matches(matcher: &RouteMatch, request: &RequestView<'_>, rng: &mut impl Rng) -> bool {
-    matcher.path.is_match(request.path)
-        && matcher
-            .headers
-            .iter()
-            .all(|header| header.is_match(request.header(&header.name).as_deref()))
-        && matcher
-            .fraction
-            .is_none_or(|fraction| fraction.contains(rng.next_u64()))
+fn compile_action(
+    features: Features,
+    route: &Route,
+    listener_limit: Option<Duration>,
+    index: &impl Fn(&ClusterName) -> Option<u32>,
+) -> Result<CompiledAction, String> {
+    if let Some(missing) = Feature::required_by(&route.action)
+        .into_iter()
+        .find(|feature| !features.contains(*feature))
+    {
+        let reason = format!("{missing} is not supported");
+        return Ok(CompiledAction::Unsupported(reason));
+    }
+    Ok(match &route.action {
+        RouteAction::Forward(forward) => {
+            CompiledAction::Forward(compile_forward(forward, listener_limit, index)?)
+        }
+        RouteAction::Redirect(redirect) => CompiledAction::Redirect(redirect.clone()),
+        RouteAction::DirectResponse(direct) => CompiledAction::DirectResponse(direct.clone()),
+        RouteAction::NonForwarding => CompiledAction::NonForwarding,
+        RouteAction::Unsupported(reason) => CompiledAction::Unsupported(reason.clone()),
+    })
 }
 
 fn compile_forward(
@@ -248,7 +298,11 @@ fn compile_forward(
             .ok_or_else(|| format!("cluster {} is not part of the snapshot", cluster.name))?;
         clusters.push((sum, index));
     }
-    if clusters.is_empty() {
+    let is_by_header = forward
+        .extras
+        .as_ref()
+        .is_some_and(|extras| extras.cluster_header.is_some());
+    if clusters.is_empty() && !is_by_header {
         return Err("the weights sum up to 0".into());
     }
     // gRFC A31: the header's maximum replaces the others even when it is zero; zero is no limit.

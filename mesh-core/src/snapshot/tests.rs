@@ -42,31 +42,9 @@ fn cluster_tree(tiers: &[&[(u16, HealthStatus)]]) -> ClusterTree {
 }
 
 fn tree(cluster: ClusterTree) -> ConfigTree {
-    let forward = Forward {
-        clusters: vec![WeightedCluster {
-            name: "c".into(),
-            weight: 1,
-        }],
-        timeout: None,
-        max_stream_duration: None,
-        retry: None,
-    };
-    let routes = RouteConfig {
-        name: "r".into(),
-        virtual_hosts: vec![VirtualHost {
-            name: "h".into(),
-            domains: vec!["*".into()],
-            routes: vec![Route {
-                name: String::new(),
-                matcher: RouteMatch {
-                    path: PathMatcher::any(),
-                    headers: vec![],
-                    fraction: None,
-                },
-                action: RouteAction::Forward(forward),
-            }],
-        }],
-    };
+    let forward = Forward::to("c");
+    let route = Route::new("", RouteMatch::any(), RouteAction::Forward(forward));
+    let routes = RouteConfig::new("r", vec![VirtualHost::new("h", ["*"], vec![route])]);
     ConfigTree {
         listener: "l".into(),
         authority: "l".into(),

@@ -3,6 +3,7 @@
 //! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
 mod endurance;
+mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]
 mod world;

@@ -109,6 +109,14 @@ spec:
     - {destination: {host: greeter, subset: v2}, weight: 100}
     timeout: 1.5s
     retries: {attempts: 3, perTryTimeout: 200ms, retryOn: '5xx,gateway-error,reset,503,unavailable'}
+  - {match: [{uri: {exact: /redirect}}], redirect: {uri: /x, authority: y, port: 8443, scheme: https, redirectCode: 307}}
+  - {match: [{uri: {exact: /direct}}], directResponse: {status: 503, body: {string: no}}}
+  - match: [{uri: {prefix: /extras}, queryParams: {q: {exact: x}, p: {}}, scheme: {regex: 'https?'}}]
+    rewrite: {uriRegexRewrite: {match: '/(a+)', rewrite: '/\\1'}, authority: other}
+    headers: {request: {set: {x: '%REQ(y)%'}, remove: [z]}, response: {add: {w: a}}}
+    mirror: {host: greeter, subset: v2}
+    mirrors: [{destination: {host: greeter}, percentage: {value: 12.5}}]
+    route: [{destination: {host: greeter, subset: v1}, headers: {response: {remove: [v]}}}]
   - name: nowhere
     match: [{uri: {prefix: /nowhere}}]
     route: [{destination: {host: nowhere.example}}]

@@ -237,12 +237,8 @@ fn choose<'l, M: MakeEndpoint>(
 ) -> Result<Chosen<'l, M>, Error> {
     let routes = &live.snapshot.routes;
     let head = outgoing.head();
-    let view = RequestView {
-        method: &head.method,
-        path: head.uri.path(),
-        authority: outgoing.authority().unwrap_or(name),
-        headers: &head.headers,
-    };
+    let authority = outgoing.authority().unwrap_or(name);
+    let view = RequestView::new(&head.method, &head.uri, authority, &head.headers);
     let Some((_, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();
         let RequestView { method, path, .. } = view;
@@ -262,6 +258,9 @@ fn forward_action<'r>(
 ) -> Result<&'r ForwardAction, Error> {
     let reason = match &route.action {
         CompiledAction::Forward(forward) => return Ok(forward),
+        // `Features::EXECUTED` leaves these out, so that the table has none.
+        CompiledAction::Redirect(_) => "redirect is not supported",
+        CompiledAction::DirectResponse(_) => "direct_response is not supported",
         CompiledAction::NonForwarding => "its action is for servers (non_forwarding_action)",
         CompiledAction::Unsupported(reason) => reason,
     };

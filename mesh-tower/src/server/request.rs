@@ -110,12 +110,8 @@ fn check(
         .chain_of_live(connection.transport, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
     authorize(connection, chain, request, authority, record)?;
-    chain.check_route(&RequestView {
-        method: request.method(),
-        path: request.uri().path(),
-        authority,
-        headers: request.headers(),
-    })?;
+    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+    chain.check_route(&RequestView::new(method, uri, authority, headers))?;
     match asked_timeout(request, record.protocol())? {
         // Nobody waits for the answer any more.
         Some(Duration::ZERO) => Err(Refusal::DEADLINE),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use mesh_core::{
-    config::{Backoff, LbPolicy, RetryOn, RetryPolicy},
+    config::{LbPolicy, RetryOn, RetryPolicy},
     snapshot::ListenerState,
     stats::Connectivity,
     testing::{HandMade, tree},
@@ -28,10 +28,8 @@ fn addresses(count: u16) -> Vec<SocketAddr> {
 fn retries(retry_on: &str, num_retries: u32) -> RetryPolicy {
     RetryPolicy {
         retry_on: RetryOn::parse(retry_on).0,
-        retriable_status_codes: Vec::new(),
         num_retries,
-        per_try_timeout: None,
-        backoff: Backoff::default(),
+        ..RetryPolicy::default()
     }
 }
 

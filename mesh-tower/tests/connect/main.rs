@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
 use http::{Request, StatusCode, Version};
 use http_body_util::BodyExt;
 use mesh_core::{
-    config::{Backoff, HttpVersion, LbPolicy, RetryOn, RetryPolicy},
+    config::{HttpVersion, LbPolicy, RetryOn, RetryPolicy},
     testing::{HandMade, tree},
 };
 use mesh_tower::{Body, MeshService, SelectedEndpoint, connect::HyperConnector};
@@ -28,10 +28,8 @@ fn client(addresses: &[SocketAddr], version: HttpVersion, retry: bool) -> (HandM
             .route_with("/", "a", |forward| {
                 forward.retry = retry.then(|| RetryPolicy {
                     retry_on: RetryOn::RESET | RetryOn::CONNECT_FAILURE | RetryOn::REFUSED_STREAM,
-                    retriable_status_codes: Vec::new(),
                     num_retries: 3,
-                    per_try_timeout: None,
-                    backoff: Backoff::default(),
+                    ..RetryPolicy::default()
                 });
             })
             .build(),

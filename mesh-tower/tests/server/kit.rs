@@ -16,9 +16,9 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, PathMatcher, Permission,
-    Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, InboundListener, Permission, Principal, Rbac,
+    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
+    StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
 };
 use mesh_tower::{
     BoxError,
@@ -134,25 +134,9 @@ pub(crate) enum Mode {
 }
 
 pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
-    let matcher = RouteMatch {
-        path: PathMatcher::any(),
-        headers: vec![],
-        fraction: None,
-    };
-    let route = Route {
-        name: "all".into(),
-        matcher,
-        action: RouteAction::NonForwarding,
-    };
-    let host = VirtualHost {
-        name: "all".into(),
-        domains: vec!["*".into()],
-        routes: vec![route],
-    };
-    let config = RouteConfig {
-        name: "inbound".into(),
-        virtual_hosts: vec![host],
-    };
+    let route = Route::new("all", RouteMatch::any(), RouteAction::NonForwarding);
+    let host = VirtualHost::new("all", ["*"], vec![route]);
+    let config = RouteConfig::new("inbound", vec![host]);
     let routes = RouteSource::Inline(Arc::new(config));
     let chain = |transport, tls| FilterChain {
         name: format!("{transport:?}"),

@@ -325,7 +325,10 @@ fn clusters_of(host: &VirtualHost) -> BTreeSet<ClusterName> {
             RouteAction::Forward(forward) => {
                 clusters.extend(forward.clusters.iter().map(|cluster| cluster.name.clone()));
             }
-            RouteAction::NonForwarding | RouteAction::Unsupported(_) => {}
+            RouteAction::Redirect(_)
+            | RouteAction::DirectResponse(_)
+            | RouteAction::NonForwarding
+            | RouteAction::Unsupported(_) => {}
         }
     }
     clusters

@@ -408,3 +408,19 @@ fn decode_as<P: Message + Default>(
         Err(errors) => Body::Rejected(Some(name), errors),
     }
 }
+
+/// What the client makes of a route configuration in protobuf (`RouteConfiguration`), and the fields
+/// of it that are set and have no effect. For tools that explain or compare; the client itself
+/// decodes what it subscribes to.
+///
+/// # Errors
+/// Why it would be refused, each with its field's path.
+pub fn decode_route_config(
+    bytes: &[u8],
+) -> Result<(config::RouteConfig, Vec<String>), Vec<ConfigError>> {
+    let proto = RouteProto::decode(bytes)
+        .map_err(|e| vec![unnamed(Kind::Route, format!("cannot be parsed: {e}"))])?;
+    let mut sink = Sink::new(format!("{} {}", Kind::Route.noun(), proto.name));
+    let value = route::decode(&mut sink, route::Side::Client, &proto);
+    sink.finish(value)
+}

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use mesh_core::ConfigError;
+use mesh_core::{ConfigError, route::Feature};
 
 /// Collects what decode has to say about one resource.
 #[derive(Debug)]
@@ -92,6 +92,11 @@ impl Sink {
                 self.field(name, |sink| sink.ignored.push(sink.path.clone()));
             }
         }
+    }
+
+    /// Notes a field that is set, and that the data plane does not execute yet.
+    pub(crate) fn pending(&mut self, name: &str, feature: Feature, is_set: bool) {
+        self.ignore([(name, is_set && !feature.is_executed())]);
     }
 
     /// The value if there was no error.

@@ -7,11 +7,10 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_core::{
     authz::Authorizer,
     config::{
-        FilterChain, InboundListener, PathPattern, RouteAction, RouteConfig, RouteMatch,
-        RouteSource, TransportMatch,
+        FilterChain, InboundListener, PathPattern, RouteAction, RouteConfig, RouteSource,
+        TransportMatch,
     },
-    rng::Rng,
-    route::{RequestView, virtual_host},
+    route::{RequestView, matches, virtual_host},
 };
 
 use super::{InboundState, refusal::Refusal};
@@ -150,10 +149,9 @@ impl Chain {
             RouteGate::Routes(config) => config,
         };
         let host = virtual_host(config, request.authority).ok_or(Refusal::NO_ROUTE)?;
-        let route = host
-            .routes
-            .iter()
-            .find(|route| matches(&route.matcher, request));
+        let mut rng = rng::fork();
+        let mut routes = host.routes.iter();
+        let route = routes.find(|route| matches(&route.matcher, request, &mut rng));
         match route.map(|route| &route.action) {
             Some(RouteAction::NonForwarding) => Ok(()),
             Some(_) => Err(Refusal::UNUSABLE_ROUTE),
@@ -193,24 +191,13 @@ fn serves_everything(config: &RouteConfig) -> bool {
         && host.routes.first().is_some_and(|route| {
             route.action == RouteAction::NonForwarding
                 && route.matcher.headers.is_empty()
+                && route.matcher.query_parameters.is_empty()
                 && route.matcher.fraction.is_none()
                 && match &route.matcher.path.pattern {
                     PathPattern::Prefix(prefix) => prefix.is_empty() || prefix == "/",
                     _ => false,
                 }
         })
-}
-
-fn matches(matcher: &RouteMatch, request: &RequestView<'_>) -> bool {
-    let header = |name: &str| request.header(name);
-    matcher.path.is_match(request.path)
-        && matcher
-            .headers
-            .iter()
-            .all(|m| m.is_match(header(&m.name).as_deref()))
-        && matcher
-            .fraction
-            .is_none_or(|fraction| fraction.contains(rng::fork().next_u64()))
 }
 
 /// gRFC A36: the address of the resource must be the one listened on; a wildcard address or port 0

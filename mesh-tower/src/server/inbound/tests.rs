@@ -5,7 +5,7 @@ use mesh_core::{
     ConfigError,
     config::{
         CertificateSource, DownstreamTls, HeaderMatcher, HeaderPredicate, PathMatcher, Route,
-        TrustSource, VirtualHost,
+        RouteMatch, TrustSource, VirtualHost,
     },
 };
 
@@ -23,27 +23,13 @@ fn tls(require: bool) -> DownstreamTls {
 }
 
 fn route(prefix: &str, action: RouteAction) -> Route {
-    Route {
-        name: String::new(),
-        matcher: RouteMatch {
-            path: PathMatcher::new(PathPattern::Prefix(prefix.into())),
-            headers: vec![],
-            fraction: None,
-        },
-        action,
-    }
+    let path = PathMatcher::new(PathPattern::Prefix(prefix.into()));
+    Route::new("", RouteMatch::path(path), action)
 }
 
 fn inline(domain: &str, routes: Vec<Route>) -> RouteSource {
-    let virtual_hosts = vec![VirtualHost {
-        name: "v".into(),
-        domains: vec![domain.into()],
-        routes,
-    }];
-    RouteSource::Inline(Arc::new(RouteConfig {
-        name: "inbound".into(),
-        virtual_hosts,
-    }))
+    let host = VirtualHost::new("v", [domain], routes);
+    RouteSource::Inline(Arc::new(RouteConfig::new("inbound", vec![host])))
 }
 
 fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
@@ -201,12 +187,8 @@ fn routes_decide_what_is_served_here() {
         declared.routes = routes;
         let inbound = compile(vec![declared], None, &Inbound::Pending);
         let method = Method::GET;
-        let view = RequestView {
-            method: &method,
-            path,
-            authority,
-            headers: &headers,
-        };
+        let uri = path.parse().expect("a path");
+        let view = RequestView::new(&method, &uri, authority, &headers);
         inbound
             .chain(Transport::Raw)
             .expect("chain")

@@ -172,35 +172,15 @@ fn inbound_listener(name: &str) -> Config {
 }
 
 fn host(name: &str, clusters: &[&str]) -> VirtualHost {
-    let route = |cluster: &&str| Route {
-        name: String::new(),
-        matcher: RouteMatch {
-            path: PathMatcher::any(),
-            headers: vec![],
-            fraction: None,
-        },
-        action: RouteAction::Forward(Forward {
-            clusters: vec![WeightedCluster {
-                name: (*cluster).into(),
-                weight: 1,
-            }],
-            timeout: None,
-            max_stream_duration: None,
-            retry: None,
-        }),
+    let route = |cluster: &&str| {
+        let action = RouteAction::Forward(Forward::to(*cluster));
+        Route::new("", RouteMatch::any(), action)
     };
-    VirtualHost {
-        name: name.into(),
-        domains: vec![name.into()],
-        routes: clusters.iter().map(route).collect(),
-    }
+    VirtualHost::new(name, [name], clusters.iter().map(route).collect())
 }
 
 fn hosts(virtual_hosts: Vec<VirtualHost>) -> Config {
-    Config::Route(Arc::new(RouteConfig {
-        name: "r".into(),
-        virtual_hosts,
-    }))
+    Config::Route(Arc::new(RouteConfig::new("r", virtual_hosts)))
 }
 
 fn routes(clusters: &[&str]) -> Config {

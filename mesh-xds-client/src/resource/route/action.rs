@@ -4,33 +4,47 @@
 //! An action that cannot be done becomes [`RouteAction::Unsupported`]: only requests that reach the
 //! route fail, with the reason (gRFC A28 keeps such routes too).
 
-use std::time::Duration;
-
 use envoy_types::pb::envoy::config::route::v3::{
-    RetryPolicy as RetryProto, RouteAction as ActionProto, WeightedCluster as WeightedProto,
-    retry_policy::RetryBackOff, route::Action, route_action::ClusterSpecifier,
+    HedgePolicy as HedgeProto, RouteAction as ActionProto, WeightedCluster as WeightedProto,
+    route::Action,
+    route_action::{ClusterSpecifier, RequestMirrorPolicy},
+    weighted_cluster::{ClusterWeight, RandomValueSpecifier, cluster_weight::HostRewriteSpecifier},
 };
-use mesh_core::config::{
-    Backoff, Forward, MaxStreamDuration, RETRIES_MAX, RetryOn, RetryPolicy, RouteAction,
-    WeightedCluster,
+use mesh_core::{
+    config::{
+        ClusterExtras, Forward, ForwardExtras, Fraction, HedgePolicy, MaxStreamDuration, Mirror,
+        MirrorTarget, PathMatcher, RetryPolicy, RouteAction, WeighBy, WeightedCluster,
+    },
+    route::Feature,
 };
 
-use super::Side;
+use super::{
+    Side, hash,
+    headers::{self, header_name},
+    retry::retry_policy,
+    rewrite,
+};
 use crate::resource::{
     canonical,
     path::Sink,
     report::report,
-    value::{duration, uint32},
+    value::{self, duration, uint32},
 };
 
-/// Shortest pause between attempts (gRFC A44).
-const BACKOFF_MIN: Duration = Duration::from_millis(1);
+/// What routes take from their virtual host when they say nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Inherited {
+    pub(super) retry: Option<RetryPolicy>,
+    pub(super) hedge: Option<HedgePolicy>,
+    pub(super) mirrors: Vec<Mirror>,
+}
 
 pub(super) fn decode(
     sink: &mut Sink,
     side: Side,
+    path: Option<&PathMatcher>,
     action: Option<&Action>,
-    host_retry: Option<&RetryPolicy>,
+    inherited: &Inherited,
 ) -> Option<RouteAction> {
     let unsupported =
         |what: &str| Some(RouteAction::Unsupported(format!("{what} is not supported")));
@@ -38,10 +52,18 @@ pub(super) fn decode(
         Some(Action::Route(_)) if side == Side::Server => Some(RouteAction::Unsupported(
             "a server cannot forward; use non_forwarding_action".into(),
         )),
-        Some(Action::Route(proto)) => sink.field("route", |sink| forward(sink, proto, host_retry)),
+        Some(Action::Route(proto)) => {
+            sink.field("route", |sink| forward(sink, path, proto, inherited))
+        }
         Some(Action::NonForwardingAction(_)) => Some(RouteAction::NonForwarding),
-        Some(Action::Redirect(_)) => unsupported("redirect"),
-        Some(Action::DirectResponse(_)) => unsupported("direct_response"),
+        Some(Action::Redirect(proto)) => {
+            sink.pending("redirect", Feature::Redirect, true);
+            sink.field("redirect", |sink| rewrite::redirect(sink, proto))
+        }
+        Some(Action::DirectResponse(proto)) => {
+            sink.pending("direct_response", Feature::DirectResponse, true);
+            sink.field("direct_response", |sink| rewrite::direct(sink, proto))
+        }
         Some(Action::FilterAction(_)) => unsupported("filter_action"),
         None => unsupported("an action of this kind"),
     }
@@ -49,19 +71,13 @@ pub(super) fn decode(
 
 fn forward(
     sink: &mut Sink,
+    path: Option<&PathMatcher>,
     proto: &ActionProto,
-    host_retry: Option<&RetryPolicy>,
+    inherited: &Inherited,
 ) -> Option<RouteAction> {
     sink.ignore([
-        (
-            "request_mirror_policies",
-            !proto.request_mirror_policies.is_empty(),
-        ),
-        ("hash_policy", !proto.hash_policy.is_empty()),
         ("rate_limits", !proto.rate_limits.is_empty()),
         ("cors", proto.cors.is_some()),
-        ("hedge_policy", proto.hedge_policy.is_some()),
-        ("idle_timeout", proto.idle_timeout.is_some()),
         (
             "internal_redirect_policy",
             proto.internal_redirect_policy.is_some(),
@@ -76,7 +92,6 @@ fn forward(
         sink,
         proto,
         [
-            append_x_forwarded_host,
             early_data_policy,
             flush_timeout,
             grpc_timeout_offset,
@@ -87,23 +102,46 @@ fn forward(
             upgrade_configs,
         ]
     );
-    if let Some(what) = unknown_specifier(proto).or_else(|| rewrites(proto)) {
+    if let Some(what) = unknown_specifier(proto).or_else(|| rewrite::unsupported(proto)) {
         return Some(RouteAction::Unsupported(format!("{what} is not supported")));
     }
+    let mut extras = extras(sink, path, proto, inherited)?;
     let clusters = match &proto.cluster_specifier {
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => sink
-            .field("weighted_clusters", |sink| {
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            sink.field("weighted_clusters", |sink| {
+                extras.weigh_by = weigh_by(sink, weighted)?;
                 weighted_clusters(sink, weighted)
-            }),
-        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Some(vec![WeightedCluster {
-            name: canonical(name.clone()).into(),
-            weight: 1,
-        }]),
+            })
+        }
+        Some(ClusterSpecifier::ClusterHeader(name)) => {
+            sink.pending("cluster_header", Feature::ClusterHeader, true);
+            extras.cluster_header = Some(header_name(sink, "cluster_header", name)?);
+            Some(Vec::new())
+        }
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => {
+            Some(vec![WeightedCluster::new(canonical(name.clone()), 1)])
+        }
         _ => return sink.error_at("cluster", "is empty"),
     };
+    let retry = match &proto.retry_policy {
+        Some(policy) => sink.field("retry_policy", |sink| retry_policy(sink, policy))?,
+        None => inherited.retry.clone(),
+    };
     let timeout = duration(sink, "timeout", proto.timeout.as_ref()).filter(|t| !t.is_zero());
-    let max_stream_duration = proto.max_stream_duration.as_ref().map(|limits| {
-        sink.field("max_stream_duration", |sink| MaxStreamDuration {
+    Some(RouteAction::Forward(Forward {
+        clusters: clusters?,
+        timeout,
+        max_stream_duration: stream_limits(sink, proto),
+        retry: retry.filter(|retry| !retry.retry_on.is_empty()),
+        extras: (extras != ForwardExtras::default()).then(|| Box::new(extras)),
+    }))
+}
+
+fn stream_limits(sink: &mut Sink, proto: &ActionProto) -> Option<MaxStreamDuration> {
+    let limits = proto.max_stream_duration.as_ref()?;
+    Some(sink.field("max_stream_duration", |sink| {
+        report!(sink, limits, [grpc_timeout_header_offset]);
+        MaxStreamDuration {
             max_stream_duration: duration(
                 sink,
                 "max_stream_duration",
@@ -114,65 +152,140 @@ fn forward(
                 "grpc_timeout_header_max",
                 limits.grpc_timeout_header_max.as_ref(),
             ),
-        })
-    });
-    let retry = match &proto.retry_policy {
-        Some(policy) => sink.field("retry_policy", |sink| retry_policy(sink, policy))?,
-        None => host_retry.cloned(),
-    };
-    Some(RouteAction::Forward(Forward {
-        clusters: clusters?,
-        timeout,
-        max_stream_duration,
-        retry: retry.filter(|retry| !retry.retry_on.is_empty()),
+        }
     }))
 }
 
-/// What names the cluster, when it is neither a name nor a list of weights.
+/// What few routes ask for.
+fn extras(
+    sink: &mut Sink,
+    path: Option<&PathMatcher>,
+    proto: &ActionProto,
+    inherited: &Inherited,
+) -> Option<ForwardExtras> {
+    sink.pending(
+        "idle_timeout",
+        Feature::IdleTimeout,
+        proto.idle_timeout.is_some(),
+    );
+    sink.pending(
+        "hash_policy",
+        Feature::HashPolicy,
+        !proto.hash_policy.is_empty(),
+    );
+    let mirrors = mirrors(sink, &proto.request_mirror_policies);
+    let hedge = match &proto.hedge_policy {
+        Some(policy) => Some(hedge_policy(sink, policy)?),
+        None => inherited.hedge,
+    };
+    sink.pending(
+        "append_x_forwarded_host",
+        Feature::HostRewrite,
+        proto.append_x_forwarded_host,
+    );
+    Some(ForwardExtras {
+        cluster_header: None,
+        weigh_by: WeighBy::Random,
+        path_rewrite: rewrite::path(sink, path, proto)?,
+        host_rewrite: rewrite::host(sink, proto)?,
+        append_x_forwarded_host: proto.append_x_forwarded_host,
+        idle_timeout: duration(sink, "idle_timeout", proto.idle_timeout.as_ref()),
+        hash_policy: sink.each("hash_policy", &proto.hash_policy, hash::policy),
+        mirrors: match mirrors.is_empty() {
+            true => inherited.mirrors.clone(),
+            false => mirrors,
+        },
+        hedge,
+    })
+}
+
+pub(super) fn mirrors(sink: &mut Sink, protos: &[RequestMirrorPolicy]) -> Vec<Mirror> {
+    let name = "request_mirror_policies";
+    sink.pending(name, Feature::Mirror, !protos.is_empty());
+    sink.each(name, protos, |sink, proto| {
+        report!(
+            sink,
+            proto,
+            [
+                trace_sampled,
+                request_headers_mutations,
+                host_rewrite_literal
+            ]
+        );
+        let cluster = match (proto.cluster.as_str(), proto.cluster_header.as_str()) {
+            ("", "") => return sink.error_at("cluster", "is missing"),
+            ("", header) => MirrorTarget::Header(header_name(sink, "cluster_header", header)?),
+            (cluster, "") => MirrorTarget::Cluster(canonical(cluster.to_owned()).into()),
+            _ => return sink.error("only one of cluster and cluster_header can be set"),
+        };
+        let fraction = proto.runtime_fraction.as_ref().map(|fraction| {
+            sink.field("runtime_fraction.default_value", |sink| {
+                match &fraction.default_value {
+                    Some(value) => value::fraction(sink, value),
+                    None => sink.error("is missing"),
+                }
+            })
+        });
+        Some(Mirror {
+            cluster,
+            fraction: match fraction {
+                Some(fraction) => Some(fraction?),
+                None => None,
+            },
+            shadow_suffix: !proto.disable_shadow_host_suffix_append,
+        })
+    })
+}
+
+pub(super) fn hedge_policy(sink: &mut Sink, proto: &HedgeProto) -> Option<HedgePolicy> {
+    sink.pending("hedge_policy", Feature::Hedge, true);
+    sink.field("hedge_policy", |sink| {
+        let initial_requests = uint32(proto.initial_requests.as_ref()).unwrap_or(1);
+        sink.refuse("initial_requests", initial_requests == 0, "must not be 0");
+        let chance = match &proto.additional_request_chance {
+            Some(chance) => sink.field("additional_request_chance", |sink| {
+                value::fraction(sink, chance)
+            }),
+            None => Fraction::new(0, 1),
+        };
+        Some(HedgePolicy {
+            initial_requests,
+            additional_request_chance: chance?,
+            on_per_try_timeout: proto.hedge_on_per_try_timeout,
+        })
+    })
+}
+
+/// What names the cluster, when it is nothing that is known.
 fn unknown_specifier(proto: &ActionProto) -> Option<&'static str> {
     match &proto.cluster_specifier {
-        Some(ClusterSpecifier::Cluster(_) | ClusterSpecifier::WeightedClusters(_)) => None,
-        Some(ClusterSpecifier::ClusterHeader(_)) => Some("cluster_header"),
+        Some(
+            ClusterSpecifier::Cluster(_)
+            | ClusterSpecifier::WeightedClusters(_)
+            | ClusterSpecifier::ClusterHeader(_),
+        ) => None,
         Some(_) => Some("a cluster specifier plugin"),
         None => Some("a cluster specifier of this kind"),
     }
 }
 
-/// The first field that would change what is sent or to whom.
-fn rewrites(proto: &ActionProto) -> Option<&'static str> {
-    let weighted = match &proto.cluster_specifier {
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted.clusters.as_slice(),
-        _ => &[],
-    };
-    [
-        ("prefix_rewrite", !proto.prefix_rewrite.is_empty()),
-        ("regex_rewrite", proto.regex_rewrite.is_some()),
-        ("path_rewrite_policy", proto.path_rewrite_policy.is_some()),
-        ("path_rewrite", !proto.path_rewrite.is_empty()),
-        ("a host rewrite", proto.host_rewrite_specifier.is_some()),
-        ("metadata_match", proto.metadata_match.is_some()),
-        (
-            "weighted_clusters.metadata_match",
-            weighted
-                .iter()
-                .any(|cluster| cluster.metadata_match.is_some()),
-        ),
-        (
-            "weighted_clusters.host_rewrite_literal",
-            weighted
-                .iter()
-                .any(|cluster| cluster.host_rewrite_specifier.is_some()),
-        ),
-    ]
-    .into_iter()
-    .find_map(|(name, is_set)| is_set.then_some(name))
+fn weigh_by(sink: &mut Sink, proto: &WeightedProto) -> Option<WeighBy> {
+    let specifier = proto.random_value_specifier.as_ref();
+    sink.pending(
+        "random_value_specifier",
+        Feature::StickyWeights,
+        specifier.is_some(),
+    );
+    Some(match specifier {
+        Some(RandomValueSpecifier::HeaderName(name)) => {
+            WeighBy::Header(header_name(sink, "header_name", name)?)
+        }
+        Some(RandomValueSpecifier::UseHashPolicy(value)) if value.value => WeighBy::Hash,
+        _ => WeighBy::Random,
+    })
 }
 
 fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<WeightedCluster>> {
-    sink.ignore([(
-        "random_value_specifier",
-        proto.random_value_specifier.is_some(),
-    )]);
     let mut sum = 0u64;
     let clusters = sink.each("clusters", &proto.clusters, |sink, cluster| {
         for (name, any) in &cluster.typed_per_filter_config {
@@ -180,17 +293,8 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
                 super::check_override(sink, Side::Client, any);
             });
         }
-        report!(
-            sink,
-            cluster,
-            [
-                cluster_header,
-                request_headers_to_add,
-                request_headers_to_remove,
-                response_headers_to_add,
-                response_headers_to_remove,
-            ]
-        );
+        report!(sink, cluster, [cluster_header]);
+        let extras = cluster_extras(sink, cluster);
         let weight = uint32(cluster.weight.as_ref()).unwrap_or(0);
         sum += u64::from(weight);
         if weight == 0 {
@@ -200,8 +304,8 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
             return sink.error_at("name", "is missing; cluster_header is not supported");
         }
         Some(WeightedCluster {
-            name: canonical(cluster.name.clone()).into(),
-            weight,
+            extras: extras?,
+            ..WeightedCluster::new(canonical(cluster.name.clone()), weight)
         })
     });
     if sum == 0 || sum > u64::from(u32::MAX) {
@@ -211,85 +315,27 @@ fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<Weigh
     Some(clusters)
 }
 
-/// The outer `None` is an error. The inner one never is: a policy without a known condition means
-/// "no retry", and still stands in for the virtual host's (gRFC A44).
-pub(super) fn retry_policy(sink: &mut Sink, proto: &RetryProto) -> Option<Option<RetryPolicy>> {
-    report!(
+/// The outer `None` is an error.
+fn cluster_extras(sink: &mut Sink, proto: &ClusterWeight) -> Option<Option<Box<ClusterExtras>>> {
+    let headers = headers::mutations(
         sink,
-        proto,
-        [
-            retry_priority,
-            retry_host_predicate,
-            retriable_headers,
-            retriable_request_headers,
-            rate_limited_retry_back_off,
-            per_try_idle_timeout,
-            host_selection_retry_max_attempts,
-            refresh_cluster_on_retry,
-            retry_options_predicates
-        ]
+        &proto.request_headers_to_add,
+        &proto.request_headers_to_remove,
+        &proto.response_headers_to_add,
+        &proto.response_headers_to_remove,
+    )?;
+    let host_rewrite = proto
+        .host_rewrite_specifier
+        .as_ref()
+        .map(|HostRewriteSpecifier::HostRewriteLiteral(host)| host.clone());
+    sink.pending(
+        "host_rewrite_literal",
+        Feature::HostRewrite,
+        host_rewrite.is_some(),
     );
-    let (mut retry_on, unknown) = RetryOn::parse(&proto.retry_on);
-    // Istio writes codes into the list of conditions.
-    let mut codes: Vec<u16> = unknown
-        .iter()
-        .filter_map(|token| token.parse().ok())
-        .collect();
-    if !codes.is_empty() {
-        retry_on |= RetryOn::RETRIABLE_STATUS_CODES;
-    }
-    sink.ignore([("retry_on (some conditions)", codes.len() < unknown.len())]);
-    for code in &proto.retriable_status_codes {
-        match u16::try_from(*code) {
-            Ok(code) if (100..600).contains(&code) => codes.push(code),
-            _ => sink
-                .error_at::<()>(
-                    "retriable_status_codes",
-                    format!("{code} is not an HTTP status"),
-                )
-                .unwrap_or_default(),
-        }
-    }
-    let num_retries = uint32(proto.num_retries.as_ref()).unwrap_or(1);
-    sink.refuse(
-        "num_retries",
-        num_retries == 0,
-        "must not be 0; leave retry_policy out instead",
-    );
-    let per_try_timeout = duration(sink, "per_try_timeout", proto.per_try_timeout.as_ref());
-    let backoff = match &proto.retry_back_off {
-        Some(backoff) => sink.field("retry_back_off", |sink| decode_backoff(sink, backoff)),
-        None => Some(Backoff::default()),
+    let extras = ClusterExtras {
+        headers: headers.map(|headers| *headers).unwrap_or_default(),
+        host_rewrite,
     };
-    Some(Some(RetryPolicy {
-        retry_on,
-        retriable_status_codes: codes,
-        num_retries: num_retries.min(RETRIES_MAX),
-        per_try_timeout: per_try_timeout.filter(|timeout| !timeout.is_zero()),
-        backoff: backoff?,
-    }))
-}
-
-fn decode_backoff(sink: &mut Sink, proto: &RetryBackOff) -> Option<Backoff> {
-    if proto.base_interval.is_none() {
-        return sink.error_at("base_interval", "is missing");
-    }
-    let base = duration(sink, "base_interval", proto.base_interval.as_ref())?;
-    if base.is_zero() {
-        return sink.error_at("base_interval", "must not be zero");
-    }
-    let max = match &proto.max_interval {
-        None => base.saturating_mul(10),
-        some => {
-            let max = duration(sink, "max_interval", some.as_ref())?;
-            if max < base {
-                return sink.error_at("max_interval", "must not be less than base_interval");
-            }
-            max
-        }
-    };
-    Some(Backoff {
-        base: base.max(BACKOFF_MIN),
-        max: max.max(BACKOFF_MIN),
-    })
+    Some((extras != ClusterExtras::default()).then(|| Box::new(extras)))
 }

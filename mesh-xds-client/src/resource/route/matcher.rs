@@ -3,17 +3,22 @@
 //! Stage 3. Follows gRFC A28 and A63; an absent predicate is refused, not taken for "present".
 
 use envoy_types::pb::envoy::{
-    config::route::v3::{
-        HeaderMatcher as HeaderProto, RouteMatch as RouteMatchProto,
-        header_matcher::HeaderMatchSpecifier, route_match::PathSpecifier,
+    config::{
+        core::v3::TypedExtensionConfig,
+        route::v3::{
+            HeaderMatcher as HeaderProto, QueryParameterMatcher as QueryProto,
+            RouteMatch as RouteMatchProto, header_matcher::HeaderMatchSpecifier,
+            query_parameter_matcher::QueryParameterMatchSpecifier, route_match::PathSpecifier,
+        },
     },
+    extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
     r#type::matcher::v3::{
         RegexMatcher, StringMatcher as StringProto, string_matcher::MatchPattern,
     },
 };
 use mesh_core::config::{
-    HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, Regex, RouteMatch, StringMatcher,
-    StringPattern,
+    HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, PathTemplate, QueryMatcher, Regex,
+    RouteMatch, StringMatcher, StringPattern,
 };
 
 use crate::resource::{path::Sink, value};
@@ -97,11 +102,6 @@ pub(crate) fn header(sink: &mut Sink, proto: &HeaderProto) -> Option<HeaderMatch
 pub(super) fn route_match(sink: &mut Sink, proto: &RouteMatchProto) -> Option<RouteMatch> {
     // A condition left out would send other requests here, so these are refused.
     let unsupported = "is not supported";
-    sink.refuse(
-        "query_parameters",
-        !proto.query_parameters.is_empty(),
-        unsupported,
-    );
     sink.refuse("cookies", !proto.cookies.is_empty(), unsupported);
     sink.refuse("tls_context", proto.tls_context.is_some(), unsupported);
     sink.refuse(
@@ -114,6 +114,7 @@ pub(super) fn route_match(sink: &mut Sink, proto: &RouteMatchProto) -> Option<Ro
     if proto.grpc.is_some() {
         headers.extend(grpc_only(sink));
     }
+    let query_parameters = sink.each("query_parameters", &proto.query_parameters, query_parameter);
     let fraction = match proto.runtime_fraction.as_ref() {
         None => None,
         Some(fraction) => sink.field("runtime_fraction.default_value", |sink| {
@@ -127,8 +128,25 @@ pub(super) fn route_match(sink: &mut Sink, proto: &RouteMatchProto) -> Option<Ro
     Some(RouteMatch {
         path: path?,
         headers,
+        query_parameters,
         fraction,
     })
+}
+
+fn query_parameter(sink: &mut Sink, proto: &QueryProto) -> Option<QueryMatcher> {
+    use QueryParameterMatchSpecifier as Specifier;
+    if proto.name.is_empty() {
+        return sink.error_at("name", "is missing");
+    }
+    let mut matcher = QueryMatcher::present(proto.name.clone());
+    match &proto.query_parameter_match_specifier {
+        Some(Specifier::StringMatch(proto)) => {
+            matcher.value = Some(sink.field("string_match", |sink| string(sink, proto))?);
+        }
+        Some(Specifier::PresentMatch(present)) => matcher.present = *present,
+        None => {}
+    }
+    Some(matcher)
 }
 
 /// `RouteMatch.grpc`: requests whose content type is gRPC's.
@@ -142,6 +160,23 @@ fn grpc_only(sink: &mut Sink) -> Option<HeaderMatcher> {
         "content-type",
         HeaderPredicate::String(matcher),
     ))
+}
+
+fn template(sink: &mut Sink, policy: &TypedExtensionConfig) -> Option<PathTemplate> {
+    let Some(any) = policy
+        .typed_config
+        .as_ref()
+        .filter(|any| value::is::<UriTemplateMatchConfig>(any))
+    else {
+        return sink.error_at("typed_config", "only UriTemplateMatchConfig is supported");
+    };
+    sink.field("typed_config", |sink| {
+        let proto: UriTemplateMatchConfig = value::parse(sink, any)?;
+        match PathTemplate::new(&proto.path_template) {
+            Ok(template) => Some(template),
+            Err(reason) => sink.error_at("path_template", reason),
+        }
+    })
 }
 
 fn path(sink: &mut Sink, proto: &RouteMatchProto) -> Option<PathMatcher> {
@@ -163,8 +198,8 @@ fn path(sink: &mut Sink, proto: &RouteMatchProto) -> Option<PathMatcher> {
         Some(PathSpecifier::ConnectMatcher(_)) => {
             return sink.error_at("connect_matcher", "is not supported");
         }
-        Some(PathSpecifier::PathMatchPolicy(_)) => {
-            return sink.error_at("path_match_policy", "is not supported");
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            PathPattern::Template(sink.field("path_match_policy", |sink| template(sink, policy))?)
         }
         None => return sink.error("names no path: prefix, path or safe_regex is needed"),
     };

@@ -1,11 +1,15 @@
 //! `RouteConfiguration` to [`RouteConfig`].
 //!
 //! Stage 3. Virtual hosts and what their routes match (gRFC A27, A28); actions are in [`action`].
-//! Deviations: conditions that gRPC ignores and that cannot be evaluated here refuse the resource,
-//! and changes of headers have no effect and are noted.
+//! Deviation: conditions that gRPC ignores and that cannot be evaluated here refuse the resource.
+//! What the data plane does not execute yet is decoded and noted ([`mesh_core::route::Feature`]).
 
 mod action;
+mod hash;
+mod headers;
 pub(crate) mod matcher;
+mod retry;
+mod rewrite;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -22,7 +26,9 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{Route, RouteConfig, VirtualHost};
+use mesh_core::config::{Mirror, Route, RouteConfig, VirtualHost};
+
+use self::action::Inherited;
 
 use super::{
     canonical,
@@ -31,6 +37,19 @@ use super::{
     report::report,
     value::{is, parse},
 };
+
+/// The changes of headers of a message that has them.
+macro_rules! mutations {
+    ($sink:expr, $proto:expr) => {
+        headers::mutations(
+            $sink,
+            &$proto.request_headers_to_add,
+            &$proto.request_headers_to_remove,
+            &$proto.response_headers_to_add,
+            &$proto.response_headers_to_remove,
+        )
+    };
+}
 
 /// Which side the routes are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,23 +67,18 @@ pub(crate) fn decode(
         sink,
         proto,
         [
-            request_headers_to_add,
-            request_headers_to_remove,
-            response_headers_to_add,
-            response_headers_to_remove,
-            request_mirror_policies,
-            ignore_port_in_host_matching,
             cluster_specifier_plugins,
             ignore_path_parameters_in_path_matching,
             internal_only_headers,
-            most_specific_header_mutations_wins,
             vhost_header
         ]
     );
     sink.refuse("vhds", proto.vhds.is_some(), "is not supported");
     check_overrides(sink, side, &proto.typed_per_filter_config);
+    let headers = mutations!(sink, proto);
+    let mirrors = action::mirrors(sink, &proto.request_mirror_policies);
     let virtual_hosts = sink.each("virtual_hosts", &proto.virtual_hosts, |sink, host| {
-        virtual_host(sink, side, host)
+        virtual_host(sink, side, &mirrors, host)
     });
     let mut names = HashSet::new();
     let mut domains = HashSet::new();
@@ -85,22 +99,24 @@ pub(crate) fn decode(
     Some(RouteConfig {
         name: canonical(proto.name.clone()).into(),
         virtual_hosts,
+        headers: headers?,
+        most_specific_mutations_win: proto.most_specific_header_mutations_wins,
+        ignore_port: proto.ignore_port_in_host_matching,
     })
 }
 
-fn virtual_host(sink: &mut Sink, side: Side, proto: &VirtualHostProto) -> Option<VirtualHost> {
+fn virtual_host(
+    sink: &mut Sink,
+    side: Side,
+    mirrors: &[Mirror],
+    proto: &VirtualHostProto,
+) -> Option<VirtualHost> {
     report!(
         sink,
         proto,
         [
-            request_headers_to_add,
-            request_headers_to_remove,
-            response_headers_to_add,
-            response_headers_to_remove,
-            request_mirror_policies,
             rate_limits,
             cors,
-            hedge_policy,
             retry_policy_typed_config,
             include_attempt_count_in_response,
             include_is_timeout_retry_header,
@@ -121,16 +137,32 @@ fn virtual_host(sink: &mut Sink, side: Side, proto: &VirtualHostProto) -> Option
         check_domain(sink, domain)
     });
     let retry = match &proto.retry_policy {
-        Some(policy) => sink.field("retry_policy", |sink| action::retry_policy(sink, policy))?,
+        Some(policy) => sink.field("retry_policy", |sink| retry::retry_policy(sink, policy))?,
         None => None,
     };
+    let hedge = match &proto.hedge_policy {
+        Some(policy) => Some(action::hedge_policy(sink, policy)?),
+        None => None,
+    };
+    let own = action::mirrors(sink, &proto.request_mirror_policies);
+    let inherited = Inherited {
+        retry,
+        hedge,
+        mirrors: if own.is_empty() {
+            mirrors.to_vec()
+        } else {
+            own
+        },
+    };
+    let headers = mutations!(sink, proto);
     let routes = sink.each("routes", &proto.routes, |sink, proto| {
-        route(sink, side, proto, retry.as_ref())
+        route(sink, side, proto, &inherited)
     });
     Some(VirtualHost {
         name: proto.name.clone(),
         domains: proto.domains.clone(),
         routes,
+        headers: headers?,
     })
 }
 
@@ -150,20 +182,11 @@ fn check_domain(sink: &mut Sink, domain: &str) -> Option<()> {
     }
 }
 
-fn route(
-    sink: &mut Sink,
-    side: Side,
-    proto: &RouteProto,
-    host_retry: Option<&mesh_core::config::RetryPolicy>,
-) -> Option<Route> {
+fn route(sink: &mut Sink, side: Side, proto: &RouteProto, inherited: &Inherited) -> Option<Route> {
     report!(
         sink,
         proto,
         [
-            request_headers_to_add,
-            request_headers_to_remove,
-            response_headers_to_add,
-            response_headers_to_remove,
             per_request_buffer_limit_bytes,
             request_body_buffer_limit,
             tracing
@@ -174,11 +197,12 @@ fn route(
         Some(proto) => sink.field("match", |sink| matcher::route_match(sink, proto)),
         None => sink.error_at("match", "is missing"),
     };
-    let action = action::decode(sink, side, proto.action.as_ref(), host_retry);
+    let path = matcher.as_ref().map(|matcher| &matcher.path);
+    let action = action::decode(sink, side, path, proto.action.as_ref(), inherited);
+    let headers = mutations!(sink, proto);
     Some(Route {
-        name: proto.name.clone(),
-        matcher: matcher?,
-        action: action?,
+        headers: headers?,
+        ..Route::new(proto.name.clone(), matcher?, action?)
     })
 }
 

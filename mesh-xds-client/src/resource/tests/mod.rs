@@ -4,6 +4,7 @@ mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;
+mod extras;
 mod fields;
 mod fuzz;
 mod listener;

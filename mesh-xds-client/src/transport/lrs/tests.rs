@@ -40,14 +40,8 @@ fn tree(hosts: &[u8]) -> ClusterTree {
 /// A cluster of two endpoints, and what reads its load.
 fn source() -> (Compiler, LoadSource) {
     let mut compiler = Compiler::new(1);
-    let routes = mesh_core::config::RouteConfig {
-        name: "r".into(),
-        virtual_hosts: vec![mesh_core::config::VirtualHost {
-            name: "h".into(),
-            domains: vec!["*".into()],
-            routes: vec![],
-        }],
-    };
+    let host = mesh_core::config::VirtualHost::new("h", ["*"], vec![]);
+    let routes = mesh_core::config::RouteConfig::new("r", vec![host]);
     let snapshot = compiler
         .compile(&mesh_core::snapshot::ConfigTree {
             listener: "l".into(),

@@ -52,11 +52,12 @@ use envoy_types::pb::envoy::{
 use super::{
     super::*,
     probe::{Fate, probe},
+    routes,
 };
 
-type Table = Vec<(String, BTreeMap<String, Fate>)>;
+pub(super) type Table = Vec<(String, BTreeMap<String, Fate>)>;
 
-fn add<M: Message + Default + std::fmt::Debug + PartialEq + Name>(
+pub(super) fn add<M: Message + Default + std::fmt::Debug + PartialEq + Name>(
     table: &mut Table,
     note: &str,
     kind: Kind,
@@ -238,6 +239,7 @@ pub(super) fn table() -> Table {
     add(t, "", Kind::Route, &action(), |m| {
         any(&route_config(host(route(m))))
     });
+    routes::add_all(t);
     add(t, "", Kind::Route, &RetryPolicy::default(), |m| {
         any(&route_config(host(route(RouteAction {
             retry_policy: Some(m),
@@ -477,7 +479,7 @@ fn downstream() -> DownstreamTlsContext {
     }
 }
 
-fn route_config(host: VirtualHost) -> RouteProto {
+pub(super) fn route_config(host: VirtualHost) -> RouteProto {
     RouteProto {
         name: "r".into(),
         virtual_hosts: vec![host],
@@ -485,7 +487,7 @@ fn route_config(host: VirtualHost) -> RouteProto {
     }
 }
 
-fn host(route: Route) -> VirtualHost {
+pub(super) fn host(route: Route) -> VirtualHost {
     VirtualHost {
         name: "h".into(),
         domains: vec!["a".into()],
@@ -494,7 +496,7 @@ fn host(route: Route) -> VirtualHost {
     }
 }
 
-fn route(action: RouteAction) -> Route {
+pub(super) fn route(action: RouteAction) -> Route {
     Route {
         r#match: Some(path()),
         action: Some(Action::Route(action)),
@@ -502,7 +504,7 @@ fn route(action: RouteAction) -> Route {
     }
 }
 
-fn path() -> RouteMatch {
+pub(super) fn path() -> RouteMatch {
     RouteMatch {
         path_specifier: Some(PathSpecifier::Prefix("/".into())),
         ..RouteMatch::default()
@@ -517,7 +519,7 @@ fn header() -> HeaderMatcher {
     }
 }
 
-fn action() -> RouteAction {
+pub(super) fn action() -> RouteAction {
     RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster("c".into())),
         ..RouteAction::default()

@@ -2,6 +2,7 @@
 
 mod messages;
 mod probe;
+mod routes;
 
 use std::fmt::Write as _;
 
@@ -23,6 +24,9 @@ const NOTES: &[(&str, &[&str])] = &[
             "HttpFilter (client) is_optional",
             "HttpFilter (client) name",
             "RouteMatch case_sensitive",
+            "QueryParameterMatcher query_parameter_match_specifier.PresentMatch",
+            "HeaderValueOption append",
+            "HedgePolicy initial_requests",
             "RetryPolicy num_retries",
             "RetryPolicy per_try_timeout",
             "RetryPolicy retriable_status_codes",

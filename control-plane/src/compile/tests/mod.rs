@@ -1,5 +1,7 @@
 //! What objects mean together.
 
+mod routes;
+
 use mesh_core::config::*;
 
 use super::*;

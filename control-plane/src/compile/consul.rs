@@ -1,0 +1,255 @@
+//! Consul's service-router.
+//!
+//! The first route that matches is taken; a route to the service itself stands behind them.
+
+use http::Method;
+use mesh_core::config::{
+    Forward, ForwardExtras, HeaderMatcher, HeaderMutations, HeaderPredicate, PathMatcher,
+    PathPattern, PathRewrite, QueryMatcher, RETRIES_MAX, Regex, RetryOn, RetryPolicy, Route,
+    RouteAction, RouteMatch, StringMatcher, StringPattern, WeightedCluster,
+};
+
+use super::{
+    RouteOrigin,
+    route_action::{default_retries, headers},
+    route_match::Wrong,
+    routes::Context,
+};
+use crate::{
+    model::{
+        HeadersSpec, Object, RouterDestination, RouterHttpMatch, RouterText, ServiceRouter,
+        Weighted,
+    },
+    value,
+};
+
+impl Context<'_> {
+    /// The routes of a service-router. A route that cannot be read fails its requests, or is left
+    /// out when it is not known which they are.
+    pub(super) fn router(&mut self, object: &Object, spec: &ServiceRouter) -> Vec<Route> {
+        let mut routes = Vec::new();
+        for (index, declared) in spec.routes.iter().enumerate() {
+            let field = format!("spec.routes[{index}]");
+            let matcher = match &declared.r#match {
+                Some(declared) => compile_match(&declared.http),
+                None => Ok(RouteMatch::any()),
+            };
+            let matcher = match matcher {
+                Ok(matcher) => matcher,
+                Err((part, message)) => {
+                    self.wrong(object, &format!("{field}.match.http.{part}"), &message);
+                    continue;
+                }
+            };
+            let place = format!("{field}.destination");
+            let (action, mutations) =
+                match self.router_destination(object, &declared.destination, &place) {
+                    Ok((forward, mutations)) => (RouteAction::Forward(forward), mutations),
+                    Err((part, message)) => {
+                        self.wrong(object, &format!("{place}.{part}"), &message);
+                        (
+                            RouteAction::Unsupported(message),
+                            HeaderMutations::default(),
+                        )
+                    }
+                };
+            let name = format!("{}/routes[{index}]", object.key.name);
+            self.origins.push(Some(RouteOrigin::new(object, &field)));
+            routes.push(Route {
+                headers: (!mutations.is_empty()).then(|| Box::new(mutations)),
+                ..Route::new(name, matcher, action)
+            });
+        }
+        self.origins.push(None);
+        routes.push(self.default_route());
+        routes
+    }
+
+    fn router_destination(
+        &mut self,
+        object: &Object,
+        declared: &RouterDestination,
+        field: &str,
+    ) -> Result<(Forward, HeaderMutations), Wrong> {
+        let own = || self.service.fqdn.clone();
+        let destination = Weighted {
+            host: declared.service.clone().unwrap_or_else(own),
+            subset: declared.service_subset.clone(),
+            port: None,
+        };
+        let names = [format!("{field}.service"), format!("{field}.serviceSubset")];
+        let cluster = self.destination_named(object, &destination, &names[0], &names[1]);
+        let timeout = match declared.request_timeout.as_deref().map(value::duration) {
+            Some(Ok(timeout)) => Some(timeout).filter(|timeout| !timeout.is_zero()),
+            Some(Err(message)) => return Err(("requestTimeout".to_owned(), message)),
+            None => None,
+        };
+        let spec = HeadersSpec {
+            request: declared.request_headers.clone(),
+            response: declared.response_headers.clone(),
+        };
+        let mutations = headers(&spec).map_err(|(part, message)| {
+            let part = part.replacen("request.", "requestHeaders.", 1).replacen(
+                "response.",
+                "responseHeaders.",
+                1,
+            );
+            (part, message)
+        })?;
+        let rewrite = declared.prefix_rewrite.clone().map(PathRewrite::Prefix);
+        let extras = rewrite.map(|rewrite| {
+            Box::new(ForwardExtras {
+                path_rewrite: Some(rewrite),
+                ..ForwardExtras::default()
+            })
+        });
+        let forward = Forward {
+            clusters: vec![WeightedCluster::new(cluster, 1)],
+            timeout,
+            retry: retries(declared)?,
+            extras,
+            ..Forward::default()
+        };
+        Ok((forward, mutations))
+    }
+}
+
+fn retries(declared: &RouterDestination) -> Result<Option<RetryPolicy>, Wrong> {
+    let is_silent = declared.num_retries.is_none()
+        && !declared.retry_on_connect_failure
+        && declared.retry_on.is_empty()
+        && declared.retry_on_status_codes.is_empty();
+    if is_silent {
+        return Ok(Some(default_retries()));
+    }
+    let (mut retry_on, unknown) = RetryOn::parse(&declared.retry_on.join(","));
+    if let Some(token) = unknown.first() {
+        let message = format!("{token:?} is not a known condition");
+        return Err(("retryOn".to_owned(), message));
+    }
+    if declared.retry_on_connect_failure {
+        retry_on |= RetryOn::CONNECT_FAILURE;
+    }
+    if !declared.retry_on_status_codes.is_empty() {
+        retry_on |= RetryOn::RETRIABLE_STATUS_CODES;
+    }
+    let num_retries = declared.num_retries.unwrap_or(1).min(RETRIES_MAX);
+    let policy = RetryPolicy {
+        retry_on,
+        retriable_status_codes: declared.retry_on_status_codes.clone(),
+        num_retries,
+        ..RetryPolicy::default()
+    };
+    Ok(Some(policy).filter(|policy| num_retries > 0 && !policy.retry_on.is_empty()))
+}
+
+fn compile_match(declared: &RouterHttpMatch) -> Result<RouteMatch, Wrong> {
+    let paths = [
+        &declared.path_exact,
+        &declared.path_prefix,
+        &declared.path_regex,
+    ];
+    if paths.into_iter().flatten().count() > 1 {
+        let message = "pathExact, pathPrefix and pathRegex exclude each other".to_owned();
+        return Err(("pathExact".to_owned(), message));
+    }
+    let mut path = match declared {
+        RouterHttpMatch {
+            path_exact: Some(text),
+            ..
+        } => PathMatcher::new(PathPattern::Exact(text.clone())),
+        RouterHttpMatch {
+            path_prefix: Some(text),
+            ..
+        } => PathMatcher::new(PathPattern::Prefix(text.clone())),
+        RouterHttpMatch {
+            path_regex: Some(text),
+            ..
+        } => {
+            let regex = Regex::new(text).map_err(|message| ("pathRegex".to_owned(), message))?;
+            PathMatcher::new(PathPattern::Regex(regex))
+        }
+        _ => PathMatcher::any(),
+    };
+    let is_regex = matches!(path.pattern, PathPattern::Regex(_));
+    path.case_sensitive = is_regex || !declared.case_insensitive;
+    let mut matcher = RouteMatch::path(path);
+    if !declared.methods.is_empty() {
+        matcher.headers.push(methods(&declared.methods)?);
+    }
+    for (index, header) in declared.header.iter().enumerate() {
+        let wrong = |message| (format!("header[{index}]"), message);
+        let predicate = match pattern(header).map_err(wrong)? {
+            Some(pattern) => HeaderPredicate::String(StringMatcher::new(pattern).map_err(wrong)?),
+            None => HeaderPredicate::Present(true),
+        };
+        matcher.headers.push(HeaderMatcher {
+            invert: header.invert,
+            ..HeaderMatcher::new(&header.name, predicate)
+        });
+    }
+    for (index, parameter) in declared.query_param.iter().enumerate() {
+        let wrong = |message| (format!("queryParam[{index}]"), message);
+        let text = RouterText {
+            name: parameter.name.clone(),
+            present: parameter.present,
+            exact: parameter.exact.clone(),
+            regex: parameter.regex.clone(),
+            ..RouterText::default()
+        };
+        matcher
+            .query_parameters
+            .push(match pattern(&text).map_err(wrong)? {
+                Some(pattern) => {
+                    let value = StringMatcher::new(pattern).map_err(wrong)?;
+                    QueryMatcher::value(&parameter.name, value)
+                }
+                None => QueryMatcher::present(&parameter.name),
+            });
+    }
+    Ok(matcher)
+}
+
+fn methods(declared: &[String]) -> Result<HeaderMatcher, Wrong> {
+    let wrong = |index: usize, text: &str| {
+        let message = format!("{text:?} is not a method");
+        (format!("methods[{index}]"), message)
+    };
+    for (index, text) in declared.iter().enumerate() {
+        let is_word = text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphabetic() || byte == b'-');
+        if !is_word || Method::from_bytes(text.as_bytes()).is_err() {
+            return Err(wrong(index, text));
+        }
+    }
+    let any = Regex::new(&declared.join("|")).map_err(|message| ("methods".to_owned(), message))?;
+    let matcher = StringMatcher::new(StringPattern::Regex(any))
+        .map_err(|message| ("methods".to_owned(), message))?;
+    Ok(HeaderMatcher::new(
+        ":method",
+        HeaderPredicate::String(matcher),
+    ))
+}
+
+/// `None` asks for presence.
+fn pattern(declared: &RouterText) -> Result<Option<StringPattern>, String> {
+    if declared.name.is_empty() {
+        return Err("it has no name".to_owned());
+    }
+    let patterns = [
+        declared.exact.clone().map(StringPattern::Exact),
+        declared.prefix.clone().map(StringPattern::Prefix),
+        declared.suffix.clone().map(StringPattern::Suffix),
+        match &declared.regex {
+            Some(text) => Some(StringPattern::Regex(Regex::new(text)?)),
+            None => None,
+        },
+    ];
+    let mut patterns = patterns.into_iter().flatten();
+    match (patterns.next(), patterns.next()) {
+        (pattern @ Some(_), None) if !declared.present => Ok(pattern),
+        (None, _) if declared.present => Ok(None),
+        _ => Err("one of present, exact, prefix, suffix and regex is needed".to_owned()),
+    }
+}

@@ -1,0 +1,89 @@
+//! Retry policies of routes.
+
+use envoy_types::pb::{
+    envoy::{
+        config::route::v3::{RetryPolicy as ProtoRetryPolicy, retry_policy},
+        extensions::retry::host::{
+            omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+            previous_hosts::v3::PreviousHostsPredicate,
+        },
+    },
+    google::protobuf::Any,
+};
+use mesh_core::config::{RateLimitedBackoff, RetryExtras, RetryPolicy};
+
+use super::{any, duration, matcher, uint32};
+
+/// Encodes a retry policy.
+pub(super) fn policy(config: &RetryPolicy) -> ProtoRetryPolicy {
+    ProtoRetryPolicy {
+        retry_on: config.retry_on.to_string(),
+        num_retries: Some(uint32(config.num_retries)),
+        per_try_timeout: config.per_try_timeout.map(duration),
+        retriable_status_codes: config
+            .retriable_status_codes
+            .iter()
+            .map(|c| (*c).into())
+            .collect(),
+        retry_back_off: Some(retry_policy::RetryBackOff {
+            base_interval: Some(duration(config.backoff.base)),
+            max_interval: Some(duration(config.backoff.max)),
+        }),
+        ..extras(config.extras.as_deref())
+    }
+}
+
+fn extras(config: Option<&RetryExtras>) -> ProtoRetryPolicy {
+    let Some(config) = config else {
+        return ProtoRetryPolicy::default();
+    };
+    let mut predicates = Vec::new();
+    if config.avoid_previous_hosts {
+        let name = "envoy.retry_host_predicates.previous_hosts";
+        predicates.push(predicate(name, any(&PreviousHostsPredicate {})));
+    }
+    if config.avoid_canary_hosts {
+        let name = "envoy.retry_host_predicates.omit_canary_hosts";
+        predicates.push(predicate(name, any(&OmitCanaryHostsPredicate {})));
+    }
+    ProtoRetryPolicy {
+        retriable_headers: config
+            .retriable_headers
+            .iter()
+            .map(matcher::header)
+            .collect(),
+        retriable_request_headers: config
+            .retriable_request_headers
+            .iter()
+            .map(matcher::header)
+            .collect(),
+        rate_limited_retry_back_off: config.rate_limited.as_ref().map(rate_limited),
+        per_try_idle_timeout: config.per_try_idle_timeout.map(duration),
+        retry_host_predicate: predicates,
+        host_selection_retry_max_attempts: config.host_selection_attempts.into(),
+        ..ProtoRetryPolicy::default()
+    }
+}
+
+fn predicate(name: &str, config: Any) -> retry_policy::RetryHostPredicate {
+    retry_policy::RetryHostPredicate {
+        name: name.to_owned(),
+        config_type: Some(retry_policy::retry_host_predicate::ConfigType::TypedConfig(
+            config,
+        )),
+    }
+}
+
+fn rate_limited(config: &RateLimitedBackoff) -> retry_policy::RateLimitedRetryBackOff {
+    let headers = config
+        .reset_headers
+        .iter()
+        .map(|header| retry_policy::ResetHeader {
+            name: header.name.to_string(),
+            format: i32::from(header.is_unix_time),
+        });
+    retry_policy::RateLimitedRetryBackOff {
+        reset_headers: headers.collect(),
+        max_interval: Some(duration(config.max_interval)),
+    }
+}

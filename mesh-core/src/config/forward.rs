@@ -1,0 +1,143 @@
+//! Forwarding: clusters with their shares, limits, and what is changed on the way (xDS
+//! `RouteAction`; gRFC A28, A31).
+
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::{Fraction, HashPolicy, HeaderMutations, HostRewrite, PathRewrite, RetryPolicy};
+use crate::name::ClusterName;
+
+/// Where and how to forward.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forward {
+    /// One or more clusters; the sum of the weights is 1 to `u32::MAX`.
+    pub clusters: Vec<WeightedCluster>,
+    /// From the end of the request to the end of the response, over all attempts; `None` for no
+    /// limit (Envoy `RouteAction.timeout`).
+    pub timeout: Option<Duration>,
+    /// Limits of the stream (gRFC A31).
+    pub max_stream_duration: Option<MaxStreamDuration>,
+    /// When to try again; `None` for never.
+    pub retry: Option<RetryPolicy>,
+    /// What few routes ask for.
+    pub extras: Option<Box<ForwardExtras>>,
+}
+
+impl Forward {
+    /// Everything to one cluster, without limits or retries.
+    pub fn to(cluster: impl Into<ClusterName>) -> Self {
+        Self {
+            clusters: vec![WeightedCluster::new(cluster, 1)],
+            ..Self::default()
+        }
+    }
+}
+
+/// What few routes ask for: rewriting, stickiness, copies, second attempts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForwardExtras {
+    /// The header that names the cluster, instead of [`Forward::clusters`], which is empty then
+    /// (`cluster_header`).
+    pub cluster_header: Option<HeaderName>,
+    /// What decides among the clusters.
+    pub weigh_by: WeighBy,
+    /// Another path.
+    pub path_rewrite: Option<PathRewrite>,
+    /// Another authority.
+    pub host_rewrite: Option<HostRewrite>,
+    /// Tell the authority before the rewrite in `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+    /// Limit of a stream without data in either direction; zero for no limit, `None` for the
+    /// listener's (`RouteAction.idle_timeout`).
+    pub idle_timeout: Option<Duration>,
+    /// What requests have in common that go to the same endpoint.
+    pub hash_policy: Vec<HashPolicy>,
+    /// Copies, whose responses nobody waits for.
+    pub mirrors: Vec<Mirror>,
+    /// Attempts side by side.
+    pub hedge: Option<HedgePolicy>,
+}
+
+/// What decides among weighted clusters (`WeightedCluster.random_value_specifier`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WeighBy {
+    /// A draw for each request.
+    #[default]
+    Random,
+    /// The hash of [`ForwardExtras::hash_policy`]; a draw for a request that has none.
+    Hash,
+    /// The number in this header; a draw for a request that has none.
+    Header(HeaderName),
+}
+
+/// A copy of requests (`RouteAction.request_mirror_policies`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where to.
+    pub cluster: MirrorTarget,
+    /// Share of the requests; `None` for all.
+    pub fraction: Option<Fraction>,
+    /// Whether the copy's authority ends in `-shadow`. Default true.
+    pub shadow_suffix: bool,
+}
+
+/// Where a [`Mirror`] goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorTarget {
+    /// This cluster.
+    Cluster(ClusterName),
+    /// The cluster that a header names; no copy without it.
+    Header(HeaderName),
+}
+
+/// Attempts side by side (`RouteAction.hedge_policy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HedgePolicy {
+    /// Attempts that begin at once. Default 1.
+    pub initial_requests: u32,
+    /// Chance of one more.
+    pub additional_request_chance: Fraction,
+    /// Whether the per-try timeout starts another attempt and leaves the first one running.
+    pub on_per_try_timeout: bool,
+}
+
+/// A cluster and its share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightedCluster {
+    /// The cluster.
+    pub name: ClusterName,
+    /// Share of the sum of all weights.
+    pub weight: u32,
+    /// What only requests to this cluster get.
+    pub extras: Option<Box<ClusterExtras>>,
+}
+
+impl WeightedCluster {
+    /// A cluster and its share.
+    pub fn new(name: impl Into<ClusterName>, weight: u32) -> Self {
+        Self {
+            name: name.into(),
+            weight,
+            extras: None,
+        }
+    }
+}
+
+/// What only requests to one of several clusters get (`WeightedCluster.ClusterWeight`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterExtras {
+    /// Changes of headers.
+    pub headers: HeaderMutations,
+    /// Another authority, when the route rewrites none.
+    pub host_rewrite: Option<String>,
+}
+
+/// `RouteAction.max_stream_duration` (gRFC A31). A zero means: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaxStreamDuration {
+    /// Replaces the listener's limit.
+    pub max_stream_duration: Option<Duration>,
+    /// Replaces both when present, even when zero.
+    pub grpc_timeout_header_max: Option<Duration>,
+}
