@@ -101,7 +101,7 @@ fn cluster(endpoints: usize, policy: LbPolicy) -> anyhow::Result<Arc<ClusterSnap
                 .add_latency(now, latency, latency);
         }
     }
-    Ok(Arc::clone(cluster.get()))
+    Ok(cluster)
 }
 
 /// A pick, the beginning of the attempt and its end, so often.
