@@ -59,7 +59,10 @@ pub(crate) async fn the_status_service_shows_states_versions_and_contents(varian
     let refused = &config.generic_xds_configs[0];
     assert_eq!(refused.xds_config, None);
     let details = &refused.error_state.as_ref().unwrap().details;
-    assert!(details.contains("CLUSTER_PROVIDED is not supported"), "{details}");
+    assert!(
+        details.contains("CLUSTER_PROVIDED is not supported"),
+        "{details}"
+    );
     let dump = client.dump().await.unwrap();
     assert_eq!(dump.counters.nacks, 1);
     assert!(dump.servers[0].last_nack.is_some());
