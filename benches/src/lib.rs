@@ -3,6 +3,7 @@
 //! ```text
 //! bench library   what a call costs above an endpoint that answers at once
 //! bench wire      over loopback, beside bare channels, peers and sidecars
+//! bench pick      choosing an endpoint, every policy, beside tower's balancers
 //! bench big       ten thousand clusters: ready time, memory, churn
 //! gate            instructions, allocations and future sizes, against `gate.toml`
 //! ```
@@ -16,5 +17,6 @@ pub mod big;
 pub mod gate;
 pub mod harness;
 pub mod library;
+pub mod pick;
 pub mod report;
 pub mod wire;

@@ -81,6 +81,12 @@ pub enum Feature {
     Authorization,
     /// The least-request balancer (gRFC A48): the cluster is refused.
     LeastRequest,
+    /// The ring-hash balancer (gRFC A42): the cluster is refused.
+    RingHash,
+    /// Round robin by weights that the client measures (gRFC A58): the cluster is refused.
+    ClientSideWeightedRoundRobin,
+    /// One endpoint for all (gRFC A62): the cluster is refused.
+    PickFirst,
 }
 
 impl Feature {
@@ -90,6 +96,9 @@ impl Feature {
             Self::Mtls => "mTLS",
             Self::Authorization => "authorisation",
             Self::LeastRequest => "least request",
+            Self::RingHash => "ring hash",
+            Self::ClientSideWeightedRoundRobin => "client-side weighted round robin",
+            Self::PickFirst => "pick first",
         }
     }
 }
@@ -98,9 +107,18 @@ impl ClientClass {
     /// The first release with a feature: `Some((0, 0))` for all of them, `None` for none (grpc/grpc,
     /// doc/grpc_xds_features.md).
     pub fn first_with(self, feature: Feature) -> Option<Release> {
-        use Feature::{Authorization, LeastRequest, Mtls};
+        use Feature::{
+            Authorization, ClientSideWeightedRoundRobin, LeastRequest, Mtls, PickFirst, RingHash,
+        };
         match (self, feature) {
             (Self::Rust | Self::Envoy, _) => Some((0, 0)),
+            (Self::GrpcNode, RingHash) => Some((1, 10)),
+            (Self::GrpcCpp | Self::GrpcJava, RingHash) => Some((1, 40)),
+            (Self::GrpcGo, RingHash) => Some((1, 41)),
+            (Self::GrpcCpp, ClientSideWeightedRoundRobin) => Some((1, 55)),
+            (Self::GrpcJava, ClientSideWeightedRoundRobin) => Some((1, 54)),
+            (Self::GrpcGo, ClientSideWeightedRoundRobin | PickFirst) => Some((1, 56)),
+            (Self::GrpcCpp | Self::GrpcJava, PickFirst) => Some((1, 58)),
             (Self::GrpcCpp | Self::GrpcJava | Self::GrpcGo, Mtls) => Some((1, 41)),
             (Self::GrpcCpp, Authorization) => Some((1, 51)),
             (Self::GrpcJava | Self::GrpcGo, Authorization) => Some((1, 42)),
@@ -176,6 +194,7 @@ mod tests {
             (ClientClass::GrpcCpp, Authorization, (1, 50), (1, 51)),
             (ClientClass::GrpcJava, Authorization, (1, 41), (1, 42)),
             (ClientClass::GrpcJava, LeastRequest, (1, 47), (1, 48)),
+            (ClientClass::GrpcNode, Feature::RingHash, (1, 9), (1, 10)),
         ] {
             assert!(!class.has(feature, Some(old)), "{class} {old:?}");
             assert!(class.has(feature, Some(new)), "{class} {new:?}");

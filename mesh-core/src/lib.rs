@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load, sync} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -27,6 +27,7 @@ pub mod route;
 pub mod shard;
 pub mod snapshot;
 pub mod stats;
+mod sync;
 #[cfg(feature = "test-util")]
 pub mod testing;
 

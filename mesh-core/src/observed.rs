@@ -5,11 +5,14 @@
 //! observed.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
-use crate::config::ClientSideWrr;
+use crate::{
+    config::ClientSideWrr,
+    sync::{AtomicU32, AtomicU64},
+};
 
 /// How an attempt ended, for policies that want to know.
 #[derive(Clone, Copy, Debug)]

@@ -5,14 +5,15 @@
 //! made when it is first written ([`Observed`]).
 
 use std::{
-    sync::{
-        OnceLock,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{OnceLock, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
-use crate::{observed::Observed, outcome::Verdict};
+use crate::{
+    observed::Observed,
+    outcome::Verdict,
+    sync::{AtomicU8, AtomicU32, AtomicU64},
+};
 
 /// Whether an endpoint can take a request now (gRPC connectivity).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +146,7 @@ impl EndpointStats {
     }
 
     /// A request that began has ended.
+    #[inline]
     pub fn end_as(&self, verdict: Verdict) {
         self.in_flight.fetch_sub(1, Relaxed);
         if verdict != Verdict::Success {

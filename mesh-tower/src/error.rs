@@ -42,7 +42,7 @@ pub enum ErrorKind {
     NoEndpoint,
     /// The cluster has as many requests in flight as its limit allows.
     CircuitOpen,
-    /// The control plane wants a share of the requests refused (EDS `drop_overloads`).
+    /// The control plane wants this share of requests refused.
     Dropped,
     /// The deadline passed.
     DeadlineExceeded,
@@ -117,13 +117,13 @@ impl Error {
     /// Where it comes from.
     pub fn origin(&self) -> Origin {
         match self.inner.kind {
-            ErrorKind::NoConfig
-            | ErrorKind::NoRoute
-            | ErrorKind::Unsupported
-            | ErrorKind::Dropped => Origin::ControlPlane,
-            ErrorKind::InvalidRequest | ErrorKind::CircuitOpen | ErrorKind::DeadlineExceeded => {
-                Origin::Local
+            ErrorKind::NoConfig | ErrorKind::NoRoute | ErrorKind::Unsupported => {
+                Origin::ControlPlane
             }
+            ErrorKind::InvalidRequest
+            | ErrorKind::CircuitOpen
+            | ErrorKind::Dropped
+            | ErrorKind::DeadlineExceeded => Origin::Local,
             ErrorKind::NoEndpoint
             | ErrorKind::Connect
             | ErrorKind::Refused

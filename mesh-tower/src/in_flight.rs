@@ -3,7 +3,7 @@
 //! Stage 13. The permits, the endpoint's load, counters and spans have one owner: whoever drops it
 //! ends the call. Dropped without having been ended it means that the caller went away.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
 use mesh_core::outcome::{Outcome, Verdict};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
-    cluster::{ClusterState, EndpointService, MakeEndpoint, Watched},
+    cluster::{ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     telemetry::{CallSpan, Code, Protocol},
 };
@@ -25,18 +25,37 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     pub(crate) protocol: Protocol,
     pub(crate) has_retry_permit: bool,
     pub(crate) attempts: u32,
-    /// The route's name, when it is to be reported.
-    pub(crate) route: Option<Arc<str>>,
+    /// The route's name, when it is to be reported. Boxed, as the clock is: each byte here is moved
+    /// with every response.
+    pub(crate) route: Option<Box<Arc<str>>>,
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
-    /// What the current attempt says of its endpoint.
     verdict: Verdict,
-    /// For policies that want to know how attempts end.
-    watched: Option<Box<Watched>>,
+    /// Runs where the cluster's policy wants to know how long attempts take.
+    clock: Option<Box<Clock>>,
     outcome: Outcome,
     /// How the call ended; `None` while its response is not read to the end.
     ended: Option<Code>,
+}
+
+/// How long an attempt takes, to the head of its response.
+#[derive(Clone, Copy)]
+enum Clock {
+    Began(Instant),
+    Took(Duration),
+}
+
+impl Clock {
+    #[cold]
+    fn stop(&mut self) -> Duration {
+        let latency = match self {
+            Self::Took(latency) => *latency,
+            Self::Began(at) => at.elapsed(),
+        };
+        *self = Self::Took(latency);
+        latency
+    }
 }
 
 impl<M: MakeEndpoint> InFlight<M> {
@@ -62,7 +81,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             span,
             endpoint: None,
             verdict: Verdict::Success,
-            watched: None,
+            clock: None,
             outcome: Outcome::Reset,
             ended: None,
         }
@@ -75,7 +94,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         self.endpoint = Some(endpoint);
         self.verdict = Verdict::Success;
         if self.state.observes() {
-            self.watch();
+            self.clock = Some(Box::new(Clock::Began(Instant::now())));
         }
         let slot = self.state.slot(endpoint);
         slot.begin();
@@ -90,22 +109,16 @@ impl<M: MakeEndpoint> InFlight<M> {
         Some(self.state.slot(self.endpoint?).address())
     }
 
-    /// What the attempt says of its endpoint.
-    pub(crate) fn judge_attempt(&mut self, verdict: Verdict) {
-        self.verdict = verdict;
-    }
-
-    #[cold]
-    fn watch(&mut self) {
-        self.watched = Some(Box::new(Watched::begin()));
+    /// The attempt came to this on its endpoint.
+    pub(crate) fn judge_attempt(&mut self, outcome: Outcome) {
+        self.verdict = outcome.verdict();
     }
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
         if let Some(endpoint) = self.endpoint.take() {
-            let watched = self.watched.take();
-            self.state
-                .end_attempt(endpoint, self.verdict, watched.as_deref());
+            let latency = self.clock.take().map(|mut clock| clock.stop());
+            self.state.end_attempt(endpoint, self.verdict, latency);
             self.span.end_attempt(code);
         }
     }
@@ -131,8 +144,8 @@ impl<M: MakeEndpoint> InFlight<M> {
         B: http_body::Body,
     {
         self.outcome = outcome;
-        if let Some(watched) = &mut self.watched {
-            watched.respond();
+        if let Some(clock) = &mut self.clock {
+            clock.stop();
         }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
@@ -167,7 +180,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// What a caller may want to know of how it was served, if it does.
     fn selected(&self) -> Option<SelectedEndpoint> {
         Some(SelectedEndpoint {
-            route: Arc::clone(self.route.as_ref()?),
+            route: Arc::clone(self.route.as_deref()?),
             address: self.endpoint()?,
             cluster: self.state.name().clone(),
             attempts: self.attempts,
@@ -189,7 +202,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         self.ended = Some(self.outcome.into());
-        self.verdict = self.outcome.verdict();
+        self.judge_attempt(self.outcome);
     }
 }
 

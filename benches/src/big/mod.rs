@@ -46,8 +46,13 @@ const HUB: &str = "hub";
 const RATE: usize = 2_000;
 /// Of one load.
 const LENGTH: Duration = Duration::from_secs(4);
+/// Calls a second while an endpoint moves: fewer, so that nobody waits for anything but the move. They
+/// are two milliseconds apart.
+const MOVES_RATE: usize = 500;
 /// The share of a load in which an endpoint moves.
 const MOVES_SHARE: f64 = 0.7;
+/// What our client is told when an endpoint moves while it makes its load.
+const MOVED: &str = "moved";
 /// What is still going on after the first call has ended by then.
 const SETTLED: Duration = Duration::from_secs(2);
 /// What counts as not ready.
@@ -138,7 +143,7 @@ async fn ours(
     let churned = client.ask::<Felt>("churned").await;
     control.tell("stop").await?;
     let (called, moved) = tokio::join!(
-        client.ask::<Felt>("moved"),
+        client.ask::<Felt>(MOVED),
         moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
     );
     called?;
@@ -202,8 +207,9 @@ pub async fn client(xds: SocketAddr, length: Duration, variant: &str) -> anyhow:
     };
     println!("{}", serde_json::to_string(&ready)?);
     let mut input = BufReader::new(tokio::io::stdin()).lines();
-    while input.next_line().await?.is_some() {
-        let felt = load(channel.clone(), length).await?;
+    while let Some(line) = input.next_line().await? {
+        let rate = if line == MOVED { MOVES_RATE } else { RATE };
+        let felt = load(channel.clone(), rate, length).await?;
         println!("{}", serde_json::to_string(&felt)?);
     }
     Ok(())
@@ -221,8 +227,8 @@ async fn first_call(channel: impl EchoChannel) -> anyhow::Result<()> {
         .context("the first call")
 }
 
-async fn load(channel: impl EchoChannel, length: Duration) -> anyhow::Result<Felt> {
-    Ok(fixed_rate(&Unary::new(channel, 64), RATE, length)
+async fn load(channel: impl EchoChannel, rate: usize, length: Duration) -> anyhow::Result<Felt> {
+    Ok(fixed_rate(&Unary::new(channel, 64), rate, length)
         .await?
         .into())
 }
@@ -269,7 +275,7 @@ async fn envoy(
     };
     let measure = async || {
         let (before, start) = (cpu::of(process.pid()), Instant::now());
-        let felt = load(channel.clone(), length).await?;
+        let felt = load(channel.clone(), RATE, length).await?;
         let used = cpu::of(process.pid()) - before;
         anyhow::Ok(Felt {
             cpu_share: used.as_secs_f64() / start.elapsed().as_secs_f64(),
@@ -282,7 +288,7 @@ async fn envoy(
     let churned = measure().await;
     control.tell("stop").await?;
     let (called, moved) = tokio::join!(
-        load(channel.clone(), length),
+        load(channel.clone(), MOVES_RATE, length),
         moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
     );
     called?;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, Subcommand};
-use mesh_benches::{big, harness::Plan, library, report, wire};
+use mesh_benches::{big, harness::Plan, library, pick, report, wire};
 
 #[derive(Parser)]
 #[command(about = "Benchmarks of the mesh beside its peers; writes docs/benchmarks.md")]
@@ -26,6 +26,8 @@ enum Family {
     Library,
     /// End to end over loopback.
     Wire,
+    /// Choosing an endpoint.
+    Pick,
     /// Ten thousand clusters.
     Big,
     /// Writes the report from what was measured before.
@@ -60,6 +62,7 @@ fn main() -> anyhow::Result<()> {
     let measure = |family: &str| {
         let results = match family {
             "library" => library::run(&plan)?,
+            "pick" => pick::run(&plan)?,
             "big" => big::run(&plan)?,
             "wire" => wire::run(&plan)?,
             other => anyhow::bail!("no family is named {other}"),
@@ -74,6 +77,7 @@ fn main() -> anyhow::Result<()> {
         }
         Family::Library => measure("library")?,
         Family::Wire => measure("wire")?,
+        Family::Pick => measure("pick")?,
         Family::Big => measure("big")?,
         Family::Report => {}
         Family::Calls { scenario, calls } => return library::call(&scenario, calls),

@@ -15,7 +15,7 @@ use anyhow::Context;
 use crate::harness::{Results, Row, Spread, root};
 
 /// In the order of the page.
-pub const FAMILIES: [&str; 3] = ["library", "wire", "big"];
+pub const FAMILIES: [&str; 4] = ["library", "pick", "wire", "big"];
 
 /// What the figures do not say of themselves; written by hand.
 const WHY: &str = include_str!("why.md");
@@ -70,6 +70,7 @@ pub fn write() -> anyhow::Result<()> {
 fn title(family: &str) -> &'static str {
     match family {
         "library" => "Library: cost above an endpoint that answers at once",
+        "pick" => "Pick: choosing an endpoint",
         "wire" => "Wire: end to end over loopback",
         _ => "Big: ten thousand clusters",
     }
@@ -84,6 +85,11 @@ fn remarks(family: &str) -> &'static str {
              of ten, each call to another one. `junction-core` only resolves, and sends nothing. \
              Counts are of a single-threaded runtime; instructions are callgrind's."
         }
+        "pick" => {
+            "A pick, the count of a request that begins and of one that ends, and for policies that learn \
+             from them a clock and the latency. tower's balancers need `&mut self`: one thread, and with a \
+             service that answers at once instead of the two counts."
+        }
         "wire" => {
             "Client, server and proxies are separate processes on one machine; their processor \
              time is told apart. Every socket has `TCP_NODELAY`. Telemetry is off everywhere. \
@@ -97,7 +103,7 @@ fn remarks(family: &str) -> &'static str {
              to the first answered call, which matches the last route: everything is received, \
              decoded and applied; with the processor time and the most memory until then. Moved: \
              a cluster's one endpoint goes to another server, from the control plane's word to \
-             the first call there. Changes: an endpoint of \
+             the first call there, with a call each two milliseconds. Changes: an endpoint of \
              another cluster moves, each change a resource; their cost is the processor time of \
              the client (or Envoy) while they arrive less that while none do, at the same request \
              rate."

@@ -20,14 +20,16 @@ use bytes::Bytes;
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
-            route::v3::RouteConfiguration,
+            cluster::v3::Cluster as ProtoCluster, endpoint::v3::ClusterLoadAssignment,
+            listener::v3::Listener, route::v3::RouteConfiguration,
         },
         extensions::transport_sockets::tls::v3::Secret as ProtoSecret,
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle};
+use mesh_core::config::{
+    Cluster, LbPolicy, ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle,
+};
 use prost::{Message as _, Name};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
@@ -86,7 +88,7 @@ impl ResourceType {
     pub fn url(self) -> String {
         match self {
             Self::Secret => ProtoSecret::type_url(),
-            Self::Cluster => Cluster::type_url(),
+            Self::Cluster => ProtoCluster::type_url(),
             Self::Endpoints => ClusterLoadAssignment::type_url(),
             Self::Listener => Listener::type_url(),
             Self::Route => RouteConfiguration::type_url(),
@@ -312,14 +314,22 @@ impl World {
             ResourceType::Listener => self.listener(client, name),
             ResourceType::Cluster => {
                 let config = self.compiled.clusters.get(name)?;
-                // What a gRPC without least request gets, whatever its language.
-                let class = match client.has(Feature::LeastRequest) {
-                    false if class == ClientClass::GrpcJava => ClientClass::GrpcGo,
-                    _ => class,
+                let needs = balancer(&config.lb_policy);
+                if needs.is_none_or(|feature| client.has(feature)) {
+                    return Some(self.shared((class, kind), name, "", &config, || {
+                        any(&encode::cluster(config, class))
+                    }));
+                }
+                // Every client has round robin.
+                let config = Cluster {
+                    lb_policy: LbPolicy::RoundRobin,
+                    ..Cluster::clone(config)
                 };
-                Some(self.shared((class, kind), name, "", &config, || {
-                    any(&encode::cluster(config, class))
-                }))
+                Some(
+                    self.shared((class, kind), name, "round robin", &config, || {
+                        any(&encode::cluster(&config, class))
+                    }),
+                )
             }
             ResourceType::Endpoints => {
                 let config = self.compiled.endpoints.get(name)?;
@@ -494,12 +504,33 @@ impl World {
     }
 }
 
+/// What a client must have for a balancer.
+fn balancer(policy: &LbPolicy) -> Option<Feature> {
+    match policy {
+        LbPolicy::LeastRequest(_) => Some(Feature::LeastRequest),
+        // gRPC gets a ring in the place of a table.
+        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } => Some(Feature::RingHash),
+        LbPolicy::ClientSideWeightedRoundRobin(_) => Some(Feature::ClientSideWeightedRoundRobin),
+        LbPolicy::PickFirst { .. } => Some(Feature::PickFirst),
+        LbPolicy::RoundRobin
+        | LbPolicy::Random
+        | LbPolicy::PeakEwma(_)
+        | LbPolicy::Prequal(_)
+        | LbPolicy::Custom { .. } => None,
+    }
+}
+
 /// A version: equal for equal content, in every process.
 ///
 /// The hash is over the text of the config, whose maps are ordered, because the order of a
-/// protobuf map differs from process to process.
+/// protobuf map differs from process to process. The release is in it, as another one may encode the
+/// same config in another way, which a client that says it has this version would never get.
 fn hash(content: &dyn Debug) -> Version {
-    Version(xxh3_64(format!("{content:?}").as_bytes()))
+    hash_by(env!("CARGO_PKG_VERSION"), content)
+}
+
+fn hash_by(release: &str, content: &dyn Debug) -> Version {
+    Version(xxh3_64(format!("{release} {content:?}").as_bytes()))
 }
 
 /// One version for a set of resources.

@@ -55,3 +55,42 @@ fn envoys_domains_are_unique_and_the_name_alone_is_the_default_port() {
     );
     assert!(!hosts.contains_key("*"));
 }
+
+#[test]
+fn another_release_has_other_versions() {
+    let config = "a cluster";
+    assert_eq!(hash_by("1.0.0", &config), hash_by("1.0.0", &config));
+    assert_ne!(hash_by("1.0.0", &config), hash_by("1.0.1", &config));
+    assert_eq!(hash(&config), hash_by(env!("CARGO_PKG_VERSION"), &config));
+}
+
+#[test]
+fn a_release_without_a_balancer_gets_round_robin() {
+    use envoy_types::pb::{
+        envoy::config::cluster::v3::cluster::LbPolicy as Proto, google::protobuf::Any,
+    };
+    let rule = "---
+kind: DestinationRule
+metadata: {name: greeter}
+spec: {host: greeter, trafficPolicy: {loadBalancer: {simple: LEAST_REQUEST}}}
+";
+    let world = world(&format!("{GREETER}{rule}"));
+    let given = |class, release| {
+        let client = Client {
+            release,
+            ..client(class)
+        };
+        let found = world.resource(&client, ResourceType::Cluster, CLUSTER);
+        let any = Any::decode(&*found.unwrap().any).unwrap();
+        ProtoCluster::decode(&any.value[..]).unwrap().lb_policy()
+    };
+    for (class, release, expected) in [
+        (ClientClass::GrpcJava, Some((1, 48)), Proto::LeastRequest),
+        (ClientClass::GrpcJava, Some((1, 47)), Proto::RoundRobin),
+        (ClientClass::GrpcJava, None, Proto::LeastRequest),
+        (ClientClass::GrpcGo, None, Proto::RoundRobin),
+        (ClientClass::Envoy, None, Proto::LeastRequest),
+    ] {
+        assert_eq!(given(class, release), expected, "{class} {release:?}");
+    }
+}

@@ -14,7 +14,7 @@ use mesh_core::config::{
 };
 
 use super::{
-    CompileOptions, Compiled,
+    CompileOptions, Compiled, balance,
     security::MtlsMode,
     services::{PortInfo, ServiceInfo, Workload},
 };
@@ -137,6 +137,14 @@ fn apply_policy(
         Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = default_lb(),
         Some("RANDOM") => cluster.lb_policy = LbPolicy::Random,
         Some(other) => wrong("loadBalancer.simple", format!("{other} is not supported")),
+    }
+    if let Some(balancer) = &policy.load_balancer
+        && let Some(slow_start) = balance::slow_start(balancer, &mut wrong)
+    {
+        cluster.common_lb_config.slow_start = Some(slow_start);
+    }
+    if let Some(spec) = &policy.outlier_detection {
+        balance::apply_outliers(spec, cluster, &mut wrong);
     }
     let pool = policy.connection_pool.as_ref();
     if let Some(limit) = pool

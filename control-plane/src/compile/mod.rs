@@ -4,6 +4,7 @@
 //! a security object that cannot be used closes its own target. It does no I/O, and the same
 //! objects always give the same result.
 
+mod balance;
 mod clusters;
 mod routes;
 mod rules;

@@ -205,3 +205,45 @@ fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
         }
     }
 }
+
+#[test]
+fn a_destination_rule_says_when_endpoints_are_ejected_and_how_new_ones_begin() {
+    let rule = |policy: &str| {
+        let text = format!(
+            "{GREETER}---\n\
+             kind: ServiceEntry\nmetadata: {{name: other}}\nspec:\n  hosts: [other.default.svc.cluster.local]\n  \
+             resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n---\n\
+             kind: DestinationRule\nmetadata: {{name: a}}\nspec:\n  host: other\n  trafficPolicy: {policy}\n"
+        );
+        let (compiled, findings) = compile_text(&text);
+        let name = "outbound|80||other.default.svc.cluster.local";
+        (compiled.clusters[name].clone(), findings)
+    };
+    let (cluster, _) = rule(
+        "{outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 3, minHealthPercent: 40}}",
+    );
+    let outliers = cluster.outlier_detection.clone().unwrap();
+    assert_eq!(outliers.consecutive_5xx.enforcing, 0, "0 is off");
+    let gateway = outliers.consecutive_gateway_failure;
+    assert_eq!((gateway.threshold, gateway.enforcing), (3, 100));
+    assert_eq!(outliers.success_rate.enforcing, 0, "as in Istio");
+    assert_eq!(cluster.common_lb_config.healthy_panic_threshold, Some(40));
+    let (old, _) = rule("{outlierDetection: {consecutiveErrors: 7}}");
+    let outliers = old.outlier_detection.clone().unwrap();
+    assert_eq!(outliers.consecutive_gateway_failure.threshold, 7);
+    assert_eq!(outliers.consecutive_5xx.enforcing, 0);
+    let (warm, _) =
+        rule("{loadBalancer: {warmup: {duration: 60s, aggression: 2, minimumPercent: 5}}}");
+    let expected = SlowStart {
+        window: std::time::Duration::from_secs(60),
+        aggression: 2.0,
+        min_weight_percent: 5.0,
+    };
+    assert_eq!(warm.common_lb_config.slow_start, Some(expected));
+    let (_, findings) = rule("{outlierDetection: {interval: 0s, maxEjectionPercent: 101}}");
+    let text = findings.join("\n");
+    assert!(
+        text.contains("outlierDetection.interval") && text.contains("maxEjectionPercent"),
+        "{text}"
+    );
+}

@@ -208,6 +208,8 @@ object! {
         connection_pool: Option<ConnectionPool>,
         /// Limit on retries.
         retry_budget: Option<BudgetSpec>,
+        /// When endpoints are ejected.
+        outlier_detection: Option<OutlierSpec>,
         /// TLS.
         tls: Option<TlsSpec>,
     }
@@ -217,6 +219,45 @@ object! {
     LoadBalancer {
         /// `ROUND_ROBIN`, `LEAST_REQUEST` or `RANDOM`.
         simple: Option<String>,
+        /// A growing share for new endpoints.
+        warmup: Option<Warmup>,
+        /// The old name of `warmup.duration`.
+        warmup_duration_secs: Option<String>,
+    }
+}
+object! {
+    /// A growing share for new endpoints.
+    Warmup {
+        /// After this time an endpoint has all of its share.
+        duration: Option<String>,
+        /// Where the share starts, in percent; default 10.
+        minimum_percent: Option<f64>,
+        /// How fast it grows at first; default 1.
+        aggression: Option<f64>,
+    }
+}
+object! {
+    /// When endpoints are ejected.
+    OutlierSpec {
+        /// Failures in a row; default 5, 0 is off.
+        #[serde(rename = "consecutive5xxErrors")]
+        consecutive_5xx_errors: Option<u32>,
+        /// Responses 502, 503 and 504 in a row; default off.
+        consecutive_gateway_errors: Option<u32>,
+        /// The old name of `consecutiveGatewayErrors`; the other kinds are off then.
+        consecutive_errors: Option<u32>,
+        /// Whether failures without a response are counted by themselves.
+        split_external_local_origin_errors: bool,
+        /// Failures without a response in a row; default 5, 0 is off.
+        consecutive_local_origin_failures: Option<u32>,
+        /// How often ejections end; default 10s.
+        interval: Option<String>,
+        /// Shortest ejection; default 30s.
+        base_ejection_time: Option<String>,
+        /// Most endpoints ejected at a time; default 10.
+        max_ejection_percent: Option<u32>,
+        /// Below this percentage of healthy endpoints all are used; default 0.
+        min_health_percent: Option<u32>,
     }
 }
 object! {

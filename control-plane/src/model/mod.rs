@@ -18,8 +18,9 @@ use crate::{
 
 pub use istio::{
     AuthorizationPolicy, DestinationRule, HttpMatch, HttpRoute, LoadBalancer, Mtls, Operation,
-    PeerAuthentication, Retries, RouteDestination, Rule, ServiceEntry, ServiceEntryPort, Source,
-    StringMatch, Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
+    OutlierSpec, PeerAuthentication, Retries, RouteDestination, Rule, ServiceEntry,
+    ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy, VirtualService, Weighted,
+    WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 

@@ -132,7 +132,12 @@ impl Variant for Delta {
 
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
+        let warming = match kind {
+            ResourceType::Endpoints => self.subscriptions.take_warming(),
+            _ => BTreeSet::new(),
+        };
         let (state, is_first) = self.subscriptions.entry(kind);
+        let inherits = is_first && !request.initial_resource_versions.is_empty();
         if is_first {
             state.sent = Sent::with_versions(request.initial_resource_versions.into_iter());
             let named = &request.resource_names_subscribe;
@@ -150,7 +155,8 @@ impl Variant for Delta {
                 state.is_due = true;
             } else {
                 // What the client has from an earlier stream is not news to it.
-                if !(is_first && state.sent.get(&name).is_some()) {
+                let is_known = is_first && state.sent.get(&name).is_some();
+                if !is_known || warming.contains(&name) {
                     state.due.insert(name.clone());
                 }
                 state.names.insert(name);
@@ -186,6 +192,7 @@ impl Variant for Delta {
             verdict: is_judged.then_some(verdict),
             is_changed,
             is_stale: !is_first && !request.response_nonce.is_empty() && !is_judged,
+            inherits,
         })
     }
 

@@ -17,6 +17,8 @@ mod service;
 mod session;
 #[cfg(test)]
 mod session_tests;
+#[cfg(test)]
+mod sim_tests;
 mod sotw;
 mod stream;
 #[cfg(test)]
@@ -108,6 +110,8 @@ pub(crate) struct Heard {
     pub(crate) is_changed: bool,
     /// Whether it was about a response that is not the last one.
     pub(crate) is_stale: bool,
+    /// Whether the client has something of the type from an earlier stream.
+    pub(crate) inherits: bool,
 }
 
 /// Whether a client has something that is gone, and was not told yet.

@@ -4,10 +4,13 @@
 //! A change goes out in the order of references: secrets, clusters, endpoints; then, when the
 //! client has accepted those, what refers to them: listeners and routes; last, when the client has
 //! accepted those too, what is gone (make before break). Every wait is bounded, so that a client
-//! that never answers gets everything all the same.
+//! that never answers gets everything all the same. The same holds for a client that comes back with
+//! what it had of an earlier stream, but for an Envoy that gets everything in state of the world: what
+//! it has of old cannot be said beside what is new.
 
 use std::{
     collections::BTreeSet,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -37,6 +40,8 @@ pub(crate) struct Session<V> {
     dirty: BTreeSet<ResourceType>,
     hold: Option<Hold>,
     removal: Option<Removal>,
+    /// The client has something from an earlier stream, of which it was not told anything yet.
+    inherits: bool,
     /// The last world that the client has answered in full.
     settled: u64,
 }
@@ -67,6 +72,7 @@ impl<V: Variant> Default for Session<V> {
             dirty: BTreeSet::new(),
             hold: None,
             removal: None,
+            inherits: false,
             settled: 0,
         }
     }
@@ -118,6 +124,11 @@ impl<V: Variant> Session<V> {
         if before.is_none() || is_for_nobody {
             return;
         }
+        self.begin_waits(now);
+    }
+
+    /// Something may be new, and something gone.
+    fn begin_waits(&mut self, now: Instant) {
         // Bounds count from the first change that waits.
         let (until, by) = (now + HOLD_MAX, now + REMOVAL_MAX);
         self.hold.get_or_insert_with(|| Hold {
@@ -166,6 +177,7 @@ impl<V: Variant> Session<V> {
         if heard.is_changed {
             self.dirty.insert(heard.kind);
         }
+        self.inherits |= heard.inherits;
         // Something happened: the client may end subscriptions next.
         if let Some(removal) = &mut self.removal {
             removal.at = None;
@@ -195,6 +207,10 @@ impl<V: Variant> Session<V> {
     pub(super) fn next(&mut self, now: Instant) -> Option<Response> {
         let world = Arc::clone(self.world.as_ref()?);
         self.client.as_ref()?;
+        if mem::take(&mut self.inherits) {
+            // The client has another world than this, as if it had changed now.
+            self.begin_waits(now);
+        }
         loop {
             while let Some(kind) = self.next_kind() {
                 match self.answer(kind, &world) {

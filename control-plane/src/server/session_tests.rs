@@ -434,3 +434,132 @@ fn a_client_that_missed_a_world_looks_at_everything() {
     kit.session.world_changed(Arc::new(last), kit.now);
     assert_eq!(kinds(&kit.all()), [ResourceType::Endpoints]);
 }
+
+/// The first request of a stream by a client that has something from an earlier one.
+fn again(kind: ResourceType, names: &[&str]) -> DiscoveryRequest {
+    DiscoveryRequest {
+        type_url: kind.url(),
+        version_info: "of an earlier stream".into(),
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+#[test]
+fn a_client_that_comes_back_keeps_what_is_gone_until_it_has_what_takes_its_place() {
+    let kinds = [ResourceType::Cluster, ResourceType::Endpoints];
+    let names = [CLUSTER, OTHER_CLUSTER];
+    for ends_by_itself in [true, false] {
+        // The other one went while nobody served.
+        let mut kit = Kit::<Sotw>::new(ClientClass::GrpcGo, GREETER);
+        for kind in kinds {
+            kit.session.hear(again(kind, &names)).unwrap();
+        }
+        kit.session
+            .hear(again(ResourceType::Route, &[CLUSTER]))
+            .unwrap();
+        // An answer with clusters would be a deletion; of endpoints only the known ones are said.
+        let endpoints = kit.next().expect("an answer");
+        assert_eq!(endpoints.kind, ResourceType::Endpoints);
+        assert_eq!(endpoints.resources.len(), 1);
+        assert!(kit.next().is_none(), "routes wait for them");
+        kit.ask(endpoints.kind, &names, endpoints.nonce);
+        let routes = kit.next().expect("an answer");
+        assert_eq!(routes.kind, ResourceType::Route);
+        kit.ask(routes.kind, &names[..1], routes.nonce);
+        assert!(kit.all().is_empty());
+        if ends_by_itself {
+            kit.session
+                .hear(again(ResourceType::Cluster, &[CLUSTER]))
+                .unwrap();
+        } else {
+            kit.pass(UNSUBSCRIBE_TIME);
+        }
+        let last = kit.all();
+        let clusters = last.iter().find(|last| last.kind == ResourceType::Cluster);
+        let clusters = clusters.expect("an answer at last");
+        assert_eq!(clusters.resources.len(), 1);
+        let Gone::Errors(missing) = &clusters.gone else {
+            panic!()
+        };
+        assert_eq!(missing.is_empty(), ends_by_itself);
+    }
+}
+
+#[test]
+fn a_delta_client_that_comes_back_is_told_of_what_is_gone_after_the_new_routes() {
+    let mut kit = Kit::<Delta>::new(ClientClass::Envoy, GREETER);
+    for (kind, held) in [
+        (ResourceType::Cluster, OTHER_CLUSTER),
+        (ResourceType::Route, "outbound"),
+    ] {
+        let mut request = tests::delta(
+            kind,
+            if kind.is_full_set() {
+                &[]
+            } else {
+                &["outbound"]
+            },
+            &[],
+        );
+        let version = "0123456789abcdef".to_owned();
+        request
+            .initial_resource_versions
+            .insert(held.to_owned(), version);
+        kit.session.hear(request).unwrap();
+    }
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        for response in kit.all() {
+            kit.ack(&response);
+            let Gone::Removed(gone) = &response.gone else {
+                panic!()
+            };
+            seen.push((response.kind, gone.len()));
+            if response.kind == ResourceType::Cluster && gone.is_empty() {
+                kit.ask(ResourceType::Endpoints, &[CLUSTER]);
+            }
+        }
+    }
+    assert_eq!(
+        seen,
+        [
+            (ResourceType::Cluster, 0),
+            (ResourceType::Endpoints, 0),
+            (ResourceType::Route, 0),
+            (ResourceType::Cluster, 1)
+        ]
+    );
+}
+
+#[test]
+fn an_envoy_that_comes_back_gets_the_endpoints_of_a_changed_cluster_whatever_comes_first() {
+    // What it has of endpoints is the newest, what it has of clusters is not.
+    let mut newest = Kit::<Delta>::new(ClientClass::Envoy, GREETER);
+    newest.ask(ResourceType::Endpoints, &[CLUSTER]);
+    let version = newest.next().unwrap().resources[0].version.to_string();
+    for endpoints_are_first in [true, false] {
+        let mut kit = Kit::<Delta>::new(ClientClass::Envoy, GREETER);
+        let mut clusters = tests::delta(ResourceType::Cluster, &[], &[]);
+        let mut endpoints = tests::delta(ResourceType::Endpoints, &[CLUSTER], &[]);
+        for (request, version) in [
+            (&mut clusters, "0123456789abcdef"),
+            (&mut endpoints, &version),
+        ] {
+            let versions = &mut request.initial_resource_versions;
+            versions.insert(CLUSTER.to_owned(), version.to_owned());
+        }
+        let mut found = Vec::new();
+        let mut requests = [clusters, endpoints];
+        if endpoints_are_first {
+            requests.reverse();
+        }
+        for request in requests {
+            kit.session.hear(request).unwrap();
+            found.extend(kit.all());
+        }
+        let expected = [ResourceType::Cluster, ResourceType::Endpoints];
+        assert_eq!(kinds(&found), expected, "it would wait for them");
+        assert_eq!(found[1].resources[0].name, CLUSTER);
+    }
+}

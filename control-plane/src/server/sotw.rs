@@ -43,6 +43,8 @@ struct Named {
     is_named: bool,
     /// Names for which the client was told that there is nothing.
     missing: BTreeSet<String>,
+    /// Names that the client may have from an earlier stream, of which nothing is known here.
+    inherited: BTreeSet<String>,
 }
 
 /// Everything that a client is to have of a type now.
@@ -51,6 +53,8 @@ struct Wanted {
     resources: Vec<Arc<Resource>>,
     missing: BTreeSet<String>,
     kept: Kept,
+    /// Something that the client may have is gone, and nobody here knows what it was.
+    is_unknown: bool,
     withheld: Option<Withheld>,
 }
 
@@ -67,7 +71,13 @@ impl Sotw {
 }
 
 impl Subscription {
-    fn gather(&self, kind: ResourceType, view: &View<'_>, keeps_removed: bool) -> Wanted {
+    fn gather(
+        &self,
+        named: &Named,
+        kind: ResourceType,
+        view: &View<'_>,
+        keeps_removed: bool,
+    ) -> Wanted {
         let mut names: BTreeSet<&str> = self.names.iter().map(String::as_str).collect();
         let wildcard = if self.is_wildcard {
             view.wildcard(kind)
@@ -82,7 +92,8 @@ impl Subscription {
         for name in names {
             let last = self.sent.get(name).and_then(|held| held.resource());
             let held = last.filter(|_| keeps_removed);
-            match (view.find(kind, name, held.is_some()), held) {
+            let is_inherited = keeps_removed && last.is_none() && named.inherited.contains(name);
+            match (view.find(kind, name, held.is_some() || is_inherited), held) {
                 (Found::Resource(resource), _) => wanted.resources.push(resource),
                 (Found::TooLarge(bytes), _) => {
                     wanted.withheld = Some(Withheld::one(name, Reason::Size(bytes)));
@@ -96,7 +107,11 @@ impl Subscription {
                     wanted.kept.add(self.names.contains(name));
                     wanted.resources.push(Arc::clone(held));
                 }
-                (Found::Kept | Found::Missing, _) => {
+                (Found::Kept, None) => {
+                    wanted.kept.add(true);
+                    wanted.is_unknown = true;
+                }
+                (Found::Missing, _) => {
                     wanted.missing.insert(name.to_owned());
                 }
             }
@@ -134,6 +149,10 @@ impl Variant for Sotw {
 
     fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
+        if kind == ResourceType::Endpoints {
+            // The first answer of a stream has all of them in any case.
+            self.subscriptions.take_warming();
+        }
         let (state, is_first) = self.subscriptions.entry(kind);
         let nonce = request.response_nonce.parse::<u64>().ok();
         let verdict = match &request.error_detail {
@@ -154,15 +173,21 @@ impl Variant for Sotw {
                 verdict,
                 is_changed: false,
                 is_stale,
+                inherits: false,
             });
         }
         let named = self.named.entry(kind).or_default();
+        let inherits = is_first && !request.version_info.is_empty();
+        if inherits {
+            named.inherited = request.resource_names.iter().cloned().collect();
+        }
         let is_changed = state.subscribe(named, kind, request.resource_names, is_first);
         Some(Heard {
             kind,
             verdict,
             is_changed,
             is_stale: false,
+            inherits,
         })
     }
 
@@ -174,8 +199,15 @@ impl Variant for Sotw {
     ) -> Option<Response> {
         let state = self.subscriptions.get_mut(kind)?;
         let named = self.named.entry(kind).or_default();
-        let mut wanted = state.gather(kind, view, keeps_removed);
+        let mut wanted = state.gather(named, kind, view, keeps_removed);
         state.kept = wanted.kept;
+        // Without it the answer would be its deletion.
+        if wanted.is_unknown && kind.is_full_set() {
+            return None;
+        }
+        if !keeps_removed {
+            named.inherited.clear();
+        }
         let is_subscribed = state.is_wildcard || !state.names.is_empty();
         state.withheld = wanted.withheld.take().filter(|_| is_subscribed);
         if !is_subscribed || state.has(&wanted, &named.missing) && !state.is_due {

@@ -1,6 +1,9 @@
 //! What a client subscribes to, and what it has of it: the state that both variants keep.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use super::{Kept, sent::Sent};
 use crate::{
@@ -55,6 +58,8 @@ impl Withheld {
 #[derive(Default)]
 pub(crate) struct Subscriptions {
     types: BTreeMap<ResourceType, Subscription>,
+    /// Clusters whose endpoints are due as soon as the client subscribes to them.
+    warming: BTreeSet<String>,
     nonce: u64,
 }
 
@@ -76,12 +81,20 @@ impl Subscriptions {
     }
 
     /// Makes the endpoints of these clusters due again: Envoy waits for them after a change of a
-    /// cluster, even when they are the same.
+    /// cluster, even when they are the same, and even when it has them from an earlier stream.
     pub(super) fn endpoints_again(&mut self, names: &[String]) {
-        if let Some(held) = self.types.get_mut(&ResourceType::Endpoints) {
-            let again = names.iter().filter(|name| held.names.contains(*name));
-            held.due.extend(again.cloned());
+        match self.types.get_mut(&ResourceType::Endpoints) {
+            Some(held) => {
+                let again = names.iter().filter(|name| held.names.contains(*name));
+                held.due.extend(again.cloned());
+            }
+            None => self.warming.extend(names.iter().cloned()),
         }
+    }
+
+    /// The clusters that wait for the first subscription to endpoints.
+    pub(super) fn take_warming(&mut self) -> BTreeSet<String> {
+        mem::take(&mut self.warming)
     }
 
     /// Whether the client still has something that is gone.

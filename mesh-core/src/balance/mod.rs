@@ -194,6 +194,7 @@ pub enum Picker {
 
 impl Picker {
     /// Picks one of `endpoints`, which must be those of the picker's snapshot.
+    #[inline]
     pub fn pick<R: Rng>(
         &self,
         endpoints: &[ClusterEndpoint],
@@ -301,6 +302,7 @@ fn unready(endpoints: &[ClusterEndpoint], previous: &[SocketAddr]) -> PickResult
 }
 
 /// Whether `endpoint` can be picked for a request that already used `previous`.
+#[inline]
 fn is_eligible(endpoint: &ClusterEndpoint, previous: &[SocketAddr]) -> bool {
     endpoint.stats.is_ready() && !previous.contains(&endpoint.address)
 }

@@ -5,7 +5,8 @@
 //! Here servers answer with each response, and the answer is kept on the endpoint: the pool is a
 //! random sample of the endpoints for each request. The rules of the pool hold: an answer is used for
 //! a second, requests sent since then are added to it, an endpoint is hot when it has more requests in
-//! flight than a quantile of the recent answers, and when all are hot the one with the fewest wins.
+//! flight than a quantile of the recent answers, and when all are hot the one with the fewest wins. One
+//! that failed counts as hot until half of the penalty is forgotten.
 //! Nothing is removed from the pool, because reading an answer again costs nothing, and there is no
 //! probe that a server would have to serve. An endpoint of which nothing is known is tried by one
 //! request at a time.
@@ -77,14 +78,15 @@ impl Prequal {
             .zip(now)
             .and_then(|(observed, now)| observed.server_load(now))
             .filter(|said| said.age <= self.config.max_age);
+        let measured = observed.and_then(|observed| observed.latency(now, DECAY));
         if let Some(said) = said {
             return Candidate {
                 index,
                 in_flight: said.in_flight + own.saturating_sub(said.own_in_flight),
-                latency: said.latency,
+                // What it says does not tell of failures and of the way to it.
+                latency: said.latency.max(measured.unwrap_or_default()),
             };
         }
-        let measured = observed.and_then(|observed| observed.latency(now, DECAY));
         let unknown = match own {
             0 => Duration::ZERO,
             _ => Duration::MAX,
@@ -131,11 +133,13 @@ impl LoadBalancer for Prequal {
             .iter()
             .map(|index| self.candidate(*index, &endpoints[*index], context.now));
         let best = candidates.min_by_key(|candidate| {
-            let is_hot = candidate.in_flight > limit;
-            match is_hot {
-                false => (is_hot, candidate.latency, candidate.in_flight),
-                true => (is_hot, Duration::ZERO, candidate.in_flight),
-            }
+            // Few in flight is no recommendation for one that fails.
+            let is_failing = candidate.latency >= self.config.failure_penalty / 2;
+            let latency = match candidate.in_flight > limit || is_failing {
+                false => candidate.latency,
+                true => Duration::MAX,
+            };
+            (latency, is_failing, candidate.in_flight)
         });
         or_unready(best.map(|best| best.index), endpoints, context.previous)
     }

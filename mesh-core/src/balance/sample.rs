@@ -9,6 +9,7 @@ use crate::rng::Rng;
 pub(super) const REJECTIONS_MAX: u32 = 4;
 
 /// An eligible endpoint, uniform over all eligible ones.
+#[inline]
 pub(super) fn sample<R: Rng + ?Sized>(
     endpoints: &[ClusterEndpoint],
     previous: &[SocketAddr],

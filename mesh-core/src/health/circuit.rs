@@ -8,14 +8,12 @@
 //! all of its requests fail at the same moment, and a share of those in flight would refuse most
 //! of the retries that this is for. Over time the share is the same.
 
-use std::sync::{
-    Mutex, OnceLock, PoisonError,
-    atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
-};
+use std::sync::{Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed};
 
 use crate::{
     config::{CircuitBreakers, RetryBudget},
     shard::{self, Padded, Sharded},
+    sync::{AtomicI32, AtomicI64, AtomicU32, AtomicU64},
 };
 
 /// Counters of one cluster. Belongs to the cluster's name, not to a snapshot.

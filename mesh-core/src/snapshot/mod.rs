@@ -89,6 +89,7 @@ pub struct ClusterSnapshot {
 impl ClusterSnapshot {
     /// Picks an endpoint: that of the request's session, if it can be used, or by the cluster's
     /// policy.
+    #[inline]
     pub fn pick<R: Rng>(&self, context: &mut PickContext<'_, R>) -> PickResult {
         if let Some(host) = context.override_host
             && let Some(result) = self.pick_override(host)
@@ -111,17 +112,18 @@ impl ClusterSnapshot {
         resolve_override(&self.endpoints, by_address.get(&host).copied(), allowed)
     }
 
-    /// Whether time does something to it, so that it wants a [`Maintainer`].
+    /// Whether time does anything to it: only then is a [`Maintainer`] of use.
     pub fn wants_maintenance(&self) -> bool {
         let config = self.config.as_ref().ok();
-        matches!(self.picker, Picker::Other(_))
-            || config.is_some_and(|config| config.outlier_detection.is_some())
+        let is_watched = config.is_some_and(|config| config.outlier_detection.is_some());
+        is_watched || matches!(self.picker, Picker::Other(_))
     }
 
     /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.
     /// `observation` is wanted where [`Picker::observes`] says so. Returns whether the cluster's
     /// [`Maintainer`] should look at it now.
     #[must_use]
+    #[inline]
     pub fn end_attempt(
         &self,
         endpoint: usize,

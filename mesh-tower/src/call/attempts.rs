@@ -80,7 +80,7 @@ impl<M: MakeEndpoint> Attempts<M> {
             if outcome.is_success() {
                 return result.end(self.in_flight, outcome);
             }
-            self.in_flight.judge_attempt(outcome.verdict());
+            self.in_flight.judge_attempt(outcome);
             self.avoid();
             let result = match self.resend(result, outcome) {
                 Ok(request) => {
@@ -201,7 +201,7 @@ impl<M: MakeEndpoint> Attempts<M> {
     async fn pick(&mut self) -> Result<u32, Error> {
         let mut rng = rng::fork();
         let state = &self.in_flight.state;
-        if let Some(decided) = state.pick(&mut rng, &self.previous, Instant::now()) {
+        if let Some(decided) = state.pick(&mut rng, &self.previous) {
             return decided;
         }
         let until = self.until;

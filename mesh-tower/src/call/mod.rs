@@ -67,7 +67,7 @@ enum AttemptResult<M: MakeEndpoint> {
 impl<M: MakeEndpoint> AttemptResult<M> {
     /// The call ends with this result.
     fn end(self, mut in_flight: InFlight<M>, outcome: Outcome) -> CallResult<M> {
-        in_flight.judge_attempt(outcome.verdict());
+        in_flight.judge_attempt(outcome);
         let error = match self {
             Self::Response(response) => return Ok(in_flight.respond(response, outcome)),
             Self::Failed(error) => error.into_error(in_flight.state.name().as_str()),
@@ -158,7 +158,7 @@ fn start_at<M: MakeEndpoint, S>(
             Err(error) => return ResponseFuture::failed(error),
         };
     if options.reports_endpoint {
-        in_flight.route = Some(Arc::clone(&route.name));
+        in_flight.route = Some(Box::new(Arc::clone(&route.name)));
     }
     in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
     // Only a call that may be repeated keeps its head and records its body.
@@ -168,7 +168,7 @@ fn start_at<M: MakeEndpoint, S>(
         again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[], now) {
+    match in_flight.state.pick(&mut rng, &[]) {
         Some(Ok(endpoint)) => {
             let headers = &mut outgoing.head_mut().headers;
             let exchange = in_flight

@@ -15,7 +15,7 @@ use mesh_core::{
     config::Cluster,
     stats::{Connectivity, EndpointStats},
 };
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::Notify;
 
 use crate::{BoxError, Outgoing, error::DispatchError};
 
@@ -85,49 +85,24 @@ pub struct EndpointContext {
     /// Policy of the cluster.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<EndpointStats>,
-    pub(crate) changed: Arc<Changed>,
+    pub(crate) signals: Arc<Signals>,
+}
+
+/// Who is told that an endpoint has changed.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    /// Requests that wait for an endpoint.
+    pub(crate) waiting: Notify,
+    /// The task that maintains the cluster.
+    pub(crate) maintenance: Notify,
 }
 
 impl EndpointContext {
     /// Reports whether requests can be sent; wakes the requests that wait for it.
     pub fn set_connectivity(&self, connectivity: Connectivity) {
         self.stats.set_connectivity(connectivity);
-        self.changed.tell();
-    }
-}
-
-/// Tells of changes to the endpoints of a cluster.
-#[derive(Debug, Default)]
-pub(crate) struct Changed {
-    /// Requests that wait for an endpoint.
-    waiting: Notify,
-    /// Who maintains the cluster.
-    maintainer: Notify,
-}
-
-impl Changed {
-    /// An endpoint can be used or cannot any more.
-    pub(crate) fn tell(&self) {
-        self.waiting.notify_waiters();
-        self.maintainer.notify_one();
-    }
-
-    /// The maintainer has done something, or there are other endpoints.
-    pub(super) fn tell_requests(&self) {
-        self.waiting.notify_waiters();
-    }
-
-    /// A request has found something for the maintainer.
-    pub(super) fn tell_maintainer(&self) {
-        self.maintainer.notify_one();
-    }
-
-    pub(super) fn waiting(&self) -> Notified<'_> {
-        self.waiting.notified()
-    }
-
-    pub(super) fn maintainer(&self) -> Notified<'_> {
-        self.maintainer.notified()
+        self.signals.waiting.notify_waiters();
+        self.signals.maintenance.notify_one();
     }
 }
 

@@ -7,9 +7,7 @@
 mod endpoint;
 mod registry;
 mod runtime;
-mod watched;
 
 pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub(crate) use registry::{BoundClusters, ClusterRegistry};
 pub(crate) use runtime::{ClusterRuntime, ClusterState, pick_later};
-pub(crate) use watched::Watched;

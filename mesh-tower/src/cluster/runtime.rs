@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -13,6 +14,7 @@ use mesh_core::{
     config::{CircuitBreakers, Cluster},
     health::Circuit,
     load::{ClusterLoad, DropSource},
+    observed::Observation,
     outcome::Verdict,
     rng::Rng,
     shard::Sharded,
@@ -21,7 +23,7 @@ use mesh_core::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::{EndpointContext, EndpointService, MakeEndpoint, Watched, endpoint::Changed};
+use super::{EndpointContext, EndpointService, MakeEndpoint, endpoint::Signals};
 use crate::{
     error::{Error, ErrorKind},
     rng,
@@ -34,7 +36,7 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     make: Arc<M>,
     /// The same for all, but a call's reference count is its thread's own.
     state: Sharded<ArcSwap<ClusterState<M>>>,
-    changed: Arc<Changed>,
+    signals: Arc<Signals>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
     source: watch::Sender<watch::Receiver<Arc<LazySnapshot>>>,
 }
@@ -58,9 +60,6 @@ pub(crate) struct ClusterState<M: MakeEndpoint> {
     snapshot: Arc<ClusterSnapshot>,
     services: Services<M>,
     totals: Arc<ClusterTotals>,
-    /// Whether the picker learns from how attempts end.
-    observes: bool,
-    changed: Arc<Changed>,
     /// Where newer states are.
     runtime: Weak<ClusterRuntime<M>>,
 }
@@ -97,8 +96,8 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let mut current = handle.current.clone();
         let snapshot = Arc::clone(current.borrow_and_update().get());
         let (source, followed) = watch::channel(current);
-        let changed = Arc::<Changed>::default();
-        let services = bind(&snapshot, &[], &*make, &changed);
+        let signals = Arc::<Signals>::default();
+        let services = bind(&snapshot, &[], &*make, &signals);
         let calls = metrics.cluster(handle.name.as_str());
         calls.set_endpoints(&snapshot);
         let totals = Arc::new(ClusterTotals {
@@ -109,11 +108,9 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let runtime = Arc::new_cyclic(|runtime| {
             let state = || {
                 ArcSwap::from_pointee(ClusterState {
-                    observes: snapshot.picker.observes(),
                     snapshot: Arc::clone(&snapshot),
                     services: Arc::clone(&services),
                     totals: Arc::clone(&totals),
-                    changed: Arc::clone(&changed),
                     runtime: Weak::clone(runtime),
                 })
             };
@@ -121,13 +118,13 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 state: Sharded::new(state),
                 totals: Arc::clone(&totals),
                 make,
-                changed,
+                signals,
                 source,
             }
         });
-        runtime.connect_wanted();
-        let changed = Arc::clone(&runtime.changed);
-        tokio::spawn(follow(Arc::downgrade(&runtime), followed, changed));
+        runtime.connect_all(&snapshot, &services);
+        let signals = Arc::clone(&runtime.signals);
+        tokio::spawn(follow(Arc::downgrade(&runtime), followed, signals));
         runtime
     }
 
@@ -149,14 +146,26 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         });
     }
 
-    /// Connects to the endpoints that the policy wants.
-    fn connect_wanted(&self) {
-        let state = self.load();
-        for (index, slot) in state.services.iter().enumerate() {
-            if state.snapshot.picker.connects(index) {
+    /// Connects to all endpoints but those of a priority that is not needed yet.
+    fn connect_all(&self, snapshot: &ClusterSnapshot, services: &[Arc<EndpointSlot<M>>]) {
+        for (index, slot) in services.iter().enumerate() {
+            if snapshot.picker.connects(index) {
                 slot.service.connect();
             }
         }
+    }
+
+    /// Does what time does to the cluster; returns when to do so again.
+    fn maintain(&self, maintainer: &mut Maintainer) -> Option<Instant> {
+        let state = self.load();
+        let now = Instant::now();
+        let next = maintainer.advance(&state.snapshot, now.into_std());
+        if state.snapshot.wants_maintenance() {
+            self.connect_all(&state.snapshot, &state.services);
+            // Another priority may be in use.
+            self.signals.waiting.notify_waiters();
+        }
+        next.map(Instant::from_std)
     }
 
     /// The newest endpoints and policy.
@@ -166,24 +175,22 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
 
     fn update(self: &Arc<Self>, snapshot: &Arc<ClusterSnapshot>) {
         let held = Arc::clone(&self.load().services);
-        let services = bind(snapshot, &held, &*self.make, &self.changed);
+        let services = bind(snapshot, &held, &*self.make, &self.signals);
         for shard in self.state.iter() {
             shard.store(Arc::new(ClusterState {
-                observes: snapshot.picker.observes(),
                 snapshot: Arc::clone(snapshot),
                 services: Arc::clone(&services),
                 totals: Arc::clone(&self.totals),
-                changed: Arc::clone(&self.changed),
                 runtime: Arc::downgrade(self),
             }));
         }
         self.totals.calls.set_endpoints(snapshot);
-        self.connect_wanted();
+        self.connect_all(snapshot, &services);
         let kept = by_address(&services);
         for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {
             gone.service.disconnect();
         }
-        self.changed.tell_requests();
+        self.signals.waiting.notify_waiters();
     }
 }
 
@@ -202,23 +209,6 @@ impl<M: MakeEndpoint> ClusterState<M> {
         &self.services[endpoint as usize]
     }
 
-    /// Whether attempts are to be [watched](Watched).
-    pub(crate) fn observes(&self) -> bool {
-        self.observes
-    }
-
-    /// An attempt on an endpoint has ended.
-    pub(crate) fn end_attempt(&self, endpoint: u32, verdict: Verdict, watched: Option<&Watched>) {
-        let observation = watched.map(|watched| watched.observation(verdict));
-        let endpoint = endpoint as usize;
-        if self
-            .snapshot
-            .end_attempt(endpoint, verdict, observation.as_ref())
-        {
-            self.changed.tell_maintainer();
-        }
-    }
-
     /// The newest state, `None` when the cluster is not in use any more.
     pub(crate) fn newest(&self) -> Option<Arc<Self>> {
         Some(self.runtime.upgrade()?.load())
@@ -227,10 +217,11 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// Takes a permit for one request; give it back with [`release`](Self::release).
     ///
     /// # Errors
-    /// When the cluster is not usable, or has as many requests in flight as it may have, or the
-    /// control plane wants this one refused.
+    /// When the control plane wants the request dropped, the cluster is not usable, or has as many
+    /// requests in flight as it may have.
     #[inline]
     pub(crate) fn acquire(&self, rng: &mut impl Rng) -> Result<(), Error> {
+        // Before the circuit: what is dropped takes no permit (gRFC A27).
         if let Some(category) = self.snapshot.drops.draw(rng) {
             return Err(self.dropped(category));
         }
@@ -243,9 +234,13 @@ impl<M: MakeEndpoint> ClusterState<M> {
 
     #[cold]
     fn dropped(&self, category: &str) -> Error {
-        let name = self.name();
-        let message = format!("cluster {name}: refused by drop_overloads category {category:?}");
-        Error::new(ErrorKind::Dropped, message)
+        Error::new(
+            ErrorKind::Dropped,
+            format!(
+                "cluster {}: dropped, category {category:?} of drop_overloads",
+                self.name()
+            ),
+        )
     }
 
     #[cold]
@@ -295,14 +290,38 @@ impl<M: MakeEndpoint> ClusterState<M> {
         &self,
         rng: &mut impl Rng,
         previous: &[SocketAddr],
-        now: Instant,
     ) -> Option<Result<u32, Error>> {
+        let snapshot = &self.snapshot;
         let mut context = PickContext::new(rng, previous);
-        context.now = Some(now.into_std());
-        match self.snapshot.pick(&mut context) {
+        if self.observes() {
+            context.now = Some(Instant::now().into_std());
+        }
+        match snapshot.pick(&mut context) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
             PickResult::Queue => None,
             PickResult::Fail => Some(Err(self.no_endpoint())),
+        }
+    }
+
+    /// Whether the policy wants to know how long attempts take.
+    pub(crate) fn observes(&self) -> bool {
+        self.snapshot.picker.observes()
+    }
+
+    /// An attempt has ended, after `latency` where that is [wanted](Self::observes).
+    pub(crate) fn end_attempt(&self, endpoint: u32, verdict: Verdict, latency: Option<Duration>) {
+        let observation = latency.map(|latency| Observation {
+            now: Instant::now().into_std(),
+            latency,
+            is_success: verdict == Verdict::Success,
+            report: None,
+        });
+        let endpoint = endpoint as usize;
+        let snapshot = &self.snapshot;
+        if snapshot.end_attempt(endpoint, verdict, observation.as_ref())
+            && let Some(runtime) = self.runtime.upgrade()
+        {
+            runtime.signals.maintenance.notify_one();
         }
     }
 
@@ -333,12 +352,12 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
         return Err(state.no_endpoint());
     };
     loop {
-        let changed = runtime.changed.waiting();
+        let changed = runtime.signals.waiting.notified();
         tokio::pin!(changed);
         // Registered before the pick, so that a change between the two is not missed.
         changed.as_mut().enable();
         state = runtime.load();
-        if let Some(decided) = state.pick(rng, previous, Instant::now()) {
+        if let Some(decided) = state.pick(rng, previous) {
             let endpoint = decided?;
             return Ok((state, endpoint));
         }
@@ -367,7 +386,7 @@ fn bind<M: MakeEndpoint>(
     snapshot: &ClusterSnapshot,
     held: &[Arc<EndpointSlot<M>>],
     make: &M,
-    changed: &Arc<Changed>,
+    signals: &Arc<Signals>,
 ) -> Services<M> {
     let Ok(cluster) = &snapshot.config else {
         return Arc::new([]);
@@ -390,7 +409,7 @@ fn bind<M: MakeEndpoint>(
                 address: endpoint.address,
                 cluster: Arc::clone(cluster),
                 stats: Arc::clone(&stats),
-                changed: Arc::clone(changed),
+                signals: Arc::clone(signals),
             };
             Arc::new(EndpointSlot {
                 address: endpoint.address,
@@ -407,20 +426,21 @@ fn connects_alike(a: &Cluster, b: &Cluster) -> bool {
     a.tls == b.tls && a.http_version == b.http_version && a.connect_timeout == b.connect_timeout
 }
 
-/// Follows the cluster's snapshots, and does what time does to it, until the runtime is gone.
+/// Shortest time between two looks at what endpoints have come to: thousands may change at once.
+const MAINTENANCE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Follows the cluster's snapshots, and maintains what they hold, until the runtime is gone.
 async fn follow<M: MakeEndpoint>(
     runtime: Weak<ClusterRuntime<M>>,
     mut source: watch::Receiver<watch::Receiver<Arc<LazySnapshot>>>,
-    changed: Arc<Changed>,
+    signals: Arc<Signals>,
 ) {
     let mut current = source.borrow_and_update().clone();
     let mut is_open = true;
     let mut maintainer = Maintainer::new(rng::fork().next_u64());
-    let mut due = None;
-    // A new cluster is looked at as if something had changed.
-    changed.tell_maintainer();
+    let mut looked = Instant::now();
+    let mut due = Some(looked);
     loop {
-        let mut is_new = true;
         tokio::select! {
             switched = source.changed() => {
                 if switched.is_err() {
@@ -436,29 +456,33 @@ async fn follow<M: MakeEndpoint>(
                     continue;
                 }
             }
-            () = changed.maintainer() => is_new = false,
-            () = until(due) => is_new = false,
+            () = signals.maintenance.notified() => {
+                if current.borrow().wants_maintenance() {
+                    due = due.into_iter().chain([looked + MAINTENANCE_PAUSE]).min();
+                }
+                continue;
+            }
+            () = sleep_until(due) => {
+                let Some(runtime) = runtime.upgrade() else {
+                    return;
+                };
+                due = runtime.maintain(&mut maintainer);
+                looked = Instant::now();
+                continue;
+            }
         }
         let snapshot = Arc::clone(current.borrow_and_update().get());
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
-        if is_new {
-            runtime.update(&snapshot);
-        }
-        due = None;
-        if snapshot.wants_maintenance() {
-            due = maintainer.advance(&snapshot, Instant::now().into_std());
-            runtime.connect_wanted();
-            changed.tell_requests();
-        }
+        runtime.update(&snapshot);
+        due = Some(Instant::now());
     }
 }
 
-/// Waits until `due`, for ever without one.
-async fn until(due: Option<std::time::Instant>) {
+async fn sleep_until(due: Option<Instant>) {
     match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
+        Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
     }
 }

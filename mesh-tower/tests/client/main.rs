@@ -1,5 +1,6 @@
 //! What the client does with requests, over stub endpoints and paused time.
 
+mod balance;
 mod stub;
 
 use std::{net::SocketAddr, time::Duration};

@@ -274,7 +274,10 @@ fn pick_first(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
 
 fn client_side_wrr(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: ClientSideWeightedRoundRobin = parse(sink, any)?;
-    // Reports come with responses.
+    sink.ignore([(
+        "load reports (not read from responses yet: round robin)",
+        true,
+    )]);
     report!(
         sink,
         config,

@@ -4,6 +4,8 @@
 //! `virtual_hosts[2].routes[0].match.safe_regex`, instead of stopping at the first; it also notes
 //! the fields that are set but have no effect here.
 
+use std::fmt::Write as _;
+
 use mesh_core::ConfigError;
 
 /// Collects what decode has to say about one resource.
@@ -47,8 +49,17 @@ impl Sink {
     ) -> Vec<T> {
         let mut kept = Vec::new();
         for (i, item) in items.into_iter().enumerate() {
-            kept.extend(self.field(&format!("{name}[{i}]"), |sink| decode(sink, item)));
+            let length = self.path.len();
+            if length > 0 {
+                self.path.push('.');
+            }
+            // Into the path itself: a large resource has thousands of elements.
+            _ = write!(self.path, "{name}[{i}]");
+            kept.extend(decode(self, item));
+            self.path.truncate(length);
         }
+        // Held for as long as the resource is.
+        kept.shrink_to_fit();
         kept
     }
 

@@ -281,8 +281,8 @@ fn prequal_forgets_old_reports_and_tries_the_unknown_one_at_a_time() {
     let endpoints = ready(2);
     let picker = picker(&LbPolicy::Prequal(Prequal::default()), &endpoints);
     let now = Instant::now();
-    let report = load(1.0, MS);
-    observe(&picker, &endpoints, 0, (now, MS * 50), true, Some(&report));
+    let report = load(1.0, MS * 100);
+    observe(&picker, &endpoints, 0, (now, MS * 10), true, Some(&report));
     assert_eq!(
         count_at(&picker, &endpoints, now, 10),
         [0, 10],
@@ -297,13 +297,39 @@ fn prequal_forgets_old_reports_and_tries_the_unknown_one_at_a_time() {
     observe(&picker, &endpoints, 1, (now, MS * 20), true, None);
     assert_eq!(
         count_at(&picker, &endpoints, now, 10),
-        [10, 0],
-        "1 ms, as reported"
+        [0, 10],
+        "20 ms against 100 ms, as reported"
     );
     let later = now + Duration::from_secs(2);
     assert_eq!(
         count_at(&picker, &endpoints, later, 10),
-        [0, 10],
-        "50 ms, as measured here"
+        [10, 0],
+        "against 10 ms, as measured here"
     );
+}
+
+#[test]
+fn prequal_avoids_what_fails_even_when_all_others_are_hot() {
+    let endpoints = ready(3);
+    let picker = picker(&LbPolicy::Prequal(Prequal::default()), &endpoints);
+    let now = Instant::now();
+    for _ in 0..8 {
+        for index in 0..3 {
+            let report = load(1.0, MS * 5);
+            observe(
+                &picker,
+                &endpoints,
+                index,
+                (now, MS),
+                index > 0,
+                Some(&report),
+            );
+        }
+    }
+    for endpoint in &endpoints[1..] {
+        for _ in 0..20 {
+            endpoint.stats.begin();
+        }
+    }
+    assert_eq!(count_at(&picker, &endpoints, now, 100)[0], 0);
 }
