@@ -7,16 +7,11 @@
 
 mod entry;
 mod revive;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    borrow::Borrow,
-    collections::{BTreeMap, HashMap},
-    hash::Hash,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use mesh_core::{
     ClusterName, EndpointsName, ListenerName, RouteConfigName, SecretName,
@@ -25,13 +20,13 @@ use mesh_core::{
 
 use crate::{
     dump::ResourceDump,
-    metrics::{CacheState, ResourceKey},
-    resource::{Accepted, ClusterSpec, Config, Kind, authority},
+    metrics::ResourceKey,
+    resource::{Accepted, ClusterSpec, Config, Kind},
     store::StoredResource,
 };
 pub(crate) use entry::{About, Cause, Failure, Good, Known, Resolved};
-use entry::{Effect, Entry};
 pub(crate) use revive::revive;
+use table::Table;
 
 /// What a server's features say about errors (gRFC A53, A88).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,164 +46,6 @@ impl ErrorPolicy {
             Cause::Removed => self.fail_on_data_errors && !self.ignore_resource_deletion,
             Cause::Rejected | Cause::DataError => self.fail_on_data_errors,
             Cause::ServerError | Cause::Missing | Cause::TimedOut => false,
-        }
-    }
-}
-
-/// Entries of one type.
-#[derive(Debug)]
-pub(crate) struct Table<N, T> {
-    kind: Kind,
-    entries: HashMap<N, Entry<T>>,
-    /// From an earlier run, not asked for yet, with the number of runs that did not.
-    stored: HashMap<String, (Good<T>, u8)>,
-    /// Entries in use that are from an earlier run.
-    stale: usize,
-    /// Entries of which something is new beside the value in use.
-    beside: Vec<N>,
-    /// Entries by authority and state.
-    counts: BTreeMap<(Option<String>, CacheState), u64>,
-}
-
-impl<N, T> Table<N, T>
-where
-    N: Hash + Eq + Clone + Borrow<str> + for<'n> From<&'n str>,
-    T: PartialEq,
-{
-    fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            entries: HashMap::new(),
-            stored: HashMap::new(),
-            stale: 0,
-            beside: Vec::new(),
-            counts: BTreeMap::new(),
-        }
-    }
-
-    /// What is known of `name`; `None` when neither value nor error is.
-    pub(crate) fn resolved(&self, name: &N) -> Option<Resolved<T>> {
-        self.entries
-            .get::<str>(name.borrow())
-            .and_then(Entry::resolved)
-    }
-
-    /// All that is known of `name`.
-    pub(crate) fn known(&self, name: &str) -> Known<'_, T> {
-        let nothing = Known {
-            value: None,
-            error: None,
-        };
-        self.entries.get(name).map_or(nothing, Entry::known)
-    }
-
-    fn accept(&mut self, name: &str, good: Good<T>) -> Option<N> {
-        self.change(name, |entry| entry.accept(name, good))
-    }
-
-    fn fail(&mut self, name: &str, failure: Failure, drops: bool) -> Option<N> {
-        self.change(name, |entry| entry.fail(failure, drops))
-    }
-
-    fn change(&mut self, name: &str, change: impl FnOnce(&mut Entry<T>) -> Effect) -> Option<N> {
-        let entry = self.entries.get_mut(name)?;
-        let was_stale = entry.is_stale();
-        let before = entry.state();
-        let effect = change(entry);
-        let after = entry.state();
-        // A value of this run never gives way to one of an earlier run.
-        self.stale -= usize::from(was_stale && !entry.is_stale());
-        if before != after {
-            self.uncount(name, before);
-            self.count(name, after);
-        }
-        match effect {
-            Effect::Used => Some(name.into()),
-            Effect::Beside => {
-                self.beside.push(name.into());
-                None
-            }
-            Effect::Nothing => None,
-        }
-    }
-
-    /// Wants `name`; records the change for the stream.
-    fn request(&mut self, name: &N, changes: &mut Vec<Change>) {
-        if !self.entries.contains_key::<str>(name.borrow()) {
-            let stored = self.stored.remove::<str>(name.borrow());
-            let entry = Entry::requested(stored.map(|(good, _)| good));
-            self.stale += usize::from(entry.is_stale());
-            self.count(name.borrow(), entry.state());
-            self.entries.insert(name.clone(), entry);
-            changes.push(Change::subscribe(self.kind, name.borrow()));
-        }
-    }
-
-    /// Drops `name`; records the change for the stream.
-    fn forget(&mut self, name: &N, changes: &mut Vec<Change>) {
-        if let Some(entry) = self.entries.remove::<str>(name.borrow()) {
-            self.stale -= usize::from(entry.is_stale());
-            self.uncount(name.borrow(), entry.state());
-            changes.push(Change::unsubscribe(self.kind, name.borrow()));
-        }
-    }
-
-    fn count(&mut self, name: &str, state: CacheState) {
-        let key = (authority(name).map(str::to_owned), state);
-        *self.counts.entry(key).or_default() += 1;
-    }
-
-    fn uncount(&mut self, name: &str, state: CacheState) {
-        let key = (authority(name).map(str::to_owned), state);
-        if let Some(count) = self.counts.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&key);
-            }
-        }
-    }
-
-    fn add_counts(&self, to: &mut BTreeMap<ResourceKey, u64>) {
-        for ((authority, state), count) in &self.counts {
-            let key = ResourceKey {
-                authority: authority.clone(),
-                type_url: self.kind.type_url(),
-                state: *state,
-            };
-            to.insert(key, *count);
-        }
-    }
-
-    fn is_known(&self, name: &str) -> bool {
-        let entry = self.entries.get(name);
-        entry.is_some_and(|entry| entry.resolved().is_some())
-    }
-
-    fn dump(&self, to: &mut Vec<ResourceDump>) {
-        let url = self.kind.type_url();
-        let dumps = self.entries.iter();
-        to.extend(dumps.map(|(name, entry)| entry.dump(url, name.borrow())));
-    }
-
-    fn save(&self, is_storable: impl Fn(&T) -> bool, to: &mut Vec<StoredResource>) {
-        let used = self.entries.iter().filter_map(|(name, entry)| {
-            let good = entry.good()?;
-            Some((Borrow::<str>::borrow(name), good, 0))
-        });
-        let unused = self.stored.iter();
-        let unused =
-            unused.map(|(name, (good, runs))| (name.as_str(), good, runs.saturating_add(1)));
-        for (name, good, unused_runs) in used.chain(unused) {
-            if is_storable(&good.value) {
-                to.push(StoredResource {
-                    kind: self.kind,
-                    name: name.to_owned(),
-                    version: good.about.version.clone(),
-                    raw: good.about.raw.clone(),
-                    updated: good.about.updated,
-                    unused_runs,
-                });
-            }
         }
     }
 }
