@@ -36,6 +36,7 @@ pub enum Verdict {
 
 impl Outcome {
     /// What it says of the endpoint.
+    #[inline]
     pub fn verdict(self) -> Verdict {
         match self {
             _ if self.is_success() => Verdict::Success,
@@ -49,6 +50,7 @@ impl Outcome {
 
     /// Whether it counts as a success of the endpoint. gRPC codes follow Envoy's mapping: only
     /// those of a broken server are failures.
+    #[inline]
     pub fn is_success(self) -> bool {
         match self {
             Self::Http(status) => status < 500,

@@ -127,11 +127,13 @@ impl Streaks {
 
 impl EndpointStats {
     /// Requests in flight.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
     /// A request begins.
+    #[inline]
     pub fn begin(&self) {
         self.in_flight.fetch_add(1, Relaxed);
     }
@@ -172,6 +174,7 @@ impl EndpointStats {
     }
 
     /// Counts failures in a row from the beginning.
+    #[inline]
     pub fn clear_streaks(&self) {
         // In steady state this is a read.
         if self.streaks.load(Relaxed) != 0 {
@@ -195,6 +198,7 @@ impl EndpointStats {
     }
 
     /// Whether a request can be sent: it is connected and not ejected.
+    #[inline]
     pub fn is_ready(&self) -> bool {
         self.state.load(Relaxed) == Connectivity::Ready as u8
     }

@@ -11,9 +11,12 @@ const FEW: usize = 8;
 /// The first value of `name`.
 #[inline]
 pub(crate) fn find<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
-    if headers.len() > FEW {
-        return headers.get(name);
+    match headers.len() {
+        0 => None,
+        1..=FEW => {
+            let mut headers = headers.iter();
+            headers.find_map(|(held, value)| (held == name).then_some(value))
+        }
+        _ => headers.get(name),
     }
-    let mut headers = headers.iter();
-    headers.find_map(|(held, value)| (held == name).then_some(value))
 }

@@ -14,9 +14,8 @@ use crate::{Body, headers::find};
 /// A request for an endpoint, with the authority that it goes to when its URI names none.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
-    /// `None` once it was taken.
-    head: Option<Parts>,
-    body: Body,
+    /// Head and body; `None` once they were taken.
+    parts: Option<(Parts, Body)>,
     authority: Option<&'a Authority>,
 }
 
@@ -31,8 +30,7 @@ impl<'a> Outgoing<'a> {
     #[inline]
     pub(crate) fn from_parts(head: Parts, body: Body, authority: Option<&'a Authority>) -> Self {
         Self {
-            head: Some(head),
-            body,
+            parts: Some((head, body)),
             authority,
         }
     }
@@ -43,7 +41,9 @@ impl<'a> Outgoing<'a> {
     /// When the request was taken.
     #[inline]
     pub fn head(&self) -> &Parts {
-        let Some(head) = &self.head else { taken() };
+        let Some((head, _)) = &self.parts else {
+            taken()
+        };
         head
     }
 
@@ -53,12 +53,17 @@ impl<'a> Outgoing<'a> {
     /// When the request was taken.
     #[inline]
     pub fn head_mut(&mut self) -> &mut Parts {
-        let Some(head) = &mut self.head else { taken() };
+        let Some((head, _)) = &mut self.parts else {
+            taken()
+        };
         head
     }
 
     pub(crate) fn body_mut(&mut self) -> &mut Body {
-        &mut self.body
+        let Some((_, body)) = &mut self.parts else {
+            taken()
+        };
+        body
     }
 
     /// The authority: that of the URI, the one that was dialled, or that of the `host` header.
@@ -82,10 +87,10 @@ impl<'a> Outgoing<'a> {
 
     #[inline]
     pub(crate) fn take_parts(&mut self) -> (Parts, Body) {
-        let Some(head) = self.head.take() else {
+        let Some(parts) = self.parts.take() else {
             taken()
         };
-        (head, std::mem::take(&mut self.body))
+        parts
     }
 
     /// Takes the request with its authority in the URI, to be kept.

@@ -21,7 +21,23 @@ impl LeastRequest {
         }
     }
 
+    #[inline]
     pub(super) fn pick<R: Rng + ?Sized>(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        previous: &[SocketAddr],
+        rng: &mut R,
+    ) -> Option<usize> {
+        if self.choice_count == 2
+            && previous.is_empty()
+            && let Some(picked) = pick_of_two(endpoints, rng)
+        {
+            return Some(picked);
+        }
+        self.pick_eligible(endpoints, previous, rng)
+    }
+
+    fn pick_eligible<R: Rng + ?Sized>(
         &self,
         endpoints: &[ClusterEndpoint],
         previous: &[SocketAddr],
@@ -40,6 +56,24 @@ impl LeastRequest {
         }
         best.map(|(_, index)| index)
     }
+}
+
+/// The usual case: both halves of one draw hit endpoints that are ready.
+#[inline]
+fn pick_of_two<R: Rng + ?Sized>(endpoints: &[ClusterEndpoint], rng: &mut R) -> Option<usize> {
+    let draw = rng.next_u64();
+    let below = |half: u32| (u64::from(half).wrapping_mul(endpoints.len() as u64) >> 32) as usize;
+    let [first, second] = [below(draw as u32), below((draw >> 32) as u32)];
+    let [a, b] = [first, second].map(|index| endpoints.get(index).map(|found| &found.stats));
+    let (a, b) = (a?, b?);
+    if !(a.is_ready() && b.is_ready()) {
+        return None;
+    }
+    Some(if b.in_flight() < a.in_flight() {
+        second
+    } else {
+        first
+    })
 }
 
 /// Most choices (gRFC A48).

@@ -78,6 +78,7 @@ impl Permits {
         self.shards.iter().any(|shard| take(shard))
     }
 
+    #[inline]
     fn release(&self) {
         let local = self.shards.local();
         let batch = self.batch.load(Relaxed);
@@ -153,6 +154,7 @@ impl Circuit {
     }
 
     /// Gives back a permit of [`try_acquire`](Self::try_acquire).
+    #[inline]
     pub fn release(&self) {
         if let Some(permits) = self.permits.get() {
             permits.release();

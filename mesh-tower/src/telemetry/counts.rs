@@ -62,6 +62,7 @@ impl Counts {
         self.local().retries.fetch_add(1, Relaxed);
     }
 
+    #[inline]
     pub(super) fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         let shard = self.local();
         shard.ended[code.index()].fetch_add(1, Relaxed);
