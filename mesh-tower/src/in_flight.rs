@@ -6,14 +6,19 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
-use mesh_core::outcome::{Outcome, Verdict};
+use mesh_core::{
+    observed::LoadReport,
+    outcome::{Outcome, Verdict},
+};
+#[cfg(feature = "xds")]
+use mesh_xds_client::orca::load_report;
 use tokio::time::Instant;
 
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
     cluster::{ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
-    telemetry::{CallSpan, Code, Protocol},
+    telemetry::{CallSpan, Code, Protocol, grpc_status},
 };
 
 /// One call that holds a permit.
@@ -116,9 +121,15 @@ impl<M: MakeEndpoint> InFlight<M> {
 
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self, code: Code) {
+        self.end_attempt_with(code, None);
+    }
+
+    #[inline]
+    fn end_attempt_with(&mut self, code: Code, report: Option<&LoadReport>) {
         if let Some(endpoint) = self.endpoint.take() {
             let latency = self.clock.take().map(|mut clock| clock.stop());
-            self.state.end_attempt(endpoint, self.verdict, latency);
+            self.state
+                .end_attempt(endpoint, self.verdict, latency, report);
             self.span.end_attempt(code);
         }
     }
@@ -196,13 +207,20 @@ impl<M: MakeEndpoint> InFlight<M> {
         error.with_attempt(self.attempts, self.endpoint())
     }
 
-    /// The response was read to its end, where `status` stood in the trailers.
-    pub(crate) fn complete(mut self, status: Option<u32>) {
-        if let Some(status) = status {
+    /// The response was read to its end, with these trailers.
+    pub(crate) fn complete(mut self, trailers: Option<&HeaderMap>) {
+        if let Some(status) = trailers.and_then(grpc_status) {
             self.outcome = Outcome::Grpc(status);
         }
-        self.ended = Some(self.outcome.into());
+        let code = self.outcome.into();
+        self.ended = Some(code);
         self.judge_attempt(self.outcome);
+        if let Some(trailers) = trailers
+            && self.state.wants_report()
+        {
+            let report = load_report(trailers);
+            self.end_attempt_with(code, report.as_ref());
+        }
     }
 }
 
@@ -218,4 +236,10 @@ impl<M: MakeEndpoint> Drop for InFlight<M> {
         self.state.calls().finish(self.protocol, code, latency);
         self.span.end(code);
     }
+}
+
+/// Without protobuf there is nothing to read it with.
+#[cfg(not(feature = "xds"))]
+fn load_report(_: &HeaderMap) -> Option<LoadReport> {
+    None
 }

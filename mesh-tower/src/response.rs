@@ -20,7 +20,6 @@ use crate::{
     cluster::{EndpointService, MakeEndpoint},
     error::{AsError, ErrorKind, ShowError},
     in_flight::InFlight,
-    telemetry::grpc_status,
 };
 
 /// The body of a response. Errors are [`Error`], or what a [`ShowError`] makes of them.
@@ -64,7 +63,7 @@ impl<M: MakeEndpoint, S: ShowError> ResponseBody<M, S> {
 
     fn end(&mut self, trailers: Option<&HeaderMap>) {
         if let Some(in_flight) = self.in_flight.take() {
-            in_flight.complete(trailers.and_then(grpc_status));
+            in_flight.complete(trailers);
         }
     }
 

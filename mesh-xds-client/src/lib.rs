@@ -30,11 +30,12 @@
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
 //! | metrics | gRFC A78 | yes, [`XdsClient::metrics`] |
+//! | metrics of backends | ORCA with each response, gRFC A51 | yes, [`orca`]; not out of band |
 //! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
-//! `graph → cache → resource`, and `certificate`, `bootstrap` and `dump` beside them.
+//! `graph → cache → resource`, and `certificate`, `bootstrap`, `orca` and `dump` beside them.
 
 mod ads;
 mod authority;
@@ -53,6 +54,7 @@ pub mod metrics;
 #[cfg(test)]
 mod mutate;
 mod notices;
+pub mod orca;
 #[allow(
     deprecated,
     reason = "Istio and older control planes send the deprecated fields too"

@@ -7,7 +7,10 @@
 mod endpoint;
 mod registry;
 mod runtime;
+mod slot;
+mod state;
 
 pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub(crate) use registry::{BoundClusters, ClusterRegistry};
-pub(crate) use runtime::{ClusterRuntime, ClusterState, pick_later};
+pub(crate) use runtime::ClusterRuntime;
+pub(crate) use state::{ClusterState, pick_later};

@@ -56,7 +56,6 @@ impl<M: MakeEndpoint> ClusterRegistry<M> {
         let mut clusters = self.lock();
         if let Some(runtime) = clusters.get(&handle.name).and_then(Weak::upgrade) {
             runtime.follow(handle);
-            runtime.tell_drops_to(&handle.load);
             return runtime;
         }
         // Room is made before more of it is taken: the cost of a cluster stays constant.
@@ -64,7 +63,6 @@ impl<M: MakeEndpoint> ClusterRegistry<M> {
             clusters.retain(|_, runtime| runtime.strong_count() > 0);
         }
         let runtime = ClusterRuntime::new(handle, Arc::clone(&self.make), &self.metrics);
-        runtime.tell_drops_to(&handle.load);
         clusters.insert(handle.name.clone(), Arc::downgrade(&runtime));
         runtime
     }

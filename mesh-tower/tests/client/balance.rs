@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use mesh_core::{
     config::{
-        Cluster, DropOverload, Endpoint, Fraction, HealthStatus, LocalityEndpoints, LocalityId,
-        OutlierDetection, PeakEwma,
+        ClientSideWrr, Cluster, DropOverload, Endpoint, Fraction, HealthStatus, LocalityEndpoints,
+        LocalityId, OutlierDetection, PeakEwma,
     },
     snapshot::ConfigTree,
 };
+
+use http::HeaderMap;
 
 use super::*;
 
@@ -133,4 +135,36 @@ async fn a_slow_endpoint_is_avoided_by_latency() {
     let ports = send(&service, &log, 1_000).await;
     let slow = ports.into_iter().filter(|port| *port == 1).count();
     assert!(slow <= 2, "{slow} of 1000");
+}
+
+/// `OrcaLoadReport` with `rps_fractional` 100 and `application_utilization` 0.2 and 0.8, as backends
+/// send it.
+const REPORTS: [&str; 2] = ["MQAAAAAAAFlASZqZmZmZmck/", "MQAAAAAAAFlASZqZmZmZmek/"];
+
+#[tokio::test(start_paused = true)]
+async fn backends_get_requests_by_the_load_that_they_report() {
+    let (mut config, reader) = HandMade::new();
+    let stub = Stub::answering(|asked| {
+        let report = REPORTS[usize::from(asked.endpoint.port() - 1)];
+        let mut trailers = HeaderMap::new();
+        trailers.insert("endpoint-load-metrics-bin", report.parse().unwrap());
+        Answer::Trailers(trailers)
+    });
+    let log = stub.log();
+    config.publish(&cluster(&[2], |cluster| {
+        cluster.lb_policy = LbPolicy::ClientSideWeightedRoundRobin(ClientSideWrr {
+            blackout_period: Duration::ZERO,
+            ..ClientSideWrr::default()
+        });
+    }));
+    let service = MeshService::new("l", reader, stub);
+    send(&service, &log, 10).await;
+    pass(2_000 * MS).await;
+    let ports = send(&service, &log, 100).await;
+    let idle = ports.iter().filter(|port| **port == 1).count();
+    assert!(
+        (78..=82).contains(&idle),
+        "80 : 20, it was {idle} : {}",
+        100 - idle
+    );
 }

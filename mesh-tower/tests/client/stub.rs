@@ -34,6 +34,7 @@ pub(crate) enum Answer {
     Echo(Request<Body>),
     Failed(DispatchError),
     Unsent(Request<Body>),
+    Trailers(HeaderMap),
     StalledBody,
 }
 
@@ -190,6 +191,7 @@ impl Answer {
                 let kind = DispatchErrorKind::Refused;
                 Err(DispatchError::new(kind, "closed by the test").unsent(request))
             }
+            Self::Trailers(trailers) => Ok(Response::new(StubBody::Trailers(trailers))),
             Self::StalledBody => Ok(Response::new(StubBody::Stalled)),
         }
     }
@@ -197,6 +199,7 @@ impl Answer {
 
 pub(crate) enum StubBody {
     Full(Full<Bytes>),
+    Trailers(HeaderMap),
     Stalled,
 }
 
@@ -210,6 +213,11 @@ impl http_body::Body for StubBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
             Self::Full(body) => Pin::new(body).poll_frame(cx),
+            Self::Trailers(trailers) => {
+                let trailers = std::mem::take(trailers);
+                *self = Self::Full(Full::default());
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
             Self::Stalled => Poll::Pending,
         }
     }

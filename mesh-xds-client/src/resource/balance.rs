@@ -274,10 +274,6 @@ fn pick_first(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
 
 fn client_side_wrr(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: ClientSideWeightedRoundRobin = parse(sink, any)?;
-    sink.ignore([(
-        "load reports (not read from responses yet: round robin)",
-        true,
-    )]);
     report!(
         sink,
         config,

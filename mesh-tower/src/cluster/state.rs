@@ -1,0 +1,257 @@
+//! What a call keeps of its cluster: the newest endpoints and policy when it began.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use mesh_core::{
+    ClusterName,
+    balance::{PickContext, PickResult},
+    config::CircuitBreakers,
+    health::Circuit,
+    load::{BackendMetrics, ClusterLoad, DropSource},
+    observed::{LoadReport, Observation},
+    outcome::Verdict,
+    rng::Rng,
+    snapshot::ClusterSnapshot,
+};
+use tokio::time::Instant;
+
+use super::{
+    ClusterRuntime, MakeEndpoint,
+    slot::{EndpointSlot, Services},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    telemetry::metrics::CallMetrics,
+};
+
+/// What the calls of a cluster count together.
+pub(crate) struct ClusterTotals {
+    pub(super) name: ClusterName,
+    pub(super) circuit: Circuit,
+    pub(super) calls: Arc<CallMetrics>,
+}
+
+impl DropSource for ClusterTotals {
+    fn dropped(&self) -> u64 {
+        self.circuit.dropped()
+    }
+}
+
+/// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps.
+#[repr(align(64))]
+pub(crate) struct ClusterState<M: MakeEndpoint> {
+    pub(super) snapshot: Arc<ClusterSnapshot>,
+    pub(super) services: Services<M>,
+    pub(super) totals: Arc<ClusterTotals>,
+    pub(super) load: Arc<ClusterLoad>,
+    /// Where newer states are.
+    pub(super) runtime: Weak<ClusterRuntime<M>>,
+}
+
+impl<M: MakeEndpoint> ClusterState<M> {
+    pub(crate) fn name(&self) -> &ClusterName {
+        &self.totals.name
+    }
+
+    /// Counters of the calls to this cluster.
+    pub(crate) fn calls(&self) -> &CallMetrics {
+        &self.totals.calls
+    }
+
+    /// An endpoint, by the index that [`pick`](Self::pick) gave.
+    pub(crate) fn slot(&self, endpoint: u32) -> &EndpointSlot<M> {
+        &self.services[endpoint as usize]
+    }
+
+    /// The newest state, `None` when the cluster is not in use any more.
+    pub(crate) fn newest(&self) -> Option<Arc<Self>> {
+        Some(self.runtime.upgrade()?.load())
+    }
+
+    /// Takes a permit for one request; give it back with [`release`](Self::release).
+    ///
+    /// # Errors
+    /// When the control plane wants the request dropped, the cluster is not usable, or has as many
+    /// requests in flight as it may have.
+    #[inline]
+    pub(crate) fn acquire(&self, rng: &mut impl Rng) -> Result<(), Error> {
+        // Before the circuit: what is dropped takes no permit (gRFC A27).
+        if let Some(category) = self.snapshot.drops.draw(rng) {
+            return Err(self.dropped(category));
+        }
+        match self.limits() {
+            Ok(limits) if self.totals.circuit.try_acquire(limits) => Ok(()),
+            Ok(limits) => Err(self.circuit_open(limits)),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[cold]
+    fn dropped(&self, category: &str) -> Error {
+        Error::new(
+            ErrorKind::Dropped,
+            format!(
+                "cluster {}: dropped, category {category:?} of drop_overloads",
+                self.name()
+            ),
+        )
+    }
+
+    #[cold]
+    fn circuit_open(&self, limits: &CircuitBreakers) -> Error {
+        Error::new(
+            ErrorKind::CircuitOpen,
+            format!(
+                "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
+                self.name(),
+                limits.max_requests
+            ),
+        )
+    }
+
+    fn limits(&self) -> Result<&CircuitBreakers, Error> {
+        match &self.snapshot.config {
+            Ok(config) => Ok(&config.circuit_breakers),
+            Err(error) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("cluster {}: {error}", self.name()),
+            )),
+        }
+    }
+
+    /// Gives back the permit of [`acquire`](Self::acquire).
+    pub(crate) fn release(&self) {
+        self.totals.circuit.release();
+    }
+
+    /// Takes a permit for one retry; `false` when the budget is used up. Give it back with
+    /// [`release_retry`](Self::release_retry).
+    pub(crate) fn acquire_retry(&self) -> bool {
+        let limits = self.limits();
+        limits.is_ok_and(|limits| self.totals.circuit.try_acquire_retry(&limits.retry_budget))
+    }
+
+    /// Gives back the permit of [`acquire_retry`](Self::acquire_retry).
+    pub(crate) fn release_retry(&self) {
+        self.totals.circuit.release_retry();
+    }
+
+    /// Picks an endpoint. `None`: one is connecting, [wait](pick_later) for it.
+    ///
+    /// # Errors
+    /// When no endpoint can be used.
+    pub(crate) fn pick(
+        &self,
+        rng: &mut impl Rng,
+        previous: &[SocketAddr],
+    ) -> Option<Result<u32, Error>> {
+        let snapshot = &self.snapshot;
+        let mut context = PickContext::new(rng, previous);
+        if self.observes() {
+            context.now = Some(Instant::now().into_std());
+        }
+        match snapshot.pick(&mut context) {
+            PickResult::Endpoint(index) => Some(Ok(index as u32)),
+            PickResult::Queue => None,
+            PickResult::Fail => Some(Err(self.no_endpoint())),
+        }
+    }
+
+    /// Whether the policy wants to know how long attempts take.
+    pub(crate) fn observes(&self) -> bool {
+        self.snapshot.picker.observes()
+    }
+
+    /// Whether somebody wants to know what a backend says of its load.
+    pub(crate) fn wants_report(&self) -> bool {
+        self.observes() || self.load.wants_metrics()
+    }
+
+    /// An attempt has ended, after `latency` where that is [wanted](Self::observes), with a `report`
+    /// of its backend where that [is](Self::wants_report).
+    pub(crate) fn end_attempt(
+        &self,
+        endpoint: u32,
+        verdict: Verdict,
+        latency: Option<Duration>,
+        report: Option<&LoadReport>,
+    ) {
+        let observation = latency.map(|latency| Observation {
+            now: Instant::now().into_std(),
+            latency,
+            is_success: verdict == Verdict::Success,
+            report,
+        });
+        if let Some(report) = report {
+            self.record(self.slot(endpoint).address, report);
+        }
+        let endpoint = endpoint as usize;
+        let snapshot = &self.snapshot;
+        if snapshot.end_attempt(endpoint, verdict, observation.as_ref())
+            && let Some(runtime) = self.runtime.upgrade()
+        {
+            runtime.signals.maintenance.notify_one();
+        }
+    }
+
+    #[cold]
+    fn record(&self, endpoint: SocketAddr, report: &LoadReport) {
+        let named: Vec<_> = report
+            .named_metrics
+            .iter()
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect();
+        // Of these, 0 is what a backend sends that does not measure it (gRFC A85).
+        let measured = |value: f64| Some(value).filter(|value| *value > 0.0);
+        let metrics = BackendMetrics {
+            cpu_utilization: measured(report.cpu_utilization),
+            mem_utilization: measured(report.mem_utilization),
+            application_utilization: measured(report.application_utilization),
+            named: &named,
+        };
+        self.load.record_metrics(endpoint, &metrics);
+    }
+
+    fn no_endpoint(&self) -> Error {
+        let snapshot = &self.snapshot;
+        let reason = match (&snapshot.resolution_note, snapshot.endpoints.len()) {
+            (Some(note), _) => note.to_string(),
+            (None, count) => format!("none of its {count} endpoints can be reached"),
+        };
+        Error::new(
+            ErrorKind::NoEndpoint,
+            format!("cluster {}: {reason}", self.name()),
+        )
+    }
+}
+
+/// Picks an endpoint of the newest state that follows `state`; waits while one is connecting and none
+/// is ready.
+///
+/// # Errors
+/// When no endpoint can be used. The caller bounds the wait.
+pub(crate) async fn pick_later<M: MakeEndpoint>(
+    mut state: Arc<ClusterState<M>>,
+    rng: &mut impl Rng,
+    previous: &[SocketAddr],
+) -> Result<(Arc<ClusterState<M>>, u32), Error> {
+    let Some(runtime) = state.runtime.upgrade() else {
+        return Err(state.no_endpoint());
+    };
+    loop {
+        let changed = runtime.signals.waiting.notified();
+        tokio::pin!(changed);
+        // Registered before the pick, so that a change between the two is not missed.
+        changed.as_mut().enable();
+        state = runtime.load();
+        if let Some(decided) = state.pick(rng, previous) {
+            let endpoint = decided?;
+            return Ok((state, endpoint));
+        }
+        changed.await;
+    }
+}
