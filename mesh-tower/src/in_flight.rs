@@ -10,14 +10,13 @@ use mesh_core::{
     observed::LoadReport,
     outcome::{Outcome, Verdict},
 };
-#[cfg(feature = "xds")]
-use mesh_xds_client::orca::load_report;
 use tokio::time::Instant;
 
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
     cluster::{ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
+    orca::load_report,
     telemetry::{CallSpan, Code, Protocol, grpc_status},
 };
 
@@ -236,10 +235,4 @@ impl<M: MakeEndpoint> Drop for InFlight<M> {
         self.state.calls().finish(self.protocol, code, latency);
         self.span.end(code);
     }
-}
-
-/// Without protobuf there is nothing to read it with.
-#[cfg(not(feature = "xds"))]
-fn load_report(_: &HeaderMap) -> Option<LoadReport> {
-    None
 }

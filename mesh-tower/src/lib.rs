@@ -11,7 +11,7 @@
 //!
 //! Modules import only downward in this order:
 //! `mesh → {http_client, service} → call → {response, in_flight} → listener → {cluster, connect} →
-//! {outgoing, head} → {server, tls} → {telemetry, context, identity, body, error}`.
+//! {outgoing, head} → {server, tls} → {telemetry, context, identity, body, error, orca}`.
 
 mod body;
 mod call;
@@ -29,6 +29,7 @@ mod in_flight;
 mod listener;
 #[cfg(feature = "xds")]
 mod mesh;
+mod orca;
 mod outgoing;
 mod response;
 mod rng;

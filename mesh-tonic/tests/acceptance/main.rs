@@ -27,7 +27,6 @@ use mesh_xds_client::Bootstrap;
 use plane::Plane;
 use resources::TARGET;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use world::MUST_HAPPEN;
 
@@ -141,9 +140,10 @@ impl Backend {
             inside: Arc::clone(&inside),
         });
         let task = tokio::spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
-            let server = tonic::transport::Server::builder().add_service(service);
-            server.serve_with_incoming(incoming).await.unwrap();
+            // Not tonic's server, which ends a call with a status of its own when the caller's deadline
+            // has passed, at the same moment as the caller does.
+            let router = tonic::service::Routes::new(service).into_axum_router();
+            axum::serve(listener, router).await.unwrap();
         });
         Self {
             address,
