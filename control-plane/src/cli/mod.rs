@@ -50,7 +50,7 @@ enum Command {
     Explain {
         /// For example GET.
         method: http::Method,
-        /// For example http://greeter.default:8080/a?b=c; the host is the name that clients dial.
+        /// For example `http://greeter.default:8080/a?b=c`; the host is the name that clients dial.
         url: http::Uri,
         /// A header, as in `canary: true`.
         #[arg(short = 'H', long = "header", value_parser = header)]
