@@ -154,6 +154,8 @@ impl<M: MakeEndpoint> InFlight<M> {
         B: http_body::Body,
     {
         self.outcome = outcome;
+        // Its head is what counts if nobody reads on.
+        self.judge_attempt(outcome);
         if let Some(clock) = &mut self.clock {
             clock.stop();
         }

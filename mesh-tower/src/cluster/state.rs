@@ -92,6 +92,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
 
     #[cold]
     fn dropped(&self, category: &str) -> Error {
+        self.load.record_drop(category);
         Error::new(
             ErrorKind::Dropped,
             format!(

@@ -71,8 +71,13 @@ async fn what_the_control_plane_wants_dropped_is_not_sent() {
         share: Fraction::new(1, 1).unwrap(),
     });
     config.publish(&tree);
+    let ListenerState::Ready(snapshot) = reader.load() else {
+        panic!("it was published")
+    };
     let service = MeshService::new("l", reader, stub);
     let error = service.oneshot(get("/")).await.unwrap_err();
+    let dropped = snapshot.clusters[0].load.dropped();
+    assert_eq!(dropped.by_category["throttle"], 1, "for load reports");
     assert_eq!(error.kind(), ErrorKind::Dropped);
     assert!(error.to_string().contains("throttle"), "{error}");
     assert!(log.ports().is_empty());
@@ -100,6 +105,25 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
         5,
         "back, and as bad as before"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_although_nobody_reads_its_body() {
+    let (mut config, reader) = HandMade::new();
+    let stub = Stub::answering(|asked| match asked.endpoint.port() {
+        1 => Answer::text(503, "down"),
+        _ => Answer::text(200, "up"),
+    });
+    let log = stub.log();
+    config.publish(&cluster(&[2], |cluster| {
+        cluster.outlier_detection = Some(OutlierDetection::default());
+    }));
+    let service = MeshService::new("l", reader, stub);
+    for _ in 0..10 {
+        drop(service.clone().oneshot(get("/")).await);
+    }
+    pass(20 * MS).await;
+    assert!(!send(&service, &log, 10).await.contains(&1), "ejected");
 }
 
 #[tokio::test(start_paused = true)]

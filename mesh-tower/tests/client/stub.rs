@@ -45,6 +45,12 @@ impl Answer {
         Self::Response(response)
     }
 
+    pub(crate) fn text(status: u16, text: &'static str) -> Self {
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        Self::Response(response)
+    }
+
     pub(crate) fn later(after: Duration, status: u16) -> Self {
         Self::Later(after, status)
     }

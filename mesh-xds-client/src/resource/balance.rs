@@ -13,7 +13,7 @@ use envoy_types::pb::{
             cluster::v3::{
                 Cluster as ClusterProto, LoadBalancingPolicy,
                 cluster::{
-                    LbConfig, LbPolicy as LbPolicyProto,
+                    LbConfig, LbPolicy as LbPolicyProto, SlowStartConfig as OldSlowStart,
                     ring_hash_lb_config::HashFunction as OldHashFunction,
                 },
             },
@@ -102,14 +102,7 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
     match (chosen, config) {
         (Ok(LbPolicyProto::RoundRobin), Some(LbConfig::RoundRobinLbConfig(config))) => {
             sink.field("round_robin_lb_config", |sink| {
-                let slow_start = config
-                    .slow_start_config
-                    .as_ref()
-                    .map(|config| SlowStartConfig {
-                        slow_start_window: config.slow_start_window,
-                        aggression: config.aggression.clone(),
-                        min_weight_percent: config.min_weight_percent,
-                    });
+                let slow_start = config.slow_start_config.as_ref().map(newer_slow_start);
                 common.slow_start = decode_slow_start(sink, slow_start.as_ref())?;
                 Some(LbPolicy::RoundRobin)
             })
@@ -117,14 +110,7 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
         (Ok(LbPolicyProto::RoundRobin), _) => Some(LbPolicy::RoundRobin),
         (Ok(LbPolicyProto::LeastRequest), Some(LbConfig::LeastRequestLbConfig(config))) => sink
             .field("least_request_lb_config", |sink| {
-                let slow_start = config
-                    .slow_start_config
-                    .as_ref()
-                    .map(|config| SlowStartConfig {
-                        slow_start_window: config.slow_start_window,
-                        aggression: config.aggression.clone(),
-                        min_weight_percent: config.min_weight_percent,
-                    });
+                let slow_start = config.slow_start_config.as_ref().map(newer_slow_start);
                 common.slow_start = decode_slow_start(sink, slow_start.as_ref())?;
                 let choice_count = uint32(config.choice_count.as_ref());
                 least_request(sink, choice_count, config.active_request_bias.as_ref())
@@ -438,6 +424,15 @@ fn locality(sink: &mut Sink, config: Option<&LocalityLbConfig>, common: &mut Com
 }
 
 /// The outer `None` is an error.
+/// The message of a cluster as that of a policy, which has the same fields.
+fn newer_slow_start(config: &OldSlowStart) -> SlowStartConfig {
+    SlowStartConfig {
+        slow_start_window: config.slow_start_window,
+        aggression: config.aggression.clone(),
+        min_weight_percent: config.min_weight_percent,
+    }
+}
+
 fn decode_slow_start(
     sink: &mut Sink,
     config: Option<&SlowStartConfig>,
