@@ -26,6 +26,7 @@ mod headers;
 mod http_client;
 pub mod identity;
 mod in_flight;
+mod jwt;
 mod listener;
 #[cfg(feature = "xds")]
 mod mesh;

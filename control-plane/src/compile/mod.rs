@@ -4,15 +4,21 @@
 //! a security object that cannot be used closes its own target. It does no I/O, and the same
 //! objects always give the same result.
 
+mod authorization;
 mod balance;
+mod claims;
 mod clusters;
 mod consul;
+mod intentions;
+mod mesh_policy;
+mod request_auth;
 mod route_action;
 mod route_match;
 mod routes;
 mod rules;
 mod security;
 mod services;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +40,9 @@ use crate::{
     diagnostic::Diagnostic,
     model::{Object, ObjectKey, ObjectSet, Spec},
 };
-use security::SecurityPolicies;
+pub use request_auth::KeySets;
+pub(crate) use request_auth::key_sets;
+use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
 
 /// What holds for the whole mesh.
@@ -46,6 +54,9 @@ pub struct CompileOptions {
     pub cluster_domain: String,
     /// Policies in this namespace are for all. Default `istio-system`.
     pub root_namespace: String,
+    /// Keys of issuers, by the addresses that RequestAuthentications name. Default none: tokens
+    /// whose keys are not here are refused.
+    pub keys: KeySets,
 }
 
 impl Default for CompileOptions {
@@ -54,6 +65,7 @@ impl Default for CompileOptions {
             trust_domain: "cluster.local".into(),
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            keys: KeySets::new(),
         }
     }
 }
@@ -75,6 +87,8 @@ pub struct Compiled {
     pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
+    /// The services that each address is part of.
+    memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
     security: SecurityPolicies,
 }
 
@@ -117,8 +131,8 @@ impl fmt::Display for RouteOrigin {
 /// Compiles all objects.
 pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<Diagnostic>) {
     let mut findings = Vec::new();
-    let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, options, &mut findings);
+    let security = SecurityPolicies::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
         security,
         ..Compiled::default()
@@ -135,6 +149,8 @@ pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<
         }
         for workload in &service.workloads {
             for address in workload.addresses.values() {
+                let memberships = compiled.memberships.entry(*address).or_default();
+                memberships.insert(service.fqdn.clone());
                 compiled
                     .workloads
                     .entry(*address)
@@ -218,7 +234,9 @@ impl Compiled {
                 .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
                 .collect::<Vec<_>>()
         };
-        self.security == other.security && judged(self) == judged(other)
+        self.security == other.security
+            && self.memberships == other.memberships
+            && judged(self) == judged(other)
     }
 
     fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
@@ -238,24 +256,29 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<ObjectKey> {
-        let (namespace, labels) = self.judged_as(address, namespace, labels);
-        self.security.objects(&namespace, &labels)
+        let workload = self.judged_as(address, namespace, labels);
+        self.security.objects(&workload)
     }
 
-    /// The namespace and labels of the workload at `address`.
+    /// The workload at `address`.
     fn judged_as(
         &self,
         address: SocketAddr,
         namespace: &str,
         labels: &BTreeMap<String, String>,
-    ) -> (String, BTreeMap<String, String>) {
+    ) -> Judged {
         let mut labels = labels.clone();
         let mut namespace = namespace.to_owned();
         if let Some(workload) = self.workloads.get(&address) {
             namespace.clone_from(&workload.namespace);
             labels.extend(workload.labels.clone());
         }
-        (namespace, labels)
+        let services = self.memberships.get(&address).cloned().unwrap_or_default();
+        Judged {
+            namespace,
+            labels,
+            services,
+        }
     }
 
     /// The service that a client in `namespace` means with `host`.
@@ -277,8 +300,8 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Listener {
-        let (namespace, labels) = self.judged_as(address, namespace, labels);
+        let workload = self.judged_as(address, namespace, labels);
         self.security
-            .inbound_listener(requested, address, &namespace, &labels)
+            .inbound_listener(requested, address, &workload)
     }
 }

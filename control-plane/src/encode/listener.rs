@@ -15,15 +15,18 @@ use envoy_types::pb::{
             http::router::v3::Router,
             network::http_connection_manager::v3::{
                 HttpConnectionManager, HttpFilter, Rds,
-                http_connection_manager::{CodecType, RouteSpecifier},
+                http_connection_manager::{
+                    CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
+                },
                 http_filter,
             },
         },
     },
-    google::protobuf::Any,
+    google::protobuf::{Any, BoolValue},
 };
 use mesh_core::config::{
-    FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
+    EscapedSlashes, FilterChain, InboundListener, Listener, ListenerKind, PathNormalization,
+    RouteSource, TransportMatch,
 };
 
 use super::{ClientClass, ads, any, duration, rbac, route_config, socket, tls};
@@ -105,10 +108,16 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
     let filters = config.rbac.iter().enumerate().map(|(index, rbac)| {
         http_filter(
             format!("envoy.filters.http.rbac.{index}"),
-            any(&rbac::filter(rbac)),
+            any(&rbac::filter(rbac, class)),
         )
     });
-    let manager = manager(&config.routes, filters.collect(), class);
+    let mut manager = manager(&config.routes, filters.collect(), class);
+    inbound_paths(&mut manager, config.path_normalization);
+    if class == ClientClass::Envoy {
+        // The caller is who is at the other end of the connection, whatever it says of itself.
+        manager.use_remote_address = Some(BoolValue { value: true });
+        manager.skip_xff_append = true;
+    }
     ProtoFilterChain {
         name: config.name.clone(),
         filter_chain_match: chain_match,
@@ -116,6 +125,20 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         transport_socket: config.tls.as_ref().map(|tls| tls::downstream(tls, class)),
         ..ProtoFilterChain::default()
     }
+}
+
+fn inbound_paths(manager: &mut HttpConnectionManager, options: PathNormalization) {
+    let action = match options.escaped_slashes {
+        EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged,
+        EscapedSlashes::Reject => PathWithEscapedSlashesAction::RejectRequest,
+        EscapedSlashes::Redirect => PathWithEscapedSlashesAction::UnescapeAndRedirect,
+        EscapedSlashes::Decode => PathWithEscapedSlashesAction::UnescapeAndForward,
+    };
+    manager.normalize_path = Some(BoolValue {
+        value: options.normalize,
+    });
+    manager.merge_slashes = options.merge_slashes;
+    manager.path_with_escaped_slashes_action = action as i32;
 }
 
 fn manager_filter(manager: &HttpConnectionManager) -> Filter {

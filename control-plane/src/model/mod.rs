@@ -4,9 +4,12 @@
 //! fields which are not here are never passed over in silence. What the fields mean together is
 //! compile's.
 
+mod authorization;
 mod consul;
+mod intentions;
 mod istio;
 mod kubernetes;
+mod mesh;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -17,17 +20,25 @@ use crate::{
     diagnostic::{CLASS_LIMIT, Diagnostic, Severity},
 };
 
+pub use authorization::{
+    AuthorizationPolicy, ClaimToHeader, Condition, From, JwtHeader, JwtRule, Operation,
+    RequestAuthentication, Rule, Source, TargetRef, To,
+};
 pub use consul::{
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
     ServiceRouter,
 };
+pub use intentions::{
+    IntentionDestination, IntentionHttp, IntentionPermission, IntentionSource, ServiceIntentions,
+};
 pub use istio::{
-    AuthorizationPolicy, DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse,
-    HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, Operation, OutlierSpec,
-    PeerAuthentication, Percent, Retries, RouteDestination, Rule, ServiceEntry, ServiceEntryPort,
-    Source, StringMatch, Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
+    DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect,
+    HttpRewrite, HttpRoute, LoadBalancer, Mtls, OutlierSpec, PeerAuthentication, Percent, Retries,
+    RouteDestination, Selector, ServiceEntry, ServiceEntryPort, StringMatch, Subset, TrafficPolicy,
+    VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+pub use mesh::MeshPolicy;
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -205,12 +216,24 @@ pub enum Spec {
     PeerAuthentication(PeerAuthentication),
     /// Istio AuthorizationPolicy.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// Istio RequestAuthentication.
+    RequestAuthentication(RequestAuthentication),
+    /// Consul service-intentions.
+    ServiceIntentions(ServiceIntentions),
+    /// Our MeshPolicy.
+    MeshPolicy(MeshPolicy),
     /// A security object that cannot be read: what these labels select is closed.
     Unreadable(BTreeMap<String, String>),
 }
 
 /// Kinds whose loss would open what they close.
-pub const SECURITY_KINDS: [&str; 2] = ["PeerAuthentication", "AuthorizationPolicy"];
+pub const SECURITY_KINDS: [&str; 5] = [
+    "PeerAuthentication",
+    "AuthorizationPolicy",
+    "RequestAuthentication",
+    "ServiceIntentions",
+    "MeshPolicy",
+];
 
 /// All objects, by key.
 pub type ObjectSet = BTreeMap<ObjectKey, Arc<Object>>;

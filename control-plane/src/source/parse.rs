@@ -170,10 +170,22 @@ fn read_spec(
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
         }
+        "RequestAuthentication" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::RequestAuthentication(object.spec))
+        }
+        "ServiceIntentions" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceIntentions(object.spec))
+        }
+        "MeshPolicy" => read::<WithSpec<_>>(value).map(|object| Spec::MeshPolicy(object.spec)),
         _ => read::<WithSpec<_>>(value).map(|object| Spec::AuthorizationPolicy(object.spec)),
     };
     match read {
-        Ok(spec) => object.spec = spec,
+        Ok(spec) => {
+            if let Spec::AuthorizationPolicy(policy) = &spec {
+                object.limits.extend(policy.limits());
+            }
+            object.spec = spec;
+        }
         Err((path, error)) => {
             let name = object.key.to_string();
             let place = &object.place;
@@ -253,7 +265,7 @@ fn check_fields(
 }
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 8] = [
+pub(super) const GROUPS: [(&str, &str); 11] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -262,6 +274,9 @@ pub(super) const GROUPS: [(&str, &str); 8] = [
     ("DestinationRule", "networking.istio.io"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
+    ("RequestAuthentication", "security.istio.io"),
+    ("ServiceIntentions", "consul.hashicorp.com"),
+    ("MeshPolicy", "mesh"),
 ];
 
 fn read<T: DeserializeOwned>(value: &Value) -> Result<T, (String, serde_norway::Error)> {

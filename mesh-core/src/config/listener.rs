@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{DownstreamTls, Rbac, RouteConfig};
+use super::{DownstreamTls, JwtAuthn, PathNormalization, Rbac, RouteConfig};
 use crate::name::{ListenerName, RouteConfigName};
 
 /// A listener resource.
@@ -60,6 +60,10 @@ pub struct FilterChain {
     pub transport: TransportMatch,
     /// TLS settings; `None` is plaintext.
     pub tls: Option<DownstreamTls>,
+    /// What is done to paths before anything looks at them.
+    pub path_normalization: PathNormalization,
+    /// Verifies tokens, before authorisation.
+    pub jwt: Option<Arc<JwtAuthn>>,
     /// Authorisation, every filter must permit (gRFC A41); in order.
     pub rbac: Vec<Rbac>,
     /// Routes; a request without a route is refused.

@@ -42,6 +42,11 @@ impl Regex {
         })
     }
 
+    /// An expression for `text` itself.
+    pub fn escape(text: &str) -> String {
+        regex::escape(text)
+    }
+
     /// The expression as it was declared.
     pub fn as_str(&self) -> &str {
         &self.source

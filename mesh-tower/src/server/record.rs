@@ -46,6 +46,12 @@ impl Record {
             .denied(policy);
     }
 
+    /// Counts what shadow rules would have said.
+    pub(super) fn shadow(&self, allowed: bool, policy: Option<&str>) {
+        let metrics = self.shared.options.telemetry.metrics();
+        metrics.server().shadow(allowed, policy);
+    }
+
     /// An HTTP response counts by its head, even if the caller does not read all of its body.
     pub(super) fn head(&mut self, code: Code) {
         self.code = code;

@@ -16,6 +16,17 @@ pub(super) struct Refusal {
     status: StatusCode,
     grpc: u32,
     message: Cow<'static, str>,
+    hint: Hint,
+}
+
+/// What the caller may do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Hint {
+    None,
+    /// Send a better token (RFC 6750 §3).
+    Challenge,
+    /// Go there.
+    Location(HeaderValue),
 }
 
 impl Refusal {
@@ -24,6 +35,30 @@ impl Refusal {
             status,
             grpc,
             message: Cow::Borrowed(message),
+            hint: Hint::None,
+        }
+    }
+
+    /// The token is not believed.
+    pub(super) fn unauthenticated(why: &'static str) -> Self {
+        Self {
+            hint: Hint::Challenge,
+            ..Self::new(StatusCode::UNAUTHORIZED, 16, why)
+        }
+    }
+
+    /// The caller is sent to another spelling of the path.
+    pub(super) fn redirect(path: &str) -> Self {
+        match HeaderValue::from_str(path) {
+            Ok(path) => Self {
+                hint: Hint::Location(path),
+                ..Self::new(
+                    StatusCode::TEMPORARY_REDIRECT,
+                    13,
+                    "the path has another spelling",
+                )
+            },
+            Err(_) => Self::BAD_PATH,
         }
     }
 
@@ -32,6 +67,9 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, 13, "more than one authority");
     pub(super) const MALFORMED_TIMEOUT: Self =
         Self::new(StatusCode::BAD_REQUEST, 13, "malformed grpc-timeout");
+    /// Nobody knows what the path means (Envoy answers the same).
+    pub(super) const BAD_PATH: Self =
+        Self::new(StatusCode::BAD_REQUEST, 13, "the path has no one meaning");
     pub(super) const DENIED: Self = Self::new(StatusCode::FORBIDDEN, 7, "RBAC: access denied");
     pub(super) const NO_ROUTE: Self =
         Self::new(StatusCode::NOT_FOUND, 14, "no route of this server matches");
@@ -71,6 +109,7 @@ impl Refusal {
                 *response.status_mut() = self.status;
                 let plain = HeaderValue::from_static("text/plain; charset=utf-8");
                 response.headers_mut().insert(header::CONTENT_TYPE, plain);
+                self.hint(response.headers_mut());
                 response
             }
             Protocol::Grpc => {
@@ -78,8 +117,20 @@ impl Refusal {
                 *response.headers_mut() = self.trailers();
                 let grpc = HeaderValue::from_static("application/grpc");
                 response.headers_mut().insert(header::CONTENT_TYPE, grpc);
+                self.hint(response.headers_mut());
                 response
             }
+        }
+    }
+
+    fn hint(&self, headers: &mut HeaderMap) {
+        match &self.hint {
+            Hint::None => {}
+            Hint::Challenge => {
+                let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            Hint::Location(path) => _ = headers.insert(header::LOCATION, path.clone()),
         }
     }
 

@@ -1,14 +1,24 @@
 //! One request: may it pass, until when, and what became of it.
 //!
 //! The configuration is loaded once per request, so that a policy applies to the next request of a
-//! live connection. The order matters: the authority must mean one thing before anything compares
-//! it; the deadline is read before the application runs, and the application is dropped with it.
+//! live connection. The order matters: the path has one spelling and the authority one meaning
+//! before anything compares them; the deadline is read before the application runs, and the application is dropped with it.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use http::{HeaderName, Request, Response, header};
+use http::{HeaderName, Request, Response, Uri, header};
 use hyper::body::Incoming;
-use mesh_core::{authz::AuthzRequest, route::RequestView};
+use mesh_core::{
+    authz::AuthzRequest,
+    config::{DynamicMetadata, NormalizedPath, PathNormalization},
+    route::RequestView,
+};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
@@ -21,6 +31,7 @@ use super::{
 };
 use crate::{
     context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
+    jwt::Verifier,
     telemetry::{Protocol, ServerHead},
 };
 
@@ -36,7 +47,7 @@ pub(super) async fn serve<A: MeshApplication>(
     request.headers_mut().remove(FORWARDED_CLIENT_CERT);
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
-    let deadline = match check(&connection, &request, &record) {
+    let deadline = match check(&connection, &mut request, &record) {
         Ok(deadline) => deadline,
         Err(refusal) => return Ok(refuse(&refusal, record)),
     };
@@ -98,18 +109,31 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
     Record::begin(shared, protocol, span)
 }
 
-/// Whether the request may pass, and until when.
+/// Whether the request may pass, and until when. Makes of it what everybody behind sees: its path in
+/// one spelling, and without a token that is not the application's.
 fn check(
     connection: &Connection,
-    request: &Request<Incoming>,
+    request: &mut Request<Incoming>,
     record: &Record,
 ) -> Result<Option<Instant>, Refusal> {
-    let authority = authority(request)?;
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(connection.transport, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
-    authorize(connection, chain, request, authority, record)?;
+    normalize(chain.paths, request, record.protocol())?;
+    let metadata = match &chain.jwt {
+        Some(verifier) => authenticate(verifier, request)?,
+        None => None,
+    };
+    let request = &*request;
+    let authority = authority(request)?;
+    authorize(
+        connection,
+        chain,
+        (request, authority),
+        metadata.as_ref(),
+        record,
+    )?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     chain.check_route(&RequestView::new(method, uri, authority, headers))?;
     match asked_timeout(request, record.protocol())? {
@@ -120,11 +144,52 @@ fn check(
     }
 }
 
+/// Gives the path its one spelling.
+fn normalize(
+    options: PathNormalization,
+    request: &mut Request<Incoming>,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
+    let Some(path) = request.uri().path_and_query() else {
+        return Ok(());
+    };
+    let path = match options.apply(path.as_str()) {
+        NormalizedPath::Serve(Cow::Borrowed(_)) => return Ok(()),
+        NormalizedPath::Serve(Cow::Owned(path)) => path,
+        NormalizedPath::Redirect(path) if protocol == Protocol::Http => {
+            return Err(Refusal::redirect(&path));
+        }
+        NormalizedPath::Redirect(_) | NormalizedPath::Reject => return Err(Refusal::BAD_PATH),
+    };
+    let mut parts = request.uri().clone().into_parts();
+    parts.path_and_query = Some(path.try_into().map_err(|_| Refusal::BAD_PATH)?);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Refusal::BAD_PATH)?;
+    Ok(())
+}
+
+/// What a token says of the caller; `None` without a token.
+fn authenticate(
+    verifier: &Verifier,
+    request: &mut Request<Incoming>,
+) -> Result<Option<DynamicMetadata>, Refusal> {
+    verifier.sanitize(request.headers_mut());
+    let verified = verifier
+        .verify(request.headers(), request.uri(), SystemTime::now())
+        .map_err(|why| Refusal::unauthenticated(why.as_str()))?;
+    let Some(verified) = verified else {
+        return Ok(None);
+    };
+    let mut uri = request.uri().clone();
+    verified.apply(request.headers_mut(), &mut uri);
+    *request.uri_mut() = uri;
+    Ok(Some(verified.metadata()))
+}
+
 fn authorize(
     connection: &Connection,
     chain: &Chain,
-    request: &Request<Incoming>,
-    authority: &str,
+    (request, authority): (&Request<Incoming>, &str),
+    metadata: Option<&DynamicMetadata>,
     record: &Record,
 ) -> Result<(), Refusal> {
     if chain.authorizer.is_empty() {
@@ -137,17 +202,21 @@ fn authorize(
         path: request.uri().path(),
         authority,
         headers: request.headers(),
-        destination_port: connection.info.local.port(),
+        source: connection.info.remote.ip(),
+        destination: connection.info.local,
+        server_name: connection.server_name.as_deref().unwrap_or_default(),
+        metadata,
     };
     let decision = chain.authorizer.decide(&asked);
-    if !decision.allowed || !decision.audit.is_empty() {
-        audit::write(
-            &connection.shared.options,
-            &asked,
-            connection.info.remote,
-            &decision,
-        );
+    for shadow in &decision.shadow {
+        record.shadow(shadow.allowed, shadow.policy.as_deref());
     }
+    audit::write(
+        &connection.shared.options,
+        &asked,
+        connection.info.remote,
+        &decision,
+    );
     if decision.allowed {
         return Ok(());
     }

@@ -11,6 +11,7 @@ mod cluster;
 mod discovery;
 mod endpoint;
 mod listener;
+mod metadata;
 mod name;
 mod outlier;
 pub(crate) mod path;

@@ -7,14 +7,14 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_core::{
     authz::Authorizer,
     config::{
-        FilterChain, InboundListener, PathPattern, RouteAction, RouteConfig, RouteSource,
-        TransportMatch,
+        FilterChain, InboundListener, PathNormalization, PathPattern, RouteAction, RouteConfig,
+        RouteSource, TransportMatch,
     },
     route::{RequestView, matches, virtual_host},
 };
 
 use super::{InboundState, refusal::Refusal};
-use crate::{identity::Identity, rng, tls::server::ServerTls};
+use crate::{identity::Identity, jwt::Verifier, rng, tls::server::ServerTls};
 
 /// What to do with connections and requests.
 pub(super) enum Inbound {
@@ -30,6 +30,8 @@ pub(super) enum Inbound {
 pub(super) struct Chain {
     transport: TransportMatch,
     pub(super) security: Security,
+    pub(super) paths: PathNormalization,
+    pub(super) jwt: Option<Verifier>,
     pub(super) authorizer: Authorizer,
     gate: RouteGate,
 }
@@ -133,6 +135,8 @@ impl Chain {
         Self {
             transport: chain.transport,
             security,
+            paths: chain.path_normalization,
+            jwt: chain.jwt.as_deref().map(Verifier::compile),
             authorizer: Authorizer::compile(&chain.rbac),
             gate: RouteGate::compile(&chain.routes),
         }
