@@ -4,10 +4,12 @@
 //!
 //! 1. configuration — everything else reads it; waited for once in a listener's life.
 //! 2. route — outside of the limits, because the route carries the timeouts.
-//! 3. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
-//! 4. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
-//! 5. attempts — each picks again from the newest endpoints.
-//! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
+//! 3. filters — before the permit, which a request that they answer does not need, and within the
+//!    deadline, which covers a delay.
+//! 4. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
+//! 5. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
+//! 6. attempts — each picks again from the newest endpoints.
+//! 7. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
 //!
 //! Most calls need one attempt on an endpoint that is ready. These are decided and sent before there
 //! is a future ([`start`]), which then holds no more than what waits for the response. Whatever else
@@ -15,6 +17,7 @@
 
 mod attempts;
 mod decided;
+mod filtered;
 mod future;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +25,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
     config::RetryPolicy,
+    filter::Filters,
     outcome::Outcome,
     rng::SplitMix64,
     route::{CompiledRoute, Decision, ForwardAction, RequestView},
@@ -42,7 +46,7 @@ use crate::{
     local_reply::LocalReply,
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, Code, Protocol, grpc_status},
+    telemetry::{CallHead, CallSpan, Code, Protocol, grpc_status},
     within::within,
 };
 
@@ -147,17 +151,42 @@ async fn start_when_ready<M: MakeEndpoint>(
 
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
 fn start_at<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     [started, now]: [Instant; 2],
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
-    let (mut in_flight, chosen) = match permit(listener, live, outgoing, [started, now], &mut rng) {
+    let drawn = rng.clone();
+    let (in_flight, chosen) = match permit(listener, live, outgoing, [started, now], &mut rng) {
         Ok(permitted) => permitted,
+        Err(Stop::Filtered) => {
+            let request = outgoing.take_absolute();
+            let listener = Arc::clone(listener);
+            let times = [started, now];
+            return ResponseFuture::later(filtered::send(listener, request, times, options, drawn));
+        }
         Err(stop) => return stop.into_future(),
     };
+    proceed(
+        listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
+    )
+}
+
+/// Stages 11 and 12: sends a request that has its permit, at `now`.
+#[inline]
+#[allow(clippy::too_many_arguments, reason = "what a call is made of")]
+fn proceed<M: MakeEndpoint, S>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    now: Instant,
+    options: CallOptions,
+    mut in_flight: InFlight<M>,
+    chosen: Chosen<'_, M>,
+    rng: &mut SplitMix64,
+) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
         match decided::prepare(decision, listener, live, outgoing) {
@@ -177,7 +206,7 @@ fn start_at<M: MakeEndpoint, S>(
         again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[], in_flight.affinity()) {
+    match in_flight.state.pick(rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
             let exchange = in_flight
                 .begin_attempt(endpoint, outgoing)
@@ -200,12 +229,16 @@ struct Chosen<'l, M: MakeEndpoint> {
     cluster: &'l Arc<ClusterRuntime<M>>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
+    /// What the request meets before it is sent.
+    filters: Option<&'l Filters>,
 }
 
 /// A call ends before anybody is asked.
 enum Stop {
     Failed(Error),
     Answered(Box<LocalReply>),
+    /// Its route has filters: it goes on in a future of its own.
+    Filtered,
 }
 
 impl Stop {
@@ -213,6 +246,7 @@ impl Stop {
         match self {
             Self::Failed(error) => error.kind().into(),
             Self::Answered(reply) => reply.code(protocol),
+            Self::Filtered => Code::Cancelled,
         }
     }
 
@@ -221,6 +255,7 @@ impl Stop {
         match self {
             Self::Failed(error) => ResponseFuture::failed(error),
             Self::Answered(reply) => ResponseFuture::answered(reply.into_response()),
+            Self::Filtered => unreachable!("it goes on"),
         }
     }
 }
@@ -235,13 +270,12 @@ fn permit<'l, M: MakeEndpoint>(
 ) -> Result<(InFlight<M>, Chosen<'l, M>), Stop> {
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
-    let mut span = listener.telemetry().start_call_span(|| {
-        let name = listener.name();
-        let mut head = CallHead::of(name, outgoing.head(), protocol);
-        head.authority = outgoing.authority().unwrap_or(name);
-        head
-    });
-    let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+    let chosen = choose(listener, live, outgoing, protocol, rng);
+    if chosen.as_ref().is_ok_and(|chosen| chosen.filters.is_some()) {
+        return Err(Stop::Filtered);
+    }
+    let mut span = start_span(listener, outgoing, protocol);
+    let permitted = chosen.and_then(|chosen| {
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
@@ -253,11 +287,35 @@ fn permit<'l, M: MakeEndpoint>(
             return Err(stop);
         }
     };
-    let limit = earlier(chosen.forward.timeout, chosen.forward.stream_limit);
-    let of_route = limit.and_then(|limit| now.checked_add(limit));
-    let deadline = earlier(asked_deadline(timeout, started), of_route);
+    let deadline = deadline(chosen.forward, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
+}
+
+#[inline]
+fn start_span<M: MakeEndpoint>(
+    listener: &ListenerRuntime<M>,
+    outgoing: &Outgoing<'_>,
+    protocol: Protocol,
+) -> CallSpan {
+    listener.telemetry().start_call_span(|| {
+        let name = listener.name();
+        let mut head = CallHead::of(name, outgoing.head(), protocol);
+        head.authority = outgoing.authority().unwrap_or(name);
+        head
+    })
+}
+
+/// When a call ends: the caller's deadline, or the route's limit from `now` on.
+#[inline]
+fn deadline(
+    forward: &ForwardAction,
+    timeout: Option<&HeaderValue>,
+    [started, now]: [Instant; 2],
+) -> Option<Instant> {
+    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_route = limit.and_then(|limit| now.checked_add(limit));
+    earlier(asked_deadline(timeout, started), of_route)
 }
 
 fn choose<'l, M: MakeEndpoint>(
@@ -281,12 +339,16 @@ fn choose<'l, M: MakeEndpoint>(
         )));
     };
     match route.plain() {
-        Some(forward) => Ok(Chosen {
-            route,
-            forward,
-            cluster: live.clusters.get(forward.cluster(rng)),
-            decision: None,
-        }),
+        Some(forward) => {
+            let cluster = forward.cluster(rng);
+            Ok(Chosen {
+                route,
+                forward,
+                cluster: live.clusters.get(cluster),
+                decision: None,
+                filters: live.filters(number, cluster),
+            })
+        }
         None => decided::decide(listener, live, number, &view, protocol, rng),
     }
 }
