@@ -17,9 +17,10 @@ use crate::{
     admin::{self, AdminState},
     ca::{Authority, CertificateService, IstioCertificateServiceServer, Tokens},
     cache::{TRUST_BUNDLE, Version},
-    compile::CompileOptions,
+    compile::{CompileOptions, key_sets},
     diagnostic::Diagnostic,
     follow::Follower,
+    keys::{self, Keys, Trust},
     metrics::Metrics,
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
     source::{FileSource, LastGood},
@@ -33,6 +34,8 @@ pub const HTTP_PORT: u16 = 18_001;
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the last good objects are in the data directory.
 const OBJECTS: &str = "objects";
+/// Where the keys of issuers are in it.
+const KEYS: &str = "keys.json";
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -55,6 +58,8 @@ impl ControlPlane {
             connection_age: CONNECTION_AGE_MAX,
             limits: Limits::default(),
             options: CompileOptions::default(),
+            jwks_ca_file: None,
+            jwks_refresh: keys::REFRESH,
         }
     }
 }
@@ -71,6 +76,8 @@ pub struct ControlPlaneBuilder {
     connection_age: Duration,
     limits: Limits,
     options: CompileOptions,
+    jwks_ca_file: Option<PathBuf>,
+    jwks_refresh: Duration,
 }
 
 impl ControlPlaneBuilder {
@@ -112,6 +119,18 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// PEM roots of those who serve the keys of issuers (`jwksUri`). Default: the system's.
+    pub fn jwks_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.jwks_ca_file = Some(file.into());
+        self
+    }
+
+    /// How often the keys of issuers are fetched again. Default 5 minutes.
+    pub fn jwks_refresh(mut self, period: Duration) -> Self {
+        self.jwks_refresh = period;
+        self
+    }
+
     /// Starts it; returns when it listens.
     ///
     /// # Errors
@@ -123,7 +142,9 @@ impl ControlPlaneBuilder {
             cert_ttl,
             connection_age,
             limits,
-            options,
+            mut options,
+            jwks_ca_file,
+            jwks_refresh,
             ..
         } = self;
         let authority = Authority::open(&data_dir, &options.trust_domain, cert_ttl)
@@ -135,6 +156,13 @@ impl ControlPlaneBuilder {
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
+        let trust = Trust::open(jwks_ca_file.as_deref()).context("roots of issuers")?;
+        let mut keys = Keys::open(data_dir.join(KEYS), trust, jwks_refresh)
+            .with_context(|| format!("keys of issuers in {}", data_dir.display()))?;
+        // Servers that believe a token must not be told otherwise because we start.
+        let wanted = key_sets(&loaded.borrow().objects);
+        keys.fetch(&wanted).await;
+        options.keys = keys.held().clone();
         let xds = TcpListener::bind(self.xds_listen)
             .await
             .with_context(|| format!("xDS address {}", self.xds_listen))?;
@@ -159,7 +187,12 @@ impl ControlPlaneBuilder {
         follower.publish(&loaded.borrow().clone());
         ready.send_replace(true);
         let mut tasks = JoinSet::new();
-        tasks.spawn(follower.follow(loaded, source, is_shutdown.clone()));
+        let (wanted, is_wanted) = watch::channel(wanted);
+        let (fetched, are_fetched) = watch::channel(keys.held().clone());
+        let keys = keys.follow(is_wanted, fetched);
+        tasks.spawn(keys);
+        let of_issuers = (wanted, are_fetched);
+        tasks.spawn(follower.follow(loaded, source, of_issuers, is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
             http,

@@ -26,6 +26,7 @@ pub fn tree(name: &str) -> TreeBuilder {
             listener: name.into(),
             authority: name.into(),
             max_stream_duration: None,
+            filters: [].into(),
             routes: Arc::new(routes),
             clusters: std::collections::BTreeMap::new(),
         },
@@ -40,6 +41,7 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> ClusterEndpoints {
         weight: 1,
         health: HealthStatus::Healthy,
         hostname: String::new(),
+        metadata: Default::default(),
     });
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),
@@ -93,6 +95,12 @@ impl TreeBuilder {
             RouteMatch::path(path),
             RouteAction::Forward(forward),
         ));
+        self
+    }
+
+    /// Any route.
+    pub fn add_route(mut self, route: Route) -> Self {
+        self.routes.push(route);
         self
     }
 

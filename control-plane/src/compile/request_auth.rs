@@ -86,11 +86,13 @@ fn provider(
             jwks.as_str().into()
         }
         (None, Some(uri)) => {
-            let is_url = uri.parse::<http::Uri>().is_ok_and(|uri| {
-                uri.host().is_some() && matches!(uri.scheme_str(), Some("https" | "http"))
-            });
+            let is_url = uri
+                .parse::<http::Uri>()
+                .is_ok_and(|uri| uri.host().is_some() && uri.scheme_str() == Some("https"));
             if !is_url {
-                let message = format!("{uri:?} is not an http or https address");
+                let message = format!(
+                    "{uri:?} is not an https address: in the clear, keys could be anybody's"
+                );
                 return Err(wrong("jwksUri", message));
             }
             match options.keys.get(uri) {

@@ -12,9 +12,10 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, JwtAuthn, JwtProvider,
-    Listener, ListenerKind, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig,
-    RouteMatch, RouteSource, ShadowRules, TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, FilterConfig, HttpFilter, InboundListener,
+    JwtAuthn, JwtProvider, Listener, ListenerKind, Rbac, RbacAction, RbacPolicy, Route,
+    RouteAction, RouteConfig, RouteMatch, RouteSource, ShadowRules, TransportMatch, TrustSource,
+    VirtualHost,
 };
 
 use super::{
@@ -29,6 +30,9 @@ use crate::{
     diagnostic::{Diagnostic, FAILS_CLOSED},
     model::{Mtls, Object, ObjectKey, ObjectSet, PeerAuthentication, SECURITY_KINDS, Spec},
 };
+
+/// Name of the filter that verifies tokens.
+const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
 
 type Labels = BTreeMap<String, String>;
 
@@ -219,15 +223,18 @@ impl SecurityPolicies {
         address: SocketAddr,
         workload: &Judged,
     ) -> Listener {
-        let rbac = self.rbac(workload);
-        let jwt = self.jwt(workload);
+        let mut filters = HttpFilter::of_rbac(&self.rbac(workload));
+        if let Some(tokens) = self.jwt(workload) {
+            // Rules are about what tokens say.
+            let tokens = FilterConfig::JwtAuthn(tokens);
+            filters.insert(0, HttpFilter::new(JWT_FILTER, tokens));
+        }
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,
             tls,
             path_normalization: self.mesh.path_normalization(),
-            jwt: jwt.clone(),
-            rbac: rbac.clone(),
+            filters: filters.clone(),
             routes: serve_everything(),
         };
         let mtls = || {

@@ -25,11 +25,11 @@ use envoy_types::pb::{
     google::protobuf::{Any, BoolValue},
 };
 use mesh_core::config::{
-    EscapedSlashes, FilterChain, InboundListener, Listener, ListenerKind, PathNormalization,
-    RouteSource, TransportMatch,
+    EscapedSlashes, FilterChain, FilterConfig, InboundListener, Listener, ListenerKind,
+    PathNormalization, RouteSource, TransportMatch,
 };
 
-use super::{ClientClass, ads, any, duration, rbac, route_config, socket, tls};
+use super::{ClientClass, ads, any, duration, jwt, rbac, route_config, socket, tls};
 
 const MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -105,11 +105,16 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         transport_protocol: transport.to_owned(),
         ..FilterChainMatch::default()
     });
-    let filters = config.rbac.iter().enumerate().map(|(index, rbac)| {
-        http_filter(
-            format!("envoy.filters.http.rbac.{index}"),
-            any(&rbac::filter(rbac, class)),
-        )
+    let filters = config.filters.iter().filter_map(|filter| {
+        let config = match &filter.config {
+            FilterConfig::Rbac(Some(rules)) => any(&rbac::filter(rules, class)),
+            FilterConfig::JwtAuthn(tokens) if class.is_grpc() => {
+                any(&rbac::filter(&jwt::refused(tokens), class))
+            }
+            FilterConfig::JwtAuthn(tokens) => any(&jwt::filter(tokens)),
+            _ => return None,
+        };
+        Some(http_filter(filter.name.to_string(), config))
     });
     let mut manager = manager(&config.routes, filters.collect(), class);
     inbound_paths(&mut manager, config.path_normalization);

@@ -116,6 +116,7 @@ fn template(template: &PathTemplate) -> TypedExtensionConfig {
     }
 }
 
+#[expect(deprecated, reason = "gRPC and older Envoys know no other metadata")]
 fn encode_permission(config: &Permission) -> ProtoPermission {
     use permission::{Rule, Set};
     let set = |rules: &[Permission]| Set {
@@ -141,6 +142,7 @@ fn encode_permission(config: &Permission) -> ProtoPermission {
     ProtoPermission { rule: Some(rule) }
 }
 
+#[expect(deprecated, reason = "gRPC and older Envoys know no other metadata")]
 fn encode_principal(config: &Principal) -> ProtoPrincipal {
     use principal::{Authenticated, Identifier, Set};
     let set = |ids: &[Principal]| Set {

@@ -1,7 +1,5 @@
 //! Istio's objects about requests: who may do what, and whose tokens are believed.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 
 use super::{Limit, istio::Selector};
@@ -230,6 +228,3 @@ impl AuthorizationPolicy {
         limits
     }
 }
-
-/// Labels of workloads.
-pub(crate) type Labels = BTreeMap<String, String>;

@@ -6,10 +6,13 @@
 
 mod balance;
 mod cluster;
+mod connection;
 mod endpoint;
+mod filter;
 mod forward;
 mod hash_policy;
 mod headers;
+mod health_check;
 mod ip_range;
 mod jwt;
 mod listener;
@@ -23,19 +26,30 @@ mod retry;
 mod rewrite;
 mod route;
 mod security;
+mod subset;
 mod value_template;
 
 pub use balance::{
-    ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
-    MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP, RING_SIZE_MAX, RingHash, SlowStart,
-    WEIGHT_UPDATE_PERIOD_MIN,
+    ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
+    MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
+    RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
 };
 pub use cluster::{
-    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, RetryBudget,
+    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HTTP2_CONNECTIONS_MAX,
+    HttpVersion, RetryBudget,
+};
+pub use connection::{
+    ConnectionOptions, HTTP2_KEEPALIVE_MIN, Http2Keepalive, Http2Options, TcpKeepalive,
 };
 pub use endpoint::{
     ClusterEndpoints, DropOverload, Endpoint, HealthStatus, LocalityEndpoints, LocalityId,
     OVERPROVISIONING_FACTOR_DEFAULT,
+};
+pub use filter::{
+    Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,
+    Delay, DescriptorEntry, DescriptorSource, Fault, FaultAbort, FaultDelay, FilterConfig,
+    FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit, RateLimit,
+    RateLimitDescriptor, TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror, MirrorTarget,
@@ -43,6 +57,9 @@ pub use forward::{
 };
 pub use hash_policy::{HashPolicy, HashSource};
 pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};
+pub use health_check::{
+    HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
+};
 pub use ip_range::IpRange;
 pub use jwt::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn, JwtProvider};
 pub use listener::{
@@ -66,4 +83,5 @@ pub use route::{Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
     CertificateSource, DownstreamTls, Secret, TrustBundle, TrustSource, UpstreamTls,
 };
+pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

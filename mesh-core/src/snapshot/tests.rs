@@ -11,6 +11,7 @@ fn endpoint(port: u16, health: HealthStatus) -> Endpoint {
         weight: 1,
         health,
         hostname: String::new(),
+        metadata: Default::default(),
     }
 }
 
@@ -49,6 +50,7 @@ fn tree(cluster: ClusterTree) -> ConfigTree {
         listener: "l".into(),
         authority: "l".into(),
         max_stream_duration: None,
+        filters: [].into(),
         routes: Arc::new(routes),
         clusters: [("c".into(), cluster)].into(),
     }

@@ -4,16 +4,20 @@
 //!
 //! 1. configuration — everything else reads it; waited for once in a listener's life.
 //! 2. route — outside of the limits, because the route carries the timeouts.
-//! 3. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
-//! 4. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
-//! 5. attempts — each picks again from the newest endpoints.
-//! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
+//! 3. filters — before the permit, which a request that they answer does not need, and within the
+//!    deadline, which covers a delay.
+//! 4. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
+//! 5. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
+//! 6. attempts — each picks again from the newest endpoints.
+//! 7. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
 //!
 //! Most calls need one attempt on an endpoint that is ready. These are decided and sent before there
 //! is a future ([`start`]), which then holds no more than what waits for the response. Whatever else
 //! happens goes on in [`attempts`], in a future of its own.
 
 mod attempts;
+mod decided;
+mod filtered;
 mod future;
 
 use std::{sync::Arc, time::Duration};
@@ -21,9 +25,10 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
     config::RetryPolicy,
+    filter::Filters,
     outcome::Outcome,
     rng::SplitMix64,
-    route::{CompiledAction, CompiledRoute, ForwardAction, RequestView},
+    route::{CompiledRoute, Decision, ForwardAction, RequestView},
 };
 use tokio::time::Instant;
 
@@ -38,9 +43,10 @@ use crate::{
     headers::find,
     in_flight::InFlight,
     listener::{ListenerRuntime, LiveSnapshot},
+    local_reply::LocalReply,
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, Protocol, grpc_status},
+    telemetry::{CallHead, CallSpan, Code, Protocol, grpc_status},
     within::within,
 };
 
@@ -145,20 +151,52 @@ async fn start_when_ready<M: MakeEndpoint>(
 
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
 fn start_at<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     [started, now]: [Instant; 2],
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
-    let (mut in_flight, route, forward) =
-        match permit(listener, live, outgoing, [started, now], &mut rng) {
-            Ok(permitted) => permitted,
-            Err(error) => return ResponseFuture::failed(error),
-        };
+    let drawn = rng.clone();
+    let (in_flight, chosen) = match permit(listener, live, outgoing, [started, now], &mut rng) {
+        Ok(permitted) => permitted,
+        Err(Stop::Filtered) => {
+            let request = outgoing.take_absolute();
+            let listener = Arc::clone(listener);
+            let times = [started, now];
+            return ResponseFuture::later(filtered::send(listener, request, times, options, drawn));
+        }
+        Err(stop) => return stop.into_future(),
+    };
+    proceed(
+        listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
+    )
+}
+
+/// Stages 11 and 12: sends a request that has its permit, at `now`.
+#[inline]
+#[allow(clippy::too_many_arguments, reason = "what a call is made of")]
+fn proceed<M: MakeEndpoint, S>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    now: Instant,
+    options: CallOptions,
+    mut in_flight: InFlight<M>,
+    chosen: Chosen<'_, M>,
+    rng: &mut SplitMix64,
+) -> ResponseFuture<M, S> {
+    let forward = chosen.forward;
+    if let Some(decision) = chosen.decision {
+        match decided::prepare(decision, listener, live, outgoing) {
+            Ok(extras) => in_flight.extras = Some(extras),
+            Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
+        }
+    }
     if options.reports_endpoint {
-        in_flight.route = Some(Box::new(Arc::clone(&route.name)));
+        let extras = in_flight.extras.get_or_insert_default();
+        extras.route = Some(Arc::clone(&chosen.route.name));
     }
     in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
     // Only a call that may be repeated keeps its head and records its body.
@@ -168,11 +206,10 @@ fn start_at<M: MakeEndpoint, S>(
         again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[]) {
+    match in_flight.state.pick(rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
-            let headers = &mut outgoing.head_mut().headers;
             let exchange = in_flight
-                .begin_attempt(endpoint, headers)
+                .begin_attempt(endpoint, outgoing)
                 .dispatch(outgoing);
             ResponseFuture::sent(in_flight, exchange, until, again)
         }
@@ -185,7 +222,43 @@ fn start_at<M: MakeEndpoint, S>(
     }
 }
 
-type Permitted<'l, M> = (InFlight<M>, &'l CompiledRoute, &'l ForwardAction);
+/// A route, its action, and the cluster that it is sent to.
+struct Chosen<'l, M: MakeEndpoint> {
+    route: &'l CompiledRoute,
+    forward: &'l ForwardAction,
+    cluster: &'l Arc<ClusterRuntime<M>>,
+    /// Made where the route asks for more.
+    decision: Option<Box<Decision<'l>>>,
+    /// What the request meets before it is sent.
+    filters: Option<&'l Filters>,
+}
+
+/// A call ends before anybody is asked.
+enum Stop {
+    Failed(Error),
+    Answered(Box<LocalReply>),
+    /// Its route has filters: it goes on in a future of its own.
+    Filtered,
+}
+
+impl Stop {
+    fn code(&self, protocol: Protocol) -> Code {
+        match self {
+            Self::Failed(error) => error.kind().into(),
+            Self::Answered(reply) => reply.code(protocol),
+            Self::Filtered => Code::Cancelled,
+        }
+    }
+
+    #[cold]
+    fn into_future<M: MakeEndpoint, S>(self) -> ResponseFuture<M, S> {
+        match self {
+            Self::Failed(error) => ResponseFuture::failed(error),
+            Self::Answered(reply) => ResponseFuture::answered(reply.into_response()),
+            Self::Filtered => unreachable!("it goes on"),
+        }
+    }
+}
 
 /// Stages 8 to 10: the route, a permit of its cluster, and the deadline.
 fn permit<'l, M: MakeEndpoint>(
@@ -194,81 +267,90 @@ fn permit<'l, M: MakeEndpoint>(
     outgoing: &Outgoing<'_>,
     [started, now]: [Instant; 2],
     rng: &mut SplitMix64,
-) -> Result<Permitted<'l, M>, Error> {
+) -> Result<(InFlight<M>, Chosen<'l, M>), Stop> {
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
-    let mut span = listener.telemetry().start_call_span(|| {
+    let chosen = choose(listener, live, outgoing, protocol, rng);
+    if chosen.as_ref().is_ok_and(|chosen| chosen.filters.is_some()) {
+        return Err(Stop::Filtered);
+    }
+    let mut span = start_span(listener, outgoing, protocol);
+    let permitted = chosen.and_then(|chosen| {
+        let state = chosen.cluster.load();
+        state.acquire(rng).map_err(Stop::Failed)?;
+        Ok((chosen, state))
+    });
+    let (chosen, state) = match permitted {
+        Ok(permitted) => permitted,
+        Err(stop) => {
+            span.end(stop.code(protocol));
+            return Err(stop);
+        }
+    };
+    let deadline = deadline(chosen.forward, timeout, [started, now]);
+    let in_flight = InFlight::begin(state, started, deadline, protocol, span);
+    Ok((in_flight, chosen))
+}
+
+#[inline]
+fn start_span<M: MakeEndpoint>(
+    listener: &ListenerRuntime<M>,
+    outgoing: &Outgoing<'_>,
+    protocol: Protocol,
+) -> CallSpan {
+    listener.telemetry().start_call_span(|| {
         let name = listener.name();
         let mut head = CallHead::of(name, outgoing.head(), protocol);
         head.authority = outgoing.authority().unwrap_or(name);
         head
-    });
-    let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
-        let state = chosen.2.load();
-        state.acquire(rng)?;
-        Ok((chosen, state))
-    });
-    let ((route, forward, _), state) = match permitted {
-        Ok(permitted) => permitted,
-        Err(error) => {
-            span.end(error.kind().into());
-            return Err(error);
-        }
-    };
+    })
+}
+
+/// When a call ends: the caller's deadline, or the route's limit from `now` on.
+#[inline]
+fn deadline(
+    forward: &ForwardAction,
+    timeout: Option<&HeaderValue>,
+    [started, now]: [Instant; 2],
+) -> Option<Instant> {
     let limit = earlier(forward.timeout, forward.stream_limit);
     let of_route = limit.and_then(|limit| now.checked_add(limit));
-    let deadline = earlier(asked_deadline(timeout, started), of_route);
-    let in_flight = InFlight::begin(state, started, deadline, protocol, span);
-    Ok((in_flight, route, forward))
+    earlier(asked_deadline(timeout, started), of_route)
 }
-
-/// A route, its action, and the cluster that it is sent to.
-type Chosen<'l, M> = (
-    &'l CompiledRoute,
-    &'l ForwardAction,
-    &'l Arc<ClusterRuntime<M>>,
-);
 
 fn choose<'l, M: MakeEndpoint>(
-    name: &str,
+    listener: &ListenerRuntime<M>,
     live: &'l LiveSnapshot<M>,
     outgoing: &Outgoing<'_>,
+    protocol: Protocol,
     rng: &mut SplitMix64,
-) -> Result<Chosen<'l, M>, Error> {
+) -> Result<Chosen<'l, M>, Stop> {
     let routes = &live.snapshot.routes;
     let head = outgoing.head();
+    let name = listener.name();
     let authority = outgoing.authority().unwrap_or(name);
     let view = RequestView::new(&head.method, &head.uri, authority, &head.headers);
-    let Some((_, route)) = routes.lookup(&view, rng) else {
+    let Some((number, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();
         let RequestView { method, path, .. } = view;
-        return Err(Error::new(
+        return Err(Stop::Failed(Error::new(
             ErrorKind::NoRoute,
             format!("listener {name}: no route of virtual host {host} matches {method} {path}"),
-        ));
+        )));
     };
-    let forward = forward_action(name, route)?;
-    Ok((route, forward, live.clusters.get(forward.cluster(rng))))
-}
-
-#[inline]
-fn forward_action<'r>(
-    listener: &str,
-    route: &'r CompiledRoute,
-) -> Result<&'r ForwardAction, Error> {
-    let reason = match &route.action {
-        CompiledAction::Forward(forward) => return Ok(forward),
-        // `Features::EXECUTED` leaves these out, so that the table has none.
-        CompiledAction::Redirect(_) => "redirect is not supported",
-        CompiledAction::DirectResponse(_) => "direct_response is not supported",
-        CompiledAction::NonForwarding => "its action is for servers (non_forwarding_action)",
-        CompiledAction::Unsupported(reason) => reason,
-    };
-    let name = &route.name;
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("listener {listener}: route {name}: {reason}"),
-    ))
+    match route.plain() {
+        Some(forward) => {
+            let cluster = forward.cluster(rng);
+            Ok(Chosen {
+                route,
+                forward,
+                cluster: live.clusters.get(cluster),
+                decision: None,
+                filters: live.filters(number, cluster),
+            })
+        }
+        None => decided::decide(listener, live, number, &view, protocol, rng),
+    }
 }
 
 impl Again {

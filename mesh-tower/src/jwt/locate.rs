@@ -55,16 +55,16 @@ impl Location {
         }
     }
 
-    /// Takes the tokens away. A cookie stays, because the header holds others.
-    pub(super) fn remove(&self, headers: &mut HeaderMap, uri: &mut Uri) {
+    /// Takes the tokens away; returns the URI without them, if it held any. A cookie stays, because
+    /// the header holds others.
+    pub(super) fn remove(&self, headers: &mut HeaderMap, uri: &Uri) -> Option<Uri> {
         match self {
-            Self::Header { name, .. } => _ = headers.remove(name),
-            Self::Parameter(name) => {
-                if let Some(without) = without_parameter(uri, name) {
-                    *uri = without;
-                }
+            Self::Header { name, .. } => {
+                headers.remove(name);
+                None
             }
-            Self::Cookie(_) => {}
+            Self::Parameter(name) => without_parameter(uri, name),
+            Self::Cookie(_) => None,
         }
     }
 }

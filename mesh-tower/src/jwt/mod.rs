@@ -147,10 +147,11 @@ impl Verified<'_> {
         metadata
     }
 
-    /// Makes of the request what the application sees.
-    pub(crate) fn apply(&self, headers: &mut HeaderMap, uri: &mut Uri) {
+    /// Makes of the request what the application sees; returns its new URI, if that changes.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, uri: &Uri) -> Option<Uri> {
+        let mut changed = None;
         if !self.provider.config.forward {
-            self.location.remove(headers, uri);
+            changed = self.location.remove(headers, uri);
         }
         if let Some(name) = &self.provider.payload_header
             && let Ok(value) = HeaderValue::from_str(&self.payload)
@@ -163,6 +164,7 @@ impl Verified<'_> {
                 headers.insert(name.clone(), value);
             }
         }
+        changed
     }
 }
 

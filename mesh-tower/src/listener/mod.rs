@@ -11,6 +11,8 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::{
     ConfigError,
+    filter::Filters,
+    rng::Rng,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
 use tokio::sync::watch;
@@ -18,6 +20,7 @@ use tokio::sync::watch;
 use crate::{
     cluster::{BoundClusters, ClusterRegistry, MakeEndpoint},
     error::{Error, ErrorKind},
+    rng,
     telemetry::Telemetry,
 };
 
@@ -29,6 +32,8 @@ pub const FIRST_CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
     name: Arc<str>,
     telemetry: Telemetry,
+    /// What hashes of the channel are made from (gRFC A42 `io.grpc.channel_id`).
+    channel: u64,
     live: ArcSwap<Live<M>>,
     /// Dropped with the runtime, which ends the follower.
     changed: watch::Sender<()>,
@@ -45,6 +50,15 @@ pub(crate) enum Live<M: MakeEndpoint> {
 pub(crate) struct LiveSnapshot<M: MakeEndpoint> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) clusters: BoundClusters<M>,
+}
+
+impl<M: MakeEndpoint> LiveSnapshot<M> {
+    /// The index of a cluster.
+    pub(crate) fn find(&self, cluster: &str) -> Option<u32> {
+        let clusters = &self.snapshot.clusters;
+        let found = clusters.binary_search_by(|held| held.name.as_str().cmp(cluster));
+        found.ok().map(|index| index as u32)
+    }
 }
 
 impl<M: MakeEndpoint> Live<M> {
@@ -68,6 +82,14 @@ impl<M: MakeEndpoint> Live<M> {
     }
 }
 
+impl<M: MakeEndpoint> LiveSnapshot<M> {
+    /// What a request meets on this route to this cluster; both by their numbers in the snapshot.
+    #[inline]
+    pub(crate) fn filters(&self, route: u32, cluster: u32) -> Option<&Filters> {
+        self.snapshot.filters.route(route)?.of(Some(cluster))
+    }
+}
+
 impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// Follows `reader`. Must be called inside a tokio runtime.
     pub(crate) fn new(
@@ -81,6 +103,7 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         let runtime = Arc::new(Self {
             name: name.into(),
             telemetry,
+            channel: rng::fork().next_u64(),
             live: ArcSwap::from_pointee(live),
             changed,
         });
@@ -93,6 +116,11 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         &self.name
     }
 
+    /// A number of its own, the same as long as it lives.
+    pub(crate) fn channel(&self) -> u64 {
+        self.channel
+    }
+
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
@@ -100,6 +128,11 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// What is live now. Held for a moment: a call keeps nothing of it.
     pub(crate) fn load(&self) -> Guard<Arc<Live<M>>> {
         self.live.load()
+    }
+
+    /// The same, to be kept for a while.
+    pub(crate) fn load_full(&self) -> Arc<Live<M>> {
+        self.live.load_full()
     }
 
     /// What is live; waits for the first configuration.

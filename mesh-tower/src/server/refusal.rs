@@ -5,10 +5,16 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+
+use mesh_core::filter::Answer;
 
 use super::body::ServedBody;
-use crate::telemetry::{Code, Protocol};
+use crate::{
+    headers::percent_encode,
+    local_reply::grpc_status_of,
+    telemetry::{Code, Protocol},
+};
 
 /// Why a request is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,17 +22,8 @@ pub(super) struct Refusal {
     status: StatusCode,
     grpc: u32,
     message: Cow<'static, str>,
-    hint: Hint,
-}
-
-/// What the caller may do about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Hint {
-    None,
-    /// Send a better token (RFC 6750 §3).
-    Challenge,
-    /// Go there.
-    Location(HeaderValue),
+    /// More headers of the answer.
+    headers: Option<Box<HeaderMap>>,
 }
 
 impl Refusal {
@@ -35,29 +32,29 @@ impl Refusal {
             status,
             grpc,
             message: Cow::Borrowed(message),
-            hint: Hint::None,
+            headers: None,
         }
     }
 
-    /// The token is not believed.
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        let headers = self.headers.get_or_insert_default();
+        headers.insert(name, value);
+        self
+    }
+
+    /// The token is not believed (RFC 6750 §3).
     pub(super) fn unauthenticated(why: &'static str) -> Self {
-        Self {
-            hint: Hint::Challenge,
-            ..Self::new(StatusCode::UNAUTHORIZED, 16, why)
-        }
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        Self::new(StatusCode::UNAUTHORIZED, 16, why).with(header::WWW_AUTHENTICATE, challenge)
     }
 
     /// The caller is sent to another spelling of the path.
     pub(super) fn redirect(path: &str) -> Self {
+        let there = "the path has another spelling";
         match HeaderValue::from_str(path) {
-            Ok(path) => Self {
-                hint: Hint::Location(path),
-                ..Self::new(
-                    StatusCode::TEMPORARY_REDIRECT,
-                    13,
-                    "the path has another spelling",
-                )
-            },
+            Ok(path) => {
+                Self::new(StatusCode::TEMPORARY_REDIRECT, 13, there).with(header::LOCATION, path)
+            }
             Err(_) => Self::BAD_PATH,
         }
     }
@@ -91,6 +88,17 @@ impl Refusal {
         "the application failed",
     );
 
+    /// A filter's answer.
+    pub(super) fn filtered(answer: Answer) -> Self {
+        let status = answer.status;
+        Self {
+            status,
+            grpc: answer.grpc_status.unwrap_or_else(|| grpc_status_of(status)),
+            message: Cow::Borrowed(answer.body),
+            headers: Some(Box::new(answer.headers)),
+        }
+    }
+
     /// What counters and spans say.
     pub(super) fn code(&self, protocol: Protocol) -> Code {
         match protocol {
@@ -101,15 +109,22 @@ impl Refusal {
 
     /// The response.
     pub(super) fn response<B>(&self, protocol: Protocol) -> Response<ServedBody<B>> {
-        match protocol {
+        let headers = self.headers.as_deref();
+        let mut response = match protocol {
+            Protocol::Http if self.message.is_empty() => {
+                let mut response = Response::new(ServedBody::empty());
+                *response.status_mut() = self.status;
+                response
+            }
             Protocol::Http => {
                 let mut text = self.message.clone().into_owned();
-                text.push('\n');
+                if headers.is_none() {
+                    text.push('\n');
+                }
                 let mut response = Response::new(ServedBody::full(text.into()));
                 *response.status_mut() = self.status;
                 let plain = HeaderValue::from_static("text/plain; charset=utf-8");
                 response.headers_mut().insert(header::CONTENT_TYPE, plain);
-                self.hint(response.headers_mut());
                 response
             }
             Protocol::Grpc => {
@@ -117,21 +132,13 @@ impl Refusal {
                 *response.headers_mut() = self.trailers();
                 let grpc = HeaderValue::from_static("application/grpc");
                 response.headers_mut().insert(header::CONTENT_TYPE, grpc);
-                self.hint(response.headers_mut());
                 response
             }
+        };
+        for (name, value) in headers.into_iter().flatten() {
+            response.headers_mut().insert(name, value.clone());
         }
-    }
-
-    fn hint(&self, headers: &mut HeaderMap) {
-        match &self.hint {
-            Hint::None => {}
-            Hint::Challenge => {
-                let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-                headers.insert(header::WWW_AUTHENTICATE, challenge);
-            }
-            Hint::Location(path) => _ = headers.insert(header::LOCATION, path.clone()),
-        }
+        response
     }
 
     /// The gRPC status with its message.
@@ -140,29 +147,5 @@ impl Refusal {
         trailers.insert("grpc-status", HeaderValue::from(self.grpc));
         trailers.insert("grpc-message", percent_encode(&self.message));
         trailers
-    }
-}
-
-/// gRPC over HTTP/2: all but printable ASCII, and `%`, is written as `%XX`.
-fn percent_encode(message: &str) -> HeaderValue {
-    let mut text = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        match byte {
-            b'%' => text.push_str("%25"),
-            b' '..=b'~' => text.push(char::from(byte)),
-            _ => text.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_percent_encoded() {
-        assert_eq!(percent_encode("100% é\n"), "100%25 %C3%A9%0A");
-        assert_eq!(percent_encode("RBAC: access denied"), "RBAC: access denied");
     }
 }

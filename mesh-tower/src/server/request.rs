@@ -2,36 +2,26 @@
 //!
 //! The configuration is loaded once per request, so that a policy applies to the next request of a
 //! live connection. The order matters: the path has one spelling and the authority one meaning
-//! before anything compares them; the deadline is read before the application runs, and the application is dropped with it.
+//! before anything compares them; the deadline is read before the application runs, and the
+//! application is dropped with it.
 
-use std::{
-    borrow::Cow,
-    convert::Infallible,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use http::{HeaderName, Request, Response, Uri, header};
 use hyper::body::Incoming;
 use mesh_core::{
-    authz::AuthzRequest,
-    config::{DynamicMetadata, NormalizedPath, PathNormalization},
+    config::{NormalizedPath, PathNormalization},
+    filter::Passed,
     route::RequestView,
 };
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
-    MeshApplication, ServedBody, audit,
-    body::Guard,
-    connection::Connection,
-    inbound::{Chain, Transport},
-    record::Record,
-    refusal::Refusal,
+    MeshApplication, ServedBody, body::Guard, connection::Connection, filter, inbound::Transport,
+    record::Record, refusal::Refusal,
 };
 use crate::{
     context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
-    jwt::Verifier,
     telemetry::{Protocol, ServerHead},
 };
 
@@ -47,10 +37,17 @@ pub(super) async fn serve<A: MeshApplication>(
     request.headers_mut().remove(FORWARDED_CLIENT_CERT);
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
-    let deadline = match check(&connection, &mut request, &record) {
+    let (checked, mut passed) = check(&connection, &mut request, &record);
+    let deadline = match checked {
         Ok(deadline) => deadline,
-        Err(refusal) => return Ok(refuse(&refusal, record)),
+        Err(refusal) => return Ok(refuse(&refusal, record, &passed)),
     };
+    if let Some(headers) = passed.headers.take() {
+        *request.headers_mut() = headers;
+    }
+    if let Some(uri) = passed.uri.take() {
+        *request.uri_mut() = uri;
+    }
     if let Some(peer) = &connection.peer {
         request.extensions_mut().insert(peer.clone());
     }
@@ -77,16 +74,20 @@ pub(super) async fn serve<A: MeshApplication>(
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             tracing::error!(target: "mesh::server", error, "the application failed");
-            return Ok(refuse(&Refusal::FAILED, record));
+            return Ok(refuse(&Refusal::FAILED, record, &passed));
         }
-        Err(_) => return Ok(refuse(&Refusal::DEADLINE, record)),
+        Err(_) => return Ok(refuse(&Refusal::DEADLINE, record, &passed)),
     };
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    if !passed.leaves_response() {
+        passed.respond(parts.status, &mut parts.headers);
+    }
     let deadline: Option<Pin<Box<Sleep>>> = deadline.map(|at| Box::pin(sleep_until(at)));
     let guard = Guard {
         record,
         context,
         deadline,
+        permits: passed.permits,
     };
     let body = ServedBody::streaming(body, &parts.headers, parts.status.as_u16(), guard);
     Ok(Response::from_parts(parts, body))
@@ -109,33 +110,40 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
     Record::begin(shared, protocol, span)
 }
 
-/// Whether the request may pass, and until when. Makes of it what everybody behind sees: its path in
-/// one spelling, and without a token that is not the application's.
+/// Whether the request may pass, and until when; and what its filters leave behind. Gives its path
+/// the one spelling that everybody behind sees.
 fn check(
     connection: &Connection,
     request: &mut Request<Incoming>,
     record: &Record,
+) -> (Result<Option<Instant>, Refusal>, Passed) {
+    let mut passed = Passed::default();
+    let checked = pass(connection, request, record, &mut passed);
+    (checked, passed)
+}
+
+fn pass(
+    connection: &Connection,
+    request: &mut Request<Incoming>,
+    record: &Record,
+    passed: &mut Passed,
 ) -> Result<Option<Instant>, Refusal> {
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(connection.transport, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
     normalize(chain.paths, request, record.protocol())?;
-    let metadata = match &chain.jwt {
-        Some(verifier) => authenticate(verifier, request)?,
-        None => None,
-    };
     let request = &*request;
     let authority = authority(request)?;
-    authorize(
-        connection,
-        chain,
-        (request, authority),
-        metadata.as_ref(),
-        record,
-    )?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    chain.check_route(&RequestView::new(method, uri, authority, headers))?;
+    let view = RequestView::new(method, uri, authority, headers);
+    let routed = chain.route(&view);
+    if let Some(filters) = routed.filters {
+        filter::run((connection, chain), filters, &view, record, passed)?;
+    }
+    if let Some(refusal) = routed.refusal {
+        return Err(refusal);
+    }
     match asked_timeout(request, record.protocol())? {
         // Nobody waits for the answer any more.
         Some(Duration::ZERO) => Err(Refusal::DEADLINE),
@@ -165,63 +173,6 @@ fn normalize(
     parts.path_and_query = Some(path.try_into().map_err(|_| Refusal::BAD_PATH)?);
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Refusal::BAD_PATH)?;
     Ok(())
-}
-
-/// What a token says of the caller; `None` without a token.
-fn authenticate(
-    verifier: &Verifier,
-    request: &mut Request<Incoming>,
-) -> Result<Option<DynamicMetadata>, Refusal> {
-    verifier.sanitize(request.headers_mut());
-    let verified = verifier
-        .verify(request.headers(), request.uri(), SystemTime::now())
-        .map_err(|why| Refusal::unauthenticated(why.as_str()))?;
-    let Some(verified) = verified else {
-        return Ok(None);
-    };
-    let mut uri = request.uri().clone();
-    verified.apply(request.headers_mut(), &mut uri);
-    *request.uri_mut() = uri;
-    Ok(Some(verified.metadata()))
-}
-
-fn authorize(
-    connection: &Connection,
-    chain: &Chain,
-    (request, authority): (&Request<Incoming>, &str),
-    metadata: Option<&DynamicMetadata>,
-    record: &Record,
-) -> Result<(), Refusal> {
-    if chain.authorizer.is_empty() {
-        return Ok(());
-    }
-    let asked = AuthzRequest {
-        principals: connection.peer.as_ref().map_or(&[], |peer| peer.names()),
-        authenticated: connection.peer.is_some(),
-        method: request.method().as_str(),
-        path: request.uri().path(),
-        authority,
-        headers: request.headers(),
-        source: connection.info.remote.ip(),
-        destination: connection.info.local,
-        server_name: connection.server_name.as_deref().unwrap_or_default(),
-        metadata,
-    };
-    let decision = chain.authorizer.decide(&asked);
-    for shadow in &decision.shadow {
-        record.shadow(shadow.allowed, shadow.policy.as_deref());
-    }
-    audit::write(
-        &connection.shared.options,
-        &asked,
-        connection.info.remote,
-        &decision,
-    );
-    if decision.allowed {
-        return Ok(());
-    }
-    record.denied(decision.policy.as_deref());
-    Err(Refusal::DENIED)
 }
 
 /// The one authority of a request: `:authority`, the absolute form's, or `host`. Empty when it has
@@ -260,8 +211,11 @@ fn asked_timeout(
     }
 }
 
-fn refuse<B>(refusal: &Refusal, record: Record) -> Response<ServedBody<B>> {
+fn refuse<B>(refusal: &Refusal, record: Record, passed: &Passed) -> Response<ServedBody<B>> {
     let protocol = record.protocol();
     record.end(refusal.code(protocol));
-    refusal.response(protocol)
+    let mut response = refusal.response(protocol);
+    let status = response.status();
+    passed.respond(status, response.headers_mut());
+    response
 }

@@ -7,7 +7,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
-    config::{ApiListener, ListenerKind, RouteAction, RouteConfig, RouteSource, VirtualHost},
+    config::{
+        ApiListener, HttpFilter, ListenerKind, RouteAction, RouteConfig, RouteSource, VirtualHost,
+    },
     route::virtual_host,
     snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
 };
@@ -36,8 +38,15 @@ struct Plan {
     /// Once it is published.
     snapshot: Option<Arc<Snapshot>>,
     routes: Arc<RouteConfig>,
-    limit: Option<Duration>,
+    settings: Settings,
     clusters: BTreeSet<ClusterName>,
+}
+
+/// What the listener says besides its routes.
+#[derive(Clone, Debug, PartialEq)]
+struct Settings {
+    max_stream_duration: Option<Duration>,
+    filters: Arc<[HttpFilter]>,
 }
 
 #[derive(Debug)]
@@ -106,9 +115,14 @@ impl ClientWatch {
         snapshot.flat_map(|snapshot| &snapshot.clusters)
     }
 
-    fn is_published(&self, host: &VirtualHost, limit: Option<Duration>) -> bool {
+    fn is_published(&self, routes: &RouteConfig, host: &VirtualHost, settings: &Settings) -> bool {
         self.published.as_ref().is_some_and(|plan| {
-            plan.limit == limit && virtual_host(&plan.routes, &self.authority) == Some(host)
+            let held = &plan.routes;
+            plan.settings == *settings
+                && held.headers == routes.headers
+                && held.most_specific_mutations_win == routes.most_specific_mutations_win
+                && held.filters == routes.filters
+                && virtual_host(held, &self.authority) == Some(host)
         })
     }
 }
@@ -120,22 +134,22 @@ enum Found {
     Error(ConfigError),
     /// What was used must not be used any more.
     Dropped(ConfigError),
-    Routes(Arc<RouteConfig>, Option<Duration>),
+    Routes(Arc<RouteConfig>, Settings),
 }
 
 impl Graph {
     /// Looks at the listener and its routes anew.
     pub(super) fn evaluate_client(&mut self, id: WatchId, watch: &mut ClientWatch) {
-        let (routes, limit) = match self.find_routes(id, watch) {
+        let (routes, settings) = match self.find_routes(id, watch) {
             Found::Nothing => return,
             Found::Error(error) => return watch.fail(error),
             Found::Dropped(error) => return self.drop_published(id, watch, error),
-            Found::Routes(routes, limit) => (routes, limit),
+            Found::Routes(routes, settings) => (routes, settings),
         };
         let Some(host) = virtual_host(&routes, &watch.authority) else {
             return self.withdraw(id, watch, &routes);
         };
-        if watch.is_published(host, limit) {
+        if watch.is_published(&routes, host, &settings) {
             watch.next = None;
             return self.hold_clusters(id, watch);
         }
@@ -143,7 +157,7 @@ impl Graph {
         watch.next = Some(Plan {
             snapshot: None,
             routes,
-            limit,
+            settings,
             clusters,
         });
         self.hold_clusters(id, watch);
@@ -187,6 +201,7 @@ impl Graph {
         let ListenerKind::Api(ApiListener {
             routes,
             max_stream_duration,
+            filters,
         }) = &listener.kind
         else {
             let what = "a server's, not a client's: it has no api_listener";
@@ -213,7 +228,13 @@ impl Graph {
             None => Found::Nothing,
             Some(Resolved::Error(error)) => Found::Error(error),
             Some(Resolved::Dropped(error)) => Found::Dropped(error),
-            Some(Resolved::Value(routes)) => Found::Routes(routes, *max_stream_duration),
+            Some(Resolved::Value(routes)) => {
+                let settings = Settings {
+                    max_stream_duration: *max_stream_duration,
+                    filters: Arc::clone(filters),
+                };
+                Found::Routes(routes, settings)
+            }
         }
     }
 
@@ -269,7 +290,8 @@ impl Graph {
         let tree = ConfigTree {
             listener: watch.listener.clone(),
             authority: watch.authority.clone(),
-            max_stream_duration: plan.limit,
+            max_stream_duration: plan.settings.max_stream_duration,
+            filters: Arc::clone(&plan.settings.filters),
             routes: Arc::clone(&plan.routes),
             clusters,
         };

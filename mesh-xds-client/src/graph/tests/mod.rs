@@ -157,6 +157,7 @@ fn rds_listener(route: &str) -> Config {
         kind: ListenerKind::Api(ApiListener {
             routes: RouteSource::Rds(route.into()),
             max_stream_duration: None,
+            filters: [].into(),
         }),
     }))
 }
@@ -210,6 +211,7 @@ fn endpoints(name: &str, port: u16) -> Config {
             weight: 1,
             health: HealthStatus::Healthy,
             hostname: String::new(),
+            metadata: Default::default(),
         }],
     };
     Config::Endpoints(Arc::new(ClusterEndpoints::new(name, vec![locality])))

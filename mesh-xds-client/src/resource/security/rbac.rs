@@ -39,8 +39,8 @@ use crate::resource::{
 /// A filter's rules: what a match means, and the policies by name.
 type Rules = (RbacAction, BTreeMap<String, RbacPolicy>);
 
-/// A filter without rules admits everybody.
-pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Rbac> {
+/// The outer `None` is an error; the inner one a filter without rules, which admits everybody.
+pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Option<Rbac>> {
     sink.refuse(
         "matcher",
         proto.matcher.is_some(),
@@ -61,15 +61,14 @@ pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Rbac
             let (action, policies) = rules?;
             Rbac::new(action, policies)
         }
+        None if shadow.is_none() => return Some(None),
         None => Rbac::without_rules(),
     };
-    Some(Rbac {
-        shadow: match shadow {
-            Some(shadow) => Some(shadow?),
-            None => None,
-        },
-        ..rbac
-    })
+    let shadow = match shadow {
+        Some(shadow) => Some(shadow?),
+        None => None,
+    };
+    Some(Some(Rbac { shadow, ..rbac }))
 }
 
 fn decode_rules(sink: &mut Sink, proto: &RulesProto) -> Option<Rules> {

@@ -21,6 +21,7 @@ fn tree(hosts: &[u8]) -> ClusterTree {
         weight: 1,
         health: HealthStatus::Healthy,
         hostname: String::new(),
+        metadata: Default::default(),
     };
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),
@@ -47,6 +48,7 @@ fn source() -> (Compiler, LoadSource) {
             listener: "l".into(),
             authority: "a".into(),
             max_stream_duration: None,
+            filters: [].into(),
             routes: Arc::new(routes),
             clusters: [("c".into(), tree(&[1, 2]))].into(),
         })
