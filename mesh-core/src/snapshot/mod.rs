@@ -18,7 +18,7 @@ pub use compile::{ClusterTree, Compiler, ConfigTree};
 pub use drops::{DropCounter, Drops};
 pub use lazy::LazySnapshot;
 pub use maintain::Maintainer;
-pub use store::{ListenerState, SnapshotReader, SnapshotWriter, pair};
+pub use store::{ClusterRequests, ListenerState, SnapshotReader, SnapshotWriter, pair};
 
 use std::{
     collections::HashMap,
