@@ -40,6 +40,7 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> ClusterEndpoints {
         weight: 1,
         health: HealthStatus::Healthy,
         hostname: String::new(),
+        metadata: Default::default(),
     });
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),
