@@ -122,6 +122,7 @@ impl ClientWatch {
 
     fn is_published(
         &self,
+        routes: &RouteConfig,
         host: &VirtualHost,
         limit: Option<Duration>,
         named: &BTreeSet<ClusterName>,
@@ -129,9 +130,23 @@ impl ClientWatch {
         self.published.as_ref().is_some_and(|plan| {
             plan.limit == limit
                 && plan.named == *named
+                && hold_alike(&plan.routes, routes)
                 && virtual_host(&plan.routes, &self.authority) == Some(host)
         })
     }
+}
+
+/// Whether both say the same to every virtual host.
+fn hold_alike(a: &RouteConfig, b: &RouteConfig) -> bool {
+    let RouteConfig {
+        name: _,
+        virtual_hosts: _,
+        headers,
+        most_specific_mutations_win,
+        // Decides which virtual host it is, which is compared.
+        ignore_port: _,
+    } = a;
+    *headers == b.headers && *most_specific_mutations_win == b.most_specific_mutations_win
 }
 
 /// What the listener and its routes say.
@@ -162,7 +177,7 @@ impl Graph {
         let named = watch.named.iter();
         let named = named.filter(|name| self.clusters.tree(name).is_some());
         let named: BTreeSet<_> = named.cloned().collect();
-        if watch.is_published(host, limit, &named) {
+        if watch.is_published(&routes, host, limit, &named) {
             watch.next = None;
             return self.hold_clusters(id, watch);
         }

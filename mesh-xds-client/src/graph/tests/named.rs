@@ -1,4 +1,5 @@
-//! Clusters that routes name beside their targets, and those that requests name.
+//! Clusters that routes name beside their targets, those that requests name, and what holds for all
+//! virtual hosts.
 
 use super::{super::NAMED_CLUSTERS_MAX, *};
 
@@ -129,4 +130,27 @@ fn names_of_requests_are_bounded_and_unusable_ones_make_room_first() {
         assert!(!now.iter().any(|name| name == gone), "{gone}");
         assert!(!rig.wants(Kind::Cluster).contains(&gone));
     }
+}
+
+#[test]
+fn a_change_of_what_holds_for_all_virtual_hosts_is_published() {
+    let mut rig = Rig::new();
+    let (_, reader) = rig.watch("a");
+    rig.serve(&["x"]);
+    let generation = || match reader.load() {
+        ListenerState::Ready(snapshot) => snapshot.generation,
+        other => panic!("{other:?}"),
+    };
+    let mut config = RouteConfig::new("r", vec![host("a", &["x"])]);
+    let routes = |config: &RouteConfig| Config::Route(Arc::new(config.clone()));
+    let mut last = generation();
+    rig.accept(Kind::Route, vec![("r", routes(&config))]);
+    assert_eq!(generation(), last, "nothing has changed");
+    config.headers = Some(Box::default());
+    rig.accept(Kind::Route, vec![("r", routes(&config))]);
+    assert!(generation() > last, "headers");
+    last = generation();
+    config.most_specific_mutations_win = true;
+    rig.accept(Kind::Route, vec![("r", routes(&config))]);
+    assert!(generation() > last, "their order");
 }
