@@ -15,7 +15,7 @@ mod tests;
 
 pub use crate::balance::ClusterEndpoint;
 pub use compile::{ClusterTree, Compiler, ConfigTree};
-pub use drops::{DropCounter, Drops};
+pub use drops::Drops;
 pub use lazy::LazySnapshot;
 pub use maintain::Maintainer;
 pub use store::{ClusterRequests, ListenerState, SnapshotReader, SnapshotWriter, pair};
