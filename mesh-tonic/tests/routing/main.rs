@@ -5,6 +5,7 @@ mod changes;
 mod clusters;
 mod echo;
 mod hashes;
+mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
 mod plane;
