@@ -84,3 +84,5 @@ pub const TOO_LARGE: &str = "MESH0110";
 pub const STALE: &str = "MESH0111";
 /// A client does not know what would make a resource safe with it: it does not get it.
 pub const LACKS: &str = "MESH0112";
+/// An object that is not followed because another one goes before it.
+pub const PASSED_OVER: &str = "MESH0113";
