@@ -217,6 +217,7 @@ fn headers_change_from_the_most_specific_level_or_towards_it() {
     cluster.extras = Some(Box::new(ClusterExtras {
         headers: add("cluster %REQ(level)% %UPSTREAM_CLUSTER%"),
         host_rewrite: None,
+        ..ClusterExtras::default()
     }));
     let mut config = one(RouteAction::Forward(Forward {
         clusters: vec![cluster],
