@@ -84,3 +84,5 @@ pub const TOO_LARGE: &str = "MESH0110";
 pub const STALE: &str = "MESH0111";
 /// A client does not know what would make a resource safe with it: it does not get it.
 pub const LACKS: &str = "MESH0112";
+/// Endpoints that seem lost are kept, because too many were lost at once.
+pub const KEPT: &str = "MESH0113";

@@ -7,6 +7,7 @@
 mod balance;
 mod clusters;
 mod consul;
+mod members;
 mod route_action;
 mod route_match;
 mod routes;
@@ -33,7 +34,9 @@ use mesh_core::{
 use crate::{
     diagnostic::Diagnostic,
     model::{Object, ObjectKey, ObjectSet, Spec},
+    registry::Members,
 };
+pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
 
@@ -116,9 +119,18 @@ impl fmt::Display for RouteOrigin {
 
 /// Compiles all objects.
 pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<Diagnostic>) {
+    compile_with(objects, &Members::new(), options)
+}
+
+/// Compiles all objects, with the instances that registered.
+pub fn compile_with(
+    objects: &ObjectSet,
+    members: &Members,
+    options: &CompileOptions,
+) -> (Compiled, Vec<Diagnostic>) {
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
-    let services = services::collect(objects, options, &mut findings);
+    let services = services::collect(objects, members, options, &mut findings);
     let mut compiled = Compiled {
         security,
         ..Compiled::default()

@@ -195,6 +195,8 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     /// Istio ServiceEntry.
     ServiceEntry(ServiceEntry),
+    /// Istio WorkloadEntry.
+    WorkloadEntry(WorkloadEntry),
     /// Istio VirtualService.
     VirtualService(VirtualService),
     /// Consul service-router.

@@ -158,6 +158,9 @@ fn read_spec(
         "Service" => read::<WithSpec<_>>(value).map(|object| Spec::Service(object.spec)),
         "EndpointSlice" => read(value).map(Spec::EndpointSlice),
         "ServiceEntry" => read::<WithSpec<_>>(value).map(|object| Spec::ServiceEntry(object.spec)),
+        "WorkloadEntry" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::WorkloadEntry(object.spec))
+        }
         "VirtualService" => {
             read::<WithSpec<_>>(value).map(|object| Spec::VirtualService(object.spec))
         }
@@ -253,10 +256,11 @@ fn check_fields(
 }
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 8] = [
+pub(super) const GROUPS: [(&str, &str); 9] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
+    ("WorkloadEntry", "networking.istio.io"),
     ("VirtualService", "networking.istio.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
