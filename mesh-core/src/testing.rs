@@ -97,6 +97,12 @@ impl TreeBuilder {
         self
     }
 
+    /// Any route.
+    pub fn add_route(mut self, route: Route) -> Self {
+        self.routes.push(route);
+        self
+    }
+
     /// The tree.
     pub fn build(mut self) -> ConfigTree {
         let host = VirtualHost::new("any", ["*"], std::mem::take(&mut self.routes));
