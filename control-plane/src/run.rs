@@ -185,8 +185,9 @@ impl ControlPlaneBuilder {
             metrics.clone(),
             (clients.clone(), limits),
         );
+        let leases = LeaseService::new(registry, Arc::clone(&tokens));
         let csr = CertificateService::new(authority, tokens, metrics.clone());
-        let routes = routes(ads, csr, LeaseService::new(registry)).await;
+        let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(xds, routes, connection_age, is_shutdown));
         tracing::info!(%xds_addr, %http_addr, config = %config_dir.display(), "control plane started");
         Ok(Running {

@@ -45,7 +45,10 @@ pub(super) fn add_registered(
         let service = services
             .entry(fqdn)
             .or_insert_with_key(|fqdn| undeclared(registration, fqdn));
-        if let Some(account) = registration.meta.get(META_ACCOUNT) {
+        // Who may be a service that somebody declared is said there.
+        if service.objects.is_empty()
+            && let Some(account) = registration.meta.get(META_ACCOUNT)
+        {
             service
                 .accounts
                 .insert(format!("ns/{namespace}/sa/{account}"));

@@ -6,15 +6,21 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Place, Registration, Registry, Source, Weights};
-use crate::model::DEFAULT_NAMESPACE;
+use crate::{
+    ca::{Identity, Tokens, bearer},
+    compile::META_ACCOUNT,
+    model::DEFAULT_NAMESPACE,
+    server::ConnectionEnd,
+};
 use proto::{
     Instance, RegisterRequest, RegisterResponse, registry_server::Registry as RegistryService,
 };
@@ -42,13 +48,32 @@ pub const LEASE_MAX: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub struct LeaseService {
     registry: Registry,
+    tokens: Arc<Tokens>,
 }
 
 impl LeaseService {
-    /// A service of this registry.
-    pub fn new(registry: Registry) -> Self {
-        Self { registry }
+    /// A service of this registry. Who shows one of `tokens` is who that says.
+    pub fn new(registry: Registry, tokens: Arc<Tokens>) -> Self {
+        Self { registry, tokens }
     }
+
+    /// Who asks: nobody in particular without a token.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let unknown = || Status::unauthenticated("a known join token is needed, or none");
+        let token = bearer(request.metadata());
+        let identity = token.map(|token| self.tokens.authenticate(token).ok_or_else(unknown));
+        let address = request.extensions().get::<SocketAddr>();
+        Ok(Caller {
+            address: address.map(SocketAddr::ip),
+            identity: identity.transpose()?,
+        })
+    }
+}
+
+/// Who asks.
+struct Caller {
+    address: Option<IpAddr>,
+    identity: Option<Identity>,
 }
 
 #[tonic::async_trait]
@@ -59,12 +84,14 @@ impl RegistryService for LeaseService {
         &self,
         request: Request<Streaming<RegisterRequest>>,
     ) -> Result<Response<Self::RegisterStream>, Status> {
-        let peer = peer(&request);
+        let caller = self.caller(&request)?;
+        let end = request.extensions().get::<ConnectionEnd>();
+        let end = end.map_or_else(|| watch::channel(false).1, |end| end.0.clone());
         let requests = request.into_inner();
         let (answers, rx) = mpsc::channel(1);
         let registry = self.registry.clone();
         tokio::spawn(async move {
-            if let Err(status) = follow(registry, requests, peer, &answers).await {
+            if let Err(status) = follow(registry, requests, (caller, end), &answers).await {
                 _ = answers.send(Err(status)).await;
             }
         });
@@ -72,16 +99,10 @@ impl RegistryService for LeaseService {
     }
 }
 
-/// Where a request came from, if that is known.
-fn peer<T>(request: &Request<T>) -> Option<IpAddr> {
-    let address = request.extensions().get::<SocketAddr>();
-    address.map(SocketAddr::ip)
-}
-
 async fn follow(
     registry: Registry,
     mut requests: Streaming<RegisterRequest>,
-    peer: Option<IpAddr>,
+    (caller, mut end): (Caller, watch::Receiver<bool>),
     answers: &mpsc::Sender<Result<RegisterResponse, Status>>,
 ) -> Result<(), Status> {
     let mut id = None;
@@ -90,12 +111,14 @@ async fn follow(
             request = requests.next() => request,
             // The call ended: the lease runs out.
             () = answers.closed() => return Ok(()),
+            // It is to come back on another connection.
+            true = async { end.wait_for(|end| *end).await.is_ok() } => return Ok(()),
         };
         let Some(Ok(RegisterRequest { instance, leave })) = request else {
             return Ok(());
         };
         if let Some(instance) = instance {
-            let registration = registration(instance, peer).map_err(Status::invalid_argument)?;
+            let registration = registration(instance, &caller)?;
             let lease = registration.lease.unwrap_or(LEASE_DEFAULT);
             if id.as_ref().is_some_and(|id| *id != registration.id) {
                 let message = "instance.id: one stream is one instance: open another";
@@ -130,7 +153,31 @@ async fn follow(
     }
 }
 
-fn registration(instance: Instance, peer: Option<IpAddr>) -> Result<Registration, String> {
+/// A registration by this caller, which has the caller's service account.
+fn registration(mut instance: Instance, caller: &Caller) -> Result<Registration, Status> {
+    // Nobody says of himself who he is.
+    instance.labels.remove(META_ACCOUNT);
+    if let Some(Identity {
+        namespace,
+        service_account,
+        ..
+    }) = &caller.identity
+    {
+        if instance.namespace.is_empty() {
+            instance.namespace.clone_from(namespace);
+        }
+        if instance.namespace != *namespace {
+            return Err(Status::permission_denied(format!(
+                "instance.namespace: the token is of the namespace {namespace}"
+            )));
+        }
+        let account = service_account.clone();
+        instance.labels.insert(META_ACCOUNT.to_owned(), account);
+    }
+    read(instance, caller.address).map_err(Status::invalid_argument)
+}
+
+fn read(instance: Instance, peer: Option<IpAddr>) -> Result<Registration, String> {
     let Instance {
         service,
         namespace,

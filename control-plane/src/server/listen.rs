@@ -37,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Becomes true when the connection that a request came on is to end.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionEnd(pub(super) watch::Receiver<bool>);
+pub(crate) struct ConnectionEnd(pub(crate) watch::Receiver<bool>);
 
 /// Serves `routes` until `shutdown` becomes true and all connections ended.
 pub async fn serve(
