@@ -211,6 +211,8 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     /// Istio ServiceEntry.
     ServiceEntry(ServiceEntry),
+    /// Istio WorkloadEntry.
+    WorkloadEntry(WorkloadEntry),
     /// Istio VirtualService.
     VirtualService(VirtualService),
     /// Gateway API HTTPRoute.

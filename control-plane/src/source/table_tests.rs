@@ -19,7 +19,7 @@ use crate::{
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, ServiceRouter, VirtualService,
+        ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
         gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -49,7 +49,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 11] = [
+const OBJECTS: [(&str, &str); 12] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -63,6 +63,10 @@ const OBJECTS: [(&str, &str); 11] = [
         "ServiceEntry",
         "metadata: {name: a}\nspec: {hosts: [a.example.com], resolution: STATIC, \
          ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}",
+    ),
+    (
+        "WorkloadEntry",
+        "metadata: {name: a}\nspec: {address: 10.0.0.1}",
     ),
     (
         "VirtualService",
@@ -377,6 +381,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("Service", fields_of::<Service>("spec")),
         ("EndpointSlice", fields_of::<EndpointSlice>("")),
         ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
+        ("WorkloadEntry", fields_of::<WorkloadEntry>("spec")),
         ("VirtualService", fields_of::<VirtualService>("spec")),
         ("HTTPRoute", fields_of::<HttpRoute>("spec")),
         ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
