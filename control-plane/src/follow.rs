@@ -2,14 +2,15 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use mesh_core::config::TrustBundle;
 use tokio::{sync::watch, time::sleep_until};
 
 use crate::{
-    cache::World,
+    cache::{TRUST_BUNDLE, World},
     class::Classes,
     compile::{CompileOptions, compile},
     debounce::Debounce,
@@ -23,7 +24,8 @@ use crate::{
 /// Turns what the source loads into worlds.
 pub(crate) struct Follower {
     pub(crate) options: CompileOptions,
-    pub(crate) trust: TrustBundle,
+    /// Roots that clients are to trust, as they change.
+    pub(crate) roots: watch::Receiver<Vec<Bytes>>,
     pub(crate) world: watch::Sender<Option<Arc<World>>>,
     pub(crate) metrics: Metrics,
     pub(crate) clients: Clients,
@@ -35,14 +37,14 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(
         options: CompileOptions,
-        trust: TrustBundle,
+        roots: watch::Receiver<Vec<Bytes>>,
         world: watch::Sender<Option<Arc<World>>>,
         (metrics, clients): (Metrics, Clients),
         diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     ) -> Self {
         Self {
             options,
-            trust,
+            roots,
             world,
             metrics,
             clients,
@@ -81,6 +83,11 @@ impl Follower {
                     self.metrics.triggered(trigger, waited);
                     trigger = "config";
                 }
+                Ok(()) = self.roots.changed() => {
+                    let current = loaded.borrow().clone();
+                    self.publish(&current);
+                    self.metrics.triggered("trust", Duration::ZERO);
+                }
                 Ok(()) = classes.changed() => {
                     let known = classes.borrow_and_update().clone();
                     self.report(&known);
@@ -104,7 +111,10 @@ impl Follower {
         ];
         let services = compiled.services.len();
         let before = self.world.borrow().clone();
-        let trust = self.trust.clone();
+        let trust = TrustBundle {
+            name: TRUST_BUNDLE.into(),
+            roots: self.roots.borrow_and_update().clone(),
+        };
         let world = match before {
             Some(before) => World::following(compiled, trust, &before),
             None => World::new(compiled, trust),

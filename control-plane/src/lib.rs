@@ -24,6 +24,7 @@ pub mod explain;
 mod follow;
 pub mod metrics;
 pub mod model;
+pub mod rotate;
 mod run;
 pub mod server;
 pub mod source;

@@ -2,25 +2,28 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::Context;
-use mesh_core::config::TrustBundle;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tonic::{server::NamedService as _, service::Routes};
 use tonic_health::ServingStatus;
 
 use crate::{
-    admin::{self, AdminState},
-    ca::{Authority, CertificateService, IstioCertificateServiceServer, Tokens},
-    cache::{TRUST_BUNDLE, Version},
+    admin::{self, AdminKey, AdminState},
+    ca::{
+        Authority, Callers, CertificateService, DenyList, IssuanceLimits,
+        IstioCertificateServiceServer, JwtOptions, JwtVerifier, Tokens,
+    },
+    cache::Version,
     compile::CompileOptions,
     diagnostic::Diagnostic,
     follow::Follower,
     metrics::Metrics,
+    rotate::Rotator,
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
     source::{FileSource, LastGood},
 };
@@ -55,6 +58,8 @@ impl ControlPlane {
             connection_age: CONNECTION_AGE_MAX,
             limits: Limits::default(),
             options: CompileOptions::default(),
+            ca_dir: None,
+            jwt: None,
         }
     }
 }
@@ -71,6 +76,8 @@ pub struct ControlPlaneBuilder {
     connection_age: Duration,
     limits: Limits,
     options: CompileOptions,
+    ca_dir: Option<PathBuf>,
+    jwt: Option<JwtOptions>,
 }
 
 impl ControlPlaneBuilder {
@@ -112,6 +119,19 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// Signs with an intermediate in this directory: `ca-key.pem`, `ca-cert.pem`, `cert-chain.pem`
+    /// and `root-cert.pem`. Default: a root of its own in the data directory.
+    pub fn ca_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.ca_dir = Some(dir.into());
+        self
+    }
+
+    /// Accepts service account tokens as proof of identity. Default: none.
+    pub fn service_account_tokens(mut self, options: JwtOptions) -> Self {
+        self.jwt = Some(options);
+        self
+    }
+
     /// Starts it; returns when it listens.
     ///
     /// # Errors
@@ -124,13 +144,20 @@ impl ControlPlaneBuilder {
             connection_age,
             limits,
             options,
+            ca_dir,
+            jwt,
             ..
         } = self;
-        let authority = Authority::open(&data_dir, &options.trust_domain, cert_ttl)
-            .with_context(|| format!("certificate authority in {}", data_dir.display()))?;
-        let tokens = Tokens::open(&data_dir)
-            .with_context(|| format!("join tokens in {}", data_dir.display()))?;
-        let (authority, tokens) = (Arc::new(authority), Arc::new(tokens));
+        let authority = match &ca_dir {
+            None => Authority::open(&data_dir, &options.trust_domain, cert_ttl)
+                .with_context(|| format!("certificate authority in {}", data_dir.display()))?,
+            Some(dir) => Authority::plugged_in(&data_dir, dir, &options.trust_domain, cert_ttl)
+                .with_context(|| format!("certificate authority in {}", dir.display()))?,
+        };
+        let authority = Arc::new(authority);
+        let callers = Arc::new(callers(&data_dir, jwt)?);
+        let denied = DenyList::open(&data_dir)
+            .with_context(|| format!("deny list in {}", data_dir.display()))?;
         let last_good = LastGood::open(data_dir.join(OBJECTS))
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
@@ -150,7 +177,7 @@ impl ControlPlaneBuilder {
         let diagnostics = Arc::<Mutex<Vec<Diagnostic>>>::default();
         let mut follower = Follower::new(
             options,
-            trust_bundle(&authority),
+            authority.roots(),
             world,
             (metrics.clone(), clients.clone()),
             Arc::clone(&diagnostics),
@@ -160,6 +187,15 @@ impl ControlPlaneBuilder {
         ready.send_replace(true);
         let mut tasks = JoinSet::new();
         tasks.spawn(follower.follow(loaded, source, is_shutdown.clone()));
+        let ads = AdsService::new(
+            worlds,
+            is_shutdown.clone(),
+            (Arc::clone(&authority), Arc::clone(&callers), cert_ttl),
+            metrics.clone(),
+            (clients.clone(), limits),
+        );
+        let rotator = Rotator::new(Arc::clone(&authority), clients.clone(), metrics.clone());
+        tasks.spawn(rotator.clone().run(is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
             http,
@@ -168,16 +204,17 @@ impl ControlPlaneBuilder {
                 ready: is_ready,
                 diagnostics,
                 clients: clients.clone(),
+                rotator: Some(rotator),
+                key: Some(AdminKey::open(&data_dir)?),
             },
         ));
-        let ads = AdsService::new(
-            worlds,
-            is_shutdown.clone(),
-            (Arc::clone(&authority), Arc::clone(&tokens), cert_ttl),
+        let csr = CertificateService::new(
+            authority,
+            callers,
+            Arc::new(denied),
+            IssuanceLimits::default(),
             metrics.clone(),
-            (clients.clone(), limits),
         );
-        let csr = CertificateService::new(authority, tokens, metrics.clone());
         let routes = routes(ads, csr).await;
         tasks.spawn(server::serve(xds, routes, connection_age, is_shutdown));
         tracing::info!(%xds_addr, %http_addr, config = %config_dir.display(), "control plane started");
@@ -194,17 +231,16 @@ impl ControlPlaneBuilder {
     }
 }
 
+fn callers(data_dir: &Path, jwt: Option<JwtOptions>) -> anyhow::Result<Callers> {
+    let tokens =
+        Tokens::open(data_dir).with_context(|| format!("join tokens in {}", data_dir.display()))?;
+    let jwt = jwt.map(JwtVerifier::open).transpose();
+    Ok(Callers::new(tokens, jwt.context("service account tokens")?))
+}
+
 async fn serve_http(listener: TcpListener, state: AdminState) {
     if let Err(error) = axum::serve(listener, admin::router(state)).await {
         tracing::error!(%error, "HTTP server ended");
-    }
-}
-
-fn trust_bundle(authority: &Authority) -> TrustBundle {
-    let root = bytes::Bytes::copy_from_slice(authority.root_der());
-    TrustBundle {
-        name: TRUST_BUNDLE.into(),
-        roots: vec![root],
     }
 }
 

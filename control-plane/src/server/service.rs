@@ -33,7 +33,7 @@ use super::{
     wire::{self, SharedBytes},
 };
 use crate::{
-    ca::{Authority, Identity, Tokens},
+    ca::{Authority, Callers, ConnectionPeer, Identity},
     cache::World,
     metrics::Metrics,
 };
@@ -49,7 +49,7 @@ pub(super) struct Shared {
     pub(super) worlds: watch::Receiver<Option<Arc<World>>>,
     pub(super) shutdown: watch::Receiver<bool>,
     pub(super) authority: Arc<Authority>,
-    pub(super) tokens: Arc<Tokens>,
+    pub(super) callers: Arc<Callers>,
     pub(super) cert_ttl: Duration,
     pub(super) metrics: Metrics,
     pub(super) clients: Clients,
@@ -67,7 +67,7 @@ impl AdsService {
     pub fn new(
         worlds: watch::Receiver<Option<Arc<World>>>,
         shutdown: watch::Receiver<bool>,
-        (authority, tokens, cert_ttl): (Arc<Authority>, Arc<Tokens>, Duration),
+        (authority, callers, cert_ttl): (Arc<Authority>, Arc<Callers>, Duration),
         metrics: Metrics,
         (clients, limits): (Clients, Limits),
     ) -> Self {
@@ -75,7 +75,7 @@ impl AdsService {
             worlds,
             shutdown,
             authority,
-            tokens,
+            callers,
             cert_ttl,
             metrics,
             clients,
@@ -88,17 +88,18 @@ impl AdsService {
 
     /// Who the caller proves to be. Nobody in particular may still read what is not secret, so
     /// that a client whose token expired keeps its configuration.
-    fn identity(&self, metadata: &MetadataMap) -> Option<Identity> {
-        let value = metadata.get("authorization")?;
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        let identity = scheme
-            .eq_ignore_ascii_case("bearer")
-            .then(|| self.shared.tokens.authenticate(token.trim()))
-            .flatten();
-        if identity.is_none() {
-            tracing::warn!("a client's join token is not known, or has expired");
+    fn identity(&self, metadata: &MetadataMap, peer: Option<&ConnectionPeer>) -> Option<Identity> {
+        let is_anonymous = peer.is_none_or(|peer| peer.identity.is_none());
+        if is_anonymous && metadata.get("authorization").is_none() {
+            return None;
         }
-        identity
+        match self.shared.callers.authenticate(metadata, peer) {
+            Ok(caller) => Some(caller.identity),
+            Err(reason) => {
+                tracing::warn!(%reason, "a client is served as nobody");
+                None
+            }
+        }
     }
 
     fn open<V: Variant>(
@@ -115,7 +116,10 @@ impl AdsService {
         })?;
         let end = request.extensions_mut().remove::<ConnectionEnd>();
         let opened = Opened {
-            identity: self.identity(request.metadata()),
+            identity: self.identity(
+                request.metadata(),
+                request.extensions().get::<ConnectionPeer>(),
+            ),
             end: end.map_or_else(|| watch::channel(false).1, |end| end.0),
             _place: place,
         };

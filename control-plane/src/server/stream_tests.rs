@@ -25,7 +25,7 @@ use super::{
     *,
 };
 use crate::{
-    ca::{Authority, Tokens},
+    ca::{Authority, Callers, Tokens},
     cache::Version,
     metrics::Metrics,
 };
@@ -56,7 +56,7 @@ impl Kit {
             worlds: rx,
             shutdown: watch::channel(false).1,
             authority: Arc::new(Authority::open(data.path(), "cluster.local", life).unwrap()),
-            tokens: Arc::new(Tokens::open(data.path()).unwrap()),
+            callers: Arc::new(Callers::new(Tokens::open(data.path()).unwrap(), None)),
             cert_ttl: life,
             metrics: metrics.clone(),
             clients: clients.clone(),
