@@ -40,6 +40,7 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> ClusterEndpoints {
         weight: 1,
         health: HealthStatus::Healthy,
         hostname: String::new(),
+        metadata: Default::default(),
     });
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),
@@ -93,6 +94,12 @@ impl TreeBuilder {
             RouteMatch::path(path),
             RouteAction::Forward(forward),
         ));
+        self
+    }
+
+    /// Any route.
+    pub fn add_route(mut self, route: Route) -> Self {
+        self.routes.push(route);
         self
     }
 

@@ -14,9 +14,11 @@ use tokio::time::Instant;
 
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
-    cluster::{ClusterState, EndpointService, MakeEndpoint},
+    cluster::{Affinity, ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
+    extras::CallExtras,
     orca::load_report,
+    outgoing::Outgoing,
     telemetry::{CallSpan, Code, Protocol, grpc_status},
 };
 
@@ -29,9 +31,8 @@ pub(crate) struct InFlight<M: MakeEndpoint> {
     pub(crate) protocol: Protocol,
     pub(crate) has_retry_permit: bool,
     pub(crate) attempts: u32,
-    /// The route's name, when it is to be reported. Boxed, as the clock is: each byte here is moved
-    /// with every response.
-    pub(crate) route: Option<Box<Arc<str>>>,
+    /// What few calls have. Boxed, as the clock is: each byte here is moved with every response.
+    pub(crate) extras: Option<Box<CallExtras>>,
     span: CallSpan,
     /// The endpoint of the current attempt, in the cluster's state.
     endpoint: Option<u32>,
@@ -81,7 +82,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             protocol,
             has_retry_permit: false,
             attempts: 0,
-            route: None,
+            extras: None,
             span,
             endpoint: None,
             verdict: Verdict::Success,
@@ -93,7 +94,14 @@ impl<M: MakeEndpoint> InFlight<M> {
 
     /// Begins an attempt on an endpoint of the state; returns what sends it.
     #[inline]
-    pub(crate) fn begin_attempt(&mut self, endpoint: u32, headers: &mut HeaderMap) -> &M::Endpoint {
+    pub(crate) fn begin_attempt(
+        &mut self,
+        endpoint: u32,
+        outgoing: &mut Outgoing<'_>,
+    ) -> &M::Endpoint {
+        if let Some(extras) = &self.extras {
+            extras.change_attempt(outgoing, || self.state.hostname(endpoint));
+        }
         self.attempts += 1;
         self.endpoint = Some(endpoint);
         self.verdict = Verdict::Success;
@@ -103,6 +111,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         let slot = self.state.slot(endpoint);
         slot.begin();
         let name = self.state.name().as_str();
+        let headers = &mut outgoing.head_mut().headers;
         self.span
             .start_attempt(self.attempts, name, slot.address(), headers);
         slot.service()
@@ -159,10 +168,30 @@ impl<M: MakeEndpoint> InFlight<M> {
         if let Some(clock) = &mut self.clock {
             clock.stop();
         }
+        if self.extras.is_some() {
+            self.finish_head(&mut response);
+        }
+        response.map(|body| ResponseBody::new(body, self))
+    }
+
+    /// Makes the changes that the call's extras ask for.
+    #[cold]
+    fn finish_head<B>(&self, response: &mut Response<B>) {
+        if let Some(extras) = &self.extras {
+            extras.apply(response);
+        }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
-        response.map(|body| ResponseBody::new(body, self))
+    }
+
+    /// What decides about the endpoint besides the cluster's policy.
+    #[inline]
+    pub(crate) fn affinity(&self) -> &Affinity {
+        match &self.extras {
+            Some(extras) => &extras.affinity,
+            None => Affinity::NONE,
+        }
     }
 
     /// No response came in time.
@@ -192,7 +221,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// What a caller may want to know of how it was served, if it does.
     fn selected(&self) -> Option<SelectedEndpoint> {
         Some(SelectedEndpoint {
-            route: Arc::clone(self.route.as_deref()?),
+            route: Arc::clone(self.extras.as_ref()?.route.as_ref()?),
             address: self.endpoint()?,
             cluster: self.state.name().clone(),
             attempts: self.attempts,

@@ -10,8 +10,9 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → call → {response, in_flight} → listener → {cluster, connect} →
-//! {outgoing, head} → {server, tls} → {telemetry, context, identity, body, error, orca}`.
+//! `mesh → {http_client, service} → call → {local_reply, response, in_flight, extras} → listener →
+//! {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
+//! body, error, orca, headers, source_ip}`.
 
 mod body;
 mod call;
@@ -20,6 +21,7 @@ pub mod connect;
 pub mod context;
 mod error;
 mod ext;
+mod extras;
 mod head;
 mod headers;
 #[cfg(feature = "xds")]
@@ -27,6 +29,7 @@ mod http_client;
 pub mod identity;
 mod in_flight;
 mod listener;
+mod local_reply;
 #[cfg(feature = "xds")]
 mod mesh;
 mod orca;
@@ -35,6 +38,7 @@ mod response;
 mod rng;
 pub mod server;
 mod service;
+mod source_ip;
 pub mod telemetry;
 pub mod tls;
 mod within;

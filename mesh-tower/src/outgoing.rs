@@ -131,6 +131,19 @@ impl<'a> Outgoing<'a> {
         head.uri = Uri::from_parts(parts).unwrap_or_default();
     }
 
+    /// Sends the request to another authority.
+    pub(crate) fn set_authority(&mut self, authority: Authority) {
+        let head = self.head_mut();
+        let mut parts = std::mem::take(&mut head.uri).into_parts();
+        parts.authority = Some(authority);
+        parts.scheme.get_or_insert(Scheme::HTTP);
+        parts
+            .path_and_query
+            .get_or_insert_with(|| PathAndQuery::from_static("/"));
+        head.uri = Uri::from_parts(parts).unwrap_or_default();
+        head.headers.remove(header::HOST);
+    }
+
     /// Puts the path alone into the URI and the authority into `host`, as HTTP/1.1 wants them.
     pub(crate) fn make_origin(&mut self) {
         let dialled = self.authority;

@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 use tokio::time::Sleep;
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
 
 /// The body of a response. Errors are [`Error`], or what a [`ShowError`] makes of them.
 pub struct ResponseBody<M: MakeEndpoint, S = AsError> {
-    inner: <M::Endpoint as EndpointService>::ResponseBody,
+    inner: Source<<M::Endpoint as EndpointService>::ResponseBody>,
     /// `None` once the call has ended.
     in_flight: Option<InFlight<M>>,
     /// Made only when the body has to be waited for.
@@ -32,7 +33,24 @@ pub struct ResponseBody<M: MakeEndpoint, S = AsError> {
     show: PhantomData<S>,
 }
 
+/// Where a body comes from.
+enum Source<B> {
+    Endpoint(B),
+    /// This process, which has it whole.
+    Local(Full<Bytes>),
+}
+
 impl<M: MakeEndpoint> ResponseBody<M> {
+    /// The body of an answer that no endpoint gave.
+    pub(crate) fn local(body: Bytes) -> Self {
+        Self {
+            inner: Source::Local(Full::new(body)),
+            in_flight: None,
+            sleep: None,
+            show: PhantomData,
+        }
+    }
+
     /// The same body with its errors shown otherwise.
     pub(crate) fn shown_as<S>(self) -> ResponseBody<M, S> {
         ResponseBody {
@@ -50,12 +68,12 @@ impl<M: MakeEndpoint, S: ShowError> ResponseBody<M, S> {
         in_flight: InFlight<M>,
     ) -> Self {
         let mut body = Self {
-            inner,
+            inner: Source::Endpoint(inner),
             in_flight: Some(in_flight),
             sleep: None,
             show: PhantomData,
         };
-        if body.inner.is_end_stream() {
+        if body.is_end_stream() {
             body.end(None);
         }
         body
@@ -104,11 +122,18 @@ impl<M: MakeEndpoint, S: ShowError> Body for ResponseBody<M, S> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, S::Error>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.inner).poll_frame(cx) {
+        let polled = match &mut this.inner {
+            Source::Endpoint(body) => Pin::new(body).poll_frame(cx),
+            Source::Local(body) => {
+                let polled = Pin::new(body).poll_frame(cx);
+                return polled.map_err(|never| match never {});
+            }
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     this.end(Some(trailers));
-                } else if this.inner.is_end_stream() {
+                } else if this.is_end_stream() {
                     this.end(None);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -132,11 +157,17 @@ impl<M: MakeEndpoint, S: ShowError> Body for ResponseBody<M, S> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.inner {
+            Source::Endpoint(body) => body.is_end_stream(),
+            Source::Local(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.inner {
+            Source::Endpoint(body) => body.size_hint(),
+            Source::Local(body) => body.size_hint(),
+        }
     }
 }
 

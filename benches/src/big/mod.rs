@@ -139,9 +139,11 @@ async fn ours(
     let (mut client, ready): (Process, Ready) = child::start(arguments).await?;
     tokio::time::sleep(SETTLED).await;
     let still: Felt = client.ask("still").await?;
+    control.give_way(true).await?;
     control.tell("start").await?;
     let churned = client.ask::<Felt>("churned").await;
     control.tell("stop").await?;
+    control.give_way(false).await?;
     let (called, moved) = tokio::join!(
         client.ask::<Felt>(MOVED),
         moves::measure(&mut control, length.mul_f64(MOVES_SHARE))
@@ -284,9 +286,11 @@ async fn envoy(
     };
     tokio::time::sleep(SETTLED).await;
     let still = measure().await?;
+    control.give_way(true).await?;
     control.tell("start").await?;
     let churned = measure().await;
     control.tell("stop").await?;
+    control.give_way(false).await?;
     let (called, moved) = tokio::join!(
         load(channel.clone(), MOVES_RATE, length),
         moves::measure(&mut control, length.mul_f64(MOVES_SHARE))

@@ -30,6 +30,23 @@ impl Process {
         self.child.id().unwrap_or(0)
     }
 
+    /// Whether it is to run only when nobody else wants to, as if it had a machine of its own:
+    /// `SCHED_IDLE`, which everything else preempts at once.
+    ///
+    /// # Errors
+    /// When there is no `chrt`.
+    pub async fn give_way(&self, yes: bool) -> anyhow::Result<()> {
+        let policy = if yes { "--idle" } else { "--other" };
+        let pid = self.pid().to_string();
+        let mut chrt = Command::new("chrt");
+        chrt.args(["--all-tasks", policy, "--pid", "0", &pid]);
+        let status = chrt.status().await.context("chrt of util-linux")?;
+        if !status.success() {
+            bail!("chrt {policy}: {status}");
+        }
+        Ok(())
+    }
+
     /// Writes a line to it.
     ///
     /// # Errors

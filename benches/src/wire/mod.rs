@@ -86,6 +86,8 @@ struct Stage {
     world: World,
     mesh: Mesh,
     mutual: (World, Mesh, Process),
+    /// Our server without TLS.
+    door: (World, Process, SocketAddr),
     sidecars: Option<Sidecars>,
 }
 
@@ -119,10 +121,10 @@ impl Stage {
         let mesh = world.member("client").await?;
 
         let secure = World::start(true).await?;
-        let bootstrap = secure.bootstrap("server")?;
-        let (process, meshed): (_, server::Meshed) =
-            child::start(["serve", "meshed", &bootstrap]).await?;
-        secure.service("echo", "GRPC", &meshed.grpc)?;
+        let (process, served) = meshed(&secure).await?;
+        secure.service("echo", "GRPC", &served.grpc)?;
+        let open = World::start(false).await?;
+        let (door, doors) = meshed(&open).await?;
         let member = secure.member("client").await?;
         for name in [
             "echo.default:8080",
@@ -145,6 +147,7 @@ impl Stage {
             world,
             mesh,
             mutual: (secure, member, process),
+            door: (open, door, doors.grpc[0]),
             sidecars,
         })
     }
@@ -184,6 +187,12 @@ impl Stage {
         let mutual = self.mutual.1.channel("xds:///echo.default:8080")?;
         let mut entrants = vec![
             entrant("tonic Channel", loaded(one, kind), vec![]),
+            Entrant {
+                name: "tonic Channel to our server",
+                call: loaded(bare(self.door.2)?, kind),
+                server: self.door.1.pid(),
+                proxies: vec![],
+            },
             entrant("tonic balance_list(10)", loaded(ten, kind), vec![]),
             entrant("ours, 10 endpoints", loaded(ours, kind), vec![]),
             entrant("tonic Channel over rustls", loaded(secure, kind), vec![]),
@@ -265,6 +274,12 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Starts our server as a member of `world`.
+async fn meshed(world: &World) -> anyhow::Result<(Process, server::Meshed)> {
+    let bootstrap = world.bootstrap("server")?;
+    child::start(["serve", "meshed", &bootstrap]).await
 }
 
 /// Waits until the control plane has announced `name`.

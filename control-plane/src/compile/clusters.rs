@@ -278,6 +278,7 @@ fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
             weight: workload.weight,
             health: workload.health,
             hostname: String::new(),
+            metadata: Default::default(),
         });
     }
     ClusterEndpoints::new(name, localities.into_values().collect())

@@ -437,7 +437,7 @@ impl Context<'_> {
             let own = format!("{field}.headers");
             let extras = ClusterExtras {
                 headers: self.headers(object, destination.headers.as_ref(), &own),
-                host_rewrite: None,
+                ..ClusterExtras::default()
             };
             clusters.push(WeightedCluster {
                 extras: (extras != ClusterExtras::default()).then(|| Box::new(extras)),

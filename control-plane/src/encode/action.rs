@@ -22,7 +22,7 @@ use mesh_core::config::{
 use super::{
     ClientClass, any, duration, headers, retry,
     route::{percent, runtime_fraction},
-    uint32,
+    subset, uint32,
 };
 
 /// Encodes a forwarding action.
@@ -83,6 +83,7 @@ pub(super) fn forward(config: &Forward, class: ClientClass) -> ProtoRouteAction 
         hash_policy: extras.hash_policy.iter().filter_map(hash_policy).collect(),
         request_mirror_policies: extras.mirrors.iter().map(mirror).collect(),
         hedge_policy: extras.hedge.as_ref().map(hedge),
+        metadata_match: subset::metadata(&extras.metadata_match),
         ..ProtoRouteAction::default()
     }
 }
@@ -100,6 +101,7 @@ fn cluster_weight(config: &config::WeightedCluster) -> weighted_cluster::Cluster
         host_rewrite_specifier: extras
             .and_then(|extras| extras.host_rewrite.clone())
             .map(weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+        metadata_match: extras.and_then(|extras| subset::metadata(&extras.metadata_match)),
         ..weighted_cluster::ClusterWeight::default()
     }
 }

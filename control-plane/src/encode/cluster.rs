@@ -2,20 +2,24 @@
 
 use std::collections::HashMap;
 
-use envoy_types::pb::envoy::{
-    config::{
-        cluster::v3::{
-            CircuitBreakers as ProtoBreakers, Cluster as ProtoCluster, circuit_breakers, cluster,
-        },
-        core::v3::Http2ProtocolOptions,
+use envoy_types::pb::{
+    envoy::{
+        config::cluster::v3::{Cluster as ProtoCluster, cluster},
+        r#type::v3::Percent,
     },
-    extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options},
-    r#type::v3::Percent,
+    google::protobuf::UInt64Value,
 };
-use mesh_core::config::{CircuitBreakers, Cluster, CommonLbConfig, Discovery, HttpVersion};
+use mesh_core::config::{Cluster, CommonLbConfig, ConsistentHashing, Discovery, ZoneAware};
 
-use super::balance::{Balance, balance, outlier_detection};
-use super::{ClientClass, ads, any, duration, tls, uint32};
+use super::{
+    ClientClass, ads, any,
+    balance::{Balance, balance, outlier_detection},
+    connection::{breakers, connection_options, http_options},
+    duration,
+    health_check::health_check,
+    subset::subset_config,
+    tls, uint32,
+};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -25,7 +29,7 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
     let mut options = HashMap::new();
     options.insert(
         HTTP_OPTIONS.to_owned(),
-        any(&http_options(config.http_version)),
+        any(&http_options(config.http_version, &config.connection)),
     );
     let common = &config.common_lb_config;
     let Balance {
@@ -47,69 +51,51 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
         lb_config,
         load_balancing_policy,
         common_lb_config: common_lb_config(common),
+        lb_subset_config: config.subsets.as_ref().map(subset_config),
         outlier_detection: config.outlier_detection.as_ref().map(outlier_detection),
+        health_checks: config.health_checks.iter().map(health_check).collect(),
         circuit_breakers: Some(breakers(&config.circuit_breakers)),
+        upstream_connection_options: connection_options(&config.connection),
         transport_socket: config.tls.as_ref().map(|tls| tls::upstream(tls, class)),
         typed_extension_protocol_options: options,
         ..ProtoCluster::default()
     }
 }
 
-/// `None` where nothing of it is set.
+/// `None` where nothing of it is set. Weights of localities win over zones, as there is one of them.
 fn common_lb_config(config: &CommonLbConfig) -> Option<cluster::CommonLbConfig> {
-    use cluster::common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig};
+    use cluster::common_lb_config::{
+        ConsistentHashingLbConfig, LocalityConfigSpecifier, LocalityWeightedLbConfig,
+    };
     let weighted = LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {});
+    let zone_aware = config.zone_aware.as_ref().map(zone_aware);
+    let hashing = &config.consistent_hashing;
+    let has_hashing = *hashing != ConsistentHashing::default();
     let proto = cluster::CommonLbConfig {
         healthy_panic_threshold: config.healthy_panic_threshold.map(|percent| Percent {
             value: percent.into(),
         }),
-        locality_config_specifier: config.locality_weighted.then_some(weighted),
+        locality_config_specifier: match config.locality_weighted {
+            true => Some(weighted),
+            false => zone_aware.map(LocalityConfigSpecifier::ZoneAwareLbConfig),
+        },
+        consistent_hashing_lb_config: has_hashing.then(|| ConsistentHashingLbConfig {
+            use_hostname_for_hashing: hashing.use_hostname_for_hashing,
+            hash_balance_factor: hashing.hash_balance_factor.map(uint32),
+        }),
         ..cluster::CommonLbConfig::default()
     };
     (proto != cluster::CommonLbConfig::default()).then_some(proto)
 }
 
-fn breakers(config: &CircuitBreakers) -> ProtoBreakers {
-    ProtoBreakers {
-        thresholds: vec![circuit_breakers::Thresholds {
-            max_requests: Some(uint32(config.max_requests)),
-            retry_budget: Some(circuit_breakers::thresholds::RetryBudget {
-                budget_percent: Some(Percent {
-                    value: config.retry_budget.percent.into(),
-                }),
-                min_retry_concurrency: Some(uint32(config.retry_budget.min_retry_concurrency)),
-                ..circuit_breakers::thresholds::RetryBudget::default()
-            }),
-            ..circuit_breakers::Thresholds::default()
-        }],
-        ..ProtoBreakers::default()
-    }
-}
-
-fn http_options(version: HttpVersion) -> HttpProtocolOptions {
-    use http_protocol_options::{
-        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
-        explicit_http_config::ProtocolConfig,
-    };
-    let explicit = |config| {
-        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(config),
-        })
-    };
-    let options = match version {
-        HttpVersion::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(
-            Http2ProtocolOptions::default(),
-        )),
-        HttpVersion::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(Default::default())),
-        HttpVersion::ByRequest => {
-            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-                http2_protocol_options: Some(Http2ProtocolOptions::default()),
-                ..UseDownstreamHttpConfig::default()
-            })
-        }
-    };
-    HttpProtocolOptions {
-        upstream_protocol_options: Some(options),
-        ..HttpProtocolOptions::default()
+fn zone_aware(config: &ZoneAware) -> cluster::common_lb_config::ZoneAwareLbConfig {
+    cluster::common_lb_config::ZoneAwareLbConfig {
+        routing_enabled: Some(Percent {
+            value: config.routing_enabled,
+        }),
+        min_cluster_size: Some(UInt64Value {
+            value: config.min_cluster_size,
+        }),
+        fail_traffic_on_panic: config.fail_traffic_on_panic,
     }
 }

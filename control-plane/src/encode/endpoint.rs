@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::{
 };
 use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus};
 
-use super::{socket, uint32};
+use super::{socket, subset, uint32};
 
 /// Encodes endpoints.
 pub fn endpoints(config: &ClusterEndpoints) -> ClusterLoadAssignment {
@@ -81,6 +81,7 @@ fn endpoint(config: &Endpoint) -> LbEndpoint {
         })),
         health_status: health as i32,
         load_balancing_weight: Some(uint32(config.weight)),
+        metadata: subset::metadata(&config.metadata),
         ..LbEndpoint::default()
     }
 }

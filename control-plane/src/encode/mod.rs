@@ -7,13 +7,16 @@
 mod action;
 mod balance;
 mod cluster;
+mod connection;
 mod endpoint;
 mod headers;
+mod health_check;
 mod listener;
 mod matcher;
 mod rbac;
 mod retry;
 mod route;
+mod subset;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -220,3 +220,64 @@ fn every_class_gets_a_balancer_that_it_has() {
         }
     }
 }
+
+#[test]
+fn connection_settings_are_said_where_they_differ_from_the_defaults() {
+    let plain = cluster(&Cluster::new("c"), ClientClass::Rust);
+    let thresholds = &plain.circuit_breakers.as_ref().unwrap().thresholds[0];
+    assert!(thresholds.retry_budget.is_some() && thresholds.max_connections.is_none());
+    assert_eq!(plain.upstream_connection_options, None);
+    let config = Cluster {
+        circuit_breakers: CircuitBreakers {
+            max_connections: 7,
+            max_pending_requests: 8,
+            max_retries: Some(9),
+            max_connections_per_host: Some(2),
+            ..CircuitBreakers::default()
+        },
+        connection: ConnectionOptions {
+            tcp_keepalive: Some(TcpKeepalive {
+                probes: Some(3),
+                ..TcpKeepalive::default()
+            }),
+            ..ConnectionOptions::default()
+        },
+        ..Cluster::new("c")
+    };
+    let encoded = cluster(&config, ClientClass::Envoy);
+    let breakers = encoded.circuit_breakers.unwrap();
+    let thresholds = &breakers.thresholds[0];
+    assert_eq!(thresholds.max_connections, Some(uint32(7)));
+    assert_eq!(thresholds.max_pending_requests, Some(uint32(8)));
+    assert_eq!(thresholds.max_retries, Some(uint32(9)));
+    assert_eq!(
+        thresholds.retry_budget, None,
+        "it would win over max_retries"
+    );
+    let per_host = &breakers.per_host_thresholds[0];
+    assert_eq!(per_host.max_connections, Some(uint32(2)));
+    let keepalive = encoded.upstream_connection_options.unwrap().tcp_keepalive;
+    assert_eq!(keepalive.unwrap().keepalive_probes, Some(uint32(3)));
+}
+
+#[test]
+fn metadata_of_subsets_is_the_same_at_endpoints_and_in_routes() {
+    let metadata = LbMetadata::from([
+        ("version".to_owned(), MetadataValue::text("v\"1")),
+        ("canary".to_owned(), MetadataValue::from_json("true")),
+    ]);
+    let forward = Forward {
+        extras: Some(Box::new(ForwardExtras {
+            metadata_match: metadata.clone(),
+            ..ForwardExtras::default()
+        })),
+        ..Forward::to("c")
+    };
+    let asked = action::forward(&forward, ClientClass::Rust).metadata_match;
+    assert_eq!(asked, subset::metadata(&metadata));
+    let of_lb = &asked.unwrap().filter_metadata["envoy.lb"].fields;
+    use envoy_types::pb::google::protobuf::value::Kind;
+    let version = of_lb["version"].kind.clone();
+    assert_eq!(version, Some(Kind::StringValue("v\"1".into())));
+    assert_eq!(of_lb["canary"].kind, Some(Kind::BoolValue(true)));
+}

@@ -202,6 +202,43 @@ pub struct CommonLbConfig {
     /// Declared health with which an endpoint can still be chosen by a session that sticks to it
     /// (gRFC A55). Default none but the usable ones.
     pub override_host_status: Vec<HealthStatus>,
+    /// What ring hash and Maglev have besides.
+    pub consistent_hashing: ConsistentHashing,
+    /// As much as it can take stays in the caller's zone. Default none: zones say nothing.
+    pub zone_aware: Option<ZoneAware>,
+}
+
+/// Settings of [`LbPolicy::RingHash`] and [`LbPolicy::Maglev`] (Envoy `ConsistentHashingLbConfig`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConsistentHashing {
+    /// No endpoint has more requests in flight than this percentage of the mean; what is above goes
+    /// to others. At least 100. Default none: there is no bound.
+    pub hash_balance_factor: Option<u32>,
+    /// Whether places follow from an endpoint's host name, where it has one, instead of its address.
+    /// Default `false`.
+    pub use_hostname_for_hashing: bool,
+}
+
+/// Zone-aware routing (Envoy `ZoneAwareLbConfig`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ZoneAware {
+    /// Percentage of requests for which zones count, 0 to 100. Default 100.
+    pub routing_enabled: f64,
+    /// With fewer usable endpoints zones say nothing. Default 6.
+    pub min_cluster_size: u64,
+    /// Whether requests fail, instead of going to any endpoint, when most endpoints are unusable.
+    /// Default `false`.
+    pub fail_traffic_on_panic: bool,
+}
+
+impl Default for ZoneAware {
+    fn default() -> Self {
+        Self {
+            routing_enabled: 100.0,
+            min_cluster_size: 6,
+            fail_traffic_on_panic: false,
+        }
+    }
 }
 
 /// A growing share of a new endpoint (Envoy `SlowStartConfig`): its weight is multiplied by

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{CommonLbConfig, LbPolicy, OutlierDetection, UpstreamTls};
+use super::{
+    CommonLbConfig, ConnectionOptions, HealthCheck, LbPolicy, OutlierDetection, Subsets,
+    UpstreamTls,
+};
 use crate::name::{ClusterName, EndpointsName};
 
 /// Default of [`Cluster::connect_timeout`] (Envoy `Cluster.connect_timeout`).
@@ -19,12 +22,18 @@ pub struct Cluster {
     pub lb_policy: LbPolicy,
     /// What is the same for all policies.
     pub common_lb_config: CommonLbConfig,
+    /// Subsets of the endpoints, which routes ask for by metadata. Default none.
+    pub subsets: Option<Subsets>,
     /// Passive health. Default none.
     pub outlier_detection: Option<OutlierDetection>,
+    /// Active health. Default none.
+    pub health_checks: Vec<HealthCheck>,
     /// Limits on load.
     pub circuit_breakers: CircuitBreakers,
     /// Limit of TCP connect and TLS handshake together. Default [`DEFAULT_CONNECT_TIMEOUT`].
     pub connect_timeout: Duration,
+    /// How connections are kept.
+    pub connection: ConnectionOptions,
     /// Which HTTP version to speak.
     pub http_version: HttpVersion,
     /// TLS settings; `None` is plaintext.
@@ -40,9 +49,12 @@ impl Cluster {
             name,
             lb_policy: LbPolicy::default(),
             common_lb_config: CommonLbConfig::default(),
+            subsets: None,
             outlier_detection: None,
+            health_checks: Vec::new(),
             circuit_breakers: CircuitBreakers::default(),
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            connection: ConnectionOptions::default(),
             http_version: HttpVersion::ByRequest,
             tls: None,
         }
@@ -72,14 +84,34 @@ pub enum HttpVersion {
 pub struct CircuitBreakers {
     /// Requests in flight from this process. Default 1024; `u32::MAX` is no limit.
     pub max_requests: u32,
+    /// Connections to all endpoints together; each one that is used may have at least one. Default
+    /// 1024; `u32::MAX` is no limit.
+    pub max_connections: u32,
+    /// Requests that wait for a connection. Default 1024; `u32::MAX` is no limit.
+    pub max_pending_requests: u32,
+    /// Retries in flight; with it there is no [`retry_budget`](Self::retry_budget). Default none:
+    /// the budget is the limit.
+    pub max_retries: Option<u32>,
+    /// Connections to one endpoint; not 0 (gRFC A105 `per_host_thresholds.max_connections`).
+    /// Default none: as many HTTP/1.1 connections as [`max_connections`](Self::max_connections)
+    /// leaves, and [`HTTP2_CONNECTIONS_MAX`] of HTTP/2.
+    pub max_connections_per_host: Option<u32>,
     /// Limit on retries.
     pub retry_budget: RetryBudget,
 }
+
+/// HTTP/2 connections to one endpoint at most, however many
+/// [`CircuitBreakers::max_connections_per_host`] allows (gRFC A105).
+pub const HTTP2_CONNECTIONS_MAX: u32 = 10;
 
 impl Default for CircuitBreakers {
     fn default() -> Self {
         Self {
             max_requests: 1024,
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_retries: None,
+            max_connections_per_host: None,
             retry_budget: RetryBudget::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::Fraction;
+use super::{Fraction, LbMetadata};
 use crate::name::EndpointsName;
 
 /// A cluster load assignment resource.
@@ -79,6 +79,8 @@ pub struct Endpoint {
     pub health: HealthStatus,
     /// Name of the host, empty if none.
     pub hostname: String,
+    /// What subsets are made by.
+    pub metadata: LbMetadata,
 }
 
 /// Health as declared by the control plane (Envoy `core.v3.HealthStatus`).

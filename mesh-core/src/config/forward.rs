@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Fraction, HashPolicy, HeaderMutations, HostRewrite, PathRewrite, RetryPolicy};
+use super::{
+    Fraction, HashPolicy, HeaderMutations, HostRewrite, LbMetadata, PathRewrite, RetryPolicy,
+};
 use crate::name::ClusterName;
 
 /// Where and how to forward.
@@ -57,6 +59,9 @@ pub struct ForwardExtras {
     pub mirrors: Vec<Mirror>,
     /// Attempts side by side.
     pub hedge: Option<HedgePolicy>,
+    /// The metadata that endpoints must have (`RouteAction.metadata_match`), where the cluster has
+    /// [`Subsets`](super::Subsets).
+    pub metadata_match: LbMetadata,
 }
 
 /// What decides among weighted clusters (`WeightedCluster.random_value_specifier`).
@@ -131,6 +136,9 @@ pub struct ClusterExtras {
     pub headers: HeaderMutations,
     /// Another authority, when the route rewrites none.
     pub host_rewrite: Option<String>,
+    /// More metadata that endpoints must have; wins over the route's
+    /// [`metadata_match`](ForwardExtras::metadata_match).
+    pub metadata_match: LbMetadata,
 }
 
 /// `RouteAction.max_stream_duration` (gRFC A31). A zero means: no limit.

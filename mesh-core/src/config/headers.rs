@@ -2,7 +2,7 @@
 
 use http::HeaderName;
 
-use super::ValueTemplate;
+use super::{ValueCommand, ValuePart, ValueTemplate};
 
 /// What changes on the way there and on the way back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,12 @@ impl HeaderChanges {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.add.is_empty()
+    }
+
+    /// Whether a value is made from the request.
+    pub fn reads_request(&self) -> bool {
+        let mut parts = self.add.iter().flat_map(|header| header.value.parts());
+        parts.any(|part| matches!(part, ValuePart::Command(ValueCommand::Request(_))))
     }
 }
 

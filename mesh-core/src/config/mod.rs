@@ -6,10 +6,12 @@
 
 mod balance;
 mod cluster;
+mod connection;
 mod endpoint;
 mod forward;
 mod hash_policy;
 mod headers;
+mod health_check;
 mod listener;
 mod matcher;
 mod outlier;
@@ -18,15 +20,20 @@ mod retry;
 mod rewrite;
 mod route;
 mod security;
+mod subset;
 mod value_template;
 
 pub use balance::{
-    ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
-    MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP, RING_SIZE_MAX, RingHash, SlowStart,
-    WEIGHT_UPDATE_PERIOD_MIN,
+    ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
+    MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
+    RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
 };
 pub use cluster::{
-    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HttpVersion, RetryBudget,
+    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HTTP2_CONNECTIONS_MAX,
+    HttpVersion, RetryBudget,
+};
+pub use connection::{
+    ConnectionOptions, HTTP2_KEEPALIVE_MIN, Http2Keepalive, Http2Options, TcpKeepalive,
 };
 pub use endpoint::{
     ClusterEndpoints, DropOverload, Endpoint, HealthStatus, LocalityEndpoints, LocalityId,
@@ -38,6 +45,9 @@ pub use forward::{
 };
 pub use hash_policy::{HashPolicy, HashSource};
 pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};
+pub use health_check::{
+    HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
+};
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };
@@ -57,4 +67,5 @@ pub use security::{
     CertificateSource, DownstreamTls, Permission, Principal, Rbac, RbacAction, RbacPolicy, Secret,
     TrustBundle, TrustSource, UpstreamTls,
 };
+pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

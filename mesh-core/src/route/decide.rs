@@ -44,7 +44,8 @@ pub struct Decision<'t> {
     /// What to do.
     pub action: DecisionAction<'t>,
     table: &'t RouteTable,
-    cluster: Option<&'t ClusterExtras>,
+    /// Which of the weighted clusters.
+    place: Option<usize>,
     cluster_name: String,
     /// By the route, not by the cluster.
     is_host_rewritten: bool,
@@ -158,13 +159,28 @@ impl RouteTable {
         caller: &Caller,
         rng: &mut impl Rng,
     ) -> Option<Decision<'t>> {
-        let (number, route) = self.lookup(request, rng)?;
+        let (number, _) = self.lookup(request, rng)?;
+        Some(self.decide_route(number, request, caller, rng))
+    }
+
+    /// Decides about a request that [`lookup`](Self::lookup) gave route `number`.
+    ///
+    /// # Panics
+    /// When there is no such route.
+    pub fn decide_route<'t>(
+        &'t self,
+        number: u32,
+        request: &RequestView<'_>,
+        caller: &Caller,
+        rng: &mut impl Rng,
+    ) -> Decision<'t> {
+        let route = &self.routes()[number as usize];
         let mut decision = Decision {
             route,
             number,
             action: DecisionAction::NonForwarding,
             table: self,
-            cluster: None,
+            place: None,
             cluster_name: String::new(),
             is_host_rewritten: false,
         };
@@ -181,8 +197,78 @@ impl RouteTable {
             CompiledAction::NonForwarding => DecisionAction::NonForwarding,
             CompiledAction::Unsupported(reason) => DecisionAction::Unsupported(reason),
         };
-        Some(decision)
+        decision
     }
+
+    /// Makes the changes that the response's headers get, for a decision that is gone. `request` is
+    /// as for [`Decision::apply_response_headers`].
+    pub fn apply_response_changes(
+        &self,
+        kept: &ResponseChanges,
+        request: &RequestView<'_>,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+    ) {
+        let route = &self.routes()[kept.number as usize];
+        let values = Values {
+            request: *request,
+            status: Some(status),
+            route: &route.name,
+            cluster: &kept.cluster_name,
+        };
+        for changes in self.response_changes(route, kept.place) {
+            apply(changes, headers, &values);
+        }
+    }
+
+    fn response_changes<'t>(
+        &'t self,
+        route: &'t CompiledRoute,
+        place: Option<usize>,
+    ) -> impl Iterator<Item = &'t HeaderChanges> {
+        let cluster = route.cluster_extras(place);
+        let cluster = cluster.map(|cluster| &cluster.headers.response);
+        let levels = self.levels(route, |level| &level.response);
+        cluster.into_iter().chain(levels)
+    }
+
+    /// Changes in the order in which they are made: route, host, configuration, unless the most
+    /// specific should win. Those of a weighted cluster are made before, as in Envoy.
+    fn levels<'t>(
+        &'t self,
+        route: &'t CompiledRoute,
+        part: impl Fn(&'t HeaderMutations) -> &'t HeaderChanges,
+    ) -> impl Iterator<Item = &'t HeaderChanges> {
+        let table = self.headers.as_deref();
+        let mut levels = [
+            route
+                .extras
+                .as_ref()
+                .and_then(|extras| extras.headers.as_deref()),
+            table.and_then(|table| table.host.as_deref()),
+            table.and_then(|table| table.config.as_deref()),
+        ];
+        if table.is_some_and(|table| table.most_specific_last) {
+            levels.reverse();
+        }
+        levels.into_iter().flatten().map(part)
+    }
+}
+
+impl CompiledRoute {
+    fn cluster_extras(&self, place: Option<usize>) -> Option<&ClusterExtras> {
+        self.extras.as_ref()?.clusters[place?].1.as_deref()
+    }
+}
+
+/// What a response gets, kept without the table that decided it.
+#[derive(Clone, Debug)]
+pub struct ResponseChanges {
+    number: u32,
+    place: Option<usize>,
+    cluster_name: String,
+    /// Whether values are made from the request.
+    pub reads_request: bool,
 }
 
 impl<'t> Decision<'t> {
@@ -216,6 +302,7 @@ impl<'t> Decision<'t> {
             hash::hash(&declared.hash_policy, request, caller, rng);
         forwarding.idle_timeout = declared.idle_timeout;
         forwarding.hedge = declared.hedge;
+        let mut own_host = None;
         if let Some(header) = &declared.cluster_header {
             let Some(name) = request.headers.get(header).and_then(|v| v.to_str().ok()) else {
                 return DecisionAction::NoClusterHeader(header);
@@ -226,16 +313,18 @@ impl<'t> Decision<'t> {
             let place = place(extras, forward, forwarding.hash, request, rng);
             let (name, cluster) = &extras.clusters[place];
             name.as_str().clone_into(&mut self.cluster_name);
-            self.cluster = cluster.as_deref();
+            self.place = Some(place);
+            own_host = cluster
+                .as_ref()
+                .and_then(|extras| extras.host_rewrite.clone());
             forwarding.cluster = ChosenCluster::Index(forward.cluster_at(place));
         }
         // As in Envoy, the route's own rewrite is made last.
-        let own_host = self.cluster.and_then(|extras| extras.host_rewrite.clone());
         let host = declared.host_rewrite.as_ref();
         let host = host.and_then(|rewrite| rewrite_host(rewrite, request));
-        self.is_host_rewritten = host.is_some();
-        forwarding.authority = host.or(own_host);
         forwarding.authority_of_endpoint = declared.host_rewrite == Some(HostRewrite::Endpoint);
+        self.is_host_rewritten = host.is_some() || forwarding.authority_of_endpoint;
+        forwarding.authority = host.or(own_host);
         let path = declared.path_rewrite.as_ref();
         forwarding.path_and_query =
             path.and_then(|rewrite| rewrite_path(rewrite, &self.route.matcher.path, request));
@@ -246,16 +335,17 @@ impl<'t> Decision<'t> {
         DecisionAction::Forward(forwarding)
     }
 
-    /// Makes the changes that the request's headers get. `request` is as it was decided on.
+    /// Makes the changes that the request's headers get. `request` is as it was decided on; its
+    /// headers are not looked at, those in `headers` are.
     pub fn apply_request_headers(&self, request: &RequestView<'_>, headers: &mut HeaderMap) {
         let mut values = self.values(request, None);
-        if let Some(cluster) = self.cluster {
+        if let Some(cluster) = self.route.cluster_extras(self.place) {
             apply(&cluster.headers.request, headers, &values);
             if let Some(host) = &cluster.host_rewrite {
                 values.request.authority = host;
             }
         }
-        for changes in self.levels(|level| &level.request) {
+        for changes in self.table.levels(self.route, |level| &level.request) {
             apply(changes, headers, &values);
         }
         let appends =
@@ -276,11 +366,24 @@ impl<'t> Decision<'t> {
         headers: &mut HeaderMap,
     ) {
         let values = self.values(request, Some(status));
-        let cluster = self.cluster.map(|cluster| &cluster.headers.response);
-        let levels = self.levels(|level| &level.response);
-        for changes in cluster.into_iter().chain(levels) {
+        for changes in self.table.response_changes(self.route, self.place) {
             apply(changes, headers, &values);
         }
+    }
+
+    /// What to keep for the response; `None` when its headers stay as they are.
+    pub fn response_changes(&self) -> Option<ResponseChanges> {
+        let all = || {
+            let changes = self.table.response_changes(self.route, self.place);
+            changes.filter(|changes| !changes.is_empty())
+        };
+        all().next()?;
+        Some(ResponseChanges {
+            number: self.number,
+            place: self.place,
+            cluster_name: self.cluster_name.clone(),
+            reads_request: all().any(HeaderChanges::reads_request),
+        })
     }
 
     fn values<'v>(&'v self, request: &RequestView<'v>, status: Option<StatusCode>) -> Values<'v> {
@@ -290,27 +393,6 @@ impl<'t> Decision<'t> {
             route: &self.route.name,
             cluster: &self.cluster_name,
         }
-    }
-
-    /// Changes in the order in which they are made: route, host, configuration, unless the most
-    /// specific should win. Those of a weighted cluster are made before, as in Envoy.
-    fn levels(
-        &self,
-        part: impl Fn(&HeaderMutations) -> &HeaderChanges,
-    ) -> impl Iterator<Item = &HeaderChanges> {
-        let table = self.table.headers.as_deref();
-        let mut levels = [
-            self.route
-                .extras
-                .as_ref()
-                .and_then(|extras| extras.headers.as_deref()),
-            table.and_then(|table| table.host.as_deref()),
-            table.and_then(|table| table.config.as_deref()),
-        ];
-        if table.is_some_and(|table| table.most_specific_last) {
-            levels.reverse();
-        }
-        levels.into_iter().flatten().map(part)
     }
 }
 

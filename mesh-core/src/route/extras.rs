@@ -62,4 +62,9 @@ impl HeaderLevels {
             })
         })
     }
+
+    /// Whether no header changes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.host.is_none() && self.config.is_none()
+    }
 }

@@ -69,7 +69,15 @@ pub struct Features(u32);
 
 impl Features {
     /// What the data plane executes. The one place to change when it learns another feature.
-    pub const EXECUTED: Self = Self::of(&[]);
+    pub const EXECUTED: Self = Self::of(&[
+        Feature::Redirect,
+        Feature::DirectResponse,
+        Feature::PathRewrite,
+        Feature::HostRewrite,
+        Feature::HeaderMutations,
+        Feature::StickyWeights,
+        Feature::HashPolicy,
+    ]);
     /// All.
     pub const ALL: Self = Self::of(Feature::ALL);
 

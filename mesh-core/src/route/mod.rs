@@ -22,7 +22,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use decide::{Caller, ChosenCluster, Decision, DecisionAction, Forwarding, GeneratedCookie};
+pub use decide::{
+    Caller, ChosenCluster, Decision, DecisionAction, Forwarding, GeneratedCookie, ResponseChanges,
+};
 pub use domain::virtual_host;
 pub use explain::{Explanation, HostTried, Mismatch, RouteTried, explain};
 pub use feature::{Feature, Features};

@@ -41,6 +41,22 @@ pub struct CompiledRoute {
     /// What [`RouteTable::decide`](super::RouteTable::decide) does beyond choosing a cluster; most
     /// routes have none.
     pub(super) extras: Option<Box<RouteExtras>>,
+    /// Whether headers change for all routes of the table.
+    changes_headers: bool,
+}
+
+impl CompiledRoute {
+    /// Where and how to forward, when that is all there is to decide. Whatever else a route asks
+    /// for, [`RouteTable::decide_route`] says.
+    #[inline]
+    pub fn plain(&self) -> Option<&ForwardAction> {
+        match &self.action {
+            CompiledAction::Forward(forward) if self.extras.is_none() && !self.changes_headers => {
+                Some(forward)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What a [`CompiledRoute`] does.
@@ -139,6 +155,7 @@ impl RouteTable {
                 format!("no domain matches the dialled authority {authority:?}"),
             )
         })?;
+        let headers = HeaderLevels::of(config, host);
         let mut routes = Vec::with_capacity(host.routes.len());
         for (i, route) in host.routes.iter().enumerate() {
             let action = compile_action(features, route, listener_limit, &index);
@@ -156,13 +173,14 @@ impl RouteTable {
                 action,
                 matcher: route.matcher.clone(),
                 extras: RouteExtras::of(route),
+                changes_headers: headers.as_ref().is_some_and(|levels| !levels.is_empty()),
             });
         }
         Ok(Self {
             virtual_host: host.name.as_str().into(),
             index: RouteIndex::new(routes.iter().map(|route| &route.matcher.path)),
             routes: routes.into(),
-            headers: HeaderLevels::of(config, host),
+            headers,
         })
     }
 

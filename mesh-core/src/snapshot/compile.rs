@@ -245,6 +245,7 @@ impl Kept {
             config,
             resolution_note,
             endpoints: arranged.endpoints.into(),
+            hostnames: arranged.hostnames,
             picker,
             drops,
             by_address: OnceLock::new(),

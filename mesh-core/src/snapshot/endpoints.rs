@@ -25,6 +25,8 @@ pub(super) type StatsByAddress = HashMap<SocketAddr, Weak<EndpointStats>>;
 #[derive(Debug, Default)]
 pub(super) struct Arranged {
     pub(super) endpoints: Vec<ClusterEndpoint>,
+    /// Names of those that have one, by index.
+    pub(super) hostnames: HashMap<usize, Arc<str>>,
     pub(super) groups: Vec<Group>,
     /// For each priority, see [`Parts`](crate::balance::Parts).
     pub(super) rests: Vec<(Range<usize>, usize)>,
@@ -54,6 +56,10 @@ pub(super) fn arrange(
         .is_some_and(|percent| percent > 0);
     let mut arranged = Arranged::default();
     let mut add = |arranged: &mut Arranged, (place, endpoint): Placed<'_>| {
+        if !endpoint.hostname.is_empty() {
+            let name = endpoint.hostname.as_str().into();
+            arranged.hostnames.insert(arranged.endpoints.len(), name);
+        }
         arranged.endpoints.push(ClusterEndpoint {
             address: endpoint.address,
             weight: endpoint.weight,

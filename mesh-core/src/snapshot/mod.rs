@@ -50,7 +50,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// From request head to route; its cluster indexes point into `clusters`.
     pub routes: RouteTable,
-    /// The clusters that the routes name, each with its own swap point.
+    /// The clusters that the routes name, sorted by name, each with its own swap point.
     pub clusters: Box<[ClusterHandle]>,
 }
 
@@ -78,6 +78,8 @@ pub struct ClusterSnapshot {
     pub resolution_note: Option<ConfigError>,
     /// Endpoints in use, in a stable order.
     pub endpoints: Box<[ClusterEndpoint]>,
+    /// Names of those that have one, by index: apart, because picks read the endpoints.
+    hostnames: HashMap<usize, Arc<str>>,
     /// Chooses among `endpoints`.
     pub picker: Picker,
     /// Requests to refuse.
@@ -110,6 +112,11 @@ impl ClusterSnapshot {
         let config = self.config.as_ref().ok()?;
         let allowed = &config.common_lb_config.override_host_status;
         resolve_override(&self.endpoints, by_address.get(&host).copied(), allowed)
+    }
+
+    /// The name of an endpoint, by its index, if it has one.
+    pub fn hostname(&self, endpoint: usize) -> Option<&str> {
+        self.hostnames.get(&endpoint).map(|name| &**name)
     }
 
     /// Whether time does anything to it: only then is a [`Maintainer`] of use.

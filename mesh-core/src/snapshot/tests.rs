@@ -11,6 +11,7 @@ fn endpoint(port: u16, health: HealthStatus) -> Endpoint {
         weight: 1,
         health,
         hostname: String::new(),
+        metadata: Default::default(),
     }
 }
 

@@ -398,13 +398,20 @@ async fn the_stream_to_the_control_plane_is_among_the_metrics_while_it_lives() {
     let world = World::start().await;
     let telemetry = Telemetry::disabled();
     let frontend = world.member_with("frontend", telemetry.clone()).await;
-    let text = telemetry.metrics().encode();
-    for line in [
-        "grpc_xds_client_connected{grpc_target=\"frontend~ns/default/sa/frontend\"",
-        "grpc_xds_client_resource_updates_valid_total{",
-        "grpc_xds_cache_state=\"acked\"} 1",
-    ] {
-        assert!(text.contains(line), "{line} is missing in\n{text}");
+    // The driver tells of a resource after those who wait for it may go on.
+    let told = async {
+        for line in [
+            "grpc_xds_client_connected{grpc_target=\"frontend~ns/default/sa/frontend\"",
+            "grpc_xds_client_resource_updates_valid_total{",
+            "grpc_xds_cache_state=\"acked\"} 1",
+        ] {
+            while !telemetry.metrics().encode().contains(line) {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    if timeout(MUST_HAPPEN, told).await.is_err() {
+        panic!("a line is missing in\n{}", telemetry.metrics().encode());
     }
     drop(frontend);
     let ended = async {

@@ -101,12 +101,13 @@ impl<M: MakeEndpoint> Attempts<M> {
     }
 
     /// Sends the request to one endpoint.
-    async fn send(&mut self, mut request: Request<Body>) -> Result<AttemptResult<M>, Error> {
+    async fn send(&mut self, request: Request<Body>) -> Result<AttemptResult<M>, Error> {
         let endpoint = self.pick().await?;
-        let service = self
-            .in_flight
-            .begin_attempt(endpoint, request.headers_mut());
-        let mut exchange = service.dispatch(&mut Outgoing::new(request, None));
+        let mut outgoing = Outgoing::new(request, None);
+        let service = self.in_flight.begin_attempt(endpoint, &mut outgoing);
+        let mut exchange = service.dispatch(&mut outgoing);
+        // Its future must not hold it: a request may not be shared between threads.
+        drop(outgoing);
         let response = std::future::poll_fn(|cx| exchange.poll_response(cx));
         Ok(match within(self.until, response).await {
             Some(Ok(response)) => AttemptResult::Response(response),
@@ -201,12 +202,13 @@ impl<M: MakeEndpoint> Attempts<M> {
     async fn pick(&mut self) -> Result<u32, Error> {
         let mut rng = rng::fork();
         let state = &self.in_flight.state;
-        if let Some(decided) = state.pick(&mut rng, &self.previous) {
+        if let Some(decided) = state.pick(&mut rng, &self.previous, self.in_flight.affinity()) {
             return decided;
         }
         let until = self.until;
         let bound = until.unwrap_or_else(|| Instant::now() + CONNECTING_WAIT_MAX);
-        let later = pick_later(Arc::clone(state), &mut rng, &self.previous);
+        let affinity = self.in_flight.affinity();
+        let later = pick_later(Arc::clone(state), &mut rng, &self.previous, affinity);
         match within(Some(bound), later).await {
             Some(picked) => {
                 let (state, endpoint) = picked?;

@@ -74,6 +74,11 @@ impl<M: MakeEndpoint, S> ResponseFuture<M, S> {
         }
     }
 
+    /// Nobody was asked.
+    pub(super) fn answered(response: Response<ResponseBody<M>>) -> Self {
+        Self::later(std::future::ready(Ok(response)))
+    }
+
     pub(crate) fn failed(error: Error) -> Self {
         Self::later(std::future::ready(Err(error)))
     }

@@ -14,6 +14,7 @@
 //! happens goes on in [`attempts`], in a future of its own.
 
 mod attempts;
+mod decided;
 mod future;
 
 use std::{sync::Arc, time::Duration};
@@ -23,7 +24,7 @@ use mesh_core::{
     config::RetryPolicy,
     outcome::Outcome,
     rng::SplitMix64,
-    route::{CompiledAction, CompiledRoute, ForwardAction, RequestView},
+    route::{CompiledRoute, Decision, ForwardAction, RequestView},
 };
 use tokio::time::Instant;
 
@@ -38,9 +39,10 @@ use crate::{
     headers::find,
     in_flight::InFlight,
     listener::{ListenerRuntime, LiveSnapshot},
+    local_reply::LocalReply,
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, Protocol, grpc_status},
+    telemetry::{CallHead, Code, Protocol, grpc_status},
     within::within,
 };
 
@@ -152,13 +154,20 @@ fn start_at<M: MakeEndpoint, S>(
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
-    let (mut in_flight, route, forward) =
-        match permit(listener, live, outgoing, [started, now], &mut rng) {
-            Ok(permitted) => permitted,
-            Err(error) => return ResponseFuture::failed(error),
-        };
+    let (mut in_flight, chosen) = match permit(listener, live, outgoing, [started, now], &mut rng) {
+        Ok(permitted) => permitted,
+        Err(stop) => return stop.into_future(),
+    };
+    let forward = chosen.forward;
+    if let Some(decision) = chosen.decision {
+        match decided::prepare(decision, listener, live, outgoing) {
+            Ok(extras) => in_flight.extras = Some(extras),
+            Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
+        }
+    }
     if options.reports_endpoint {
-        in_flight.route = Some(Box::new(Arc::clone(&route.name)));
+        let extras = in_flight.extras.get_or_insert_default();
+        extras.route = Some(Arc::clone(&chosen.route.name));
     }
     in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
     // Only a call that may be repeated keeps its head and records its body.
@@ -168,11 +177,10 @@ fn start_at<M: MakeEndpoint, S>(
         again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[]) {
+    match in_flight.state.pick(&mut rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
-            let headers = &mut outgoing.head_mut().headers;
             let exchange = in_flight
-                .begin_attempt(endpoint, headers)
+                .begin_attempt(endpoint, outgoing)
                 .dispatch(outgoing);
             ResponseFuture::sent(in_flight, exchange, until, again)
         }
@@ -185,7 +193,37 @@ fn start_at<M: MakeEndpoint, S>(
     }
 }
 
-type Permitted<'l, M> = (InFlight<M>, &'l CompiledRoute, &'l ForwardAction);
+/// A route, its action, and the cluster that it is sent to.
+struct Chosen<'l, M: MakeEndpoint> {
+    route: &'l CompiledRoute,
+    forward: &'l ForwardAction,
+    cluster: &'l Arc<ClusterRuntime<M>>,
+    /// Made where the route asks for more.
+    decision: Option<Box<Decision<'l>>>,
+}
+
+/// A call ends before anybody is asked.
+enum Stop {
+    Failed(Error),
+    Answered(Box<LocalReply>),
+}
+
+impl Stop {
+    fn code(&self, protocol: Protocol) -> Code {
+        match self {
+            Self::Failed(error) => error.kind().into(),
+            Self::Answered(reply) => reply.code(protocol),
+        }
+    }
+
+    #[cold]
+    fn into_future<M: MakeEndpoint, S>(self) -> ResponseFuture<M, S> {
+        match self {
+            Self::Failed(error) => ResponseFuture::failed(error),
+            Self::Answered(reply) => ResponseFuture::answered(reply.into_response()),
+        }
+    }
+}
 
 /// Stages 8 to 10: the route, a permit of its cluster, and the deadline.
 fn permit<'l, M: MakeEndpoint>(
@@ -194,7 +232,7 @@ fn permit<'l, M: MakeEndpoint>(
     outgoing: &Outgoing<'_>,
     [started, now]: [Instant; 2],
     rng: &mut SplitMix64,
-) -> Result<Permitted<'l, M>, Error> {
+) -> Result<(InFlight<M>, Chosen<'l, M>), Stop> {
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
     let mut span = listener.telemetry().start_call_span(|| {
@@ -203,72 +241,54 @@ fn permit<'l, M: MakeEndpoint>(
         head.authority = outgoing.authority().unwrap_or(name);
         head
     });
-    let permitted = choose(listener.name(), live, outgoing, rng).and_then(|chosen| {
-        let state = chosen.2.load();
-        state.acquire(rng)?;
+    let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+        let state = chosen.cluster.load();
+        state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
     });
-    let ((route, forward, _), state) = match permitted {
+    let (chosen, state) = match permitted {
         Ok(permitted) => permitted,
-        Err(error) => {
-            span.end(error.kind().into());
-            return Err(error);
+        Err(stop) => {
+            span.end(stop.code(protocol));
+            return Err(stop);
         }
     };
-    let limit = earlier(forward.timeout, forward.stream_limit);
+    let limit = earlier(chosen.forward.timeout, chosen.forward.stream_limit);
     let of_route = limit.and_then(|limit| now.checked_add(limit));
     let deadline = earlier(asked_deadline(timeout, started), of_route);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
-    Ok((in_flight, route, forward))
+    Ok((in_flight, chosen))
 }
-
-/// A route, its action, and the cluster that it is sent to.
-type Chosen<'l, M> = (
-    &'l CompiledRoute,
-    &'l ForwardAction,
-    &'l Arc<ClusterRuntime<M>>,
-);
 
 fn choose<'l, M: MakeEndpoint>(
-    name: &str,
+    listener: &ListenerRuntime<M>,
     live: &'l LiveSnapshot<M>,
     outgoing: &Outgoing<'_>,
+    protocol: Protocol,
     rng: &mut SplitMix64,
-) -> Result<Chosen<'l, M>, Error> {
+) -> Result<Chosen<'l, M>, Stop> {
     let routes = &live.snapshot.routes;
     let head = outgoing.head();
+    let name = listener.name();
     let authority = outgoing.authority().unwrap_or(name);
     let view = RequestView::new(&head.method, &head.uri, authority, &head.headers);
-    let Some((_, route)) = routes.lookup(&view, rng) else {
+    let Some((number, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();
         let RequestView { method, path, .. } = view;
-        return Err(Error::new(
+        return Err(Stop::Failed(Error::new(
             ErrorKind::NoRoute,
             format!("listener {name}: no route of virtual host {host} matches {method} {path}"),
-        ));
+        )));
     };
-    let forward = forward_action(name, route)?;
-    Ok((route, forward, live.clusters.get(forward.cluster(rng))))
-}
-
-#[inline]
-fn forward_action<'r>(
-    listener: &str,
-    route: &'r CompiledRoute,
-) -> Result<&'r ForwardAction, Error> {
-    let reason = match &route.action {
-        CompiledAction::Forward(forward) => return Ok(forward),
-        // `Features::EXECUTED` leaves these out, so that the table has none.
-        CompiledAction::Redirect(_) => "redirect is not supported",
-        CompiledAction::DirectResponse(_) => "direct_response is not supported",
-        CompiledAction::NonForwarding => "its action is for servers (non_forwarding_action)",
-        CompiledAction::Unsupported(reason) => reason,
-    };
-    let name = &route.name;
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("listener {listener}: route {name}: {reason}"),
-    ))
+    match route.plain() {
+        Some(forward) => Ok(Chosen {
+            route,
+            forward,
+            cluster: live.clusters.get(forward.cluster(rng)),
+            decision: None,
+        }),
+        None => decided::decide(listener, live, number, &view, protocol, rng),
+    }
 }
 
 impl Again {

@@ -13,4 +13,4 @@ mod state;
 pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub(crate) use registry::{BoundClusters, ClusterRegistry};
 pub(crate) use runtime::ClusterRuntime;
-pub(crate) use state::{ClusterState, pick_later};
+pub(crate) use state::{Affinity, ClusterState, pick_later};

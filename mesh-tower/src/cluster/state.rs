@@ -28,6 +28,23 @@ use crate::{
     telemetry::metrics::CallMetrics,
 };
 
+/// What a call has in common with others that should go to the same endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Affinity {
+    /// The hash of its route's policies.
+    pub(crate) hash: Option<u64>,
+    /// The endpoint of its session.
+    pub(crate) override_host: Option<SocketAddr>,
+}
+
+impl Affinity {
+    /// That of most calls.
+    pub(crate) const NONE: &'static Self = &Self {
+        hash: None,
+        override_host: None,
+    };
+}
+
 /// What the calls of a cluster count together.
 pub(crate) struct ClusterTotals {
     pub(super) name: ClusterName,
@@ -65,6 +82,11 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// An endpoint, by the index that [`pick`](Self::pick) gave.
     pub(crate) fn slot(&self, endpoint: u32) -> &EndpointSlot<M> {
         &self.services[endpoint as usize]
+    }
+
+    /// The hostname of an endpoint, if it has one.
+    pub(crate) fn hostname(&self, endpoint: u32) -> Option<&str> {
+        self.snapshot.hostname(endpoint as usize)
     }
 
     /// The newest state, `None` when the cluster is not in use any more.
@@ -149,9 +171,12 @@ impl<M: MakeEndpoint> ClusterState<M> {
         &self,
         rng: &mut impl Rng,
         previous: &[SocketAddr],
+        affinity: &Affinity,
     ) -> Option<Result<u32, Error>> {
         let snapshot = &self.snapshot;
         let mut context = PickContext::new(rng, previous);
+        context.hash = affinity.hash;
+        context.override_host = affinity.override_host;
         if self.observes() {
             context.now = Some(Instant::now().into_std());
         }
@@ -239,6 +264,7 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
     mut state: Arc<ClusterState<M>>,
     rng: &mut impl Rng,
     previous: &[SocketAddr],
+    affinity: &Affinity,
 ) -> Result<(Arc<ClusterState<M>>, u32), Error> {
     let Some(runtime) = state.runtime.upgrade() else {
         return Err(state.no_endpoint());
@@ -249,7 +275,7 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
         // Registered before the pick, so that a change between the two is not missed.
         changed.as_mut().enable();
         state = runtime.load();
-        if let Some(decided) = state.pick(rng, previous) {
+        if let Some(decided) = state.pick(rng, previous, affinity) {
             let endpoint = decided?;
             return Ok((state, endpoint));
         }

@@ -11,6 +11,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::{
     ConfigError,
+    rng::Rng,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
 use tokio::sync::watch;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use crate::{
     cluster::{BoundClusters, ClusterRegistry, MakeEndpoint},
     error::{Error, ErrorKind},
+    rng,
     telemetry::Telemetry,
 };
 
@@ -29,6 +31,8 @@ pub const FIRST_CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
     name: Arc<str>,
     telemetry: Telemetry,
+    /// What hashes of the channel are made from (gRFC A42 `io.grpc.channel_id`).
+    channel: u64,
     live: ArcSwap<Live<M>>,
     /// Dropped with the runtime, which ends the follower.
     changed: watch::Sender<()>,
@@ -45,6 +49,15 @@ pub(crate) enum Live<M: MakeEndpoint> {
 pub(crate) struct LiveSnapshot<M: MakeEndpoint> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) clusters: BoundClusters<M>,
+}
+
+impl<M: MakeEndpoint> LiveSnapshot<M> {
+    /// The index of a cluster.
+    pub(crate) fn find(&self, cluster: &str) -> Option<u32> {
+        let clusters = &self.snapshot.clusters;
+        let found = clusters.binary_search_by(|held| held.name.as_str().cmp(cluster));
+        found.ok().map(|index| index as u32)
+    }
 }
 
 impl<M: MakeEndpoint> Live<M> {
@@ -81,6 +94,7 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         let runtime = Arc::new(Self {
             name: name.into(),
             telemetry,
+            channel: rng::fork().next_u64(),
             live: ArcSwap::from_pointee(live),
             changed,
         });
@@ -91,6 +105,11 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// The dialled name.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// A number of its own, the same as long as it lives.
+    pub(crate) fn channel(&self) -> u64 {
+        self.channel
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

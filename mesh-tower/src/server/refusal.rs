@@ -8,7 +8,10 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::body::ServedBody;
-use crate::telemetry::{Code, Protocol};
+use crate::{
+    headers::percent_encode,
+    telemetry::{Code, Protocol},
+};
 
 /// Why a request is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,29 +92,5 @@ impl Refusal {
         trailers.insert("grpc-status", HeaderValue::from(self.grpc));
         trailers.insert("grpc-message", percent_encode(&self.message));
         trailers
-    }
-}
-
-/// gRPC over HTTP/2: all but printable ASCII, and `%`, is written as `%XX`.
-fn percent_encode(message: &str) -> HeaderValue {
-    let mut text = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        match byte {
-            b'%' => text.push_str("%25"),
-            b' '..=b'~' => text.push(char::from(byte)),
-            _ => text.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_percent_encoded() {
-        assert_eq!(percent_encode("100% é\n"), "100%25 %C3%A9%0A");
-        assert_eq!(percent_encode("RBAC: access denied"), "RBAC: access denied");
     }
 }

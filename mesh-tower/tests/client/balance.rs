@@ -25,6 +25,7 @@ fn cluster(sizes: &[u16], change: impl FnOnce(&mut Cluster)) -> ConfigTree {
             weight: 1,
             health: HealthStatus::Healthy,
             hostname: String::new(),
+            metadata: Default::default(),
         });
         LocalityEndpoints {
             locality: LocalityId::default(),

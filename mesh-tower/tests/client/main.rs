@@ -1,6 +1,7 @@
 //! What the client does with requests, over stub endpoints and paused time.
 
 mod balance;
+mod forward;
 mod stub;
 
 use std::{net::SocketAddr, time::Duration};
@@ -246,7 +247,7 @@ async fn requests_past_the_limit_fail_at_once_and_permits_come_back_when_bodies_
 #[tokio::test(start_paused = true)]
 async fn the_route_timeout_covers_all_attempts_and_the_body() {
     let (mut config, reader) = HandMade::new();
-    let stub = Stub::answering(|request| match request.path.as_str() {
+    let stub = Stub::answering(|request| match request.uri.path() {
         "/head" => Answer::later(Duration::from_secs(60), 200),
         _ => Answer::stalled_body(),
     });

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use mesh_core::stats::Connectivity;
@@ -22,7 +22,7 @@ use mesh_tower::{
 /// What an endpoint was asked.
 pub(crate) struct Asked {
     pub(crate) endpoint: SocketAddr,
-    pub(crate) path: String,
+    pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     request: Request<Body>,
 }
@@ -77,7 +77,7 @@ impl Answer {
 
 #[derive(Clone, Default)]
 pub(crate) struct Log {
-    seen: Arc<Mutex<Vec<(u16, HeaderMap)>>>,
+    seen: Arc<Mutex<Vec<(u16, HeaderMap, Uri)>>>,
 }
 
 impl Log {
@@ -86,7 +86,7 @@ impl Log {
             .lock()
             .unwrap()
             .iter()
-            .map(|(port, _)| *port)
+            .map(|(port, ..)| *port)
             .collect()
     }
 
@@ -95,7 +95,16 @@ impl Log {
             .lock()
             .unwrap()
             .iter()
-            .map(|(_, headers)| headers.clone())
+            .map(|(_, headers, _)| headers.clone())
+            .collect()
+    }
+
+    pub(crate) fn uris(&self) -> Vec<String> {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, _, uri)| uri.to_string())
             .collect()
     }
 }
@@ -160,16 +169,12 @@ impl EndpointService for StubEndpoint {
         let request = outgoing.take();
         let endpoint = self.context.address;
         let headers = request.headers().clone();
-        self.stub
-            .log
-            .seen
-            .lock()
-            .unwrap()
-            .push((endpoint.port(), headers.clone()));
-        let path = request.uri().path().to_owned();
+        let uri = request.uri().clone();
+        let seen = (endpoint.port(), headers.clone(), uri.clone());
+        self.stub.log.seen.lock().unwrap().push(seen);
         let answer = (self.stub.answer)(Asked {
             endpoint,
-            path,
+            uri,
             headers,
             request,
         });

@@ -136,6 +136,7 @@ fn endpoint(address: SocketAddr, hostname: &str) -> Endpoint {
         weight: 1,
         health: HealthStatus::Unknown,
         hostname: hostname.to_owned(),
+        metadata: Default::default(),
     }
 }
 

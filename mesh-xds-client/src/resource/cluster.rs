@@ -121,9 +121,12 @@ pub(super) fn decode(
         name,
         lb_policy,
         common_lb_config,
+        subsets: None,
         outlier_detection: outlier_detection?,
+        health_checks: Vec::new(),
         circuit_breakers: circuit_breakers?,
         connect_timeout,
+        connection: Default::default(),
         http_version: http_version?,
         tls: tls?,
     };
@@ -202,6 +205,7 @@ fn decode_circuit_breakers(sink: &mut Sink, proto: &ClusterProto) -> Option<Circ
         Some(CircuitBreakers {
             max_requests: uint32(thresholds.max_requests.as_ref()).unwrap_or(defaults.max_requests),
             retry_budget,
+            ..defaults
         })
     })
 }

@@ -150,6 +150,7 @@ fn decode_endpoint(
         weight,
         health,
         hostname: endpoint.hostname.clone(),
+        metadata: Default::default(),
     })
 }
 

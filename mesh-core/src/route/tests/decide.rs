@@ -216,7 +216,7 @@ fn headers_change_from_the_most_specific_level_or_towards_it() {
     let mut cluster = WeightedCluster::new("a", 1);
     cluster.extras = Some(Box::new(ClusterExtras {
         headers: add("cluster %REQ(level)% %UPSTREAM_CLUSTER%"),
-        host_rewrite: None,
+        ..ClusterExtras::default()
     }));
     let mut config = one(RouteAction::Forward(Forward {
         clusters: vec![cluster],

@@ -244,6 +244,7 @@ impl Generator {
                     let own = ClusterExtras {
                         headers: self.mutations(3).map(|own| *own).unwrap_or_default(),
                         host_rewrite: self.chance(5).then(|| "of-cluster".to_owned()),
+                        ..ClusterExtras::default()
                     };
                     cluster.extras = (own != ClusterExtras::default()).then(|| Box::new(own));
                     cluster

@@ -210,6 +210,7 @@ fn endpoints(name: &str, port: u16) -> Config {
             weight: 1,
             health: HealthStatus::Healthy,
             hostname: String::new(),
+            metadata: Default::default(),
         }],
     };
     Config::Endpoints(Arc::new(ClusterEndpoints::new(name, vec![locality])))

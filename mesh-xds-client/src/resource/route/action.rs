@@ -196,6 +196,7 @@ fn extras(
             false => mirrors,
         },
         hedge,
+        metadata_match: Default::default(),
     })
 }
 
@@ -336,6 +337,7 @@ fn cluster_extras(sink: &mut Sink, proto: &ClusterWeight) -> Option<Option<Box<C
     let extras = ClusterExtras {
         headers: headers.map(|headers| *headers).unwrap_or_default(),
         host_rewrite,
+        metadata_match: Default::default(),
     };
     Some((extras != ClusterExtras::default()).then(|| Box::new(extras)))
 }

@@ -21,6 +21,7 @@ fn tree(hosts: &[u8]) -> ClusterTree {
         weight: 1,
         health: HealthStatus::Healthy,
         hostname: String::new(),
+        metadata: Default::default(),
     };
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),

@@ -1,0 +1,88 @@
+//! What few calls have, in one room that the others do not pay for.
+//!
+//! A route that asks for more than a cluster is decided once, before the first attempt. What outlives
+//! that is kept here: what each pick and attempt needs, and what the response gets.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderValue, Response, header::SET_COOKIE, uri::Authority};
+use mesh_core::{
+    config::{HedgePolicy, Mirror},
+    route::{RequestView, ResponseChanges},
+    snapshot::Snapshot,
+};
+
+use crate::{cluster::Affinity, head::Head, outgoing::Outgoing};
+
+/// What few calls have.
+#[derive(Default)]
+pub(crate) struct CallExtras {
+    /// The route's name, when it is to be reported.
+    pub(crate) route: Option<Arc<str>>,
+    /// What decides about the endpoint besides the policy, the same for all attempts.
+    pub(crate) affinity: Affinity,
+    /// The authority that was dialled, where each attempt goes to the hostname of its endpoint.
+    pub(crate) dialled: Option<Authority>,
+    /// Copies to send, drawn already.
+    #[allow(dead_code, reason = "decided, and not executed yet")]
+    pub(crate) mirrors: Vec<Mirror>,
+    /// Attempts side by side.
+    #[allow(dead_code, reason = "decided, and not executed yet")]
+    pub(crate) hedge: Option<HedgePolicy>,
+    /// Limit without data; zero is none, `None` the listener's.
+    #[allow(dead_code, reason = "decided, and not executed yet")]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Changes of the response's headers.
+    pub(crate) response: Option<ResponseRules>,
+    /// A cookie that the response sets.
+    pub(crate) cookie: Option<HeaderValue>,
+}
+
+/// How the response's headers change.
+pub(crate) struct ResponseRules {
+    pub(crate) changes: ResponseChanges,
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// The request as it was sent, where values are made from it.
+    pub(crate) request: Option<Head>,
+}
+
+impl CallExtras {
+    /// Makes the changes that each attempt gets. The same request may come again.
+    #[cold]
+    pub(crate) fn change_attempt<'h>(
+        &self,
+        outgoing: &mut Outgoing<'_>,
+        hostname: impl FnOnce() -> Option<&'h str>,
+    ) {
+        let Some(dialled) = &self.dialled else {
+            return;
+        };
+        let named = hostname().and_then(|name| name.parse().ok());
+        outgoing.set_authority(named.unwrap_or_else(|| dialled.clone()));
+    }
+
+    /// Makes the changes that the response gets.
+    pub(crate) fn apply<B>(&self, response: &mut Response<B>) {
+        if let Some(rules) = &self.response {
+            rules.apply(response);
+        }
+        if let Some(cookie) = &self.cookie {
+            response.headers_mut().append(SET_COOKIE, cookie.clone());
+        }
+    }
+}
+
+impl ResponseRules {
+    fn apply<B>(&self, response: &mut Response<B>) {
+        let request = match &self.request {
+            Some(head) => head.request(crate::Body::empty()),
+            None => http::Request::default(),
+        };
+        let uri = request.uri();
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let view = RequestView::new(request.method(), uri, authority, request.headers());
+        let status = response.status();
+        let routes = &self.snapshot.routes;
+        routes.apply_response_changes(&self.changes, &view, status, response.headers_mut());
+    }
+}
