@@ -12,11 +12,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{Query, Request, State},
     http::{
         HeaderMap, StatusCode,
         header::{AUTHORIZATION, CONTENT_TYPE},
     },
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -24,7 +25,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    ca::{self, CaError},
+    ca::{self, CaError, ConnectionPeer, Identity},
     cache::Version,
     diagnostic::Diagnostic,
     metrics::Metrics,
@@ -60,7 +61,43 @@ pub struct AdminState {
     pub rotator: Option<Rotator>,
     /// What those show who change something; without it nobody does.
     pub key: Option<AdminKey>,
+    /// Who may do the same by a certificate.
+    pub admins: Vec<Identity>,
+    /// Whether everybody who can connect may read `/v1/`: on an address of this machine alone.
+    pub is_open: bool,
 }
+
+impl AdminState {
+    fn is_admin(&self, headers: &HeaderMap, peer: Option<&ConnectionPeer>) -> bool {
+        let identity = peer.and_then(|peer| peer.identity.as_ref());
+        identity.is_some_and(|identity| self.admins.contains(identity))
+            || self
+                .key
+                .as_ref()
+                .is_some_and(|key| key.is_shown_in(headers))
+    }
+}
+
+/// Readers of `/v1/` prove who they are where other machines can ask.
+async fn guard(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    let is_probe = !request.uri().path().starts_with("/v1/");
+    let peer = request.extensions().get::<ConnectionPeer>();
+    if is_probe || state.is_open || state.is_admin(request.headers(), peer) {
+        return next.run(request).await;
+    }
+    tracing::warn!(
+        target: "audit", path = request.uri().path(), address = peer.map(|p| p.address.to_string()),
+        "refused: neither the admin key nor the certificate of an admin"
+    );
+    refuse(StatusCode::UNAUTHORIZED, NEEDS_KEY)
+}
+
+fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
+    (status, Json(json!({"error": error.into()}))).into_response()
+}
+
+const NEEDS_KEY: &str =
+    "the key in admin.key of the data directory, or the certificate of an admin, is needed";
 
 /// A secret in the data directory, `admin.key`, made by each start: whoever can read it may change
 /// something. An address proves nothing: on the same machine there are other users, and browsers.
@@ -85,6 +122,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/resources", get(resources))
         .route("/v1/wait", get(wait))
         .route("/v1/ca/rotation", get(rotation).post(rotate))
+        .layer(from_fn_with_state(state.clone(), guard))
         .with_state(state)
 }
 
@@ -239,7 +277,7 @@ async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
-    use axum::{body::Body, http::Request};
+    use axum::body::Body;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -254,6 +292,8 @@ mod tests {
             clients: Clients::default(),
             rotator: None,
             key: None,
+            admins: Vec::new(),
+            is_open: true,
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();

@@ -30,4 +30,4 @@ pub mod server;
 pub mod source;
 mod value;
 
-pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, XDS_PORT};
+pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, Tls, XDS_PORT};

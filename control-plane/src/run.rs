@@ -15,7 +15,7 @@ use tonic_health::ServingStatus;
 use crate::{
     admin::{self, AdminKey, AdminState},
     ca::{
-        Authority, Callers, CertificateService, DenyList, IssuanceLimits,
+        Authority, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
         IstioCertificateServiceServer, JwtOptions, JwtVerifier, Tokens,
     },
     cache::Version,
@@ -24,7 +24,7 @@ use crate::{
     follow::Follower,
     metrics::Metrics,
     rotate::Rotator,
-    server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
+    server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits, ServerTls},
     source::{FileSource, LastGood},
 };
 
@@ -36,6 +36,8 @@ pub const HTTP_PORT: u16 = 18_001;
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the last good objects are in the data directory.
 const OBJECTS: &str = "objects";
+/// Longest request for a certificate that is read.
+const CSR_BYTES_MAX: usize = 64 * 1024;
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,6 +62,9 @@ impl ControlPlane {
             options: CompileOptions::default(),
             ca_dir: None,
             jwt: None,
+            tls: Tls::default(),
+            names: Vec::new(),
+            admins: Vec::new(),
         }
     }
 }
@@ -78,6 +83,31 @@ pub struct ControlPlaneBuilder {
     options: CompileOptions,
     ca_dir: Option<PathBuf>,
     jwt: Option<JwtOptions>,
+    tls: Tls,
+    names: Vec<String>,
+    admins: Vec<Identity>,
+}
+
+/// When the control plane's addresses speak TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Where other machines can reach them.
+    #[default]
+    Remote,
+    /// Always.
+    Always,
+    /// Never: whoever is on the network reads everything, and can be any client that it hears.
+    Never,
+}
+
+impl Tls {
+    fn is_on(self, address: SocketAddr) -> bool {
+        match self {
+            Self::Remote => !server::is_local(address),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 impl ControlPlaneBuilder {
@@ -126,6 +156,26 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// When xDS and HTTP are served over TLS, with certificates of the mesh's own authority. Default
+    /// [`Tls::Remote`]. Over TLS a stream is refused whose client does not prove who it is.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Another name or address that clients dial, for the certificate of the control plane. Those
+    /// that it listens on, `localhost`, and the host's name are in it.
+    pub fn dialled_as(mut self, name: impl Into<String>) -> Self {
+        self.names.push(name.into());
+        self
+    }
+
+    /// Whoever has this identity may ask and change everything over HTTP, as with the admin key.
+    pub fn admin(mut self, identity: Identity) -> Self {
+        self.admins.push(identity);
+        self
+    }
+
     /// Accepts service account tokens as proof of identity. Default: none.
     pub fn service_account_tokens(mut self, options: JwtOptions) -> Self {
         self.jwt = Some(options);
@@ -146,6 +196,9 @@ impl ControlPlaneBuilder {
             options,
             ca_dir,
             jwt,
+            tls,
+            names,
+            admins,
             ..
         } = self;
         let authority = match &ca_dir {
@@ -156,8 +209,6 @@ impl ControlPlaneBuilder {
         };
         let authority = Arc::new(authority);
         let callers = Arc::new(callers(&data_dir, jwt)?);
-        let denied = DenyList::open(&data_dir)
-            .with_context(|| format!("deny list in {}", data_dir.display()))?;
         let last_good = LastGood::open(data_dir.join(OBJECTS))
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
@@ -187,19 +238,30 @@ impl ControlPlaneBuilder {
         ready.send_replace(true);
         let mut tasks = JoinSet::new();
         tasks.spawn(follower.follow(loaded, source, is_shutdown.clone()));
+        let [xds_tls, http_tls] = [xds_addr, http_addr].map(|address| {
+            let is_on = tls.is_on(address);
+            let secured =
+                is_on.then(|| ServerTls::new(Arc::clone(&authority), dialled(&names, address)));
+            secured.transpose()
+        });
+        let (xds_tls, http_tls) = (xds_tls?, http_tls?);
         let ads = AdsService::new(
             worlds,
             is_shutdown.clone(),
             (Arc::clone(&authority), Arc::clone(&callers), cert_ttl),
             metrics.clone(),
             (clients.clone(), limits),
+            xds_tls.is_some(),
         );
         let rotator = Rotator::new(Arc::clone(&authority), clients.clone(), metrics.clone());
         tasks.spawn(rotator.clone().run(is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
             http,
+            http_tls,
             AdminState {
+                is_open: !tls.is_on(http_addr) && server::is_local(http_addr),
+                admins,
                 metrics: metrics.clone(),
                 ready: is_ready,
                 diagnostics,
@@ -211,12 +273,17 @@ impl ControlPlaneBuilder {
         let csr = CertificateService::new(
             authority,
             callers,
-            Arc::new(denied),
             IssuanceLimits::default(),
             metrics.clone(),
         );
         let routes = routes(ads, csr).await;
-        tasks.spawn(server::serve(xds, routes, connection_age, is_shutdown));
+        tasks.spawn(server::serve(
+            xds,
+            routes,
+            xds_tls,
+            connection_age,
+            is_shutdown,
+        ));
         tracing::info!(%xds_addr, %http_addr, config = %config_dir.display(), "control plane started");
         Ok(Running {
             xds_addr,
@@ -231,14 +298,37 @@ impl ControlPlaneBuilder {
     }
 }
 
+/// What clients may dial.
+fn dialled(names: &[String], address: SocketAddr) -> Vec<String> {
+    let mut dialled = names.to_vec();
+    dialled.push("localhost".to_owned());
+    if address.ip().is_unspecified() {
+        dialled.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
+    } else {
+        dialled.push(address.ip().to_string());
+    }
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let host = host.trim();
+    if !host.is_empty() && host.is_ascii() {
+        dialled.push(host.to_owned());
+    }
+    dialled
+}
+
 fn callers(data_dir: &Path, jwt: Option<JwtOptions>) -> anyhow::Result<Callers> {
     let tokens =
         Tokens::open(data_dir).with_context(|| format!("join tokens in {}", data_dir.display()))?;
     let jwt = jwt.map(JwtVerifier::open).transpose();
-    Ok(Callers::new(tokens, jwt.context("service account tokens")?))
+    let jwt = jwt.context("service account tokens")?;
+    let denied =
+        DenyList::open(data_dir).with_context(|| format!("deny list in {}", data_dir.display()))?;
+    Ok(Callers::new(tokens, jwt, denied))
 }
 
-async fn serve_http(listener: TcpListener, state: AdminState) {
+async fn serve_http(listener: TcpListener, tls: Option<ServerTls>, state: AdminState) {
+    if let Some(tls) = tls {
+        return server::serve_https(listener, admin::router(state), tls).await;
+    }
     if let Err(error) = axum::serve(listener, admin::router(state)).await {
         tracing::error!(%error, "HTTP server ended");
     }
@@ -250,7 +340,9 @@ async fn routes(ads: AdsService, csr: CertificateService) -> Routes {
         .set_service_status(AdsService::NAME, ServingStatus::Serving)
         .await;
     Routes::new(ads)
-        .add_service(IstioCertificateServiceServer::new(csr))
+        .add_service(
+            IstioCertificateServiceServer::new(csr).max_decoding_message_size(CSR_BYTES_MAX),
+        )
         .add_service(health_service)
 }
 

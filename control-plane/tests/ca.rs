@@ -50,16 +50,11 @@ impl Kit {
 
     async fn start_with(data: TempDir, authority: Arc<Authority>, limits: IssuanceLimits) -> Self {
         let tokens = Tokens::open(data.path()).unwrap();
-        let callers = Arc::new(Callers::new(tokens, None));
-        let denied = Arc::new(DenyList::open(data.path()).unwrap());
+        let denied = DenyList::open(data.path()).unwrap();
+        let callers = Arc::new(Callers::new(tokens, None, denied));
         let metrics = Metrics::new();
-        let service = CertificateService::new(
-            Arc::clone(&authority),
-            callers,
-            denied,
-            limits,
-            metrics.clone(),
-        );
+        let service =
+            CertificateService::new(Arc::clone(&authority), callers, limits, metrics.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(

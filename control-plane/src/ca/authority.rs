@@ -41,6 +41,8 @@ const OPERATOR_TTL_MIN: Duration = Duration::from_secs(5);
 /// Certificates are valid from so long before now, for clocks that are behind: two machines that are
 /// each within five minutes of the truth differ by no more.
 pub(super) const BACKDATE: Duration = Duration::from_secs(10 * 60);
+/// Every trusted root, in the directory of the authority.
+pub(crate) const TRUST_BUNDLE: &str = "trust-bundle.pem";
 /// RFC 5280 §4.1.2.2 allows 20 bytes; 16 random ones do not collide.
 const SERIAL_BYTES: usize = 16;
 
@@ -128,6 +130,7 @@ impl Authority {
         let _lock = files::lock(&dir)?;
         fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(files::at(&dir))?;
         let held = held(&dir, trust_domain)?;
+        write_bundle(&dir, &held)?;
         let max_ttl = max_ttl.clamp(OPERATOR_TTL_MIN, LEAF_TTL_MAX);
         Ok(Self {
             roots: watch::channel(ders(&held.trusted())).0,
@@ -152,7 +155,7 @@ impl Authority {
         identity: &Identity,
         ttl: Duration,
     ) -> Result<Issued, CaError> {
-        self.sign(&proven_key(csr_pem)?, identity, ttl)
+        self.sign(&proven_key(csr_pem)?, identity, &[], ttl)
     }
 
     /// Makes a P-256 key and signs it as `identity`, with the same rules as
@@ -162,7 +165,34 @@ impl Authority {
     /// When key generation or signing fails.
     pub fn issue(&self, identity: &Identity, ttl: Duration) -> Result<Issued, CaError> {
         let key = KeyPair::generate().map_err(CaError::crypto)?;
-        let issued = self.sign(&ProvenKey::made(&key)?, identity, ttl)?;
+        let issued = self.sign(&ProvenKey::made(&key)?, identity, &[], ttl)?;
+        Ok(Issued {
+            key_pem: key.serialize_pem(),
+            ..issued
+        })
+    }
+
+    /// A certificate by which clients know this control plane: its identity, and the names and
+    /// addresses that they dial. Nobody else's certificate has those.
+    ///
+    /// # Errors
+    /// When a name is not a DNS name, or signing fails.
+    pub(crate) fn issue_serving(
+        &self,
+        identity: &Identity,
+        dialled: &[String],
+        ttl: Duration,
+    ) -> Result<Issued, CaError> {
+        let key = KeyPair::generate().map_err(CaError::crypto)?;
+        let names: Result<Vec<_>, _> = dialled
+            .iter()
+            .map(|name| match name.parse() {
+                Ok(address) => Ok(SanType::IpAddress(address)),
+                Err(_) => name.as_str().try_into().map(SanType::DnsName),
+            })
+            .collect();
+        let names = names.map_err(CaError::crypto)?;
+        let issued = self.sign(&ProvenKey::made(&key)?, identity, &names, ttl)?;
         Ok(Issued {
             key_pem: key.serialize_pem(),
             ..issued
@@ -251,6 +281,7 @@ impl Authority {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         let _lock = files::lock(&self.dir)?;
         change(&mut held)?;
+        write_bundle(&self.dir, &held)?;
         self.roots.send_replace(ders(&held.trusted()));
         Ok(())
     }
@@ -264,6 +295,7 @@ impl Authority {
         &self,
         proven: &ProvenKey,
         identity: &Identity,
+        dialled: &[SanType],
         ttl: Duration,
     ) -> Result<Issued, CaError> {
         identity.validate()?;
@@ -276,6 +308,7 @@ impl Authority {
         let san = identity.spiffe_id(&self.trust_domain);
         let (number, serial) = serial()?;
         let mut params = leaf(&san)?;
+        params.subject_alt_names.extend_from_slice(dialled);
         params.serial_number = Some(number);
         params.not_before = (now - BACKDATE).into();
         params.not_after = not_after.into();
@@ -331,6 +364,12 @@ fn leaf(san: &str) -> Result<CertificateParams, CaError> {
     ];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
+}
+
+/// What clients verify the control plane with, for those who have to be given it as a file.
+fn write_bundle(dir: &Path, held: &Held) -> Result<(), CaError> {
+    let text: String = held.trusted().into_iter().map(|root| root.pem).collect();
+    files::replace(&dir.join(TRUST_BUNDLE), text.as_bytes())
 }
 
 fn ders(roots: &[Root]) -> Vec<Bytes> {

@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr};
 
 use tonic::metadata::MetadataMap;
 
-use super::{Identity, JwtVerifier, TokenRefusal, Tokens};
+use super::{CaError, DenyList, Identity, JwtVerifier, TokenRefusal, Tokens};
 
 /// The other end of the connection that a request came on; an extension of it.
 #[derive(Clone, Debug)]
@@ -73,12 +73,26 @@ impl From<TokenRefusal> for Unauthenticated {
 pub struct Callers {
     tokens: Tokens,
     jwt: Option<JwtVerifier>,
+    denied: DenyList,
 }
 
 impl Callers {
-    /// Knows callers by `tokens`, and by service account tokens where there is a verifier.
-    pub fn new(tokens: Tokens, jwt: Option<JwtVerifier>) -> Self {
-        Self { tokens, jwt }
+    /// Knows callers by `tokens`, and by service account tokens where there is a verifier; whom
+    /// `denied` names gets no certificate.
+    pub fn new(tokens: Tokens, jwt: Option<JwtVerifier>, denied: DenyList) -> Self {
+        Self {
+            tokens,
+            jwt,
+            denied,
+        }
+    }
+
+    /// Nothing when `identity` may have a certificate.
+    ///
+    /// # Errors
+    /// When it may not, or when the deny list cannot be read.
+    pub fn check_allowed(&self, identity: &Identity) -> Result<(), CaError> {
+        self.denied.check(identity)
     }
 
     /// Who calls.

@@ -13,7 +13,7 @@ use std::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    Authority, Caller, Callers, ConnectionPeer, DenyList, IssuanceLimits,
+    Authority, Caller, Callers, ConnectionPeer, IssuanceLimits,
     csr::proven_key,
     limit::Limiter,
     proto::{
@@ -33,7 +33,6 @@ pub struct CertificateService {
 struct Shared {
     authority: Arc<Authority>,
     callers: Arc<Callers>,
-    denied: Arc<DenyList>,
     limiter: Limiter,
     metrics: Metrics,
 }
@@ -46,11 +45,10 @@ struct Refused {
 }
 
 impl CertificateService {
-    /// A service that signs with `authority` for whom `callers` knows and `denied` does not name.
+    /// A service that signs with `authority` for whom `callers` knows and allows.
     pub fn new(
         authority: Arc<Authority>,
         callers: Arc<Callers>,
-        denied: Arc<DenyList>,
         limits: IssuanceLimits,
         metrics: Metrics,
     ) -> Self {
@@ -58,7 +56,6 @@ impl CertificateService {
         let shared = Shared {
             authority,
             callers,
-            denied,
             limiter: Limiter::new(limits),
             metrics,
         };
@@ -91,10 +88,12 @@ impl Shared {
         let peer = request.extensions().get::<ConnectionPeer>();
         let caller = self.callers.authenticate(request.metadata(), peer);
         let caller = caller.map_err(unauthenticated)?;
-        self.denied.check(&caller.identity).map_err(|error| {
-            let status = Status::permission_denied(error.to_string());
-            Refused::new("denied", status).of(&caller)
-        })?;
+        self.callers
+            .check_allowed(&caller.identity)
+            .map_err(|error| {
+                let status = Status::permission_denied(error.to_string());
+                Refused::new("denied", status).of(&caller)
+            })?;
         if !self.limiter.may_issue(&caller.identity, now) {
             let status = Status::resource_exhausted("too many certificates for this identity");
             return Err(Refused::new("rate_limited", status).of(&caller));
@@ -126,7 +125,7 @@ impl Shared {
         self.callers
             .redeem(caller, request.metadata())
             .map_err(unauthenticated)?;
-        match self.authority.sign(&proven, &caller.identity, ttl) {
+        match self.authority.sign(&proven, &caller.identity, &[], ttl) {
             Ok(issued) => Ok(IstioCertificateResponse {
                 cert_chain: issued.chain_pem,
             }),

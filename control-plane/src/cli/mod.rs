@@ -8,16 +8,17 @@ mod report;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
-    CERT_TTL, ControlPlane, HTTP_PORT, XDS_PORT,
+    CERT_TTL, ControlPlane, HTTP_PORT, Tls, XDS_PORT,
     ca::{Authority, Identity, JwtOptions, TokenUse, create_token_for},
     cache::input_version,
     class::ClientClass,
     compile::CompileOptions,
     explain::{ExplainRequest, explain},
+    server::is_local,
     source::load_folder,
     value,
 };
@@ -114,9 +115,16 @@ struct Serve {
     /// Audience that those tokens must be for.
     #[arg(long, requires = "jwks")]
     jwt_audience: Option<String>,
-    /// Listen on addresses that other machines can reach, although nothing here is encrypted yet.
-    #[arg(long)]
-    allow_remote: bool,
+    /// When to speak TLS: `remote` where other machines can reach an address, `always`, or `never`,
+    /// by which whoever is on the network reads everything.
+    #[arg(long, value_enum, default_value = "remote")]
+    tls: TlsChoice,
+    /// Another name or address that clients dial, for the certificate of the control plane.
+    #[arg(long = "dialled-as")]
+    dialled_as: Vec<String>,
+    /// Who may do over HTTP what the admin key allows, as NAMESPACE/SERVICE_ACCOUNT.
+    #[arg(long = "admin", value_parser = identity)]
+    admins: Vec<Identity>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,6 +188,13 @@ struct Workload {
 enum Output {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TlsChoice {
+    Remote,
+    Always,
+    Never,
 }
 
 impl Cli {
@@ -306,19 +321,28 @@ pub fn colours(is_terminal: bool, no_color: Option<OsString>) -> bool {
 
 impl Serve {
     async fn run(self) -> anyhow::Result<()> {
+        let tls = match self.tls {
+            TlsChoice::Remote => Tls::Remote,
+            TlsChoice::Always => Tls::Always,
+            TlsChoice::Never => Tls::Never,
+        };
         for address in [self.xds_listen, self.http_listen] {
-            if !address.ip().is_loopback() && !self.allow_remote {
-                bail!(
-                    "{address} can be reached from other machines, and nothing here is encrypted \
-                     yet: listen on 127.0.0.1, or say --allow-remote"
-                );
+            if !is_local(address) && tls == Tls::Never {
+                tracing::warn!(%address, "other machines can reach it, and nothing is encrypted");
             }
         }
         let mut builder = ControlPlane::builder(self.config, self.data_dir)
             .xds_listen(self.xds_listen)
             .http_listen(self.http_listen)
             .trust_domain(self.trust_domain)
-            .cert_ttl(self.cert_ttl);
+            .cert_ttl(self.cert_ttl)
+            .tls(tls);
+        for name in self.dialled_as {
+            builder = builder.dialled_as(name);
+        }
+        for admin in self.admins {
+            builder = builder.admin(admin);
+        }
         if let Some(dir) = self.ca_dir {
             builder = builder.ca_dir(dir);
         }
