@@ -165,7 +165,7 @@ impl Rules<'_> {
         let segment = segment(text, "a namespace")?;
         let domain = &self.options.trust_domain;
         if text.contains('*') {
-            let domain = Regex::escape(domain);
+            let domain = Regex::escaped(domain);
             return authenticated_regex(&format!("spiffe://{domain}/ns/{segment}/sa/.*"));
         }
         let prefix = StringPattern::Prefix(format!("spiffe://{domain}/ns/{text}/sa/"));
@@ -296,7 +296,7 @@ fn segment(text: &str, what: &str) -> Result<String, String> {
             "{text:?} is not {what}, with * first or last at most"
         ));
     }
-    let plain = Regex::escape(plain);
+    let plain = Regex::escaped(plain);
     Ok(match (inner, text.starts_with('*')) {
         (None, _) => plain,
         (Some(_), true) => format!("[^/]*{plain}"),

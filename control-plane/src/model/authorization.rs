@@ -5,15 +5,6 @@ use serde::Deserialize;
 use super::{Limit, istio::Selector};
 use crate::class::ClientClass;
 
-macro_rules! object {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, Deserialize)]
-        #[serde(default, rename_all = "camelCase")]
-        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
-    };
-}
-
 object! {
     /// Who may do what.
     AuthorizationPolicy {

@@ -4,8 +4,19 @@
 //! fields which are not here are never passed over in silence. What the fields mean together is
 //! compile's.
 
+/// A type that is read from YAML: what is absent is the default, and names are in camel case.
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(default, rename_all = "camelCase")]
+        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
+    };
+}
+
 mod authorization;
 mod consul;
+pub mod gateway;
 mod intentions;
 mod istio;
 mod kubernetes;
@@ -32,10 +43,10 @@ pub use intentions::{
     IntentionDestination, IntentionHttp, IntentionPermission, IntentionSource, ServiceIntentions,
 };
 pub use istio::{
-    DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect,
-    HttpRewrite, HttpRoute, LoadBalancer, Mtls, OutlierSpec, PeerAuthentication, Percent, Retries,
-    RouteDestination, Selector, ServiceEntry, ServiceEntryPort, StringMatch, Subset, TrafficPolicy,
-    VirtualService, Weighted, WorkloadEntry,
+    DelegateRef, DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch,
+    HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, OutlierSpec, PeerAuthentication,
+    Percent, Retries, RouteDestination, Selector, ServiceEntry, ServiceEntryPort, StringMatch,
+    Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 pub use mesh::MeshPolicy;
@@ -62,7 +73,7 @@ impl fmt::Display for ObjectKey {
 
 /// `metadata` of an object. Other fields of it mean nothing to the mesh.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Metadata {
     /// Name.
     pub name: String,
@@ -72,6 +83,8 @@ pub struct Metadata {
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// When it was made, in RFC 3339; the older of two that contradict each other wins.
+    pub creation_timestamp: Option<String>,
 }
 
 /// Where an object is written.
@@ -145,6 +158,8 @@ pub struct Object {
     pub spec: Spec,
     /// What only some classes of clients honour.
     pub limits: Vec<Limit>,
+    /// Fields of routes that cannot be served; requests that such a route takes fail.
+    pub refused: Vec<String>,
 }
 
 /// A field that only some classes of clients honour.
@@ -206,8 +221,16 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     /// Istio ServiceEntry.
     ServiceEntry(ServiceEntry),
+    /// Istio WorkloadEntry.
+    WorkloadEntry(WorkloadEntry),
     /// Istio VirtualService.
     VirtualService(VirtualService),
+    /// Gateway API HTTPRoute.
+    HttpRoute(gateway::HttpRoute),
+    /// Gateway API GRPCRoute.
+    GrpcRoute(gateway::GrpcRoute),
+    /// Gateway API ReferenceGrant.
+    ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
     /// Istio DestinationRule.

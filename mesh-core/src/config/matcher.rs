@@ -42,8 +42,8 @@ impl Regex {
         })
     }
 
-    /// An expression for `text` itself.
-    pub fn escape(text: &str) -> String {
+    /// The source of an expression that matches `text` alone.
+    pub fn escaped(text: &str) -> String {
         regex::escape(text)
     }
 

@@ -15,7 +15,7 @@ use mesh_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{CallOptions, CallResult, Chosen, choose, deadline, proceed, read, start_span};
+use super::{Beginning, CallOptions, CallResult, Chosen, Stop, choose, deadline, proceed, read};
 use crate::{
     Body,
     cluster::MakeEndpoint,
@@ -24,7 +24,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::{CallSpan, Protocol},
+    telemetry::{CallHead, CallSpan, Protocol},
     within::within,
 };
 
@@ -32,42 +32,49 @@ use crate::{
 pub(super) async fn send<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: Request<Body>,
-    times: [Instant; 2],
+    beginning: Beginning,
     options: CallOptions,
     mut drawn: SplitMix64,
 ) -> CallResult<M> {
-    let live = listener.load_full();
-    let Some(live) = live.ready() else {
-        let name = listener.name();
-        let reason = format!("listener {name}: its configuration has just been withdrawn");
-        return Err(Error::new(ErrorKind::NoConfig, reason));
-    };
     let mut outgoing = Outgoing::new(request, None);
     let (protocol, timeout) = read(&outgoing.head().headers);
     let timeout = timeout.cloned();
-    let mut span = start_span(&listener, &outgoing, protocol);
-    let chosen = match choose(&listener, live, &outgoing, protocol, &mut drawn) {
-        Ok(chosen) => chosen,
-        Err(stop) => {
-            span.end(stop.code(protocol));
-            return stop.into_future::<M, AsError>().await;
+    let Beginning { started, now, span } = beginning;
+    let span = match span {
+        Some(span) => span,
+        None => {
+            let telemetry = listener.telemetry();
+            telemetry.start_call_span(|| CallHead::of(listener.name(), outgoing.head(), protocol))
         }
     };
-    let deadline = deadline(chosen.forward, timeout.as_ref(), times);
-    let call = Filtered {
+    let live = listener.load_full();
+    let mut call = Filtered {
         listener: &listener,
-        live,
         protocol,
-        deadline,
+        deadline: None,
         span,
     };
-    call.send(chosen, &mut outgoing, times[0], options, drawn)
+    let name = listener.name();
+    let Some(live) = live.ready() else {
+        let reason = format!("listener {name}: its configuration has just been withdrawn");
+        return call.fail(Error::new(ErrorKind::NoConfig, reason));
+    };
+    let chosen = match choose(&listener, live, &outgoing, protocol, &mut drawn) {
+        Ok(chosen) => chosen,
+        Err(Stop::Failed(error)) => return call.fail(error),
+        Err(Stop::Answered(reply)) => return call.reply(*reply),
+        Err(Stop::Unknown(_) | Stop::Filtered) => {
+            let reason = format!("listener {name}: its clusters have just changed");
+            return call.fail(Error::new(ErrorKind::NoRoute, reason));
+        }
+    };
+    call.deadline = deadline(chosen.forward, timeout.as_ref(), [started, now]);
+    call.send(live, chosen, &mut outgoing, started, options, drawn)
         .await
 }
 
 struct Filtered<'l, M: MakeEndpoint> {
     listener: &'l ListenerRuntime<M>,
-    live: &'l LiveSnapshot<M>,
     protocol: Protocol,
     deadline: Option<Instant>,
     span: CallSpan,
@@ -76,6 +83,7 @@ struct Filtered<'l, M: MakeEndpoint> {
 impl<M: MakeEndpoint> Filtered<'_, M> {
     async fn send(
         mut self,
+        live: &LiveSnapshot<M>,
         chosen: Chosen<'_, M>,
         outgoing: &mut Outgoing<'_>,
         started: Instant,
@@ -128,16 +136,15 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
         }
         let Self {
             listener,
-            live,
             protocol,
             deadline,
             span,
         } = self;
         let in_flight = InFlight::begin(state, started, deadline, protocol, span);
         let now = Instant::now();
-        let sent = proceed::<M, AsError>(
-            listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
-        );
+        let permitted = (in_flight, chosen);
+        let sent =
+            proceed::<M, AsError>(listener, live, outgoing, now, options, permitted, &mut rng);
         let mut response = sent.await?;
         let status = response.status();
         passed.respond(status, response.headers_mut());
@@ -170,6 +177,10 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
         }
         let mut reply = reply.spoken(self.protocol, is_head);
         passed.respond(reply.status, &mut reply.headers);
+        self.reply(reply)
+    }
+
+    fn reply(&mut self, reply: LocalReply) -> CallResult<M> {
         self.span.end(reply.code(self.protocol));
         Ok(reply.into_response())
     }

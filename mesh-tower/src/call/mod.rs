@@ -42,11 +42,11 @@ use crate::{
     head::Head,
     headers::find,
     in_flight::InFlight,
-    listener::{ListenerRuntime, LiveSnapshot},
+    listener::{ListenerRuntime, LiveSnapshot, NAMED_CLUSTER_WAIT_MAX},
     local_reply::LocalReply,
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, CallSpan, Code, Protocol, grpc_status},
+    telemetry::{CallHead, CallSpan, Protocol, grpc_status},
     within::within,
 };
 
@@ -116,7 +116,27 @@ pub(crate) fn start<M: MakeEndpoint, S>(
         let request = outgoing.take_absolute();
         return ResponseFuture::later(start_when_ready(listener, request, started, options));
     };
-    start_at(listener, live, outgoing, [started; 2], options)
+    start_at(listener, live, outgoing, Beginning::at(started), options)
+}
+
+/// What is known of a call when it is decided.
+struct Beginning {
+    started: Instant,
+    /// Later, when it waited for its configuration.
+    now: Instant,
+    /// Its span, when it was decided before.
+    span: Option<CallSpan>,
+}
+
+impl Beginning {
+    #[inline]
+    fn at(started: Instant) -> Self {
+        Self {
+            started,
+            now: started,
+            span: None,
+        }
+    }
 }
 
 /// [`start`] once there is a configuration.
@@ -134,8 +154,12 @@ async fn start_when_ready<M: MakeEndpoint>(
             let Some(live) = live.ready() else {
                 unreachable!("ready() returns only usable ones")
             };
-            let times = [started, Instant::now()];
-            return start_at::<M, AsError>(&listener, live, &mut outgoing, times, options).await;
+            let beginning = Beginning {
+                now: Instant::now(),
+                ..Beginning::at(started)
+            };
+            return start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options)
+                .await;
         }
         Some(Err(error)) => error,
         None => Error::new(
@@ -149,42 +173,92 @@ async fn start_when_ready<M: MakeEndpoint>(
     Err(failed)
 }
 
+/// [`start`] once there is the cluster that the request names.
+async fn start_when_named<M: MakeEndpoint>(
+    listener: Arc<ListenerRuntime<M>>,
+    request: Request<Body>,
+    cluster: Box<str>,
+    mut beginning: Beginning,
+    options: CallOptions,
+) -> CallResult<M> {
+    let (_, timeout) = read(request.headers());
+    let asked = asked_deadline(timeout, beginning.started);
+    let failed = match within(asked, listener.ready_with(&cluster)).await {
+        Some(Ok(())) => None,
+        Some(Err(error)) => Some(error),
+        None => Some(Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!("the deadline passed before cluster {cluster:?} was known"),
+        )),
+    };
+    if let Some(error) = failed {
+        if let Some(mut span) = beginning.span {
+            span.end(error.kind().into());
+        }
+        return Err(error);
+    }
+    let live = listener.ready().await?;
+    let Some(live) = live.ready() else {
+        unreachable!("ready() returns only usable ones")
+    };
+    beginning.now = Instant::now();
+    let mut outgoing = Outgoing::new(request, None);
+    start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options).await
+}
+
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
 fn start_at<M: MakeEndpoint, S>(
     listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
-    [started, now]: [Instant; 2],
+    beginning: Beginning,
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
+    let (started, now) = (beginning.started, beginning.now);
     let drawn = rng.clone();
-    let (in_flight, chosen) = match permit(listener, live, outgoing, [started, now], &mut rng) {
+    let (in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
         Ok(permitted) => permitted,
-        Err(Stop::Filtered) => {
-            let request = outgoing.take_absolute();
+        Err((Stop::Filtered, span)) => {
             let listener = Arc::clone(listener);
-            let times = [started, now];
-            return ResponseFuture::later(filtered::send(listener, request, times, options, drawn));
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
+            let filtered = filtered::send(listener, request, beginning, options, drawn);
+            return ResponseFuture::later(filtered);
         }
-        Err(stop) => return stop.into_future(),
+        Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
+        Err((Stop::Answered(reply), _)) => return ResponseFuture::answered(reply.into_response()),
+        // One that was known for a moment is not waited for again and again.
+        Err((Stop::Unknown(cluster), mut span))
+            if now.duration_since(started) >= NAMED_CLUSTER_WAIT_MAX =>
+        {
+            let reason = format!("cluster {cluster:?}, which a header names, does not stay known");
+            span.end(ErrorKind::NoRoute.into());
+            return ResponseFuture::failed(Error::new(ErrorKind::NoRoute, reason));
+        }
+        Err((Stop::Unknown(cluster), span)) => {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
+            let named = start_when_named(listener, request, cluster, beginning, options);
+            return ResponseFuture::later(named);
+        }
     };
-    proceed(
-        listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
-    )
+    let permitted = (in_flight, chosen);
+    proceed(listener, live, outgoing, now, options, permitted, &mut rng)
 }
 
 /// Stages 11 and 12: sends a request that has its permit, at `now`.
 #[inline]
-#[allow(clippy::too_many_arguments, reason = "what a call is made of")]
 fn proceed<M: MakeEndpoint, S>(
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     now: Instant,
     options: CallOptions,
-    mut in_flight: InFlight<M>,
-    chosen: Chosen<'_, M>,
+    (mut in_flight, chosen): (InFlight<M>, Chosen<'_, M>),
     rng: &mut SplitMix64,
 ) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
@@ -233,29 +307,22 @@ struct Chosen<'l, M: MakeEndpoint> {
     filters: Option<&'l Filters>,
 }
 
-/// A call ends before anybody is asked.
+/// A call ends before anybody is asked, or cannot go on yet.
 enum Stop {
     Failed(Error),
     Answered(Box<LocalReply>),
+    /// It names a cluster that is not known yet.
+    Unknown(Box<str>),
     /// Its route has filters: it goes on in a future of its own.
     Filtered,
 }
 
 impl Stop {
-    fn code(&self, protocol: Protocol) -> Code {
+    fn end(&self, span: &mut CallSpan, protocol: Protocol) {
         match self {
-            Self::Failed(error) => error.kind().into(),
-            Self::Answered(reply) => reply.code(protocol),
-            Self::Filtered => Code::Cancelled,
-        }
-    }
-
-    #[cold]
-    fn into_future<M: MakeEndpoint, S>(self) -> ResponseFuture<M, S> {
-        match self {
-            Self::Failed(error) => ResponseFuture::failed(error),
-            Self::Answered(reply) => ResponseFuture::answered(reply.into_response()),
-            Self::Filtered => unreachable!("it goes on"),
+            Self::Failed(error) => span.end(error.kind().into()),
+            Self::Answered(reply) => span.end(reply.code(protocol)),
+            Self::Unknown(_) | Self::Filtered => {}
         }
     }
 }
@@ -265,17 +332,25 @@ fn permit<'l, M: MakeEndpoint>(
     listener: &ListenerRuntime<M>,
     live: &'l LiveSnapshot<M>,
     outgoing: &Outgoing<'_>,
-    [started, now]: [Instant; 2],
+    beginning: Beginning,
     rng: &mut SplitMix64,
-) -> Result<(InFlight<M>, Chosen<'l, M>), Stop> {
+) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, CallSpan)> {
+    let Beginning { started, now, span } = beginning;
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
-    let chosen = choose(listener, live, outgoing, protocol, rng);
-    if chosen.as_ref().is_ok_and(|chosen| chosen.filters.is_some()) {
-        return Err(Stop::Filtered);
-    }
-    let mut span = start_span(listener, outgoing, protocol);
-    let permitted = chosen.and_then(|chosen| {
+    let begin = || {
+        listener.telemetry().start_call_span(|| {
+            let name = listener.name();
+            let mut head = CallHead::of(name, outgoing.head(), protocol);
+            head.authority = outgoing.authority().unwrap_or(name);
+            head
+        })
+    };
+    let mut span = span.unwrap_or_else(begin);
+    let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+        if chosen.filters.is_some() {
+            return Err(Stop::Filtered);
+        }
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
@@ -283,27 +358,13 @@ fn permit<'l, M: MakeEndpoint>(
     let (chosen, state) = match permitted {
         Ok(permitted) => permitted,
         Err(stop) => {
-            span.end(stop.code(protocol));
-            return Err(stop);
+            stop.end(&mut span, protocol);
+            return Err((stop, span));
         }
     };
     let deadline = deadline(chosen.forward, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
-}
-
-#[inline]
-fn start_span<M: MakeEndpoint>(
-    listener: &ListenerRuntime<M>,
-    outgoing: &Outgoing<'_>,
-    protocol: Protocol,
-) -> CallSpan {
-    listener.telemetry().start_call_span(|| {
-        let name = listener.name();
-        let mut head = CallHead::of(name, outgoing.head(), protocol);
-        head.authority = outgoing.authority().unwrap_or(name);
-        head
-    })
 }
 
 /// When a call ends: the caller's deadline, or the route's limit from `now` on.
