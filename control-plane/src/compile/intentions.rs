@@ -245,15 +245,11 @@ pub(super) fn compile(
 
 fn source_name(source: &IntentionSource, own: &str, options: &CompileOptions) -> SourceName {
     let domain = &options.trust_domain;
-    match (
-        source.namespace.as_deref().unwrap_or(own),
-        source.name.as_str(),
-    ) {
-        ("*", _) => SourceName::Anybody,
-        (namespace, "*") => SourceName::Namespace(format!("spiffe://{domain}/ns/{namespace}/sa/")),
-        (namespace, name) => {
-            SourceName::Account(format!("spiffe://{domain}/ns/{namespace}/sa/{name}"))
-        }
+    let inside = |namespace: &str| format!("spiffe://{domain}/ns/{namespace}/sa/");
+    match (source.namespace.as_deref(), source.name.as_str()) {
+        (None | Some("*"), "*") => SourceName::Anybody,
+        (Some(namespace), "*") => SourceName::Namespace(inside(namespace)),
+        (namespace, name) => SourceName::Account(inside(namespace.unwrap_or(own)) + name),
     }
 }
 

@@ -10,6 +10,7 @@ use mesh_core::{
 };
 use ring::{
     hmac, rand,
+    rsa::PublicKeyComponents,
     signature::{
         ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256,
         RsaKeyPair,
@@ -54,11 +55,9 @@ impl Signer {
     fn jwk(&self, id: &str) -> Value {
         match self {
             Self::Rsa(key) => {
-                let public = key.public();
-                let (n, e) = (public.modulus(), public.exponent());
+                let public = PublicKeyComponents::<Vec<u8>>::from(key.public());
                 json!({"kty": "RSA", "kid": id, "use": "sig",
-                    "n": b64(n.big_endian_without_leading_zero()),
-                    "e": b64(e.big_endian_without_leading_zero())})
+                    "n": b64(public.n), "e": b64(public.e)})
             }
             Self::Ec(key) => {
                 let point = key.public_key().as_ref();
