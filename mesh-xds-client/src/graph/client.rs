@@ -7,7 +7,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
-    config::{ApiListener, ListenerKind, RouteAction, RouteConfig, RouteSource, VirtualHost},
+    config::{
+        ApiListener, ListenerKind, MirrorTarget, RouteAction, RouteConfig, RouteSource, VirtualHost,
+    },
     route::virtual_host,
     snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
 };
@@ -324,6 +326,11 @@ fn clusters_of(host: &VirtualHost) -> BTreeSet<ClusterName> {
         match &route.action {
             RouteAction::Forward(forward) => {
                 clusters.extend(forward.clusters.iter().map(|cluster| cluster.name.clone()));
+                let mirrors = forward.extras.iter().flat_map(|extras| &extras.mirrors);
+                clusters.extend(mirrors.filter_map(|mirror| match &mirror.cluster {
+                    MirrorTarget::Cluster(name) => Some(name.clone()),
+                    MirrorTarget::Header(_) => None,
+                }));
             }
             RouteAction::Redirect(_)
             | RouteAction::DirectResponse(_)
