@@ -1,6 +1,6 @@
 //! The HTTP endpoint for operators: health, metrics, and what the control plane knows.
 //!
-//! Read-only; nothing here changes state, and no answer holds a key or a token.
+//! Read-only but for the registry's part, where services register; no answer holds a key or a token.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +22,7 @@ use crate::{
     cache::Version,
     diagnostic::Diagnostic,
     metrics::Metrics,
+    registry::{Registry, consul},
     server::{Clients, Progress},
     value,
 };
@@ -46,11 +47,14 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
+    /// Services register there by Consul's API.
+    pub registry: Registry,
 }
 
 /// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`
 /// and `/v1/wait`.
 pub fn router(state: AdminState) -> Router {
+    let registry = consul::router(state.registry.clone());
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -60,6 +64,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/resources", get(resources))
         .route("/v1/wait", get(wait))
         .with_state(state)
+        .merge(registry)
 }
 
 type Parameters = Query<BTreeMap<String, String>>;
@@ -71,6 +76,7 @@ async fn diagnostics(State(state): State<AdminState>) -> impl IntoResponse {
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
     found.extend(state.clients.withheld());
+    found.extend(state.registry.diagnostics());
     Json(found)
 }
 
@@ -142,6 +148,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::registry::MemoryStore;
 
     #[tokio::test]
     async fn readiness_follows_the_state() {
@@ -151,6 +158,7 @@ mod tests {
             ready: is_ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
+            registry: Registry::open(MemoryStore::default()).unwrap(),
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();

@@ -21,6 +21,7 @@ use crate::{
     diagnostic::Diagnostic,
     follow::Follower,
     metrics::Metrics,
+    registry::{FileStore, LeaseService, Registry, proto::registry_server::RegistryServer},
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
     source::{FileSource, LastGood},
 };
@@ -33,6 +34,8 @@ pub const HTTP_PORT: u16 = 18_001;
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the last good objects are in the data directory.
 const OBJECTS: &str = "objects";
+/// What services said of themselves, in the data directory.
+const REGISTRATIONS: &str = "registrations.log";
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -135,6 +138,9 @@ impl ControlPlaneBuilder {
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
+        let registrations = data_dir.join(REGISTRATIONS);
+        let registry = Registry::open(FileStore::new(&registrations))
+            .with_context(|| format!("registrations in {}", registrations.display()))?;
         let xds = TcpListener::bind(self.xds_listen)
             .await
             .with_context(|| format!("xDS address {}", self.xds_listen))?;
@@ -154,6 +160,7 @@ impl ControlPlaneBuilder {
             world,
             (metrics.clone(), clients.clone()),
             Arc::clone(&diagnostics),
+            registry.members(),
         );
         // Nobody is served before every source is read.
         follower.publish(&loaded.borrow().clone());
@@ -168,6 +175,7 @@ impl ControlPlaneBuilder {
                 ready: is_ready,
                 diagnostics,
                 clients: clients.clone(),
+                registry: registry.clone(),
             },
         ));
         let ads = AdsService::new(
@@ -177,8 +185,9 @@ impl ControlPlaneBuilder {
             metrics.clone(),
             (clients.clone(), limits),
         );
+        let leases = LeaseService::new(registry, Arc::clone(&tokens));
         let csr = CertificateService::new(authority, tokens, metrics.clone());
-        let routes = routes(ads, csr).await;
+        let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(xds, routes, connection_age, is_shutdown));
         tracing::info!(%xds_addr, %http_addr, config = %config_dir.display(), "control plane started");
         Ok(Running {
@@ -195,7 +204,8 @@ impl ControlPlaneBuilder {
 }
 
 async fn serve_http(listener: TcpListener, state: AdminState) {
-    if let Err(error) = axum::serve(listener, admin::router(state)).await {
+    let app = admin::router(state).into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(error) = axum::serve(listener, app).await {
         tracing::error!(%error, "HTTP server ended");
     }
 }
@@ -208,13 +218,14 @@ fn trust_bundle(authority: &Authority) -> TrustBundle {
     }
 }
 
-async fn routes(ads: AdsService, csr: CertificateService) -> Routes {
+async fn routes(ads: AdsService, csr: CertificateService, leases: LeaseService) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_service_status(AdsService::NAME, ServingStatus::Serving)
         .await;
     Routes::new(ads)
         .add_service(IstioCertificateServiceServer::new(csr))
+        .add_service(RegistryServer::new(leases))
         .add_service(health_service)
 }
 

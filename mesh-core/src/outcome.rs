@@ -18,6 +18,8 @@ pub enum Outcome {
     Reset,
     /// The attempt took longer than its limit.
     PerTryTimeout,
+    /// A limit of this process kept it from being sent.
+    Overflow,
 }
 
 /// An attempt as the health of its endpoint sees it (Envoy's outlier detection).
@@ -34,6 +36,8 @@ pub enum Verdict {
     LocalFailure,
     /// Nothing: another attempt answered first.
     Abandoned,
+    /// It was not asked.
+    NotAsked,
 }
 
 impl Outcome {
@@ -47,6 +51,7 @@ impl Outcome {
             Self::ConnectFailure | Self::Refused | Self::Reset | Self::PerTryTimeout => {
                 Verdict::LocalFailure
             }
+            Self::Overflow => Verdict::NotAsked,
         }
     }
 
@@ -64,7 +69,7 @@ impl Outcome {
 
     /// Whether the server never saw the request, so that sending it again is always safe.
     pub fn never_sent(self) -> bool {
-        matches!(self, Self::ConnectFailure | Self::Refused)
+        matches!(self, Self::ConnectFailure | Self::Refused | Self::Overflow)
     }
 }
 

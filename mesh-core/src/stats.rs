@@ -122,6 +122,7 @@ impl Streaks {
                 gateway: 0,
                 local: 0,
             },
+            Verdict::NotAsked => self,
         }
     }
 }
@@ -161,7 +162,7 @@ impl EndpointStats {
 
     #[cold]
     fn count_failure(&self, verdict: Verdict) {
-        if verdict == Verdict::Abandoned {
+        if matches!(verdict, Verdict::NotAsked | Verdict::Abandoned) {
             return;
         }
         self.failed.fetch_add(1, Relaxed);

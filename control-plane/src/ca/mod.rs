@@ -28,4 +28,5 @@ pub use error::CaError;
 pub use identity::Identity;
 pub use proto::istio_certificate_service_server::IstioCertificateServiceServer;
 pub use service::CertificateService;
+pub(crate) use service::bearer;
 pub use token::{Tokens, create_token};

@@ -95,7 +95,7 @@ impl IstioCertificateService for CertificateService {
 }
 
 /// The bearer token of `authorization`; the scheme's case does not matter (RFC 9110 §11.1).
-fn bearer(metadata: &MetadataMap) -> Option<&str> {
+pub(crate) fn bearer(metadata: &MetadataMap) -> Option<&str> {
     let value = metadata.get("authorization")?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

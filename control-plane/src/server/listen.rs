@@ -4,7 +4,7 @@
 //! from connection to connection, so that those who came together do not come back together. The
 //! streams on it end first, which no xDS client counts as an error (gRFC A57).
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use hyper::server::conn::http2;
 use hyper_util::{
@@ -37,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Becomes true when the connection that a request came on is to end.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionEnd(pub(super) watch::Receiver<bool>);
+pub(crate) struct ConnectionEnd(pub(crate) watch::Receiver<bool>);
 
 /// Serves `routes` until `shutdown` becomes true and all connections ended.
 pub async fn serve(
@@ -55,7 +55,7 @@ pub async fn serve(
             _ = shutdown.wait_for(|shutdown| *shutdown) => break,
         };
         match accepted {
-            Ok((socket, _)) => {
+            Ok((socket, peer)) => {
                 // Without it a small message could wait for the acknowledgement of another.
                 _ = socket.set_nodelay(true);
                 let mut bytes = [0; 4];
@@ -63,7 +63,7 @@ pub async fn serve(
                 _ = random.fill(&mut bytes);
                 let age = age(age_max, u32::from_le_bytes(bytes));
                 let shutdown = shutdown.clone();
-                connections.spawn(connection(socket, routes.clone(), age, shutdown));
+                connections.spawn(connection((socket, peer), routes.clone(), age, shutdown));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -82,7 +82,7 @@ fn age(max: Duration, random: u32) -> Duration {
 }
 
 async fn connection(
-    socket: TcpStream,
+    (socket, peer): (TcpStream, SocketAddr),
     routes: Routes,
     age: Duration,
     mut shutdown: watch::Receiver<bool>,
@@ -91,6 +91,7 @@ async fn connection(
     let service = ServiceBuilder::new()
         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(ConnectionEnd(ends.clone()));
+            request.extensions_mut().insert(peer);
             request.map(Body::new)
         })
         .service(routes);

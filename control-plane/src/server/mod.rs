@@ -30,6 +30,7 @@ pub(crate) mod tests;
 mod wire;
 
 pub use admit::Limits;
+pub(crate) use listen::ConnectionEnd;
 pub use listen::{CONNECTION_AGE_MAX, serve};
 pub use registry::Clients;
 pub use service::AdsService;

@@ -69,6 +69,8 @@ pub fn is_retriable(policy: &RetryPolicy, attempted: &Attempted<'_>) -> bool {
                     && policy.retry_on.intersects(on_grpc(grpc_status_of(status)));
         }
         Outcome::Grpc(code) => on_grpc(code),
+        // Envoy: what overflows here would overflow again.
+        Outcome::Overflow => return false,
         // gRPC users ask for UNAVAILABLE where Envoy users ask for connect-failure.
         Outcome::ConnectFailure => {
             NO_RESPONSE

@@ -63,7 +63,8 @@ impl<M: MakeEndpoint> Attempts<M> {
 
     /// The request again, when its server says that it did not look at it and did not give it back.
     pub(super) fn resend(&self, outcome: Outcome) -> Option<Request<Body>> {
-        let again = self.again.as_ref().filter(|_| outcome.never_sent())?;
+        let is_refused = matches!(outcome, Outcome::Refused | Outcome::ConnectFailure);
+        let again = self.again.as_ref().filter(|_| is_refused)?;
         let body = again.body(!self.lanes.is_empty())?;
         Some(again.request(body, &self.call, Instant::now()))
     }
