@@ -41,8 +41,8 @@ use crate::{
     registry::Members,
 };
 pub use gateway::{Condition, ParentStatus, RouteStatus};
-pub use scoped::{ScopedRoutes, View, Viewer};
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
 
