@@ -284,6 +284,7 @@ fn own_extras(
     let extras = ClusterExtras {
         headers,
         host_rewrite,
+        ..ClusterExtras::default()
     };
     (extras != ClusterExtras::default()).then(|| Box::new(extras))
 }
