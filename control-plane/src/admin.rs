@@ -19,8 +19,9 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    cache::Version,
+    cache::{Version, World},
     diagnostic::Diagnostic,
+    explain::{ExplainRequest, explain_compiled},
     metrics::Metrics,
     server::{Clients, Progress},
     value,
@@ -46,10 +47,12 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
+    /// Served at `/v1/explain` and `/v1/routes`.
+    pub world: watch::Receiver<Option<Arc<World>>>,
 }
 
-/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`
-/// and `/v1/wait`.
+/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
+/// `/v1/wait`, `/v1/explain` and `/v1/routes`.
 pub fn router(state: AdminState) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -59,6 +62,8 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/clients", get(clients))
         .route("/v1/resources", get(resources))
         .route("/v1/wait", get(wait))
+        .route("/v1/explain", get(explain))
+        .route("/v1/routes", get(routes))
         .with_state(state)
 }
 
@@ -124,6 +129,38 @@ async fn wait(State(state): State<AdminState>, Query(by): Parameters) -> Respons
     (status, Json(waited)).into_response()
 }
 
+/// What becomes of a request: `?method=` and `?url=`, `?headers=` with one header a line, `?from=`
+/// with the client's `NAMESPACE/KEY=VALUE,…`. 404: nothing is served yet.
+async fn explain(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let of = |name: &str| by.get(name).map_or("", String::as_str);
+    let request = ExplainRequest::parse(of("method"), of("url"), of("headers"), of("from"));
+    let request = match request {
+        Ok(request) => request,
+        Err(message) => {
+            let message = json!({"error": message});
+            return (StatusCode::BAD_REQUEST, Json(message)).into_response();
+        }
+    };
+    let Some(world) = state.world.borrow().clone() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    Json(explain_compiled(world.compiled(), &request)).into_response()
+}
+
+/// What became of the routes of Gateway API; `?object=` selects one, for example
+/// `HTTPRoute default/greeter`.
+async fn routes(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let Some(world) = state.world.borrow().clone() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let all = world.compiled().statuses.values();
+    let wanted = all.filter(|status| {
+        by.get("object")
+            .is_none_or(|object| status.object == *object)
+    });
+    Json(wanted.collect::<Vec<_>>()).into_response()
+}
+
 async fn ready(State(state): State<AdminState>) -> impl IntoResponse {
     if *state.ready.borrow() {
         (StatusCode::OK, "ready\n")
@@ -151,6 +188,7 @@ mod tests {
             ready: is_ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
+            world: watch::channel(None).1,
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();
@@ -171,6 +209,13 @@ mod tests {
             "/v1/resources",
         ] {
             assert_eq!(status(path).await, StatusCode::OK, "{path}");
+        }
+        for path in ["/v1/explain?method=GET&url=http%3A%2F%2Fa%2F", "/v1/routes"] {
+            assert_eq!(
+                status(path).await,
+                StatusCode::NOT_FOUND,
+                "nothing is served"
+            );
         }
         let nothing = status("/v1/wait?timeout=1ms").await;
         assert_eq!(nothing, StatusCode::NOT_FOUND, "nothing was published");

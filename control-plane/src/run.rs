@@ -168,6 +168,7 @@ impl ControlPlaneBuilder {
                 ready: is_ready,
                 diagnostics,
                 clients: clients.clone(),
+                world: worlds.clone(),
             },
         ));
         let ads = AdsService::new(
