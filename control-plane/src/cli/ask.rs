@@ -1,9 +1,9 @@
 //! `control-plane explain` and `control-plane status`: of a directory, or of who serves it.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
-use http::{HeaderName, HeaderValue, Method, Request, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -13,6 +13,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{Output, Where};
 use crate::{
     HTTP_PORT,
+    admin::AdminKey,
     compile::{CompileOptions, compile},
     explain::{ExplainRequest, Explained, explain as explain_folder},
     source::load_folder,
@@ -53,7 +54,7 @@ pub(super) async fn explain(
                 ("headers", &lines),
                 ("from", from),
             ];
-            answer(server, "/v1/explain", &query).await?
+            answer(server, of.data_dir.as_deref(), "/v1/explain", &query).await?
         }
         (None, None) => bail!("write --config or --server"),
     };
@@ -79,7 +80,7 @@ pub(super) async fn status(of: &Where, object: Option<&str>, output: Output) -> 
                 .map(|object| ("object", object))
                 .into_iter()
                 .collect();
-            answer(server, "/v1/routes", &query).await?
+            answer(server, of.data_dir.as_deref(), "/v1/routes", &query).await?
         }
         (None, None) => bail!("write --config or --server"),
     };
@@ -114,6 +115,7 @@ pub(super) async fn status(of: &Where, object: Option<&str>, output: Output) -> 
 /// What a server's admin API answers.
 async fn answer<T: DeserializeOwned>(
     server: &Uri,
+    data_dir: Option<&Path>,
     path: &str,
     query: &[(&str, &str)],
 ) -> anyhow::Result<T> {
@@ -126,9 +128,14 @@ async fn answer<T: DeserializeOwned>(
     let pairs = query
         .iter()
         .map(|(key, value)| format!("{key}={}", escaped(value)));
-    let request = Request::get(format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")))
-        .header(http::header::HOST, authority.as_str())
-        .body(Empty::<bytes::Bytes>::new())?;
+    let mut request = Request::get(format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")))
+        .header(header::HOST, authority.as_str());
+    if let Some(folder) = data_dir {
+        let key = AdminKey::read(folder);
+        let key = key.with_context(|| format!("admin.key in {}", folder.display()))?;
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.trim()));
+    }
+    let request = request.body(Empty::<bytes::Bytes>::new())?;
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
         let (mut sender, connection) =

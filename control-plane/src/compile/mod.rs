@@ -9,6 +9,7 @@ mod clusters;
 mod consul;
 mod delegate;
 mod gateway;
+mod members;
 mod route_action;
 mod route_match;
 mod routes;
@@ -37,9 +38,11 @@ use mesh_core::{
 use crate::{
     diagnostic::Diagnostic,
     model::{Object, ObjectKey, ObjectSet, Spec},
+    registry::Members,
 };
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use scoped::LeftOut;
+pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -129,9 +132,18 @@ impl fmt::Display for RouteOrigin {
 
 /// Compiles all objects.
 pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<Diagnostic>) {
+    compile_with(objects, &Members::new(), options)
+}
+
+/// Compiles all objects, with the instances that registered.
+pub fn compile_with(
+    objects: &ObjectSet,
+    members: &Members,
+    options: &CompileOptions,
+) -> (Compiled, Vec<Diagnostic>) {
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
-    let services = services::collect(objects, options, &mut findings);
+    let services = services::collect(objects, members, options, &mut findings);
     let place = |object: &Arc<Object>| (Arc::clone(&object.place.file), object.place.line);
     let places = objects
         .iter()

@@ -22,6 +22,15 @@ object! {
         endpoints: Vec<WorkloadEntry>,
         /// Names that may appear in the endpoints' certificates, besides those of their accounts.
         subject_alt_names: Vec<String>,
+        /// Further endpoints, by label.
+        workload_selector: Option<WorkloadSelector>,
+    }
+}
+object! {
+    /// Workloads by label.
+    WorkloadSelector {
+        /// Labels that they have.
+        labels: Labels,
     }
 }
 object! {

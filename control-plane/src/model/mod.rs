@@ -212,6 +212,8 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     /// Istio ServiceEntry.
     ServiceEntry(ServiceEntry),
+    /// Istio WorkloadEntry.
+    WorkloadEntry(WorkloadEntry),
     /// Istio VirtualService.
     VirtualService(VirtualService),
     /// Gateway API HTTPRoute.

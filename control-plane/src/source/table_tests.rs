@@ -20,6 +20,7 @@ use crate::{
     model::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
         ServiceEntry, ServiceResolver, ServiceRouter, ServiceSplitter, VirtualService,
+        WorkloadEntry,
         gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -49,7 +50,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 13] = [
+const OBJECTS: [(&str, &str); 14] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -63,6 +64,10 @@ const OBJECTS: [(&str, &str); 13] = [
         "ServiceEntry",
         "metadata: {name: a}\nspec: {hosts: [a.example.com], resolution: STATIC, \
          ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}",
+    ),
+    (
+        "WorkloadEntry",
+        "metadata: {name: a}\nspec: {address: 10.0.0.1}",
     ),
     (
         "VirtualService",
@@ -404,6 +409,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("Service", fields_of::<Service>("spec")),
         ("EndpointSlice", fields_of::<EndpointSlice>("")),
         ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
+        ("WorkloadEntry", fields_of::<WorkloadEntry>("spec")),
         ("VirtualService", fields_of::<VirtualService>("spec")),
         ("HTTPRoute", fields_of::<HttpRoute>("spec")),
         ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
