@@ -41,6 +41,7 @@ use crate::{
     registry::Members,
 };
 pub use gateway::{Condition, ParentStatus, RouteStatus};
+use scoped::LeftOut;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
@@ -86,6 +87,8 @@ pub struct Compiled {
     pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
     /// Where each route of each configuration is declared; `None` for one that nobody declared.
     pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
+    /// File and line of each object.
+    places: BTreeMap<ObjectKey, (Arc<str>, usize)>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
     security: SecurityPolicies,
@@ -141,8 +144,13 @@ pub fn compile_with(
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, members, options, &mut findings);
+    let place = |object: &Arc<Object>| (Arc::clone(&object.place.file), object.place.line);
+    let places = objects
+        .iter()
+        .map(|(key, object)| (key.clone(), place(object)));
     let mut compiled = Compiled {
         security,
+        places: places.collect(),
         ..Compiled::default()
     };
     for service in services.values() {
@@ -198,6 +206,15 @@ pub fn compile_with(
     findings.retain(|finding| seen.insert(finding.clone()));
     (compiled, findings)
 }
+
+/// Kinds that say where requests go, and nothing of clusters.
+pub(crate) const ROUTE_KINDS: [&str; 5] = [
+    "VirtualService",
+    "HTTPRoute",
+    "GRPCRoute",
+    "ServiceRouter",
+    "ServiceSplitter",
+];
 
 impl Compiled {
     /// The client listener of a dialled name: `greeter`, `greeter.default`, `greeter.default.svc`,
@@ -259,6 +276,29 @@ impl Compiled {
             config: Arc::clone(self.routes.get(name)?),
             origins: self.origins.get(name).cloned().unwrap_or_default(),
         })
+    }
+
+    /// What is declared for a name's routes, but not for this client.
+    pub(crate) fn left_out(&self, name: &str, viewer: Viewer<'_>) -> Vec<LeftOut> {
+        let scoped = self.scoped.get(name);
+        scoped.map_or_else(Vec::new, |scoped| scoped.left_out(viewer))
+    }
+
+    /// The objects that a cluster is made of, and where they are.
+    pub(crate) fn origins_of_cluster(&self, name: &str) -> Vec<RouteOrigin> {
+        let fqdn = name.rsplit('|').next().unwrap_or_default();
+        let objects = self.objects.get(fqdn).into_iter().flatten();
+        let objects = objects.filter(|key| !ROUTE_KINDS.contains(&key.kind.as_str()));
+        let origin = |key: &ObjectKey| {
+            let (file, line) = self.places.get(key)?;
+            Some(RouteOrigin {
+                object: key.clone(),
+                field: String::new(),
+                file: Arc::clone(file),
+                line: *line,
+            })
+        };
+        objects.filter_map(origin).collect()
     }
 
     /// Equal for clients for which the same holds everywhere.

@@ -29,8 +29,9 @@ use crate::{
 };
 
 pub use consul::{
+    ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
-    ServiceRouter,
+    ServiceResolver, ServiceRouter, ServiceSplitter, Split,
 };
 pub use istio::{
     AuthorizationPolicy, DelegateRef, DestinationRule, HeaderOperations, HeadersSpec,
@@ -223,6 +224,10 @@ pub enum Spec {
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
+    /// Consul service-splitter.
+    ServiceSplitter(ServiceSplitter),
+    /// Consul service-resolver.
+    ServiceResolver(ServiceResolver),
     /// Istio DestinationRule.
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.

@@ -1,5 +1,6 @@
 //! What objects mean together.
 
+mod consul;
 mod gateway;
 mod routes;
 mod visibility;
