@@ -29,6 +29,17 @@ pub enum Connectivity {
     TransientFailure = 3,
 }
 
+/// What active health checks say of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckedHealth {
+    /// There is none, or it succeeds.
+    Healthy,
+    /// The first one has not ended yet: requests wait.
+    Unchecked,
+    /// It fails: requests go elsewhere.
+    Unhealthy,
+}
+
 /// The bit beside the connectivity that keeps an endpoint from being ready: one comparison tells
 /// both.
 const EJECTED: u8 = 0x80;
@@ -41,7 +52,13 @@ const FLAGS: u8 = EJECTED | PROBE;
 /// The bit of an endpoint that fails too often to be chosen while there are others.
 const FAILING: u8 = 0x20;
 
-const NOT_CONNECTIVITY: u8 = FLAGS | FAILING;
+/// The bit of an endpoint whose health checks fail.
+const UNHEALTHY: u8 = 0x10;
+
+/// The bit of an endpoint that waits for its first health check.
+const UNCHECKED: u8 = 0x08;
+
+const NOT_CONNECTIVITY: u8 = FLAGS | FAILING | UNHEALTHY | UNCHECKED;
 
 /// Where the level of failures is, beside the streaks.
 const LEVEL_SHIFT: u32 = 60;
@@ -286,10 +303,15 @@ impl EndpointStats {
         }
     }
 
-    /// The connectivity as requests see it: an ejected endpoint cannot be used (gRFC A50).
+    /// The connectivity as requests see it: an ejected endpoint (gRFC A50) and one whose health checks
+    /// fail cannot be used; one that waits for its first check is as one that connects.
     pub fn availability(&self) -> Connectivity {
-        if self.is_ejected() {
+        let state = self.state.load(Relaxed);
+        if state & (EJECTED | UNHEALTHY) != 0 {
             return Connectivity::TransientFailure;
+        }
+        if state & UNCHECKED != 0 {
+            return Connectivity::Connecting;
         }
         self.connectivity()
     }
@@ -320,6 +342,17 @@ impl EndpointStats {
         } else {
             self.state.fetch_and(!FLAGS, Relaxed);
         }
+    }
+
+    /// Sets what its active health checks say; only they do this.
+    pub fn set_checked(&self, health: CheckedHealth) {
+        let bits = match health {
+            CheckedHealth::Healthy => 0,
+            CheckedHealth::Unchecked => UNCHECKED,
+            CheckedHealth::Unhealthy => UNHEALTHY,
+        };
+        let change = |state| Some(state & !(UNHEALTHY | UNCHECKED) | bits);
+        _ = self.state.fetch_update(Relaxed, Relaxed, change);
     }
 
     /// Lets one request through although it is ejected; only the sweep does this.

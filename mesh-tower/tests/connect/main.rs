@@ -1,5 +1,6 @@
 //! Endpoints over real sockets: protocols, reuse, and servers that come and go under load.
 
+mod check;
 mod pool;
 mod server;
 
