@@ -212,7 +212,15 @@ fn takes_mtls(
             .mode(&service.namespace, &BTreeMap::new(), port.number);
         return mode == MtlsMode::Strict;
     }
+    let is_strict = |namespace: &str| {
+        let mode = compiled
+            .security
+            .mode(namespace, &BTreeMap::new(), port.number);
+        mode == MtlsMode::Strict
+    };
     members.iter().all(|workload| match mode(workload) {
+        // Labels that it gave itself do not take it out of its namespace's policy.
+        _ if workload.is_registered && is_strict(&workload.namespace) => true,
         MtlsMode::Strict => true,
         MtlsMode::Permissive => workload
             .labels
