@@ -54,7 +54,7 @@ pub use error::{
 pub use ext::SelectedEndpoint;
 #[cfg(feature = "xds")]
 pub use http_client::{AUTHORITIES_MAX, HttpClient};
-pub use listener::FIRST_CONFIG_WAIT_MAX;
+pub use listener::{FIRST_CONFIG_WAIT_MAX, NAMED_CLUSTER_WAIT_MAX, NAMED_CLUSTERS_WAITING_MAX};
 #[cfg(feature = "xds")]
 pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
 pub use outgoing::Outgoing;

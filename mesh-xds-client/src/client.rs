@@ -227,6 +227,9 @@ impl XdsClient {
             authority: authority.into(),
             writer,
         });
+        let (id, commands) = (subscription.id, subscription.commands.clone());
+        let requests = move |cluster| _ = commands.send(Command::NameCluster(id, cluster));
+        let reader = reader.with_cluster_requests(Arc::new(requests));
         reader.keep_alive(subscription)
     }
 

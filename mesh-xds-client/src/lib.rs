@@ -73,7 +73,7 @@ pub use client::{BACKOFF_BASE, BACKOFF_CAP, XdsClient, XdsClientBuilder};
 pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
-pub use graph::Resource;
+pub use graph::{NAMED_CLUSTERS_MAX, Resource};
 pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_route_config};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

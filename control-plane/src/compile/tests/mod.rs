@@ -1,6 +1,7 @@
 //! What objects mean together.
 
 mod gateway;
+mod members;
 mod routes;
 mod visibility;
 
