@@ -120,13 +120,13 @@ spec: {{selector: {{matchLabels: {{app: open}}}}, mtls: {{mode: DISABLE}}}}
 "
     );
     let address = ([127, 0, 0, 1], 5000).into();
-    let nothing = BTreeMap::new();
+    let (nothing, nobody) = (BTreeMap::new(), Members::new());
     let judged = |members| {
         let compiled = with(&text, members);
         let listener = compiled.inbound_listener("a", address, "default", &nothing);
         (compiled, format!("{listener:?}"))
     };
-    let (_, before) = judged(&Members::new());
+    let (_, before) = judged(&nobody);
     let (compiled, after) = judged(&member("billing", 5000, &[("app", "open")]));
     assert_eq!(before, after);
     // Nor does its label make clients speak plaintext.
