@@ -2,14 +2,15 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use mesh_core::config::TrustBundle;
 use tokio::{sync::watch, time::sleep_until};
 
 use crate::{
-    cache::World,
+    cache::{TRUST_BUNDLE, World},
     class::Classes,
     compile::{CompileOptions, compile_with},
     debounce::Debounce,
@@ -24,7 +25,8 @@ use crate::{
 /// Turns what the source loads into worlds.
 pub(crate) struct Follower {
     pub(crate) options: CompileOptions,
-    pub(crate) trust: TrustBundle,
+    /// Roots that clients are to trust, as they change.
+    pub(crate) roots: watch::Receiver<Vec<Bytes>>,
     pub(crate) world: watch::Sender<Option<Arc<World>>>,
     pub(crate) metrics: Metrics,
     pub(crate) clients: Clients,
@@ -40,7 +42,7 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(
         options: CompileOptions,
-        trust: TrustBundle,
+        roots: watch::Receiver<Vec<Bytes>>,
         world: watch::Sender<Option<Arc<World>>>,
         (metrics, clients): (Metrics, Clients),
         diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
@@ -49,7 +51,7 @@ impl Follower {
         let published = Arc::clone(&members.borrow());
         Self {
             options,
-            trust,
+            roots,
             world,
             metrics,
             clients,
@@ -96,6 +98,11 @@ impl Follower {
                     self.metrics.triggered(trigger, waited);
                     trigger = "config";
                 }
+                Ok(()) = self.roots.changed() => {
+                    let current = loaded.borrow().clone();
+                    self.publish(&current);
+                    self.metrics.triggered("trust", Duration::ZERO);
+                }
                 Ok(()) = classes.changed() => {
                     let known = classes.borrow_and_update().clone();
                     self.report(&known);
@@ -120,7 +127,10 @@ impl Follower {
         ];
         let services = compiled.services.len();
         let before = self.world.borrow().clone();
-        let trust = self.trust.clone();
+        let trust = TrustBundle {
+            name: TRUST_BUNDLE.into(),
+            roots: self.roots.borrow_and_update().clone(),
+        };
         let world = match before {
             Some(before) => World::following(compiled, trust, &before),
             None => World::new(compiled, trust),

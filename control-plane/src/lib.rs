@@ -25,9 +25,10 @@ mod follow;
 pub mod metrics;
 pub mod model;
 pub mod registry;
+pub mod rotate;
 mod run;
 pub mod server;
 pub mod source;
 mod value;
 
-pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, XDS_PORT};
+pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, Tls, XDS_PORT};

@@ -357,6 +357,11 @@ impl World {
         })
     }
 
+    /// The version that clients are given a trust bundle of these roots with.
+    pub(crate) fn trust_version(roots: &[Bytes]) -> Version {
+        hash(&roots)
+    }
+
     fn roots(&self) -> &[Bytes] {
         match &self.trust {
             Secret::TrustBundle(bundle) => &bundle.roots,

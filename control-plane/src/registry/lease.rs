@@ -3,12 +3,7 @@
 //! Each message renews; a stream that breaks lets the lease run out, so that a process that was killed
 //! is gone after it, and one that lost its connection is not gone at once.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -16,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Place, Registration, Registry, Source, Weights};
 use crate::{
-    ca::{Identity, Tokens, bearer},
+    ca::{Callers, ConnectionPeer, Identity},
     compile::META_ACCOUNT,
     model::DEFAULT_NAMESPACE,
     server::ConnectionEnd,
@@ -48,24 +43,34 @@ pub const LEASE_MAX: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub struct LeaseService {
     registry: Registry,
-    tokens: Arc<Tokens>,
+    callers: Arc<Callers>,
+    must_identify: bool,
 }
 
 impl LeaseService {
-    /// A service of this registry. Who shows one of `tokens` is who that says.
-    pub fn new(registry: Registry, tokens: Arc<Tokens>) -> Self {
-        Self { registry, tokens }
+    /// A service of this registry. `callers` knows who asks; where it `must_identify`, nobody
+    /// registers who does not say who it is.
+    pub fn new(registry: Registry, callers: Arc<Callers>, must_identify: bool) -> Self {
+        Self {
+            registry,
+            callers,
+            must_identify,
+        }
     }
 
-    /// Who asks: nobody in particular without a token.
+    /// Who asks: nobody in particular without a credential, where that is allowed.
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let unknown = || Status::unauthenticated("a known join token is needed, or none");
-        let token = bearer(request.metadata());
-        let identity = token.map(|token| self.tokens.authenticate(token).ok_or_else(unknown));
-        let address = request.extensions().get::<SocketAddr>();
+        let metadata = request.metadata();
+        let peer = request.extensions().get::<ConnectionPeer>();
+        let has_credential = peer.is_some_and(|peer| peer.identity.is_some())
+            || metadata.contains_key("authorization");
+        let identity = (has_credential || self.must_identify).then(|| {
+            let caller = self.callers.authenticate(metadata, peer);
+            caller.map_err(|error| Status::unauthenticated(error.to_string()))
+        });
         Ok(Caller {
-            address: address.map(SocketAddr::ip),
-            identity: identity.transpose()?,
+            address: peer.map(|peer| peer.address.ip()),
+            identity: identity.transpose()?.map(|caller| caller.identity),
         })
     }
 }

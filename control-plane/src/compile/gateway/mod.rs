@@ -285,6 +285,7 @@ fn own_extras(
         metadata_match: Default::default(),
         headers,
         host_rewrite,
+        ..ClusterExtras::default()
     };
     (extras != ClusterExtras::default()).then(|| Box::new(extras))
 }
