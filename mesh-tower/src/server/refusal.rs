@@ -65,7 +65,9 @@ impl Refusal {
         let status = answer.status;
         Self {
             status,
-            grpc: answer.grpc_status.unwrap_or_else(|| grpc_status_of(status.as_u16())),
+            grpc: answer
+                .grpc_status
+                .unwrap_or_else(|| grpc_status_of(status.as_u16())),
             message: Cow::Borrowed(answer.body),
             headers: Some(Box::new(answer.headers)),
         }
