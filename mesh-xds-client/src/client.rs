@@ -32,7 +32,7 @@ use crate::{
     graph::{Follower, Resource, WatchId, Watcher},
     metrics::MetricsReader,
     resource::canonical,
-    transport::{KeepAlive, StreamStatus, csds::StatusService, node},
+    transport::{KeepAlive, StreamStatus, csds::StatusService, node, own::OwnCertificate},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
     watcher::{ResourceWatcher, watcher},
 };
@@ -57,6 +57,8 @@ struct Shared {
     metrics: MetricsReader,
     bootstrap: Bootstrap,
     identity_file: Option<PathBuf>,
+    /// What connections to control planes show.
+    own: OwnCertificate,
     next_id: AtomicU64,
 }
 
@@ -172,6 +174,7 @@ impl XdsClientBuilder {
             freshness,
             metrics: metrics.clone(),
         };
+        let own = options.connection.own.clone();
         let driver = Driver::new(&bootstrap, queue, reports, options);
         let shared = Arc::new(Shared {
             commands,
@@ -180,6 +183,7 @@ impl XdsClientBuilder {
             metrics,
             bootstrap,
             identity_file,
+            own,
             next_id: AtomicU64::new(0),
         });
         Ok((XdsClient { shared }, driver))
@@ -207,6 +211,7 @@ impl XdsClient {
                     backoff_base: BACKOFF_BASE,
                     backoff_cap: BACKOFF_CAP,
                     keep_alive: KeepAlive::default(),
+                    own: OwnCertificate::default(),
                     variant: None,
                 },
                 seed: seed(),
@@ -321,7 +326,9 @@ impl XdsClient {
         let mut config = self.shared.bootstrap.config_of(provider)?;
         config.file.clone_from(&self.shared.identity_file);
         config.owner.clone_from(&self.shared.bootstrap.node.id);
-        Ok(CertificateClient::start(config))
+        let certificate = CertificateClient::start(config);
+        self.shared.own.set(certificate.clone());
+        Ok(certificate)
     }
 
     /// Reads the files of a provider of the bootstrap, again and again; `None` when it has none

@@ -3,6 +3,7 @@
 
 mod load;
 mod rotation;
+mod secured;
 mod traces;
 mod world;
 
