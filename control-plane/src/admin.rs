@@ -1,7 +1,7 @@
 //! The HTTP endpoint for operators: health, metrics, and what the control plane knows.
 //!
-//! Nothing but the change of roots is changed here, for those who hold the [`AdminKey`] of the data
-//! directory. No answer holds a key or a token.
+//! Nothing is changed here but by the registry's part, where services register, and the change of
+//! roots, for those who hold the [`AdminKey`] of the data directory. No answer holds a key or a token.
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +29,7 @@ use crate::{
     cache::Version,
     diagnostic::Diagnostic,
     metrics::Metrics,
+    registry::{Registry, consul},
     rotate::Rotator,
     server::{Clients, Progress},
     value,
@@ -65,6 +66,8 @@ pub struct AdminState {
     pub admins: Vec<Identity>,
     /// Whether everybody who can connect may read `/v1/`: on an address of this machine alone.
     pub is_open: bool,
+    /// Services register there by Consul's API.
+    pub registry: Registry,
 }
 
 impl AdminState {
@@ -113,6 +116,7 @@ impl std::fmt::Debug for AdminKey {
 /// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
 /// `/v1/wait` and `/v1/ca/rotation`.
 pub fn router(state: AdminState) -> Router {
+    let registry = consul::router(state.registry.clone());
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -124,6 +128,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/ca/rotation", get(rotation).post(rotate))
         .layer(from_fn_with_state(state.clone(), guard))
         .with_state(state)
+        .merge(registry)
 }
 
 type Parameters = Query<BTreeMap<String, String>>;
@@ -135,6 +140,7 @@ async fn diagnostics(State(state): State<AdminState>) -> impl IntoResponse {
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
     found.extend(state.clients.withheld());
+    found.extend(state.registry.diagnostics());
     Json(found)
 }
 
@@ -281,6 +287,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::registry::MemoryStore;
 
     #[tokio::test]
     async fn readiness_follows_the_state() {
@@ -294,6 +301,7 @@ mod tests {
             key: None,
             admins: Vec::new(),
             is_open: true,
+            registry: Registry::open(MemoryStore::default()).unwrap(),
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();

@@ -12,13 +12,14 @@ use tokio::{sync::watch, time::sleep_until};
 use crate::{
     cache::{TRUST_BUNDLE, World},
     class::Classes,
-    compile::{CompileOptions, compile},
+    compile::{CompileOptions, compile_with},
     debounce::Debounce,
     diagnostic::{Diagnostic, Severity},
     metrics::Metrics,
     model::ObjectSet,
+    registry::Members,
     server::Clients,
-    source::{FileSource, Loaded, loses_endpoints},
+    source::{FileSource, Loaded, loses_endpoints, loses_members},
 };
 
 /// Turns what the source loads into worlds.
@@ -30,8 +31,12 @@ pub(crate) struct Follower {
     pub(crate) metrics: Metrics,
     pub(crate) clients: Clients,
     pub(crate) diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+    /// Instances that registered.
+    members: watch::Receiver<Arc<Members>>,
     /// What was published last, and what was found in it whatever the clients are.
     held: (ObjectSet, Vec<Diagnostic>),
+    /// The instances among it.
+    published: Arc<Members>,
 }
 
 impl Follower {
@@ -41,7 +46,9 @@ impl Follower {
         world: watch::Sender<Option<Arc<World>>>,
         (metrics, clients): (Metrics, Clients),
         diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+        members: watch::Receiver<Arc<Members>>,
     ) -> Self {
+        let published = Arc::clone(&members.borrow());
         Self {
             options,
             roots,
@@ -49,6 +56,8 @@ impl Follower {
             metrics,
             clients,
             diagnostics,
+            published,
+            members,
             held: Default::default(),
         }
     }
@@ -74,6 +83,12 @@ impl Follower {
                     self.metrics.source_changed();
                     let is_urgent = loses_endpoints(&self.held.0, &current.objects);
                     trigger = if is_urgent { "endpoint_down" } else { trigger };
+                    debounce.changed(Instant::now(), is_urgent);
+                }
+                Ok(()) = self.members.changed() => {
+                    let current = Arc::clone(&self.members.borrow_and_update());
+                    let is_urgent = loses_members(&self.published, &current);
+                    trigger = if is_urgent { "endpoint_down" } else { "registry" };
                     debounce.changed(Instant::now(), is_urgent);
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
@@ -102,7 +117,8 @@ impl Follower {
     /// Compiles and publishes.
     pub(crate) fn publish(&mut self, loaded: &Loaded) {
         let begin = Instant::now();
-        let (compiled, found) = compile(&loaded.objects, &self.options);
+        self.published = Arc::clone(&self.members.borrow());
+        let (compiled, found) = compile_with(&loaded.objects, &self.published, &self.options);
         let found: Vec<_> = loaded.diagnostics.iter().cloned().chain(found).collect();
         let counts = [
             ("cds", compiled.clusters.len()),

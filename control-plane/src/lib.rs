@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! source ─► model ─► compile ─► encode ─► cache ─► server
-//!                                         ca ─────┘
+//!         registry ────┘                  ca ─────┘
 //! ```
 //!
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
-//! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
+//! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → {registry, model}`, and `ca`,
 //! `class`, `debounce`, `diagnostic`, `metrics` and `value` beside them.
 
 pub mod admin;
@@ -24,6 +24,7 @@ pub mod explain;
 mod follow;
 pub mod metrics;
 pub mod model;
+pub mod registry;
 pub mod rotate;
 mod run;
 pub mod server;

@@ -23,6 +23,7 @@ use crate::{
     diagnostic::Diagnostic,
     follow::Follower,
     metrics::Metrics,
+    registry::{FileStore, LeaseService, Registry, proto::registry_server::RegistryServer},
     rotate::Rotator,
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits, ServerTls},
     source::{FileSource, LastGood},
@@ -38,6 +39,8 @@ pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const OBJECTS: &str = "objects";
 /// Longest request for a certificate that is read.
 const CSR_BYTES_MAX: usize = 64 * 1024;
+/// What services said of themselves, in the data directory.
+const REGISTRATIONS: &str = "registrations.log";
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -213,6 +216,9 @@ impl ControlPlaneBuilder {
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
+        let registrations = data_dir.join(REGISTRATIONS);
+        let registry = Registry::open(FileStore::new(&registrations))
+            .with_context(|| format!("registrations in {}", registrations.display()))?;
         let xds = TcpListener::bind(self.xds_listen)
             .await
             .with_context(|| format!("xDS address {}", self.xds_listen))?;
@@ -232,6 +238,7 @@ impl ControlPlaneBuilder {
             world,
             (metrics.clone(), clients.clone()),
             Arc::clone(&diagnostics),
+            registry.members(),
         );
         // Nobody is served before every source is read.
         follower.publish(&loaded.borrow().clone());
@@ -268,15 +275,17 @@ impl ControlPlaneBuilder {
                 clients: clients.clone(),
                 rotator: Some(rotator),
                 key: Some(AdminKey::open(&data_dir)?),
+                registry: registry.clone(),
             },
         ));
+        let leases = LeaseService::new(registry, Arc::clone(&callers), xds_tls.is_some());
         let csr = CertificateService::new(
             authority,
             callers,
             IssuanceLimits::default(),
             metrics.clone(),
         );
-        let routes = routes(ads, csr).await;
+        let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(
             xds,
             routes,
@@ -329,12 +338,13 @@ async fn serve_http(listener: TcpListener, tls: Option<ServerTls>, state: AdminS
     if let Some(tls) = tls {
         return server::serve_https(listener, admin::router(state), tls).await;
     }
-    if let Err(error) = axum::serve(listener, admin::router(state)).await {
+    let app = admin::router(state).into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(error) = axum::serve(listener, app).await {
         tracing::error!(%error, "HTTP server ended");
     }
 }
 
-async fn routes(ads: AdsService, csr: CertificateService) -> Routes {
+async fn routes(ads: AdsService, csr: CertificateService, leases: LeaseService) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_service_status(AdsService::NAME, ServingStatus::Serving)
@@ -343,6 +353,7 @@ async fn routes(ads: AdsService, csr: CertificateService) -> Routes {
         .add_service(
             IstioCertificateServiceServer::new(csr).max_decoding_message_size(CSR_BYTES_MAX),
         )
+        .add_service(RegistryServer::new(leases))
         .add_service(health_service)
 }
 

@@ -10,7 +10,7 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → call → {local_reply, response, in_flight, extras} → listener →
+//! `mesh → {registration, http_client, service} → call → {local_reply, response, in_flight, extras} → listener →
 //! {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
 //! body, error, orca, headers, source_ip}`.
 
@@ -34,6 +34,8 @@ mod local_reply;
 mod mesh;
 mod orca;
 mod outgoing;
+#[cfg(feature = "xds")]
+mod registration;
 mod response;
 mod rng;
 pub mod server;
@@ -52,9 +54,11 @@ pub use error::{
 pub use ext::SelectedEndpoint;
 #[cfg(feature = "xds")]
 pub use http_client::{AUTHORITIES_MAX, HttpClient};
-pub use listener::FIRST_CONFIG_WAIT_MAX;
+pub use listener::{FIRST_CONFIG_WAIT_MAX, NAMED_CLUSTER_WAIT_MAX, NAMED_CLUSTERS_WAITING_MAX};
 #[cfg(feature = "xds")]
 pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
 pub use outgoing::Outgoing;
+#[cfg(feature = "xds")]
+pub use registration::{Registration, RegistrationHandle, RegistrationStatus};
 pub use response::ResponseBody;
 pub use service::MeshService;

@@ -31,6 +31,7 @@ use crate::{
     dump::{ClientDump, Freshness},
     graph::{Follower, Resource, WatchId, Watcher},
     metrics::MetricsReader,
+    registry::{self, Registration, RegistrationHandle},
     resource::canonical,
     transport::{KeepAlive, StreamStatus, csds::StatusService, node, own::OwnCertificate},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
@@ -231,6 +232,9 @@ impl XdsClient {
             authority: authority.into(),
             writer,
         });
+        let (id, commands) = (subscription.id, subscription.commands.clone());
+        let requests = move |cluster| _ = commands.send(Command::NameCluster(id, cluster));
+        let reader = reader.with_cluster_requests(Arc::new(requests));
         reader.keep_alive(subscription)
     }
 
@@ -343,6 +347,18 @@ impl XdsClient {
             }
             CertificateProvider::MeshCsr(_) | CertificateProvider::Unsupported { .. } => None,
         }
+    }
+
+    /// Registers this process as an instance of a service, until the handle is dropped.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn register(&self, registration: &Registration) -> RegistrationHandle {
+        registry::start(
+            &self.shared.bootstrap,
+            registration,
+            self.shared.own.clone(),
+        )
     }
 
     /// How the stream is doing.

@@ -13,7 +13,10 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::select_all};
-use mesh_core::rng::{Rng, SplitMix64};
+use mesh_core::{
+    ClusterName,
+    rng::{Rng, SplitMix64},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -51,6 +54,8 @@ const SAVE_PAUSE: Duration = Duration::from_secs(15);
 pub(crate) enum Command {
     Watch(WatchId, Watcher),
     Unwatch(WatchId),
+    /// A request of this watch names a cluster.
+    NameCluster(WatchId, ClusterName),
     Dump(oneshot::Sender<ClientDump>),
 }
 
@@ -300,6 +305,7 @@ impl Driver {
         match command {
             Command::Watch(id, watcher) => self.graph.add(id, watcher),
             Command::Unwatch(id) => self.graph.remove(id),
+            Command::NameCluster(id, cluster) => self.graph.name_cluster(id, cluster),
             // Whoever asked may have gone.
             Command::Dump(to) => _ = to.send(self.dump()),
         }

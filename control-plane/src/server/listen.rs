@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use axum::extract::ConnectInfo;
 use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -42,7 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Becomes true when the connection that a request came on is to end.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionEnd(pub(super) watch::Receiver<bool>);
+pub(crate) struct ConnectionEnd(pub(crate) watch::Receiver<bool>);
 
 /// Most connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 50_000;
@@ -120,6 +121,7 @@ async fn connection(
     let service = ServiceBuilder::new()
         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(ConnectionEnd(ends.clone()));
+            request.extensions_mut().insert(peer.address);
             request.extensions_mut().insert(peer.clone());
             request.map(Body::new)
         })
@@ -170,6 +172,7 @@ pub async fn serve_https(listener: TcpListener, router: axum::Router, tls: Serve
                     let peer = ConnectionPeer { address, identity };
                     let service = ServiceBuilder::new()
                         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+                            request.extensions_mut().insert(ConnectInfo(peer.address));
                             request.extensions_mut().insert(peer.clone());
                             request
                         })

@@ -31,6 +31,7 @@ mod tls;
 mod wire;
 
 pub use admit::Limits;
+pub(crate) use listen::ConnectionEnd;
 pub use listen::{CONNECTION_AGE_MAX, serve, serve_https};
 pub use registry::Clients;
 pub use service::AdsService;

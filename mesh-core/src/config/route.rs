@@ -1,10 +1,10 @@
 //! Routes: from a request's head to a cluster (xDS RDS; gRFC A28, A31, A44).
 
 use super::{
-    DirectResponse, Forward, Fraction, HeaderMatcher, HeaderMutations, PathMatcher, QueryMatcher,
-    Redirect,
+    DirectResponse, Forward, Fraction, HeaderMatcher, HeaderMutations, MirrorTarget, PathMatcher,
+    QueryMatcher, Redirect,
 };
-use crate::name::RouteConfigName;
+use crate::name::{ClusterName, RouteConfigName};
 
 /// A route configuration resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,36 @@ impl Route {
             action,
             headers: None,
         }
+    }
+}
+
+impl Route {
+    /// Every cluster that it names: those that requests are sent to, and those that get copies.
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterName> {
+        let forward = match &self.action {
+            RouteAction::Forward(forward) => Some(forward),
+            _ => None,
+        };
+        let targets = forward.into_iter().flat_map(|forward| &forward.clusters);
+        let extras = forward.and_then(|forward| forward.extras.as_deref());
+        let mirrors = extras.into_iter().flat_map(|extras| &extras.mirrors);
+        let copies = mirrors.filter_map(|mirror| match &mirror.cluster {
+            MirrorTarget::Cluster(name) => Some(name),
+            MirrorTarget::Header(_) => None,
+        });
+        targets.map(|cluster| &cluster.name).chain(copies)
+    }
+
+    /// Whether requests name clusters of it, in a header.
+    pub fn has_cluster_header(&self) -> bool {
+        let RouteAction::Forward(forward) = &self.action else {
+            return false;
+        };
+        forward.extras.as_ref().is_some_and(|extras| {
+            let mut mirrors = extras.mirrors.iter();
+            extras.cluster_header.is_some()
+                || mirrors.any(|mirror| matches!(mirror.cluster, MirrorTarget::Header(_)))
+        })
     }
 }
 

@@ -74,6 +74,7 @@ impl Features {
         Feature::DirectResponse,
         Feature::PathRewrite,
         Feature::HostRewrite,
+        Feature::ClusterHeader,
         Feature::HeaderMutations,
         Feature::StickyWeights,
         Feature::HashPolicy,

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     ClusterHandle, ClusterSnapshot, Snapshot,
-    drops::{DropCounters, Drops},
+    drops::Drops,
     endpoints::{Arranged, StatsByAddress, arrange},
     lazy::{LazySnapshot, Source},
 };
@@ -70,7 +70,6 @@ struct ClusterSlot {
 #[derive(Debug)]
 pub(super) struct Kept {
     stats: StatsByAddress,
-    drop_counters: DropCounters,
     tiers: Arc<TierState>,
     /// Chooses subsets.
     seed: u64,
@@ -80,7 +79,6 @@ impl Kept {
     fn new(seed: u64) -> Self {
         Self {
             stats: StatsByAddress::new(),
-            drop_counters: DropCounters::new(),
             tiers: Arc::default(),
             seed,
         }
@@ -206,7 +204,7 @@ impl Kept {
         match &tree.endpoints {
             Ok(assignment) => {
                 arranged = arrange(assignment, common, self.seed, &mut self.stats);
-                drops = Drops::new(&assignment.drop_overloads, &mut self.drop_counters);
+                drops = Drops::new(&assignment.drop_overloads);
                 overprovisioning_factor = assignment.overprovisioning_factor;
                 if arranged.endpoints.is_empty() {
                     resolution_note = Some(ConfigError::new(

@@ -15,10 +15,10 @@ mod tests;
 
 pub use crate::balance::ClusterEndpoint;
 pub use compile::{ClusterTree, Compiler, ConfigTree};
-pub use drops::{DropCounter, Drops};
+pub use drops::Drops;
 pub use lazy::LazySnapshot;
 pub use maintain::Maintainer;
-pub use store::{ListenerState, SnapshotReader, SnapshotWriter, pair};
+pub use store::{ClusterRequests, ListenerState, SnapshotReader, SnapshotWriter, pair};
 
 use std::{
     collections::HashMap,

@@ -8,7 +8,7 @@ use std::{any::Any, fmt, sync::Arc};
 use tokio::sync::watch;
 
 use super::Snapshot;
-use crate::ConfigError;
+use crate::{ConfigError, name::ClusterName};
 
 /// What is known of a listener.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,7 @@ pub fn pair() -> (SnapshotWriter, SnapshotReader) {
         SnapshotReader {
             rx,
             subscription: None,
+            requests: None,
         },
     )
 }
@@ -72,6 +73,7 @@ impl SnapshotWriter {
         SnapshotReader {
             rx: self.tx.subscribe(),
             subscription: None,
+            requests: None,
         }
     }
 }
@@ -81,7 +83,11 @@ impl SnapshotWriter {
 pub struct SnapshotReader {
     rx: watch::Receiver<ListenerState>,
     subscription: Option<Arc<dyn Any + Send + Sync>>,
+    requests: Option<ClusterRequests>,
 }
+
+/// Asks for clusters that no configuration names, because requests do (`cluster_header`).
+pub type ClusterRequests = Arc<dyn Fn(ClusterName) + Send + Sync>;
 
 impl SnapshotReader {
     /// Keeps `subscription` alive as long as this reader or a clone of it.
@@ -89,6 +95,18 @@ impl SnapshotReader {
     pub fn keep_alive(mut self, subscription: Arc<dyn Any + Send + Sync>) -> Self {
         self.subscription = Some(subscription);
         self
+    }
+
+    /// Asks for clusters that requests name in this way; they become part of a snapshot to come.
+    #[must_use]
+    pub fn with_cluster_requests(mut self, requests: ClusterRequests) -> Self {
+        self.requests = Some(requests);
+        self
+    }
+
+    /// How to ask for a cluster that a request names; `None` where nobody would answer.
+    pub fn cluster_requests(&self) -> Option<ClusterRequests> {
+        self.requests.clone()
     }
 
     /// What is current.

@@ -50,7 +50,7 @@ pub(crate) const TARGET: &str = "greeter";
 /// A resource with its type and name.
 pub(crate) type Named = (&'static str, &'static str, Any);
 
-fn any<T: Message + Name>(value: &T) -> Any {
+pub(crate) fn any<T: Message + Name>(value: &T) -> Any {
     Any {
         type_url: T::type_url(),
         value: value.encode_to_vec(),
@@ -114,7 +114,7 @@ fn routes(action: RouteAction) -> Named {
     (RDS, TARGET, any(&routes))
 }
 
-fn to(cluster: &str) -> RouteAction {
+pub(crate) fn to(cluster: &str) -> RouteAction {
     RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.into())),
         ..RouteAction::default()
@@ -156,7 +156,7 @@ pub(crate) fn route_by_weight(weights: &[(&str, u32)]) -> Named {
     })
 }
 
-fn eds_cluster(name: &str) -> Cluster {
+pub(crate) fn eds_cluster(name: &str) -> Cluster {
     Cluster {
         name: name.into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
@@ -216,7 +216,7 @@ pub(crate) fn dns_cluster(name: &'static str, host: &str, port: u16) -> Named {
     (CDS, name, any(&cluster))
 }
 
-fn endpoint(host: &str, port: u16) -> LbEndpoint {
+pub(crate) fn endpoint(host: &str, port: u16) -> LbEndpoint {
     let address = Address {
         address: Some(address::Address::SocketAddress(SocketAddress {
             address: host.into(),

@@ -2,6 +2,7 @@
 //! and failures under load.
 
 mod load;
+mod registry;
 mod rotation;
 mod secured;
 mod traces;

@@ -54,10 +54,9 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
     let cluster = match &decision.action {
         DecisionAction::Forward(forwarding) => match &forwarding.cluster {
             ChosenCluster::Index(index) => *index,
-            ChosenCluster::Named(name) => live.find(name).ok_or_else(|| {
-                let reason = format!("cluster {name:?}, which a header names, is not known");
-                fail(ErrorKind::NoRoute, &reason)
-            })?,
+            ChosenCluster::Named(name) => live
+                .find(name)
+                .ok_or_else(|| Stop::Unknown(name.as_str().into()))?,
         },
         DecisionAction::Redirect { status, location } => {
             let location = HeaderValue::from_str(location).map_err(|_| {

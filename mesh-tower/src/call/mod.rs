@@ -38,11 +38,11 @@ use crate::{
     head::Head,
     headers::find,
     in_flight::InFlight,
-    listener::{ListenerRuntime, LiveSnapshot},
+    listener::{ListenerRuntime, LiveSnapshot, NAMED_CLUSTER_WAIT_MAX},
     local_reply::LocalReply,
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, Code, Protocol, grpc_status},
+    telemetry::{CallHead, CallSpan, Protocol, grpc_status},
     within::within,
 };
 
@@ -112,7 +112,27 @@ pub(crate) fn start<M: MakeEndpoint, S>(
         let request = outgoing.take_absolute();
         return ResponseFuture::later(start_when_ready(listener, request, started, options));
     };
-    start_at(listener, live, outgoing, [started; 2], options)
+    start_at(listener, live, outgoing, Beginning::at(started), options)
+}
+
+/// What is known of a call when it is decided.
+struct Beginning {
+    started: Instant,
+    /// Later, when it waited for its configuration.
+    now: Instant,
+    /// Its span, when it was decided before.
+    span: Option<CallSpan>,
+}
+
+impl Beginning {
+    #[inline]
+    fn at(started: Instant) -> Self {
+        Self {
+            started,
+            now: started,
+            span: None,
+        }
+    }
 }
 
 /// [`start`] once there is a configuration.
@@ -130,8 +150,12 @@ async fn start_when_ready<M: MakeEndpoint>(
             let Some(live) = live.ready() else {
                 unreachable!("ready() returns only usable ones")
             };
-            let times = [started, Instant::now()];
-            return start_at::<M, AsError>(&listener, live, &mut outgoing, times, options).await;
+            let beginning = Beginning {
+                now: Instant::now(),
+                ..Beginning::at(started)
+            };
+            return start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options)
+                .await;
         }
         Some(Err(error)) => error,
         None => Error::new(
@@ -145,18 +169,69 @@ async fn start_when_ready<M: MakeEndpoint>(
     Err(failed)
 }
 
+/// [`start`] once there is the cluster that the request names.
+async fn start_when_named<M: MakeEndpoint>(
+    listener: Arc<ListenerRuntime<M>>,
+    request: Request<Body>,
+    cluster: Box<str>,
+    mut beginning: Beginning,
+    options: CallOptions,
+) -> CallResult<M> {
+    let (_, timeout) = read(request.headers());
+    let asked = asked_deadline(timeout, beginning.started);
+    let failed = match within(asked, listener.ready_with(&cluster)).await {
+        Some(Ok(())) => None,
+        Some(Err(error)) => Some(error),
+        None => Some(Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!("the deadline passed before cluster {cluster:?} was known"),
+        )),
+    };
+    if let Some(error) = failed {
+        if let Some(mut span) = beginning.span {
+            span.end(error.kind().into());
+        }
+        return Err(error);
+    }
+    let live = listener.ready().await?;
+    let Some(live) = live.ready() else {
+        unreachable!("ready() returns only usable ones")
+    };
+    beginning.now = Instant::now();
+    let mut outgoing = Outgoing::new(request, None);
+    start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options).await
+}
+
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
 fn start_at<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
-    [started, now]: [Instant; 2],
+    beginning: Beginning,
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
-    let (mut in_flight, chosen) = match permit(listener, live, outgoing, [started, now], &mut rng) {
+    let (started, now) = (beginning.started, beginning.now);
+    let (mut in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
         Ok(permitted) => permitted,
-        Err(stop) => return stop.into_future(),
+        Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
+        Err((Stop::Answered(reply), _)) => return ResponseFuture::answered(reply.into_response()),
+        // One that was known for a moment is not waited for again and again.
+        Err((Stop::Unknown(cluster), mut span))
+            if now.duration_since(started) >= NAMED_CLUSTER_WAIT_MAX =>
+        {
+            let reason = format!("cluster {cluster:?}, which a header names, does not stay known");
+            span.end(ErrorKind::NoRoute.into());
+            return ResponseFuture::failed(Error::new(ErrorKind::NoRoute, reason));
+        }
+        Err((Stop::Unknown(cluster), span)) => {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
+            let named = start_when_named(listener, request, cluster, beginning, options);
+            return ResponseFuture::later(named);
+        }
     };
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
@@ -202,25 +277,20 @@ struct Chosen<'l, M: MakeEndpoint> {
     decision: Option<Box<Decision<'l>>>,
 }
 
-/// A call ends before anybody is asked.
+/// A call ends before anybody is asked, or cannot go on yet.
 enum Stop {
     Failed(Error),
     Answered(Box<LocalReply>),
+    /// It names a cluster that is not known yet.
+    Unknown(Box<str>),
 }
 
 impl Stop {
-    fn code(&self, protocol: Protocol) -> Code {
+    fn end(&self, span: &mut CallSpan, protocol: Protocol) {
         match self {
-            Self::Failed(error) => error.kind().into(),
-            Self::Answered(reply) => reply.code(protocol),
-        }
-    }
-
-    #[cold]
-    fn into_future<M: MakeEndpoint, S>(self) -> ResponseFuture<M, S> {
-        match self {
-            Self::Failed(error) => ResponseFuture::failed(error),
-            Self::Answered(reply) => ResponseFuture::answered(reply.into_response()),
+            Self::Failed(error) => span.end(error.kind().into()),
+            Self::Answered(reply) => span.end(reply.code(protocol)),
+            Self::Unknown(_) => {}
         }
     }
 }
@@ -230,17 +300,21 @@ fn permit<'l, M: MakeEndpoint>(
     listener: &ListenerRuntime<M>,
     live: &'l LiveSnapshot<M>,
     outgoing: &Outgoing<'_>,
-    [started, now]: [Instant; 2],
+    beginning: Beginning,
     rng: &mut SplitMix64,
-) -> Result<(InFlight<M>, Chosen<'l, M>), Stop> {
+) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, CallSpan)> {
+    let Beginning { started, now, span } = beginning;
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
-    let mut span = listener.telemetry().start_call_span(|| {
-        let name = listener.name();
-        let mut head = CallHead::of(name, outgoing.head(), protocol);
-        head.authority = outgoing.authority().unwrap_or(name);
-        head
-    });
+    let begin = || {
+        listener.telemetry().start_call_span(|| {
+            let name = listener.name();
+            let mut head = CallHead::of(name, outgoing.head(), protocol);
+            head.authority = outgoing.authority().unwrap_or(name);
+            head
+        })
+    };
+    let mut span = span.unwrap_or_else(begin);
     let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
@@ -249,8 +323,8 @@ fn permit<'l, M: MakeEndpoint>(
     let (chosen, state) = match permitted {
         Ok(permitted) => permitted,
         Err(stop) => {
-            span.end(stop.code(protocol));
-            return Err(stop);
+            stop.end(&mut span, protocol);
+            return Err((stop, span));
         }
     };
     let limit = earlier(chosen.forward.timeout, chosen.forward.stream_limit);

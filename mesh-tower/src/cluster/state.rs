@@ -155,7 +155,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// [`release_retry`](Self::release_retry).
     pub(crate) fn acquire_retry(&self) -> bool {
         let limits = self.limits();
-        limits.is_ok_and(|limits| self.totals.circuit.try_acquire_retry(&limits.retry_budget))
+        limits.is_ok_and(|limits| self.totals.circuit.try_acquire_retry(limits))
     }
 
     /// Gives back the permit of [`acquire_retry`](Self::acquire_retry).
@@ -206,7 +206,8 @@ impl<M: MakeEndpoint> ClusterState<M> {
         latency: Option<Duration>,
         report: Option<&LoadReport>,
     ) {
-        let observation = latency.map(|latency| Observation {
+        let observed = latency.filter(|_| verdict != Verdict::NotAsked);
+        let observation = observed.map(|latency| Observation {
             now: Instant::now().into_std(),
             latency,
             is_success: verdict == Verdict::Success,

@@ -9,6 +9,7 @@
 //! Deviation: roots are not kept apart by trust domain (gRFC A87).
 
 mod leaf;
+#[cfg(feature = "xds")]
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::watch;
 
 pub(crate) use leaf::{AltName, Leaf};
+#[cfg(feature = "xds")]
 pub(crate) use stored::vouched_for;
 
 /// Longest SPIFFE ID, in bytes (SPIFFE-ID §2.3).

@@ -3,6 +3,8 @@
 //! Between stages 7 and 8. A follower task binds each snapshot to the clusters' runtimes and swaps
 //! one pointer; requests only load it, and wait only for the first configuration.
 
+mod named;
+
 use std::{
     sync::{Arc, Weak},
     time::Duration,
@@ -16,6 +18,8 @@ use mesh_core::{
 };
 use tokio::sync::watch;
 
+pub use self::named::NAMED_CLUSTERS_WAITING_MAX;
+use self::named::NamedClusters;
 use crate::{
     cluster::{BoundClusters, ClusterRegistry, MakeEndpoint},
     error::{Error, ErrorKind},
@@ -34,6 +38,7 @@ pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
     /// What hashes of the channel are made from (gRFC A42 `io.grpc.channel_id`).
     channel: u64,
     live: ArcSwap<Live<M>>,
+    named: NamedClusters,
     /// Dropped with the runtime, which ends the follower.
     changed: watch::Sender<()>,
 }
@@ -50,6 +55,10 @@ pub(crate) struct LiveSnapshot<M: MakeEndpoint> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) clusters: BoundClusters<M>,
 }
+
+/// How long a request waits for a cluster that it names itself and that no route names, unless its
+/// deadline is earlier: as long as for the first configuration.
+pub const NAMED_CLUSTER_WAIT_MAX: Duration = FIRST_CONFIG_WAIT_MAX;
 
 impl<M: MakeEndpoint> LiveSnapshot<M> {
     /// The index of a cluster.
@@ -91,7 +100,9 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
     ) -> Arc<Self> {
         let live = Live::bind(reader.load_and_mark(), &clusters);
         let (changed, _) = watch::channel(());
+        let named = NamedClusters::new(reader.cluster_requests());
         let runtime = Arc::new(Self {
+            named,
             name: name.into(),
             telemetry,
             channel: rng::fork().next_u64(),
@@ -110,6 +121,39 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// A number of its own, the same as long as it lives.
     pub(crate) fn channel(&self) -> u64 {
         self.channel
+    }
+
+    /// Asks for a cluster that a request names, and waits until a configuration has it.
+    ///
+    /// # Errors
+    /// When nobody can be asked, or there is no answer within [`NAMED_CLUSTER_WAIT_MAX`].
+    pub(crate) async fn ready_with(&self, cluster: &str) -> Result<(), Error> {
+        let mut changed = self.changed.subscribe();
+        let unknown = |why: String| {
+            let name = &self.name;
+            let reason =
+                format!("listener {name}: cluster {cluster:?}, which a header names, {why}");
+            Error::new(ErrorKind::NoRoute, reason)
+        };
+        let _waiting = self
+            .named
+            .ask(cluster)
+            .map_err(|why| unknown(why.to_owned()))?;
+        let known = async {
+            loop {
+                let live = self.live.load_full();
+                if live
+                    .ready()
+                    .is_some_and(|live| live.find(cluster).is_some())
+                {
+                    return;
+                }
+                // The sender lives in `self`, so this waits.
+                _ = changed.changed().await;
+            }
+        };
+        let known = tokio::time::timeout(NAMED_CLUSTER_WAIT_MAX, known).await;
+        known.map_err(|_| unknown(format!("is not known within {NAMED_CLUSTER_WAIT_MAX:?}")))
     }
 
     pub(crate) fn telemetry(&self) -> &Telemetry {

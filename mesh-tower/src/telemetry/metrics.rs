@@ -20,9 +20,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+#[cfg(feature = "xds")]
+use super::control_plane::ControlPlaneSeries;
 use super::{
     code::{Code, Protocol},
-    control_plane::ControlPlaneSeries,
     counts::{Counts, Totals},
 };
 
@@ -41,6 +42,7 @@ struct Shared {
     registry: Mutex<Registry>,
     clusters: Arc<Clusters>,
     server: ServerMetrics,
+    #[cfg(feature = "xds")]
     control_planes: ControlPlaneSeries,
 }
 
@@ -60,13 +62,16 @@ impl Metrics {
         let clusters = Arc::<Clusters>::default();
         registry.register_collector(Box::new(ClientSeries(Arc::clone(&clusters))));
         let server = ServerMetrics::new(&mut registry);
+        #[cfg(feature = "xds")]
         let control_planes = ControlPlaneSeries::default();
+        #[cfg(feature = "xds")]
         registry.register_collector(Box::new(control_planes.clone()));
         Self {
             shared: Arc::new(Shared {
                 registry: Mutex::new(registry),
                 clusters,
                 server,
+                #[cfg(feature = "xds")]
                 control_planes,
             }),
         }
@@ -90,6 +95,7 @@ impl Metrics {
     }
 
     /// Where streams to control planes are shown.
+    #[cfg(feature = "xds")]
     pub(crate) fn control_planes(&self) -> &ControlPlaneSeries {
         &self.shared.control_planes
     }

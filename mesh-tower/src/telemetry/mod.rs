@@ -7,6 +7,7 @@
 //! Spec: OpenTelemetry semantic conventions for RPC and HTTP, W3C Trace Context and Baggage.
 
 mod code;
+#[cfg(feature = "xds")]
 mod control_plane;
 mod counts;
 mod export;
@@ -20,6 +21,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 pub(crate) use code::grpc_status;
 pub use code::{Code, Protocol};
+#[cfg(feature = "xds")]
 pub(crate) use control_plane::{ControlPlaneRows, Labels};
 pub use export::{TelemetryBuilder, TelemetryError};
 pub use metrics::Metrics;

@@ -3,17 +3,25 @@
 //! Stages 5 to 7. Only the virtual host that the dialled authority selects is followed (gRFC A74),
 //! so changes of other virtual hosts in a shared route configuration publish nothing.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
-    config::{ApiListener, ListenerKind, RouteAction, RouteConfig, RouteSource, VirtualHost},
+    config::{ApiListener, ListenerKind, Route, RouteConfig, RouteSource, VirtualHost},
     route::virtual_host,
     snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
 };
 
 use super::{Graph, Watch, WatchId};
 use crate::cache::{Reference, Resolved};
+
+/// Clusters of one listener that are asked for because requests name them, at most. The next one
+/// takes the place of one that cannot be used, or of the oldest.
+pub const NAMED_CLUSTERS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct ClientWatch {
@@ -25,7 +33,10 @@ pub(super) struct ClientWatch {
     next: Option<Plan>,
     /// Clusters of `next` without value or error.
     unresolved: BTreeSet<ClusterName>,
-    /// Clusters of both plans.
+    /// Clusters that requests name, the oldest first. Only those that are resolved are published:
+    /// a name that nobody knows holds nothing back.
+    named: VecDeque<ClusterName>,
+    /// Clusters of both plans, and those that are named.
     held: BTreeSet<ClusterName>,
     failed: Option<Failed>,
 }
@@ -38,6 +49,8 @@ struct Plan {
     routes: Arc<RouteConfig>,
     limit: Option<Duration>,
     clusters: BTreeSet<ClusterName>,
+    /// Those of them that only requests name.
+    named: BTreeSet<ClusterName>,
 }
 
 #[derive(Debug)]
@@ -56,6 +69,7 @@ impl ClientWatch {
             published: None,
             next: None,
             unresolved: BTreeSet::new(),
+            named: VecDeque::new(),
             held: BTreeSet::new(),
             failed: None,
         }
@@ -106,11 +120,33 @@ impl ClientWatch {
         snapshot.flat_map(|snapshot| &snapshot.clusters)
     }
 
-    fn is_published(&self, host: &VirtualHost, limit: Option<Duration>) -> bool {
+    fn is_published(
+        &self,
+        routes: &RouteConfig,
+        host: &VirtualHost,
+        limit: Option<Duration>,
+        named: &BTreeSet<ClusterName>,
+    ) -> bool {
         self.published.as_ref().is_some_and(|plan| {
-            plan.limit == limit && virtual_host(&plan.routes, &self.authority) == Some(host)
+            plan.limit == limit
+                && plan.named == *named
+                && hold_alike(&plan.routes, routes)
+                && virtual_host(&plan.routes, &self.authority) == Some(host)
         })
     }
+}
+
+/// Whether both say the same to every virtual host.
+fn hold_alike(a: &RouteConfig, b: &RouteConfig) -> bool {
+    let RouteConfig {
+        name: _,
+        virtual_hosts: _,
+        headers,
+        most_specific_mutations_win,
+        // Decides which virtual host it is, which is compared.
+        ignore_port: _,
+    } = a;
+    *headers == b.headers && *most_specific_mutations_win == b.most_specific_mutations_win
 }
 
 /// What the listener and its routes say.
@@ -135,16 +171,24 @@ impl Graph {
         let Some(host) = virtual_host(&routes, &watch.authority) else {
             return self.withdraw(id, watch, &routes);
         };
-        if watch.is_published(host, limit) {
+        if !watch.named.is_empty() && !host.routes.iter().any(Route::has_cluster_header) {
+            watch.named.clear();
+        }
+        let named = watch.named.iter();
+        let named = named.filter(|name| self.clusters.tree(name).is_some());
+        let named: BTreeSet<_> = named.cloned().collect();
+        if watch.is_published(&routes, host, limit, &named) {
             watch.next = None;
             return self.hold_clusters(id, watch);
         }
-        let clusters = clusters_of(host);
+        let mut clusters: BTreeSet<_> = named.clone();
+        clusters.extend(host.routes.iter().flat_map(Route::clusters).cloned());
         watch.next = Some(Plan {
             snapshot: None,
             routes,
             limit,
             clusters,
+            named,
         });
         self.hold_clusters(id, watch);
         let wanted = watch.next.iter().flat_map(|plan| &plan.clusters);
@@ -163,6 +207,31 @@ impl Graph {
         if watch.unresolved.remove(cluster) {
             self.publish_if_complete(id, &mut watch);
         }
+        if watch.named.contains(cluster) {
+            self.evaluate_client(id, &mut watch);
+        }
+        self.watches.insert(id, Watch::Client(watch));
+    }
+
+    /// A request names a cluster. It is asked for, and published once it is resolved.
+    pub(crate) fn name_cluster(&mut self, id: WatchId, cluster: ClusterName) {
+        let Some(Watch::Client(mut watch)) = self.watches.remove(&id) else {
+            return;
+        };
+        if !watch.held.contains(&cluster) {
+            if watch.named.len() == NAMED_CLUSTERS_MAX {
+                let is_unusable = |name: &ClusterName| {
+                    let tree = self.clusters.tree(name);
+                    tree.is_none_or(|tree| tree.cluster.is_err())
+                };
+                let place = watch.named.iter().position(is_unusable);
+                watch.named.remove(place.unwrap_or(0));
+            }
+            watch.named.push_back(cluster);
+            // Another listener may have it already.
+            self.hold_clusters(id, &mut watch);
+            self.evaluate_client(id, &mut watch);
+        }
         self.watches.insert(id, Watch::Client(watch));
     }
 
@@ -170,6 +239,7 @@ impl Graph {
     pub(super) fn release_client(&mut self, id: WatchId, mut watch: ClientWatch) {
         watch.published = None;
         watch.next = None;
+        watch.named.clear();
         self.hold_clusters(id, &mut watch);
         if let Some(route) = watch.route.take() {
             self.release(Reference::Route(route), id);
@@ -300,7 +370,8 @@ impl Graph {
     /// changes hands is never without a user.
     fn hold_clusters(&mut self, id: WatchId, watch: &mut ClientWatch) {
         let plans = watch.published.iter().chain(&watch.next);
-        let wanted: BTreeSet<_> = plans.flat_map(|plan| &plan.clusters).cloned().collect();
+        let planned = plans.flat_map(|plan| &plan.clusters);
+        let wanted: BTreeSet<_> = planned.chain(&watch.named).cloned().collect();
         let mut added = Vec::new();
         for name in wanted.difference(&watch.held) {
             self.clusters.hold(name, id, &mut self.cache);
@@ -316,20 +387,4 @@ impl Graph {
             self.refresh(&name);
         }
     }
-}
-
-fn clusters_of(host: &VirtualHost) -> BTreeSet<ClusterName> {
-    let mut clusters = BTreeSet::new();
-    for route in &host.routes {
-        match &route.action {
-            RouteAction::Forward(forward) => {
-                clusters.extend(forward.clusters.iter().map(|cluster| cluster.name.clone()));
-            }
-            RouteAction::Redirect(_)
-            | RouteAction::DirectResponse(_)
-            | RouteAction::NonForwarding
-            | RouteAction::Unsupported(_) => {}
-        }
-    }
-    clusters
 }

@@ -41,6 +41,7 @@ use crate::{
     watcher::Gate,
 };
 use client::ClientWatch;
+pub use client::NAMED_CLUSTERS_MAX;
 use clusters::Clusters;
 pub(crate) use faults::Source;
 use faults::{Origin, Outage, named};

@@ -3,6 +3,7 @@
 mod faults;
 mod follow;
 mod keep;
+mod named;
 mod sources;
 
 use mesh_core::{

@@ -210,24 +210,14 @@ impl Counted {
         let mut known = known.unwrap_or_else(|| Drops {
             load: Arc::clone(&source.load),
             seen: Dropped::default(),
-            rules: BTreeMap::new(),
         });
-        let mut total = now.total - known.seen.total;
+        let total = now.total - known.seen.total;
         let mut categories = BTreeMap::new();
         for (category, count) in &now.by_category {
             let before = known.seen.by_category.get(category).copied();
             categories.insert(category.clone(), count - before.unwrap_or_default());
         }
         known.seen = now;
-        // Each rule counts by itself, and goes on when it comes back.
-        let version = source.current.borrow().clone();
-        let rules = version.compiled().map(|snapshot| snapshot.drops.counters());
-        for rule in rules.into_iter().flatten() {
-            let before = known.rules.entry(rule.category().to_owned()).or_default();
-            let since = rule.dropped() - std::mem::replace(before, rule.dropped());
-            total += since;
-            *categories.entry(rule.category().to_owned()).or_default() += since;
-        }
         self.drops.insert(source.cluster.clone(), known);
         let dropped = categories.into_iter();
         let dropped = dropped.filter(|(_, dropped_count)| *dropped_count > 0);
@@ -244,8 +234,6 @@ impl Counted {
 struct Drops {
     load: Arc<ClusterLoad>,
     seen: Dropped,
-    /// By the categories of `drop_overloads`.
-    rules: BTreeMap<String, u64>,
 }
 
 /// Cluster and service.

@@ -5,8 +5,8 @@ use envoy_types::pb::{
 };
 use mesh_core::{
     config::{
-        Cluster, ClusterEndpoints, Discovery, DropOverload, Endpoint as Declared, Fraction,
-        HealthStatus, LocalityEndpoints, LocalityId,
+        Cluster, ClusterEndpoints, Discovery, Endpoint as Declared, HealthStatus,
+        LocalityEndpoints, LocalityId,
     },
     load::BackendMetrics,
     snapshot::{ClusterTree, Compiler},
@@ -299,48 +299,4 @@ fn a_cluster_that_leaves_is_reported_once_more() {
     let report = counted.report(&reader.take(), &ALL, SECOND);
     assert_eq!(counts(&report), (1, 0, 0, 1));
     assert_eq!(report[0].total_dropped_requests, 1);
-}
-
-/// `drop_overloads`: rules count by themselves, and go on when they come back.
-#[test]
-fn drops_by_rules_of_the_control_plane_are_told_by_their_category() {
-    let (mut compiler, source) = source();
-    let mut counted = Counted::default();
-    let lists = &current(&source);
-    let mut with_rules = |categories: &[&str]| {
-        let mut tree = tree(&[1]);
-        let mut endpoints = ClusterEndpoints::clone(tree.endpoints.as_ref().unwrap());
-        let rule = |category: &&str| DropOverload {
-            category: (*category).to_owned(),
-            share: Fraction::new(1, 1).unwrap(),
-        };
-        endpoints.drop_overloads = categories.iter().map(rule).collect();
-        tree.endpoints = Ok(Arc::new(endpoints));
-        compiler.update_cluster(&"c".into(), &tree);
-    };
-    let draw = || {
-        let version = source.current.borrow().clone();
-        version
-            .drops
-            .draw(&mut SplitMix64::new(1))
-            .map(str::to_owned)
-    };
-    let mut report = || {
-        let mut report = counted.report(lists, &ALL, SECOND);
-        let stats = report.pop()?;
-        let named = stats.dropped_requests.into_iter();
-        let named: Vec<_> = named.map(|d| (d.category, d.dropped_count)).collect();
-        Some((stats.total_dropped_requests, named))
-    };
-    with_rules(&["lb"]);
-    assert_eq!(draw().as_deref(), Some("lb"));
-    assert_eq!(draw().as_deref(), Some("lb"));
-    source.load.record_drop("");
-    assert_eq!(report(), Some((3, vec![("lb".to_owned(), 2)])));
-    assert_eq!(report(), None);
-    with_rules(&[]);
-    assert_eq!((draw(), report()), (None, None));
-    with_rules(&["lb"]);
-    draw();
-    assert_eq!(report(), Some((1, vec![("lb".to_owned(), 1)])));
 }

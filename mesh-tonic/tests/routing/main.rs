@@ -1,0 +1,17 @@
+//! What routes ask for beyond a cluster, over real sockets: HTTP/1.1, HTTP/2 and gRPC.
+
+mod answers;
+mod changes;
+mod clusters;
+mod echo;
+mod hashes;
+mod intent;
+#[allow(dead_code, reason = "shared with the target `acceptance`")]
+#[path = "../acceptance/plane.rs"]
+mod plane;
+#[allow(dead_code, reason = "shared with the target `acceptance`")]
+#[path = "../acceptance/resources.rs"]
+mod resources;
+mod scene;
+#[path = "../e2e/world.rs"]
+mod world;
