@@ -138,6 +138,14 @@ impl Chain {
         }
     }
 
+    /// Whether clients prove who they are.
+    pub(super) fn is_mutual(&self) -> bool {
+        match &self.security {
+            Security::Tls(tls) => tls.settings().require_client_certificate,
+            Security::Plaintext | Security::Unusable => false,
+        }
+    }
+
     /// Whether a route serves the request here.
     ///
     /// # Errors
