@@ -175,6 +175,7 @@ pub fn explain_compiled(compiled: &Compiled, request: &ExplainRequest) -> Explai
     let viewer = Viewer {
         namespace: &request.namespace,
         labels: &request.labels,
+        ..Viewer::from(&request.namespace)
     };
     let mut explained = Explained {
         request: format!("{} {}", request.method, request.url),
