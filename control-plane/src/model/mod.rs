@@ -16,6 +16,7 @@ macro_rules! object {
 
 mod authorization;
 mod consul;
+mod destination_rule;
 pub mod gateway;
 mod intentions;
 mod istio;
@@ -36,17 +37,21 @@ pub use authorization::{
     RequestAuthentication, Rule, Source, TargetRef, To,
 };
 pub use consul::{
+    ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
-    ServiceRouter,
+    ServiceResolver, ServiceRouter, ServiceSplitter, Split,
+};
+pub use destination_rule::{
+    BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
+    LocalityLbSpec, OutlierSpec, PortPolicy, Subset, TlsSpec, TrafficPolicy,
 };
 pub use intentions::{
     IntentionDestination, IntentionHttp, IntentionPermission, IntentionSource, ServiceIntentions,
 };
 pub use istio::{
-    DelegateRef, DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch,
-    HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, OutlierSpec, PeerAuthentication,
-    Percent, Retries, RouteDestination, Selector, ServiceEntry, ServiceEntryPort, StringMatch,
-    Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
+    DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect,
+    HttpRewrite, HttpRoute, Mtls, PeerAuthentication, Percent, Retries, RouteDestination, Selector,
+    ServiceEntry, ServiceEntryPort, StringMatch, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 pub use mesh::MeshPolicy;
@@ -233,6 +238,10 @@ pub enum Spec {
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
+    /// Consul service-splitter.
+    ServiceSplitter(ServiceSplitter),
+    /// Consul service-resolver.
+    ServiceResolver(ServiceResolver),
     /// Istio DestinationRule.
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.

@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     MeshApplication, Shared,
-    inbound::{Inbound, Security, Transport},
+    inbound::{Chain, Inbound, Security, Transport},
     request,
 };
 use crate::{
@@ -126,6 +126,16 @@ pub(super) async fn serve<A: MeshApplication>(
     match established {
         Ok(Stream::Silent) => {}
         Ok(Stream::Plain(stream)) => {
+            shared.accepted("none");
+            // Who is left to move before a port can be STRICT.
+            if shared
+                .inbound
+                .load()
+                .chain(Transport::Tls)
+                .is_some_and(Chain::is_mutual)
+            {
+                tracing::info!(target: "mesh::server", %remote, %local, "plaintext, where mTLS is taken");
+            }
             drive(
                 connection(Transport::Raw, None, None),
                 application,
@@ -135,6 +145,7 @@ pub(super) async fn serve<A: MeshApplication>(
             .await;
         }
         Ok(Stream::Tls(stream, peer)) => {
+            shared.accepted(if peer.is_some() { "mutual_tls" } else { "tls" });
             let server_name = stream.get_ref().1.server_name().map(str::to_owned);
             let connection = connection(Transport::Tls, peer, server_name);
             drive(connection, application, stream, drain).await;
