@@ -27,13 +27,13 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     ca::{self, CaError, ConnectionPeer, Identity},
-    cache::Version,
+    cache::{Version, World},
     diagnostic::Diagnostic,
     metrics::Metrics,
     registry::{Registry, consul},
     rotate::Rotator,
     server::{Clients, Progress},
-    value,
+    services, value,
 };
 
 /// The media type Prometheus asks for.
@@ -61,6 +61,8 @@ pub struct AdminState {
     pub clients: Clients,
     /// Services register there by Consul's API.
     pub registry: Registry,
+    /// What is declared besides, served at `/v1/services`.
+    pub worlds: Option<watch::Receiver<Option<Arc<World>>>>,
     /// Served at `/v1/ca/rotation`.
     pub rotator: Option<Rotator>,
     /// What those show who change something; without it nobody does.
@@ -114,7 +116,7 @@ impl std::fmt::Debug for AdminKey {
     }
 }
 
-/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
+/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`, `/v1/services`,
 /// `/v1/wait` and `/v1/ca/rotation`.
 pub fn router(state: AdminState) -> Router {
     let registry = consul::router(state.registry.clone());
@@ -125,6 +127,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/diagnostics", get(diagnostics))
         .route("/v1/clients", get(clients))
         .route("/v1/resources", get(resources))
+        .route("/v1/services", get(services))
         .route("/v1/wait", get(wait))
         .route("/v1/ca/rotation", get(rotation).post(rotate))
         .with_state(state.clone())
@@ -170,6 +173,20 @@ async fn resources(State(state): State<AdminState>, Query(by): Parameters) -> im
     let all = found.len();
     found.truncate(LISTED_MAX);
     Json(json!({"resources": found, "all": all}))
+}
+
+/// `?service=` selects by `NAME` or `NAMESPACE/NAME`.
+async fn services(State(state): State<AdminState>, Query(by): Parameters) -> impl IntoResponse {
+    let world = state
+        .worlds
+        .as_ref()
+        .and_then(|worlds| worlds.borrow().clone());
+    let compiled = world.as_ref().map(|world| world.compiled());
+    let wanted = by.get("service").map(String::as_str);
+    let mut found = services::list(&state.registry, compiled, wanted);
+    let all = found.len();
+    found.truncate(LISTED_MAX);
+    Json(json!({"services": found, "all": all}))
 }
 
 /// `?version=` is what to wait for, as `control-plane version` prints it, else the newest; and
@@ -299,6 +316,7 @@ mod tests {
             diagnostics: Arc::default(),
             clients: Clients::default(),
             registry: Registry::open(MemoryStore::default()).unwrap(),
+            worlds: None,
             rotator: None,
             key: None,
             admins: Vec::new(),
@@ -321,6 +339,7 @@ mod tests {
             "/v1/diagnostics",
             "/v1/clients",
             "/v1/resources",
+            "/v1/services",
         ] {
             assert_eq!(status(path).await, StatusCode::OK, "{path}");
         }

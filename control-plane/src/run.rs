@@ -253,7 +253,7 @@ impl ControlPlaneBuilder {
         });
         let (xds_tls, http_tls) = (xds_tls?, http_tls?);
         let ads = AdsService::new(
-            worlds,
+            worlds.clone(),
             is_shutdown.clone(),
             (Arc::clone(&authority), Arc::clone(&callers), cert_ttl),
             metrics.clone(),
@@ -274,6 +274,7 @@ impl ControlPlaneBuilder {
                 diagnostics,
                 clients: clients.clone(),
                 registry: registry.clone(),
+                worlds: Some(worlds),
                 rotator: Some(rotator),
                 key: Some(AdminKey::open(&data_dir)?),
             },

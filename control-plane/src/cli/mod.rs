@@ -1,10 +1,12 @@
 //! The command line: what can be asked, and what is done then.
 //!
-//! `report` prints findings, `bootstrap` makes the file that clients start from, `ca` changes roots.
+//! `report` prints findings, `bootstrap` makes the file that clients start from, `ca` changes roots,
+//! `services` lists instances.
 
 mod bootstrap;
 mod ca;
 mod report;
+mod services;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -78,6 +80,8 @@ enum Command {
     /// The roots that everybody trusts.
     #[command(subcommand)]
     Ca(ca::Ca),
+    /// Lists every instance of every service, its health and why.
+    Services(services::Services),
     /// Prints a bootstrap for a workload.
     Bootstrap(Bootstrap),
 }
@@ -259,6 +263,7 @@ impl Cli {
                 Ok(0)
             }
             Command::Ca(ca) => ca.run().await,
+            Command::Services(services) => services.run().await,
             Command::Cert(Cert::Issue {
                 workload,
                 data_dir,

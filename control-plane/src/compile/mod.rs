@@ -5,6 +5,7 @@
 //! objects always give the same result.
 
 mod balance;
+mod balancer_policy;
 mod changed;
 mod clusters;
 mod consul;
@@ -215,6 +216,7 @@ pub fn compile_with(
         let rules = rules.remove(&service.fqdn).unwrap_or_default();
         clusters::compile(service, &rules, options, &mut compiled, &mut findings);
     }
+    balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
     compiled.services = services;
     // One mistake may be met once for each port, subset or host.

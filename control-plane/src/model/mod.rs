@@ -19,6 +19,7 @@ mod destination_rule;
 pub mod gateway;
 mod istio;
 mod kubernetes;
+mod mesh;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -44,6 +45,7 @@ pub use istio::{
     Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+pub use mesh::{BalancerPolicy, PeakEwmaSpec, PrequalSpec};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -217,6 +219,8 @@ pub enum Spec {
     ServiceEntry(ServiceEntry),
     /// Istio WorkloadEntry.
     WorkloadEntry(WorkloadEntry),
+    /// Our own balancers.
+    BalancerPolicy(BalancerPolicy),
     /// Istio VirtualService.
     VirtualService(VirtualService),
     /// Gateway API HTTPRoute.
