@@ -29,6 +29,7 @@ use crate::{
     ca::{self, CaError, ConnectionPeer, Identity},
     cache::{Version, World},
     diagnostic::Diagnostic,
+    explain::{ExplainRequest, explain_compiled},
     metrics::Metrics,
     registry::{Registry, consul},
     rotate::Rotator,
@@ -59,10 +60,10 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
+    /// Served at `/v1/explain` and `/v1/routes`, and with the registry at `/v1/services`.
+    pub world: watch::Receiver<Option<Arc<World>>>,
     /// Services register there by Consul's API.
     pub registry: Registry,
-    /// What is declared besides, served at `/v1/services`.
-    pub worlds: Option<watch::Receiver<Option<Arc<World>>>>,
     /// Served at `/v1/ca/rotation`.
     pub rotator: Option<Rotator>,
     /// What those show who change something; without it nobody does.
@@ -116,8 +117,8 @@ impl std::fmt::Debug for AdminKey {
     }
 }
 
-/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`, `/v1/services`,
-/// `/v1/wait` and `/v1/ca/rotation`.
+/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
+/// `/v1/services`, `/v1/wait`, `/v1/explain`, `/v1/routes` and `/v1/ca/rotation`.
 pub fn router(state: AdminState) -> Router {
     let registry = consul::router(state.registry.clone());
     Router::new()
@@ -129,6 +130,8 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/resources", get(resources))
         .route("/v1/services", get(services))
         .route("/v1/wait", get(wait))
+        .route("/v1/explain", get(explain))
+        .route("/v1/routes", get(routes))
         .route("/v1/ca/rotation", get(rotation).post(rotate))
         .with_state(state.clone())
         .merge(registry)
@@ -177,10 +180,7 @@ async fn resources(State(state): State<AdminState>, Query(by): Parameters) -> im
 
 /// `?service=` selects by `NAME` or `NAMESPACE/NAME`.
 async fn services(State(state): State<AdminState>, Query(by): Parameters) -> impl IntoResponse {
-    let world = state
-        .worlds
-        .as_ref()
-        .and_then(|worlds| worlds.borrow().clone());
+    let world = state.world.borrow().clone();
     let compiled = world.as_ref().map(|world| world.compiled());
     let wanted = by.get("service").map(String::as_str);
     let mut found = services::list(&state.registry, compiled, wanted);
@@ -210,6 +210,33 @@ async fn wait(State(state): State<AdminState>, Query(by): Parameters) -> Respons
         Progress::Unknown => StatusCode::NOT_FOUND,
     };
     (status, Json(waited)).into_response()
+}
+
+/// What becomes of a request: `?method=` and `?url=`, `?headers=` with one header a line, `?from=`
+/// with the client's `NAMESPACE/KEY=VALUE,…`. 404: nothing is served yet.
+async fn explain(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let of = |name: &str| by.get(name).map_or("", String::as_str);
+    let request = ExplainRequest::parse(of("method"), of("url"), of("headers"), of("from"));
+    let request = match request {
+        Ok(request) => request,
+        Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+    };
+    let Some(world) = state.world.borrow().clone() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    Json(explain_compiled(world.compiled(), &request)).into_response()
+}
+
+/// What became of the routes of Gateway API; `?object=` selects one, for example
+/// `HTTPRoute default/greeter`.
+async fn routes(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let Some(world) = state.world.borrow().clone() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let wanted = by.get("object");
+    let all = world.compiled().statuses.values();
+    let all = all.filter(|status| wanted.is_none_or(|object| status.object == *object));
+    Json(all.collect::<Vec<_>>()).into_response()
 }
 
 async fn rotation(State(state): State<AdminState>) -> Response {
@@ -315,8 +342,8 @@ mod tests {
             ready: is_ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
+            world: watch::channel(None).1,
             registry: Registry::open(MemoryStore::default()).unwrap(),
-            worlds: None,
             rotator: None,
             key: None,
             admins: Vec::new(),
@@ -342,6 +369,13 @@ mod tests {
             "/v1/services",
         ] {
             assert_eq!(status(path).await, StatusCode::OK, "{path}");
+        }
+        for path in ["/v1/explain?method=GET&url=http%3A%2F%2Fa%2F", "/v1/routes"] {
+            assert_eq!(
+                status(path).await,
+                StatusCode::NOT_FOUND,
+                "nothing is served"
+            );
         }
         let nothing = status("/v1/wait?timeout=1ms").await;
         assert_eq!(nothing, StatusCode::NOT_FOUND, "nothing was published");

@@ -41,7 +41,7 @@ pub use version::{Version, combined_version, input_version};
 
 use crate::{
     class::Release,
-    compile::{Compiled, View, Viewer},
+    compile::{Compiled, ROUTE_KINDS, View, Viewer},
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
 };
@@ -251,10 +251,7 @@ impl World {
         };
         let objects = host.and_then(|host| self.compiled.objects.get(&host));
         let wants = |object: &&ObjectKey| match (kind, object.kind.as_str()) {
-            (
-                ResourceType::Cluster | ResourceType::Endpoints,
-                "VirtualService" | "HTTPRoute" | "GRPCRoute" | "ServiceRouter",
-            ) => false,
+            (ResourceType::Cluster | ResourceType::Endpoints, kind) => !ROUTE_KINDS.contains(&kind),
             (ResourceType::Route, "DestinationRule" | "EndpointSlice") => false,
             (ResourceType::Listener, kind) => matches!(kind, "Service" | "ServiceEntry"),
             _ => true,

@@ -310,7 +310,7 @@ fn takes_mtls(
     })
 }
 
-fn upstream_tls(
+pub(super) fn upstream_tls(
     service: &ServiceInfo,
     port: &PortInfo,
     subset: &str,
@@ -342,7 +342,7 @@ fn upstream_tls(
     }
 }
 
-fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
+pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
     let mut localities = BTreeMap::<&LocalityId, LocalityEndpoints>::new();
     let mut seen = BTreeSet::new();
     for workload in members {

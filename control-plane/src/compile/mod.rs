@@ -53,6 +53,7 @@ pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
 use scoped::ClientMatch;
+use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -97,6 +98,8 @@ pub struct Compiled {
     pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
     /// Where each route of each configuration is declared; `None` for one that nobody declared.
     pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
+    /// File and line of each object.
+    places: BTreeMap<ObjectKey, (Arc<str>, usize)>,
     /// Clusters of which some clients get another: the first that is for a client.
     own_clusters: BTreeMap<ClusterName, Vec<(ClientMatch, Arc<Cluster>)>>,
     /// Endpoints that clients in other places get in another order.
@@ -158,8 +161,13 @@ pub fn compile_with(
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, members, options, &mut findings);
+    let place = |object: &Arc<Object>| (Arc::clone(&object.place.file), object.place.line);
+    let places = objects
+        .iter()
+        .map(|(key, object)| (key.clone(), place(object)));
     let mut compiled = Compiled {
         security,
+        places: places.collect(),
         ..Compiled::default()
     };
     for service in services.values() {
@@ -225,6 +233,15 @@ pub fn compile_with(
     (compiled, findings)
 }
 
+/// Kinds that say where requests go, and nothing of clusters.
+pub(crate) const ROUTE_KINDS: [&str; 5] = [
+    "VirtualService",
+    "HTTPRoute",
+    "GRPCRoute",
+    "ServiceRouter",
+    "ServiceSplitter",
+];
+
 /// Subsets are for all clients, as routes to them are.
 fn subsets_of_some(object: &Object, rule: &DestinationRule) -> Option<Diagnostic> {
     let help = "write them into a rule without a workloadSelector";
@@ -253,6 +270,7 @@ impl Compiled {
         let api = ApiListener {
             routes,
             max_stream_duration: None,
+            filters: [].into(),
         };
         Some(Listener {
             name: requested.into(),
@@ -292,6 +310,29 @@ impl Compiled {
             config: Arc::clone(self.routes.get(name)?),
             origins: self.origins.get(name).cloned().unwrap_or_default(),
         })
+    }
+
+    /// What is declared for a name's routes, but not for this client.
+    pub(crate) fn left_out(&self, name: &str, viewer: Viewer<'_>) -> Vec<LeftOut> {
+        let scoped = self.scoped.get(name);
+        scoped.map_or_else(Vec::new, |scoped| scoped.left_out(viewer))
+    }
+
+    /// The objects that a cluster is made of, and where they are.
+    pub(crate) fn origins_of_cluster(&self, name: &str) -> Vec<RouteOrigin> {
+        let fqdn = name.rsplit('|').next().unwrap_or_default();
+        let objects = self.objects.get(fqdn).into_iter().flatten();
+        let objects = objects.filter(|key| !ROUTE_KINDS.contains(&key.kind.as_str()));
+        let origin = |key: &ObjectKey| {
+            let (file, line) = self.places.get(key)?;
+            Some(RouteOrigin {
+                object: key.clone(),
+                field: String::new(),
+                file: Arc::clone(file),
+                line: *line,
+            })
+        };
+        objects.filter_map(origin).collect()
     }
 
     /// Equal for clients for which the same holds everywhere.

@@ -31,8 +31,9 @@ use crate::{
 };
 
 pub use consul::{
+    ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
-    ServiceRouter,
+    ServiceResolver, ServiceRouter, ServiceSplitter, Split,
 };
 pub use destination_rule::{
     BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
@@ -231,6 +232,10 @@ pub enum Spec {
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
+    /// Consul service-splitter.
+    ServiceSplitter(ServiceSplitter),
+    /// Consul service-resolver.
+    ServiceResolver(ServiceResolver),
     /// Istio DestinationRule.
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.

@@ -5,6 +5,7 @@ mod destination;
 mod load;
 mod registry;
 mod rotation;
+mod secured;
 mod traces;
 mod world;
 
