@@ -29,6 +29,7 @@ pub mod registry;
 pub mod rotate;
 mod run;
 pub mod server;
+pub mod services;
 pub mod source;
 mod value;
 

@@ -6,6 +6,7 @@
 
 mod authorization;
 mod balance;
+mod balancer_policy;
 mod changed;
 mod claims;
 mod clusters;
@@ -251,6 +252,7 @@ pub fn compile_with(
         let rules = rules.remove(&service.fqdn).unwrap_or_default();
         clusters::compile(service, &rules, options, &mut compiled, &mut findings);
     }
+    balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
     compiled.services = services;
     // One mistake may be met once for each port, subset or host.

@@ -54,7 +54,7 @@ pub use istio::{
     ServiceEntry, ServiceEntryPort, StringMatch, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
-pub use mesh::MeshPolicy;
+pub use mesh::{BalancerPolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -228,6 +228,8 @@ pub enum Spec {
     ServiceEntry(ServiceEntry),
     /// Istio WorkloadEntry.
     WorkloadEntry(WorkloadEntry),
+    /// Our own balancers.
+    BalancerPolicy(BalancerPolicy),
     /// Istio VirtualService.
     VirtualService(VirtualService),
     /// Gateway API HTTPRoute.

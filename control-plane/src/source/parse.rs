@@ -167,6 +167,9 @@ fn read_spec(
         "Service" => read::<WithSpec<_>>(value).map(|object| Spec::Service(object.spec)),
         "EndpointSlice" => read(value).map(Spec::EndpointSlice),
         "ServiceEntry" => read::<WithSpec<_>>(value).map(|object| Spec::ServiceEntry(object.spec)),
+        "BalancerPolicy" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::BalancerPolicy(object.spec))
+        }
         "WorkloadEntry" => {
             read::<WithSpec<_>>(value).map(|object| Spec::WorkloadEntry(object.spec))
         }
@@ -298,11 +301,12 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 17] = [
+pub(super) const GROUPS: [(&str, &str); 18] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
     ("WorkloadEntry", "networking.istio.io"),
+    ("BalancerPolicy", "mesh"),
     ("VirtualService", "networking.istio.io"),
     ("HTTPRoute", "gateway.networking.k8s.io"),
     ("GRPCRoute", "gateway.networking.k8s.io"),

@@ -18,7 +18,7 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, DestinationRule, EndpointSlice, MeshPolicy, Metadata,
+        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, MeshPolicy, Metadata,
         PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceIntentions,
         ServiceResolver, ServiceRouter, ServiceSplitter, VirtualService, WorkloadEntry,
         gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
@@ -50,7 +50,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 17] = [
+const OBJECTS: [(&str, &str); 18] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -64,6 +64,10 @@ const OBJECTS: [(&str, &str); 17] = [
         "ServiceEntry",
         "metadata: {name: a}\nspec: {hosts: [a.example.com], resolution: STATIC, \
          ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}",
+    ),
+    (
+        "BalancerPolicy",
+        "metadata: {name: a}\nspec: {host: greeter}",
     ),
     (
         "WorkloadEntry",
@@ -484,7 +488,11 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);
-    let subsets = if ROUTES.contains(&kind) { SUBSETS } else { "" };
+    let subsets = if ROUTES.contains(&kind) || kind == "BalancerPolicy" {
+        SUBSETS
+    } else {
+        ""
+    };
     let own = serde_norway::to_string(&object).unwrap();
     let loaded = load_text("t.yaml", &format!("{AROUND}{subsets}---\n{own}"));
     let (_, found) = compile(&loaded.objects, &CompileOptions::default());
@@ -588,6 +596,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("EndpointSlice", fields_of::<EndpointSlice>("")),
         ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
         ("WorkloadEntry", fields_of::<WorkloadEntry>("spec")),
+        ("BalancerPolicy", fields_of::<BalancerPolicy>("spec")),
         ("VirtualService", fields_of::<VirtualService>("spec")),
         ("HTTPRoute", fields_of::<HttpRoute>("spec")),
         ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
