@@ -37,8 +37,8 @@ pub use istio::{
     AuthorizationPolicy, DelegateRef, DestinationRule, HeaderOperations, HeadersSpec,
     HttpDirectResponse, HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls,
     Operation, OutlierSpec, PeerAuthentication, Percent, Retries, RouteDestination, Rule,
-    ServiceEntry, ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy, VirtualService,
-    Weighted, WorkloadEntry,
+    ServiceEntry, ServiceEntryPort, Sidecar, Source, StringMatch, Subset, TrafficPolicy,
+    VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 
@@ -220,6 +220,10 @@ pub enum Spec {
     HttpRoute(gateway::HttpRoute),
     /// Gateway API GRPCRoute.
     GrpcRoute(gateway::GrpcRoute),
+    /// Gateway API XBackendTrafficPolicy.
+    BackendTrafficPolicy(gateway::BackendTrafficPolicy),
+    /// Istio Sidecar.
+    Sidecar(Sidecar),
     /// Gateway API ReferenceGrant.
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
