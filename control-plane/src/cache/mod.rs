@@ -30,7 +30,7 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use mesh_core::config::{
-    Cluster, LbPolicy, ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle,
+    Cluster, LbPolicy, ListenerKind, LocalityId, RouteConfig, RouteSource, Secret, TrustBundle,
 };
 use prost::{Message as _, Name};
 
@@ -130,6 +130,8 @@ pub struct Client {
     pub namespace: String,
     /// Select policies of servers whose address is not known.
     pub labels: BTreeMap<String, String>,
+    /// Where it runs.
+    pub locality: LocalityId,
     /// Where Envoy's outbound listener listens.
     pub outbound_port: u16,
 }
@@ -139,6 +141,7 @@ impl<'c> From<&'c Client> for Viewer<'c> {
         Self {
             namespace: &client.namespace,
             labels: &client.labels,
+            locality: &client.locality,
         }
     }
 }
@@ -290,10 +293,10 @@ impl World {
         match kind {
             ResourceType::Listener => self.listener(client, name),
             ResourceType::Cluster => {
-                let config = self.compiled.clusters.get(name)?;
+                let (own, config) = self.compiled.cluster(name, client)?;
                 let needs = balancer(&config.lb_policy);
                 if needs.is_none_or(|feature| client.has(feature)) {
-                    return Some(self.shared((class, kind), name, "", &config, || {
+                    return Some(self.shared((class, kind), name, &own, &config, || {
                         any(&encode::cluster(config, class))
                     }));
                 }
@@ -302,16 +305,18 @@ impl World {
                     lb_policy: LbPolicy::RoundRobin,
                     ..Cluster::clone(config)
                 };
-                Some(
-                    self.shared((class, kind), name, "round robin", &config, || {
-                        any(&encode::cluster(&config, class))
-                    }),
-                )
+                Some(self.shared(
+                    (class, kind),
+                    name,
+                    &format!("{own} round robin"),
+                    &config,
+                    || any(&encode::cluster(&config, class)),
+                ))
             }
             ResourceType::Endpoints => {
-                let config = self.compiled.endpoints.get(name)?;
-                Some(self.shared((class, kind), name, "", &config, || {
-                    any(&encode::endpoints(config))
+                let (own, config) = self.compiled.endpoints(name, client)?;
+                Some(self.shared((class, kind), name, &own, &config, || {
+                    any(&encode::endpoints(&config))
                 }))
             }
             ResourceType::Route if class == ClientClass::Envoy && name == ENVOY_OUTBOUND => {

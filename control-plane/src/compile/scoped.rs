@@ -13,10 +13,11 @@ use std::{
 
 use mesh_core::{
     RouteConfigName,
-    config::{Route, RouteConfig, VirtualHost},
+    config::{LocalityId, Route, RouteConfig, VirtualHost},
 };
 
 use super::RouteOrigin;
+use crate::model::{DestinationRule, Object};
 
 /// What a client says of itself.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +26,15 @@ pub struct Viewer<'v> {
     pub namespace: &'v str,
     /// Its labels.
     pub labels: &'v BTreeMap<String, String>,
+    /// Where it is.
+    pub locality: &'v LocalityId,
 }
 
+static NOWHERE: LocalityId = LocalityId {
+    region: String::new(),
+    zone: String::new(),
+    sub_zone: String::new(),
+};
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
 impl<'v> From<&'v str> for Viewer<'v> {
@@ -35,6 +43,7 @@ impl<'v> From<&'v str> for Viewer<'v> {
         Self {
             namespace,
             labels: &NO_LABELS,
+            locality: &NOWHERE,
         }
     }
 }
@@ -105,7 +114,16 @@ pub(super) struct ClientMatch {
 }
 
 impl ClientMatch {
-    fn has(&self, viewer: Viewer<'_>) -> bool {
+    /// The clients of a DestinationRule with a selector.
+    pub(super) fn of(object: &Object, rule: &DestinationRule) -> Self {
+        let selector = rule.workload_selector.as_ref();
+        Self {
+            namespace: Some(object.key.namespace.clone()),
+            labels: selector.map_or_else(BTreeMap::new, |own| own.match_labels.clone()),
+        }
+    }
+
+    pub(super) fn has(&self, viewer: Viewer<'_>) -> bool {
         let namespace = self.namespace.as_deref();
         namespace.is_none_or(|namespace| namespace == viewer.namespace)
             && self

@@ -15,6 +15,7 @@ macro_rules! object {
 }
 
 mod consul;
+mod destination_rule;
 pub mod gateway;
 mod istio;
 mod kubernetes;
@@ -33,11 +34,14 @@ pub use consul::{
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
     ServiceResolver, ServiceRouter, ServiceSplitter, Split,
 };
+pub use destination_rule::{
+    BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
+    LocalityLbSpec, OutlierSpec, PortPolicy, Subset, TlsSpec, TrafficPolicy,
+};
 pub use istio::{
-    AuthorizationPolicy, DelegateRef, DestinationRule, HeaderOperations, HeadersSpec,
-    HttpDirectResponse, HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls,
-    Operation, OutlierSpec, PeerAuthentication, Percent, Retries, RouteDestination, Rule,
-    ServiceEntry, ServiceEntryPort, Sidecar, Source, StringMatch, Subset, TrafficPolicy,
+    AuthorizationPolicy, DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch,
+    HttpRedirect, HttpRewrite, HttpRoute, Mtls, Operation, PeerAuthentication, Percent, Retries,
+    RouteDestination, Rule, ServiceEntry, ServiceEntryPort, Sidecar, Source, StringMatch,
     VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};

@@ -125,6 +125,40 @@ const ROUTES: [&str; 6] = [
     "ServiceResolver",
 ];
 
+/// What must stand beside a field of a load balancer.
+const BESIDE_BALANCER: [(&str, &str, &str); 6] = [
+    (
+        "consistentHash.httpCookie",
+        "consistentHash.httpCookie.name",
+        "a",
+    ),
+    (
+        "consistentHash.ringHash",
+        "consistentHash.httpHeaderName",
+        "a",
+    ),
+    (
+        "consistentHash.maglev",
+        "consistentHash.httpHeaderName",
+        "a",
+    ),
+    (
+        "consistentHash.minimum",
+        "consistentHash.httpHeaderName",
+        "a",
+    ),
+    (
+        "localityLbSetting.distribute[].from",
+        "localityLbSetting.distribute[].to.b",
+        "100",
+    ),
+    (
+        "localityLbSetting.distribute[].to",
+        "localityLbSetting.distribute[].from",
+        "a",
+    ),
+];
+
 /// What must stand beside a field of a route.
 const BESIDE: [(&str, &str, &str); 20] = [
     ("[].redirect", "spec.http[].route", "[]"),
@@ -284,6 +318,10 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         EVERY_KIND => ("VirtualService", ""),
         "StringMatch" => ("VirtualService", "spec.http[].match[].uri."),
         "TrafficPolicy" => ("DestinationRule", "spec.trafficPolicy."),
+        "LoadBalancer" => ("DestinationRule", "spec.trafficPolicy.loadBalancer."),
+        "ConnectionPool" => ("DestinationRule", "spec.trafficPolicy.connectionPool."),
+        "OutlierDetection" => ("DestinationRule", "spec.trafficPolicy.outlierDetection."),
+        "ClientTls" => ("DestinationRule", "spec.trafficPolicy.tls."),
         "RouteFilter" => ("HTTPRoute", "spec.rules[].filters[]."),
         kind => (kind, ""),
     };
@@ -308,6 +346,18 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             let value = serde_norway::from_str(value).unwrap();
             write(&mut object, &format!("{prefix}{path}"), value);
         }
+    }
+    for (_, path, value) in BESIDE_BALANCER
+        .iter()
+        .filter(|(part, ..)| row.section == "LoadBalancer" && row.path.starts_with(part))
+    {
+        let value = serde_norway::from_str(value).unwrap();
+        write(&mut object, &format!("{prefix}{path}"), value);
+    }
+    if row.path.starts_with("spec.workloadSelector") && kind == "DestinationRule" {
+        // Subsets are for all clients.
+        let spec = object["spec"].as_mapping_mut().expect("a spec");
+        spec.remove("subsets");
     }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);
@@ -452,7 +502,8 @@ fn the_model_and_the_page_have_the_same_fields() {
         model
             .iter()
             .any(|(section, paths)| match row.section.as_str() {
-                "StringMatch" | "TrafficPolicy" | "RouteFilter" => {
+                "StringMatch" | "TrafficPolicy" | "RouteFilter" | "LoadBalancer"
+                | "ConnectionPool" | "OutlierDetection" | "ClientTls" => {
                     let inside = row.path.trim_end_matches(['[', ']', '{', '}']);
                     let inside = format!(".{inside}");
                     paths.iter().any(|path| path.ends_with(&inside))
