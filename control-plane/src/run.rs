@@ -279,13 +279,13 @@ impl ControlPlaneBuilder {
                 key: Some(AdminKey::open(&data_dir)?),
             },
         ));
+        let leases = LeaseService::new(registry, Arc::clone(&callers), xds_tls.is_some());
         let csr = CertificateService::new(
             authority,
             Arc::clone(&callers),
             IssuanceLimits::default(),
             metrics.clone(),
         );
-        let leases = LeaseService::new(registry, callers, xds_tls.is_some());
         let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(
             xds,
