@@ -209,6 +209,10 @@ impl Object {
 /// What an object says.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an object is behind a pointer of its own, and few are moved"
+)]
 pub enum Spec {
     /// Kubernetes Service.
     Service(Service),
