@@ -32,6 +32,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod virtual_service;
+mod visibility;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -65,6 +66,7 @@ use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
+use visibility::Visibility;
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug)]
@@ -123,6 +125,7 @@ pub struct Compiled {
     /// The services that each address is part of.
     memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
     security: SecurityPolicies,
+    visibility: Visibility,
 }
 
 /// Where a route is declared.
@@ -179,8 +182,10 @@ pub fn compile_with(
     let places = objects
         .iter()
         .map(|(key, object)| (key.clone(), place(object)));
+    let visibility = Visibility::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
         security,
+        visibility,
         places: places.collect(),
         ..Compiled::default()
     };
@@ -294,6 +299,9 @@ impl Compiled {
         };
         let service = self.service(host, viewer.namespace)?;
         let port = service.port(port)?;
+        if !self.visibility.sees(viewer, service, port.number) {
+            return None;
+        }
         let routes = RouteSource::Rds(format!("outbound|{}||{}", port.number, service.fqdn).into());
         let api = ApiListener {
             routes,
@@ -314,7 +322,9 @@ impl Compiled {
                 .map(|(fqdn, service)| (fqdn.clone(), service.ports.clone()))
                 .collect::<Vec<_>>()
         };
-        self.names == other.names && ports(self) == ports(other)
+        self.names == other.names
+            && ports(self) == ports(other)
+            && self.visibility == other.visibility
     }
 
     /// Whether all servers are judged alike.
@@ -369,9 +379,36 @@ impl Compiled {
     pub(crate) fn view_key<'v>(&self, viewer: impl Into<Viewer<'v>>) -> String {
         let viewer = viewer.into();
         let views = self.scoped.values();
-        views
-            .map(|routes| routes.view(Some(viewer)).key + " ")
-            .collect()
+        let views = views.map(|routes| routes.view(Some(viewer)).key + " ");
+        views.collect::<String>() + &self.visibility.key(viewer)
+    }
+
+    /// The clusters of the services that a client sees, and of those that their routes lead to.
+    pub(crate) fn visible_clusters<'v>(&self, viewer: impl Into<Viewer<'v>>) -> Vec<String> {
+        let viewer = viewer.into();
+        let mut names = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        for service in self.services.values() {
+            for port in &service.ports {
+                if !self.visibility.sees(viewer, service, port.number) {
+                    continue;
+                }
+                seen.insert((service.fqdn.as_str(), port.number));
+                let name = format!("outbound|{}||{}", port.number, service.fqdn);
+                if let Some(view) = self.view(&name, viewer) {
+                    names.extend(view.config.clusters());
+                }
+            }
+        }
+        let of_services = self.clusters.keys().filter(|name| {
+            let mut parts = name.as_str().split('|').skip(1);
+            let port = parts.next().and_then(|port| port.parse().ok());
+            let fqdn = parts.last().unwrap_or_default();
+            port.is_some_and(|port| seen.contains(&(fqdn, port)))
+        });
+        names.extend(of_services.map(ToString::to_string));
+        names.retain(|name| self.clusters.contains_key(name.as_str()));
+        names.into_iter().collect()
     }
 
     /// Names of clusters that some client gets otherwise than before.

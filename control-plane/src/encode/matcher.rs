@@ -66,6 +66,40 @@ pub(super) fn header(matcher: &HeaderMatcher) -> ProtoHeaderMatcher {
     }
 }
 
+/// Lists of matchers, of which any must match in full, that mean what `matchers` do to a client that
+/// does not know `treat_missing_header_as_empty`, as no gRPC does: it never takes a missing header
+/// for a match, inverted or not, unless presence is asked for (gRFC A28).
+pub(super) fn without_missing_as_empty(matchers: &[HeaderMatcher]) -> Vec<Vec<HeaderMatcher>> {
+    let mut all: Vec<Vec<HeaderMatcher>> = vec![Vec::new()];
+    for matcher in matchers {
+        let plain = HeaderMatcher {
+            treat_missing_as_empty: false,
+            ..matcher.clone()
+        };
+        let takes_missing = matcher.treat_missing_as_empty && matcher.is_match(None);
+        let is_about_presence = matches!(matcher.predicate, HeaderPredicate::Present(_));
+        match (matcher.treat_missing_as_empty, takes_missing) {
+            // Every header is there, then: it always matches, or never.
+            (true, true) if is_about_presence => {}
+            (true, false) if is_about_presence => return Vec::new(),
+            (_, false) => all.iter_mut().for_each(|list| list.push(plain.clone())),
+            (_, true) => {
+                let absent = HeaderMatcher::new(&matcher.name, HeaderPredicate::Present(false));
+                let with = |other: &HeaderMatcher| {
+                    let lists = all.iter().cloned();
+                    let other = other.clone();
+                    lists.map(move |mut list| {
+                        list.push(other.clone());
+                        list
+                    })
+                };
+                all = with(&plain).chain(with(&absent)).collect();
+            }
+        }
+    }
+    all
+}
+
 pub(super) fn path(path: &PathMatcher, class: ClientClass) -> route_match::PathSpecifier {
     use route_match::PathSpecifier as Specifier;
     match &path.pattern {

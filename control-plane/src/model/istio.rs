@@ -24,6 +24,26 @@ object! {
         subject_alt_names: Vec<String>,
         /// Further endpoints, by label.
         workload_selector: Option<WorkloadSelector>,
+        /// Namespaces that see it: `*`, `.` for its own, or a name; none is all.
+        export_to: Vec<String>,
+    }
+}
+object! {
+    /// What clients see.
+    Sidecar {
+        /// Whose; none is all of the namespace.
+        workload_selector: Option<WorkloadSelector>,
+        /// What they see; none is everything.
+        egress: Vec<SidecarEgress>,
+    }
+}
+object! {
+    /// A part of what clients see.
+    SidecarEgress {
+        /// Of each service only this port.
+        port: Option<PortSelector>,
+        /// `NAMESPACE/HOST`, either with `*`.
+        hosts: Vec<String>,
     }
 }
 object! {

@@ -51,7 +51,7 @@ pub use intentions::{
 pub use istio::{
     DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect,
     HttpRewrite, HttpRoute, Mtls, PeerAuthentication, Percent, Retries, RouteDestination, Selector,
-    ServiceEntry, ServiceEntryPort, StringMatch, VirtualService, Weighted, WorkloadEntry,
+    ServiceEntry, ServiceEntryPort, Sidecar, StringMatch, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 pub use mesh::{BalancerPolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec};
@@ -219,6 +219,10 @@ impl Object {
 /// What an object says.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an object is behind a pointer of its own, and few are moved"
+)]
 pub enum Spec {
     /// Kubernetes Service.
     Service(Service),
@@ -236,6 +240,10 @@ pub enum Spec {
     HttpRoute(gateway::HttpRoute),
     /// Gateway API GRPCRoute.
     GrpcRoute(gateway::GrpcRoute),
+    /// Gateway API XBackendTrafficPolicy.
+    BackendTrafficPolicy(gateway::BackendTrafficPolicy),
+    /// Istio Sidecar.
+    Sidecar(Sidecar),
     /// Gateway API ReferenceGrant.
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.

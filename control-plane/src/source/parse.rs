@@ -184,6 +184,10 @@ fn read_spec(
         "ServiceRouter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceRouter(object.spec))
         }
+        "XBackendTrafficPolicy" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::BackendTrafficPolicy(object.spec))
+        }
+        "Sidecar" => read::<WithSpec<_>>(value).map(|object| Spec::Sidecar(object.spec)),
         "ServiceSplitter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceSplitter(object.spec))
         }
@@ -301,7 +305,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 18] = [
+pub(super) const GROUPS: [(&str, &str); 20] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -312,6 +316,8 @@ pub(super) const GROUPS: [(&str, &str); 18] = [
     ("GRPCRoute", "gateway.networking.k8s.io"),
     ("ReferenceGrant", "gateway.networking.k8s.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
+    ("XBackendTrafficPolicy", "gateway.networking.x-k8s.io"),
+    ("Sidecar", "networking.istio.io"),
     ("ServiceSplitter", "consul.hashicorp.com"),
     ("ServiceResolver", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),

@@ -20,8 +20,8 @@ use crate::{
     model::{
         AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, MeshPolicy, Metadata,
         PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceIntentions,
-        ServiceResolver, ServiceRouter, ServiceSplitter, VirtualService, WorkloadEntry,
-        gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
+        ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar, VirtualService, WorkloadEntry,
+        gateway::{BackendTrafficPolicy, GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
 
@@ -50,7 +50,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 18] = [
+const OBJECTS: [(&str, &str); 20] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -88,6 +88,11 @@ const OBJECTS: [(&str, &str); 18] = [
         "metadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: greeter}], \
          rules: [{backendRefs: [{name: svc, port: 8080}]}]}",
     ),
+    (
+        "XBackendTrafficPolicy",
+        "metadata: {name: a}\nspec: {targetRefs: [{group: '', kind: Service, name: greeter}]}",
+    ),
+    ("Sidecar", "metadata: {name: a}\nspec: {}"),
     (
         "ReferenceGrant",
         "metadata: {name: a}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, \
@@ -600,6 +605,11 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("VirtualService", fields_of::<VirtualService>("spec")),
         ("HTTPRoute", fields_of::<HttpRoute>("spec")),
         ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
+        (
+            "XBackendTrafficPolicy",
+            fields_of::<BackendTrafficPolicy>("spec"),
+        ),
+        ("Sidecar", fields_of::<Sidecar>("spec")),
         ("ReferenceGrant", fields_of::<ReferenceGrant>("spec")),
         ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
         ("ServiceSplitter", fields_of::<ServiceSplitter>("spec")),

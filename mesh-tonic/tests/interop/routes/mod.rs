@@ -8,6 +8,7 @@
 //! `MESH_ROUTES_REQUESTS` sets how many requests there are, `MESH_ROUTES_SEED` repeats a run.
 
 mod generate;
+mod grpc;
 mod proxy;
 
 use std::{collections::HashMap, fmt::Write as _, net::SocketAddr};
