@@ -1,7 +1,8 @@
 //! The HTTP endpoint for operators: health, metrics, and what the control plane knows.
 //!
-//! Nothing is changed here but by the registry's part, where services register, and the change of
-//! roots, for those who hold the [`AdminKey`] of the data directory. No answer holds a key or a token.
+//! Read-only but for the registry's part, where services register, and the change of roots, for those
+//! who hold the [`AdminKey`] of the data directory. Where other machines can ask, all of `/v1/` is for
+//! those alone. No answer holds a key or a token.
 
 use std::{
     collections::BTreeMap,
@@ -58,6 +59,8 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
+    /// Services register there by Consul's API.
+    pub registry: Registry,
     /// Served at `/v1/ca/rotation`.
     pub rotator: Option<Rotator>,
     /// What those show who change something; without it nobody does.
@@ -66,8 +69,6 @@ pub struct AdminState {
     pub admins: Vec<Identity>,
     /// Whether everybody who can connect may read `/v1/`: on an address of this machine alone.
     pub is_open: bool,
-    /// Services register there by Consul's API.
-    pub registry: Registry,
 }
 
 impl AdminState {
@@ -126,9 +127,9 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/resources", get(resources))
         .route("/v1/wait", get(wait))
         .route("/v1/ca/rotation", get(rotation).post(rotate))
-        .layer(from_fn_with_state(state.clone(), guard))
-        .with_state(state)
+        .with_state(state.clone())
         .merge(registry)
+        .layer(from_fn_with_state(state, guard))
 }
 
 type Parameters = Query<BTreeMap<String, String>>;
@@ -297,11 +298,11 @@ mod tests {
             ready: is_ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
+            registry: Registry::open(MemoryStore::default()).unwrap(),
             rotator: None,
             key: None,
             admins: Vec::new(),
             is_open: true,
-            registry: Registry::open(MemoryStore::default()).unwrap(),
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();

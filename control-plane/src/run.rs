@@ -37,10 +37,10 @@ pub const HTTP_PORT: u16 = 18_001;
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the last good objects are in the data directory.
 const OBJECTS: &str = "objects";
-/// Longest request for a certificate that is read.
-const CSR_BYTES_MAX: usize = 64 * 1024;
 /// What services said of themselves, in the data directory.
 const REGISTRATIONS: &str = "registrations.log";
+/// Longest request for a certificate that is read.
+const CSR_BYTES_MAX: usize = 64 * 1024;
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -273,18 +273,18 @@ impl ControlPlaneBuilder {
                 ready: is_ready,
                 diagnostics,
                 clients: clients.clone(),
+                registry: registry.clone(),
                 rotator: Some(rotator),
                 key: Some(AdminKey::open(&data_dir)?),
-                registry: registry.clone(),
             },
         ));
-        let leases = LeaseService::new(registry, Arc::clone(&callers), xds_tls.is_some());
         let csr = CertificateService::new(
             authority,
-            callers,
+            Arc::clone(&callers),
             IssuanceLimits::default(),
             metrics.clone(),
         );
+        let leases = LeaseService::new(registry, callers, xds_tls.is_some());
         let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(
             xds,

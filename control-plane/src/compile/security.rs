@@ -8,9 +8,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, Rbac,
-    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
-    TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, FilterChain, InboundListener, Listener,
+    ListenerKind, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+    RouteSource, TransportMatch, TrustSource, VirtualHost,
 };
 
 use super::{
@@ -178,6 +178,7 @@ impl SecurityPolicies {
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,
+            matches: ChainMatch::default(),
             tls,
             rbac: rbac.clone(),
             routes: serve_everything(),

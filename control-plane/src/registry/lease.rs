@@ -3,12 +3,7 @@
 //! Each message renews; a stream that breaks lets the lease run out, so that a process that was killed
 //! is gone after it, and one that lost its connection is not gone at once.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -49,36 +44,33 @@ pub const LEASE_MAX: Duration = Duration::from_secs(600);
 pub struct LeaseService {
     registry: Registry,
     callers: Arc<Callers>,
-    needs_identity: bool,
+    must_identify: bool,
 }
 
 impl LeaseService {
-    /// A service of this registry. Who proves something to `callers` is who that says; with
-    /// `needs_identity` nobody else is heard.
-    pub fn new(registry: Registry, callers: Arc<Callers>, needs_identity: bool) -> Self {
+    /// A service of this registry. `callers` knows who asks; where it `must_identify`, nobody
+    /// registers who does not say who it is.
+    pub fn new(registry: Registry, callers: Arc<Callers>, must_identify: bool) -> Self {
         Self {
             registry,
             callers,
-            needs_identity,
+            must_identify,
         }
     }
 
-    /// Who asks: nobody in particular without a credential.
+    /// Who asks: nobody in particular without a credential, where that is allowed.
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let (metadata, peer) = (request.metadata(), request.extensions().get());
-        let shows_something = metadata.contains_key("authorization")
-            || peer.is_some_and(|peer: &ConnectionPeer| peer.identity.is_some());
-        let identity = if shows_something || self.needs_identity {
+        let metadata = request.metadata();
+        let peer = request.extensions().get::<ConnectionPeer>();
+        let has_credential = peer.is_some_and(|peer| peer.identity.is_some())
+            || metadata.contains_key("authorization");
+        let identity = (has_credential || self.must_identify).then(|| {
             let caller = self.callers.authenticate(metadata, peer);
-            let caller = caller.map_err(|reason| Status::unauthenticated(reason.to_string()))?;
-            Some(caller.identity)
-        } else {
-            None
-        };
-        let address = request.extensions().get::<SocketAddr>();
+            caller.map_err(|error| Status::unauthenticated(error.to_string()))
+        });
         Ok(Caller {
-            address: address.map(SocketAddr::ip),
-            identity,
+            address: peer.map(|peer| peer.address.ip()),
+            identity: identity.transpose()?.map(|caller| caller.identity),
         })
     }
 }

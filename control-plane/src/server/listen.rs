@@ -121,7 +121,6 @@ async fn connection(
     let service = ServiceBuilder::new()
         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(ConnectionEnd(ends.clone()));
-            request.extensions_mut().insert(peer.address);
             request.extensions_mut().insert(peer.clone());
             request.map(Body::new)
         })
@@ -172,8 +171,9 @@ pub async fn serve_https(listener: TcpListener, router: axum::Router, tls: Serve
                     let peer = ConnectionPeer { address, identity };
                     let service = ServiceBuilder::new()
                         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
-                            request.extensions_mut().insert(ConnectInfo(peer.address));
-                            request.extensions_mut().insert(peer.clone());
+                            let extensions = request.extensions_mut();
+                            extensions.insert(ConnectInfo(peer.address));
+                            extensions.insert(peer.clone());
                             request
                         })
                         .service(router);

@@ -5,6 +5,7 @@
 //! compiled from it. Constructors parse: a value of these types needs no further validation.
 
 mod balance;
+mod chain_match;
 mod cluster;
 mod connection;
 mod endpoint;
@@ -12,6 +13,7 @@ mod forward;
 mod hash_policy;
 mod headers;
 mod health_check;
+mod ip_range;
 mod listener;
 mod matcher;
 mod outlier;
@@ -28,6 +30,7 @@ pub use balance::{
     MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
     RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
 };
+pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
 pub use cluster::{
     CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HTTP2_CONNECTIONS_MAX,
     HttpVersion, RetryBudget,
@@ -40,14 +43,15 @@ pub use endpoint::{
     OVERPROVISIONING_FACTOR_DEFAULT,
 };
 pub use forward::{
-    ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror, MirrorTarget,
-    WeighBy, WeightedCluster,
+    ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
+    MaxStreamDuration, Mirror, MirrorTarget, Percentile, WeighBy, WeightedCluster,
 };
 pub use hash_policy::{HashPolicy, HashSource};
 pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};
 pub use health_check::{
     HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
 };
+pub use ip_range::IpRange;
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };

@@ -12,12 +12,8 @@ use mesh_core::{authz::AuthzRequest, route::RequestView};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
-    MeshApplication, ServedBody, audit,
-    body::Guard,
-    connection::Connection,
-    inbound::{Chain, Transport},
-    record::Record,
-    refusal::Refusal,
+    MeshApplication, ServedBody, audit, body::Guard, connection::Connection, inbound::Chain,
+    record::Record, refusal::Refusal,
 };
 use crate::{
     context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
@@ -88,7 +84,7 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
         method: request.method(),
         path: request.uri().path(),
         authority: authority(request).unwrap_or_default(),
-        is_tls: connection.transport == Transport::Tls,
+        is_tls: connection.info.is_tls,
         remote: connection.info.remote,
         headers: request.headers(),
     });
@@ -107,7 +103,7 @@ fn check(
     let authority = authority(request)?;
     let inbound = connection.shared.inbound.load();
     let chain = inbound
-        .chain_of_live(connection.transport, connection.peer.is_some())
+        .chain_of_live(&connection.seen, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
     authorize(connection, chain, request, authority, record)?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());

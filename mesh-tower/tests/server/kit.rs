@@ -16,9 +16,9 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, Permission, Principal, Rbac,
-    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
-    StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, FilterChain, InboundListener, Permission,
+    Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+    RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
 };
 use mesh_tower::{
     BoxError,
@@ -154,6 +154,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
     let chain = |transport, tls| FilterChain {
         name: format!("{transport:?}"),
         transport,
+        matches: ChainMatch::default(),
         tls,
         rbac: rbac.to_vec(),
         routes: routes.clone(),
