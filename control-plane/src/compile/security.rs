@@ -8,9 +8,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_core::config::{
-    CertificateSource, ChainMatch, DownstreamTls, FilterChain, InboundListener, Listener,
-    ListenerKind, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    RouteSource, TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, FilterChain, HttpFilter, InboundListener,
+    Listener, ListenerKind, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig,
+    RouteMatch, RouteSource, TransportMatch, TrustSource, VirtualHost,
 };
 
 use super::{
@@ -180,7 +180,7 @@ impl SecurityPolicies {
             transport,
             matches: ChainMatch::default(),
             tls,
-            rbac: rbac.clone(),
+            filters: HttpFilter::of_rbac(&rbac),
             routes: serve_everything(),
         };
         let mtls = || {

@@ -214,7 +214,7 @@ mod tests {
             transport,
             matches,
             tls: None,
-            rbac: Vec::new(),
+            filters: Vec::new(),
             routes: RouteSource::Inline(RouteConfig::new("r", vec![]).into()),
         }
     }

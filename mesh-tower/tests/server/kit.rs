@@ -16,9 +16,10 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
-    CertificateSource, ChainMatch, DownstreamTls, FilterChain, InboundListener, Permission,
-    Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, FilterChain, HttpFilter, InboundListener,
+    Permission, Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig,
+    RouteMatch, RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls,
+    VirtualHost,
 };
 use mesh_tower::{
     BoxError,
@@ -156,7 +157,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
         transport,
         matches: ChainMatch::default(),
         tls,
-        rbac: rbac.to_vec(),
+        filters: HttpFilter::of_rbac(rbac),
         routes: routes.clone(),
     };
     let filter_chains = match mode {
