@@ -12,10 +12,10 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, FilterConfig, HttpFilter, InboundListener,
-    JwtAuthn, JwtProvider, Listener, ListenerKind, Rbac, RbacAction, RbacPolicy, Route,
-    RouteAction, RouteConfig, RouteMatch, RouteSource, ShadowRules, TransportMatch, TrustSource,
-    VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, FilterChain, FilterConfig, HttpFilter,
+    InboundListener, JwtAuthn, JwtProvider, Listener, ListenerKind, Rbac, RbacAction, RbacPolicy,
+    Route, RouteAction, RouteConfig, RouteMatch, RouteSource, ShadowRules, TransportMatch,
+    TrustSource, VirtualHost,
 };
 
 use super::{
@@ -232,6 +232,7 @@ impl SecurityPolicies {
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,
+            matches: ChainMatch::default(),
             tls,
             path_normalization: self.mesh.path_normalization(),
             filters: filters.clone(),

@@ -92,6 +92,7 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
     let chain = |transport| FilterChain {
         name: "c".into(),
         transport,
+        matches: ChainMatch::default(),
         tls: (transport == TransportMatch::Tls).then(|| DownstreamTls {
             identity: CertificateSource::Provider {
                 instance: "default".into(),

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{DownstreamTls, HttpFilter, PathNormalization, RouteConfig};
+use super::{ChainMatch, DownstreamTls, HttpFilter, PathNormalization, RouteConfig};
 use crate::name::{ListenerName, RouteConfigName};
 
 /// A listener resource.
@@ -49,7 +49,7 @@ pub enum RouteSource {
 pub struct InboundListener {
     /// The address the server must listen on; `None` when any will do.
     pub address: Option<SocketAddr>,
-    /// Tried by [`TransportMatch`], the most specific first; no match closes the connection.
+    /// One is chosen for each connection by [`choose_chain`](super::choose_chain); none closes it.
     pub filter_chains: Vec<FilterChain>,
 }
 
@@ -60,6 +60,8 @@ pub struct FilterChain {
     pub name: String,
     /// Which connections.
     pub transport: TransportMatch,
+    /// Which of those.
+    pub matches: ChainMatch,
     /// TLS settings; `None` is plaintext.
     pub tls: Option<DownstreamTls>,
     /// What is done to paths before anything looks at them.

@@ -5,6 +5,7 @@
 //! compiled from it. Constructors parse: a value of these types needs no further validation.
 
 mod balance;
+mod chain_match;
 mod cluster;
 mod connection;
 mod endpoint;
@@ -34,6 +35,7 @@ pub use balance::{
     MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
     RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
 };
+pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
 pub use cluster::{
     CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HTTP2_CONNECTIONS_MAX,
     HttpVersion, RetryBudget,

@@ -10,17 +10,18 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use rustls::server::Acceptor;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
     time::timeout,
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
     MeshApplication, Shared,
-    inbound::{Chain, Inbound, Security, Transport},
+    inbound::{Inbound, Security, Seen, Transport},
     request,
 };
 use crate::{
@@ -53,7 +54,7 @@ pub struct ConnectionInfo {
 /// An established connection.
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
-    pub(super) transport: Transport,
+    pub(super) seen: Seen,
     pub(super) peer: Option<PeerIdentity>,
     pub(super) info: ConnectionInfo,
     /// The name that the caller asked for in its handshake.
@@ -90,8 +91,8 @@ impl From<TlsError> for Refused {
 }
 
 enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>, Option<PeerIdentity>),
+    Plain(TcpStream, Seen),
+    Tls(Box<TlsStream<TcpStream>>, Option<PeerIdentity>, Seen),
     /// The client closed before it said anything, like a health check does.
     Silent,
 }
@@ -106,18 +107,18 @@ pub(super) async fn serve<A: MeshApplication>(
 ) {
     let local = stream.local_addr().unwrap_or(shared.local);
     let established = tokio::select! {
-        established = establish(&shared, stream) => established,
+        established = establish(&shared, stream, (remote, local)) => established,
         _ = drain.wait_for(|drain| *drain) => return,
     };
-    let connection = |transport, peer, server_name| {
+    let connection = |seen: Seen, peer, server_name| {
         let info = ConnectionInfo {
             remote,
             local,
-            is_tls: transport == Transport::Tls,
+            is_tls: seen.transport == Transport::Tls,
         };
         Arc::new(Connection {
             shared: Arc::clone(&shared),
-            transport,
+            seen,
             peer,
             info,
             server_name,
@@ -125,29 +126,18 @@ pub(super) async fn serve<A: MeshApplication>(
     };
     match established {
         Ok(Stream::Silent) => {}
-        Ok(Stream::Plain(stream)) => {
+        Ok(Stream::Plain(stream, seen)) => {
             shared.accepted("none");
             // Who is left to move before a port can be STRICT.
-            if shared
-                .inbound
-                .load()
-                .chain(Transport::Tls)
-                .is_some_and(Chain::is_mutual)
-            {
+            if shared.inbound.load().is_mutual_over_tls(&seen) {
                 tracing::info!(target: "mesh::server", %remote, %local, "plaintext, where mTLS is taken");
             }
-            drive(
-                connection(Transport::Raw, None, None),
-                application,
-                stream,
-                drain,
-            )
-            .await;
+            drive(connection(seen, None, None), application, stream, drain).await;
         }
-        Ok(Stream::Tls(stream, peer)) => {
+        Ok(Stream::Tls(stream, peer, seen)) => {
             shared.accepted(if peer.is_some() { "mutual_tls" } else { "tls" });
             let server_name = stream.get_ref().1.server_name().map(str::to_owned);
-            let connection = connection(Transport::Tls, peer, server_name);
+            let connection = connection(seen, peer, server_name);
             drive(connection, application, stream, drain).await;
         }
         Err(refused) => {
@@ -159,7 +149,11 @@ pub(super) async fn serve<A: MeshApplication>(
     }
 }
 
-async fn establish(shared: &Shared, stream: TcpStream) -> Result<Stream, Refused> {
+async fn establish(
+    shared: &Shared,
+    stream: TcpStream,
+    (source, destination): (SocketAddr, SocketAddr),
+) -> Result<Stream, Refused> {
     wait_for_config(shared).await?;
     let handshake = async {
         // Latency is lost without it, and a socket that cannot do it is about to fail anyway.
@@ -175,11 +169,31 @@ async fn establish(shared: &Shared, stream: TcpStream) -> Result<Stream, Refused
         } else {
             Transport::Raw
         };
-        match admit(&shared.inbound.load(), transport)? {
-            None => Ok(Stream::Plain(stream)),
+        let mut seen = Seen {
+            source,
+            destination,
+            transport,
+            server_name: None,
+            application_protocols: Vec::new(),
+        };
+        if is_tls && shared.inbound.load().needs_hello() {
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+            let started = hello.await.map_err(TlsError::from_io)?;
+            let said = started.client_hello();
+            seen.server_name = said.server_name().map(str::to_owned);
+            let offered = said.alpn().into_iter().flatten();
+            seen.application_protocols = offered.map(<[u8]>::to_vec).collect();
+            let tls = admit(&shared.inbound.load(), &seen)?;
+            let tls = tls.ok_or_else(|| Refused::new("tls_not_configured"))?;
+            let (stream, peer) = tls.accept_started(started).await?;
+            return Ok(Stream::Tls(Box::new(stream), peer, seen));
+        }
+        let tls = admit(&shared.inbound.load(), &seen)?;
+        match tls {
+            None => Ok(Stream::Plain(stream, seen)),
             Some(tls) => {
                 let (stream, peer) = tls.accept(stream).await?;
-                Ok(Stream::Tls(Box::new(stream), peer))
+                Ok(Stream::Tls(Box::new(stream), peer, seen))
             }
         }
     };
@@ -205,14 +219,14 @@ async fn wait_for_config(shared: &Shared) -> Result<(), Refused> {
 }
 
 /// The TLS of a new connection, `None` for plaintext.
-fn admit(inbound: &Inbound, transport: Transport) -> Result<Option<Arc<ServerTls>>, Refused> {
+fn admit(inbound: &Inbound, seen: &Seen) -> Result<Option<Arc<ServerTls>>, Refused> {
     if let Inbound::Refusing(_) = inbound {
         return Err(Refused::new("config"));
     }
     let chain = inbound
-        .chain(transport)
+        .chain(seen)
         .ok_or_else(|| Refused::new("no_filter_chain"))?;
-    match (&chain.security, transport) {
+    match (&chain.security, seen.transport) {
         (Security::Plaintext, Transport::Raw) => Ok(None),
         (Security::Tls(tls), Transport::Tls) => Ok(Some(Arc::clone(tls))),
         (Security::Tls(_), Transport::Raw) => Err(Refused::new("plaintext")),
@@ -277,7 +291,7 @@ impl Connection {
     fn is_admitted(&self) -> bool {
         let inbound = self.shared.inbound.load();
         inbound
-            .chain_of_live(self.transport, self.peer.is_some())
+            .chain_of_live(&self.seen, self.peer.is_some())
             .is_some()
     }
 }

@@ -17,8 +17,8 @@ use mesh_core::{
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
-    MeshApplication, ServedBody, body::Guard, connection::Connection, filter, inbound::Transport,
-    record::Record, refusal::Refusal,
+    MeshApplication, ServedBody, body::Guard, connection::Connection, filter, record::Record,
+    refusal::Refusal,
 };
 use crate::{
     context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
@@ -100,7 +100,7 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
         method: request.method(),
         path: request.uri().path(),
         authority: authority(request).unwrap_or_default(),
-        is_tls: connection.transport == Transport::Tls,
+        is_tls: connection.info.is_tls,
         remote: connection.info.remote,
         headers: request.headers(),
     });
@@ -130,7 +130,7 @@ fn pass(
 ) -> Result<Option<Instant>, Refusal> {
     let inbound = connection.shared.inbound.load();
     let chain = inbound
-        .chain_of_live(connection.transport, connection.peer.is_some())
+        .chain_of_live(&connection.seen, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
     normalize(chain.paths, request, record.protocol())?;
     let request = &*request;

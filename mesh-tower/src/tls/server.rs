@@ -13,7 +13,7 @@ use rustls::{
     sign::SingleCertAndKey,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{StartHandshake, TlsAcceptor, server::TlsStream};
 
 use super::{
     Alpn, TlsError, TlsErrorKind, VERSIONS, check_certificate_source, check_not_expired,
@@ -74,10 +74,27 @@ impl ServerTls {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let config = self.config()?;
-        let stream = TlsAcceptor::from(config)
-            .accept(io)
-            .await
-            .map_err(TlsError::from_io)?;
+        let stream = TlsAcceptor::from(config).accept(io).await;
+        self.accepted(stream.map_err(TlsError::from_io)?)
+    }
+
+    /// Goes on with a handshake whose hello was read, as [`accept`](Self::accept) does from the
+    /// beginning.
+    pub(crate) async fn accept_started<IO>(
+        &self,
+        started: StartHandshake<IO>,
+    ) -> Result<(TlsStream<IO>, Option<PeerIdentity>), TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = started.into_stream(self.config()?).await;
+        self.accepted(stream.map_err(TlsError::from_io)?)
+    }
+
+    fn accepted<IO>(
+        &self,
+        stream: TlsStream<IO>,
+    ) -> Result<(TlsStream<IO>, Option<PeerIdentity>), TlsError> {
         let peer = match stream
             .get_ref()
             .1

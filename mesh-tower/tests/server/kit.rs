@@ -16,10 +16,10 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, HttpFilter, InboundListener, PathNormalization,
-    Permission, Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig,
-    RouteMatch, RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls,
-    VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, FilterChain, HttpFilter, InboundListener,
+    PathNormalization, Permission, Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction,
+    RouteConfig, RouteMatch, RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource,
+    UpstreamTls, VirtualHost,
 };
 use mesh_tower::{
     BoxError,
@@ -155,6 +155,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
     let chain = |transport, tls| FilterChain {
         name: format!("{transport:?}"),
         transport,
+        matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::BASE,
         filters: HttpFilter::of_rbac(rbac),

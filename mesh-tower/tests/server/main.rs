@@ -2,6 +2,7 @@
 
 mod authorization;
 mod before_tls;
+mod chains;
 mod deadline;
 mod kit;
 mod lifecycle;

@@ -1,19 +1,18 @@
 //! `Listener` to [`Listener`].
 //!
 //! Stage 3. Client listeners from `api_listener` (gRFC A27), server listeners from `filter_chains`
-//! (gRFC A36); their filters are in [`filter`]. Deviations: of a filter chain match only `transport_protocol` is
-//! understood, the TLS inspector is accepted because servers sniff by themselves, and server routes
-//! must be inline.
+//! (gRFC A36); their filters are in [`filter`]. Deviations: the TLS inspector is accepted because
+//! servers sniff by themselves, and server routes must be inline.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
         config::{
             core::v3::TransportSocket,
             listener::v3::{
-                Filter, FilterChain as ChainProto, FilterChainMatch, Listener as ListenerProto,
-                filter, listener_filter,
+                Filter, FilterChain as ChainProto, Listener as ListenerProto, filter,
+                listener_filter,
             },
         },
         extensions::{
@@ -30,13 +29,13 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use mesh_core::config::{
-    ApiListener, DownstreamTls, EscapedSlashes, FilterChain, InboundListener, Listener,
+    ApiListener, ChainMatch, DownstreamTls, EscapedSlashes, FilterChain, InboundListener, Listener,
     ListenerKind, PathNormalization, RouteSource, TransportMatch,
 };
 use prost::Name;
 
 use super::{
-    DecodeContext, canonical,
+    DecodeContext, canonical, chain_match,
     cluster::typed_config,
     filter as http_filter,
     path::Sink,
@@ -256,29 +255,33 @@ fn decode_inbound(
             Some(SocketAddr::new(ip, port)).filter(|_| port != 0)
         }),
     };
-    let mut seen = HashSet::new();
+    let mut taken: Vec<(TransportMatch, ChainMatch)> = Vec::new();
     let mut filter_chains = sink.each("filter_chains", &proto.filter_chains, |sink, chain| {
         let decoded = decode_chain(sink, context, chain);
-        let transport = sink.field("filter_chain_match", |sink| {
-            decode_match(sink, chain.filter_chain_match.as_ref())
-        });
-        if let Some(transport) = transport
-            && !seen.insert(std::mem::discriminant(&transport))
-        {
-            sink.error_at::<()>("filter_chain_match", "is the same as that of another chain");
+        let (transport, matches) = sink.field("filter_chain_match", |sink| {
+            chain_match::decode(sink, chain.filter_chain_match.as_ref())
+        })?;
+        let is_same =
+            |(other, others): &(_, ChainMatch)| *other == transport && others.overlaps(&matches);
+        if taken.iter().any(is_same) {
+            let reason = "is the same as that of another chain, for some connections";
+            sink.error_at::<()>("filter_chain_match", reason);
         }
-        let mut chain = decoded?;
-        chain.transport = transport?;
-        Some(chain)
+        taken.push((transport, matches.clone()));
+        Some(FilterChain {
+            transport,
+            matches,
+            ..decoded?
+        })
     });
     if let Some(default) = &proto.default_filter_chain {
         let chain = sink.field("default_filter_chain", |sink| {
             decode_chain(sink, context, default)
         });
-        // A chain that takes everything leaves nothing to the default one.
-        if !seen.contains(&std::mem::discriminant(&TransportMatch::Any)) {
-            filter_chains.extend(chain);
-        }
+        filter_chains.extend(chain.map(|mut chain| {
+            chain.matches.is_default = true;
+            chain
+        }));
     }
     Some(InboundListener {
         address,
@@ -333,6 +336,7 @@ fn decode_chain(
     Some(FilterChain {
         name: proto.name.clone(),
         transport: TransportMatch::Any,
+        matches: ChainMatch::default(),
         tls: tls?,
         path_normalization,
         filters,
@@ -396,40 +400,4 @@ fn decode_transport(
     }
     let proto: DownstreamTlsContext = parse(sink, any)?;
     tls::decode_downstream(sink, context, &proto).map(Some)
-}
-
-fn decode_match(sink: &mut Sink, proto: Option<&FilterChainMatch>) -> Option<TransportMatch> {
-    let Some(proto) = proto else {
-        return Some(TransportMatch::Any);
-    };
-    // A chain that were taken for other connections than meant could admit what it should not.
-    for (name, is_set) in [
-        ("destination_port", proto.destination_port.is_some()),
-        ("prefix_ranges", !proto.prefix_ranges.is_empty()),
-        ("address_suffix", !proto.address_suffix.is_empty()),
-        ("suffix_len", proto.suffix_len.is_some()),
-        (
-            "direct_source_prefix_ranges",
-            !proto.direct_source_prefix_ranges.is_empty(),
-        ),
-        ("source_type", proto.source_type != 0),
-        (
-            "source_prefix_ranges",
-            !proto.source_prefix_ranges.is_empty(),
-        ),
-        ("source_ports", !proto.source_ports.is_empty()),
-        ("server_names", !proto.server_names.is_empty()),
-        (
-            "application_protocols",
-            !proto.application_protocols.is_empty(),
-        ),
-    ] {
-        sink.refuse(name, is_set, "is not supported; only transport_protocol is");
-    }
-    match proto.transport_protocol.as_str() {
-        "" => Some(TransportMatch::Any),
-        "raw_buffer" => Some(TransportMatch::RawBuffer),
-        "tls" => Some(TransportMatch::Tls),
-        other => sink.error_at("transport_protocol", format!("{other:?} is not supported")),
-    }
 }

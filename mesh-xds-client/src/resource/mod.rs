@@ -7,6 +7,7 @@
 //! traffic or security depends on it, and is noted in the log where nothing does.
 
 mod balance;
+mod chain_match;
 mod cluster;
 mod connection;
 mod discovery;

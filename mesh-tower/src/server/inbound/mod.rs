@@ -6,8 +6,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
     config::{
-        FilterChain, FilterConfig, HttpFilter, InboundListener, JwtAuthn, PathNormalization,
-        PathPattern, RouteAction, RouteConfig, RouteSource, TransportMatch,
+        Arrival, ChainMatch, FilterChain, FilterConfig, HttpFilter, InboundListener, JwtAuthn,
+        PathNormalization, PathPattern, RouteAction, RouteConfig, RouteSource, TransportMatch,
+        choose_chain,
     },
     filter::{self, FilterStates, FilterTable, Filters},
     route::{RequestView, matches, virtual_host},
@@ -23,7 +24,41 @@ pub(super) enum Inbound {
     /// None that can be used.
     Refusing(String),
     /// Serve by these.
-    Serving(Box<[Chain]>),
+    Serving(Serving),
+}
+
+/// Filter chains.
+pub(super) struct Serving {
+    listener: Arc<InboundListener>,
+    /// In the order of the listener's.
+    chains: Box<[Chain]>,
+    /// Chains differ in nothing but the transport, which is the usual case.
+    is_by_transport: bool,
+    needs_hello: bool,
+}
+
+/// What is known of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+    pub(super) transport: Transport,
+    /// Server name and application protocols that a TLS client asked for; read where a chain asks
+    /// for them.
+    pub(super) server_name: Option<String>,
+    pub(super) application_protocols: Vec<Vec<u8>>,
+}
+
+impl Seen {
+    fn arrival(&self) -> Arrival<'_> {
+        Arrival {
+            source: self.source,
+            destination: self.destination,
+            is_tls: self.transport == Transport::Tls,
+            server_name: self.server_name.as_deref(),
+            application_protocols: &self.application_protocols,
+        }
+    }
 }
 
 /// A filter chain.
@@ -90,34 +125,57 @@ impl Inbound {
             return Some(Self::Refusing(reason));
         }
         let chains = listener.filter_chains.iter();
-        Some(Self::Serving(
-            chains
+        let is_plain = |chain: &FilterChain| chain.matches == ChainMatch::default();
+        Some(Self::Serving(Serving {
+            listener: Arc::clone(listener),
+            is_by_transport: chains.clone().all(is_plain),
+            needs_hello: chains.clone().any(FilterChain::needs_hello),
+            chains: chains
                 .map(|chain| Chain::compile(chain, previous, identity, states))
                 .collect(),
-        ))
+        }))
+    }
+
+    /// Whether a chain can only be chosen once a TLS client has said hello.
+    pub(super) fn needs_hello(&self) -> bool {
+        matches!(self, Self::Serving(serving) if serving.needs_hello)
     }
 
     /// The most specific chain for a connection.
-    pub(super) fn chain(&self, transport: Transport) -> Option<&Chain> {
-        let Self::Serving(chains) = self else {
+    pub(super) fn chain(&self, seen: &Seen) -> Option<&Chain> {
+        let Self::Serving(serving) = self else {
             return None;
         };
-        let wanted = match transport {
+        if !serving.is_by_transport {
+            let declared = serving.listener.filter_chains.iter();
+            return serving.chains.get(choose_chain(declared, &seen.arrival())?);
+        }
+        let wanted = match seen.transport {
             Transport::Raw => TransportMatch::RawBuffer,
             Transport::Tls => TransportMatch::Tls,
         };
-        let find = |wanted| chains.iter().find(|chain| chain.transport == wanted);
+        let find = |wanted| {
+            serving
+                .chains
+                .iter()
+                .find(|chain| chain.transport == wanted)
+        };
         find(wanted).or_else(|| find(TransportMatch::Any))
     }
 
+    /// Whether TLS connections to the same place prove who they are.
+    pub(super) fn is_mutual_over_tls(&self, seen: &Seen) -> bool {
+        let over_tls = Seen {
+            transport: Transport::Tls,
+            ..seen.clone()
+        };
+        self.chain(&over_tls).is_some_and(Chain::is_mutual)
+    }
+
     /// The chain of a live connection's requests; `None` when the connection does not fit any more.
-    pub(super) fn chain_of_live(
-        &self,
-        transport: Transport,
-        is_authenticated: bool,
-    ) -> Option<&Chain> {
-        self.chain(transport)
-            .filter(|chain| match (&chain.security, transport) {
+    pub(super) fn chain_of_live(&self, seen: &Seen, is_authenticated: bool) -> Option<&Chain> {
+        self.chain(seen)
+            .filter(|chain| match (&chain.security, seen.transport) {
                 (Security::Plaintext, Transport::Raw) => true,
                 (Security::Tls(tls), Transport::Tls) => {
                     is_authenticated || !tls.settings().require_client_certificate
@@ -178,7 +236,7 @@ impl Chain {
     }
 
     /// Whether clients prove who they are.
-    pub(super) fn is_mutual(&self) -> bool {
+    fn is_mutual(&self) -> bool {
         match &self.security {
             Security::Tls(tls) => tls.settings().require_client_certificate,
             Security::Plaintext | Security::Unusable => false,
@@ -228,13 +286,16 @@ impl Chain {
 
 impl Inbound {
     fn held_tls(&self, settings: &mesh_core::config::DownstreamTls) -> Option<Arc<ServerTls>> {
-        let Self::Serving(chains) = self else {
+        let Self::Serving(serving) = self else {
             return None;
         };
-        chains.iter().find_map(|chain| match &chain.security {
-            Security::Tls(tls) if tls.settings() == settings => Some(Arc::clone(tls)),
-            _ => None,
-        })
+        serving
+            .chains
+            .iter()
+            .find_map(|chain| match &chain.security {
+                Security::Tls(tls) if tls.settings() == settings => Some(Arc::clone(tls)),
+                _ => None,
+            })
     }
 }
 

@@ -4,12 +4,23 @@ use http::{HeaderMap, Method};
 use mesh_core::{
     ConfigError,
     config::{
-        CertificateSource, DownstreamTls, HeaderMatcher, HeaderPredicate, PathMatcher, Route,
-        RouteMatch, TrustSource, VirtualHost,
+        CertificateSource, ChainMatch, DownstreamTls, HeaderMatcher, HeaderPredicate, PathMatcher,
+        Route, RouteMatch, TrustSource, VirtualHost,
     },
 };
 
 use super::*;
+
+/// A connection of which nothing but the transport is said.
+fn by(transport: Transport) -> Seen {
+    Seen {
+        source: "192.0.2.1:5000".parse().expect("address"),
+        destination: "10.0.0.1:8080".parse().expect("address"),
+        transport,
+        server_name: None,
+        application_protocols: Vec::new(),
+    }
+}
 
 fn tls(require: bool) -> DownstreamTls {
     let instance = "default".to_owned();
@@ -37,6 +48,7 @@ fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
     FilterChain {
         name: format!("{transport:?}"),
         transport,
+        matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::default(),
         filters: vec![],
@@ -113,7 +125,7 @@ fn chains_are_chosen_by_transport_and_must_fit() {
             .map(|(transport, tls)| chain(transport, tls))
             .collect();
         let inbound = compile(chains, None, &Inbound::Pending);
-        let fits = |transport, auth| inbound.chain_of_live(transport, auth).is_some();
+        let fits = |transport, auth| inbound.chain_of_live(&by(transport), auth).is_some();
         assert_eq!(fits(Transport::Raw, false), raw, "raw: {text}");
         assert_eq!(fits(Transport::Tls, false), anonymous, "anonymous: {text}");
         assert_eq!(
@@ -129,7 +141,7 @@ fn chains_are_chosen_by_transport_and_must_fit() {
         None,
         &Inbound::Pending,
     );
-    assert!(inbound.chain_of_live(Transport::Tls, true).is_none());
+    assert!(inbound.chain_of_live(&by(Transport::Tls), true).is_none());
 }
 
 #[test]
@@ -157,10 +169,11 @@ fn the_address_must_be_ours() {
 
 #[test]
 fn tls_that_did_not_change_keeps_its_sessions_and_pending_changes_nothing() {
-    let held = |inbound: &Inbound| match &inbound.chain(Transport::Tls).expect("chain").security {
-        Security::Tls(tls) => Arc::clone(tls),
-        _ => panic!("no TLS"),
-    };
+    let held =
+        |inbound: &Inbound| match &inbound.chain(&by(Transport::Tls)).expect("chain").security {
+            Security::Tls(tls) => Arc::clone(tls),
+            _ => panic!("no TLS"),
+        };
     let first = compile(
         vec![chain(TransportMatch::Any, Some(tls(true)))],
         None,
@@ -207,7 +220,7 @@ fn routes_decide_what_is_served_here() {
         let method = Method::GET;
         let uri = path.parse().expect("a path");
         let view = RequestView::new(&method, &uri, authority, &headers);
-        let chain = inbound.chain(Transport::Raw).expect("chain");
+        let chain = inbound.chain(&by(Transport::Raw)).expect("chain");
         chain.route(&view).refusal.map_or(Ok(()), Err)
     };
     let here = || RouteAction::NonForwarding;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::{
     envoy::{
         config::{
-            core::v3::{HttpProtocolOptions, TransportSocket, transport_socket},
+            core::v3::{CidrRange, HttpProtocolOptions, TransportSocket, transport_socket},
             listener::v3::{
                 ApiListener as ApiPb, Filter, FilterChain as ChainPb, FilterChainMatch,
                 ListenerFilter, filter, listener_filter,
@@ -34,7 +34,8 @@ use envoy_types::pb::{
     google::protobuf::{BoolValue, Duration as DurationProto},
 };
 use mesh_core::config::{
-    ApiListener, InboundListener, ListenerKind, RbacAction, RouteSource, TransportMatch,
+    ApiListener, ChainMatch, InboundListener, ListenerKind, RbacAction, RouteSource, SourceType,
+    TransportMatch,
 };
 
 use super::*;
@@ -277,8 +278,98 @@ pub(super) fn server_listeners() {
             ..chain("", manager(|_| {}))
         })
     }));
-    assert_eq!(shadowed.filter_chains.len(), 1);
-    assert_eq!(shadowed.filter_chains[0].name, "chain");
+    let default = &shadowed.filter_chains[1];
+    assert!(default.matches.is_default && default.name == "default");
+}
+
+fn matched(change: impl FnOnce(&mut FilterChainMatch)) -> ChainPb {
+    let mut chain = chain("", manager(|_| {}));
+    let mut asks = FilterChainMatch::default();
+    change(&mut asks);
+    chain.filter_chain_match = Some(asks);
+    chain
+}
+
+fn cidr(address: &str, length: u32) -> CidrRange {
+    CidrRange {
+        address_prefix: address.into(),
+        prefix_len: Some(UInt32Value { value: length }),
+    }
+}
+
+#[test]
+pub(super) fn filter_chain_matches() {
+    let got = accepted(inbound(|l| {
+        l.filter_chains = vec![
+            matched(|m| {
+                m.destination_port = Some(UInt32Value { value: 80 });
+                m.prefix_ranges = vec![cidr("10.1.2.3", 8)];
+                m.server_names = vec!["*.Example".into()];
+                m.application_protocols = vec!["h2".into()];
+                m.source_type = 2;
+                m.source_prefix_ranges = vec![cidr("2001:db8::1", 32)];
+                m.source_ports = vec![1, 2];
+                m.transport_protocol = "tls".into();
+            }),
+            matched(|m| m.source_ports = vec![3]),
+        ];
+    }));
+    let asks = &got.filter_chains[0].matches;
+    let expected = ChainMatch {
+        is_default: false,
+        destination_port: Some(80),
+        destination_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+        server_names: vec!["*.example".into()],
+        application_protocols: vec!["h2".into()],
+        source_type: SourceType::External,
+        source_ranges: vec!["2001:db8::/32".parse().unwrap()],
+        source_ports: vec![1, 2],
+    };
+    assert_eq!(*asks, expected);
+    for (chains, expected) in [
+        (
+            // The same ranges, once masked; the same port among others.
+            vec![
+                matched(|m| m.prefix_ranges = vec![cidr("10.1.2.3", 8)]),
+                matched(|m| m.prefix_ranges = vec![cidr("10.9.9.9", 8), cidr("11.0.0.0", 8)]),
+            ],
+            "filter_chains[1].filter_chain_match: is the same",
+        ),
+        (
+            vec![matched(|m| m.prefix_ranges = vec![cidr("x", 8)])],
+            "filter_chains[0].filter_chain_match.prefix_ranges[0].address_prefix: ",
+        ),
+        (
+            vec![matched(|m| {
+                m.source_prefix_ranges = vec![cidr("10.0.0.0", 33)]
+            })],
+            "filter_chains[0].filter_chain_match.source_prefix_ranges[0].prefix_len: ",
+        ),
+        (
+            vec![matched(|m| m.server_names = vec!["a*.b".into()])],
+            "filter_chains[0].filter_chain_match.server_names[0]: ",
+        ),
+        (
+            vec![matched(|m| m.source_type = 7)],
+            "filter_chains[0].filter_chain_match.source_type: ",
+        ),
+        (
+            vec![matched(|m| m.address_suffix = "x".into())],
+            "filter_chains[0].filter_chain_match.address_suffix: ",
+        ),
+        (
+            vec![matched(|m| {
+                m.destination_port = Some(UInt32Value { value: 65_536 })
+            })],
+            "filter_chains[0].filter_chain_match.destination_port: ",
+        ),
+    ] {
+        refused(
+            Kind::Listener,
+            inbound(|l| l.filter_chains = chains),
+            expected,
+        );
+    }
 }
 
 #[test]
@@ -343,9 +434,9 @@ pub(super) fn filter_chains_that_cannot_be_told_apart_or_served_are_refused() {
         (
             inbound(|l| {
                 let chain_match = l.filter_chains[0].filter_chain_match.as_mut().unwrap();
-                chain_match.source_ports = vec![1];
+                chain_match.source_ports = vec![0];
             }),
-            "filter_chains[0].filter_chain_match.source_ports: ",
+            "filter_chains[0].filter_chain_match.source_ports[0]: ",
         ),
         (
             inbound(|l| l.filter_chains = vec![chain("quic", manager(|_| {}))]),
