@@ -22,6 +22,7 @@ pub mod diagnostic;
 pub mod encode;
 pub mod explain;
 mod follow;
+mod keys;
 pub mod metrics;
 pub mod model;
 pub mod registry;
