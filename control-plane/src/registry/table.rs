@@ -364,7 +364,8 @@ impl Table {
 
     /// The instance of a check, and which of its checks it is.
     fn find_check(&self, check: &str) -> Result<(String, usize), Unknown> {
-        let found = self.entries.iter().find_map(|(id, entry)| {
+        let present = self.entries.iter().filter(|(_, e)| e.drained_at.is_none());
+        let found = { present }.find_map(|(id, entry)| {
             let at = entry.checks.iter().position(|c| c.spec.id == check)?;
             Some((id.clone(), at))
         });

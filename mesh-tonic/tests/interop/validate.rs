@@ -110,7 +110,7 @@ spec:
 apiVersion: mesh/v1
 kind: BalancerPolicy
 metadata: {name: greeter}
-spec: {host: greeter, subset: v1, peakEwma: {decay: 5s}, panicThreshold: 20, overprovisioningFactor: 150}
+spec: {host: greeter, subset: v1, panicThreshold: 20, overprovisioningFactor: 150}
 ---
 kind: VirtualService
 metadata: {name: greeter}

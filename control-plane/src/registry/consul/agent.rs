@@ -54,8 +54,11 @@ pub(super) async fn maintenance(
     Query(by): Parameters,
 ) -> Result<(), Refused> {
     let reason = match by.get("enable").map(String::as_str) {
-        Some("true") => Some(by.get("reason").cloned().unwrap_or_default()),
-        Some("false") => None,
+        // What Go reads as a boolean.
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => {
+            Some(by.get("reason").cloned().unwrap_or_default())
+        }
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => None,
         Some(other) => {
             return Err(Refused::bad(format!(
                 "enable: {other:?} is not true or false"
