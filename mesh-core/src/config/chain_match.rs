@@ -119,12 +119,9 @@ impl FilterChain {
 }
 
 /// The place of the chain for a connection; `None` when it is to be closed. Allocates nothing.
-pub fn choose_chain<'c>(
-    chains: impl Iterator<Item = &'c FilterChain> + Clone,
-    arrival: &Arrival<'_>,
-) -> Option<usize> {
+pub fn choose_chain(chains: &[FilterChain], arrival: &Arrival<'_>) -> Option<usize> {
     let asking = || {
-        let all = chains.clone().enumerate();
+        let all = chains.iter().enumerate();
         all.filter(|(_, chain)| !chain.matches.is_default)
     };
     let mut best = [0; CRITERIA];
@@ -146,7 +143,7 @@ pub fn choose_chain<'c>(
         };
         best[criterion] = precision;
     }
-    let default = || chains.clone().position(|chain| chain.matches.is_default);
+    let default = || chains.iter().position(|chain| chain.matches.is_default);
     winner.map(|(_, at)| at).or_else(default)
 }
 
@@ -251,7 +248,7 @@ mod tests {
             server_name,
             application_protocols: &offered,
         };
-        choose_chain(chains.iter(), &arrival).map(|at| chains[at].name.clone())
+        choose_chain(chains, &arrival).map(|at| chains[at].name.clone())
     }
 
     const FROM_FAR: &str = "192.0.2.1:5000 10.0.0.1:80";

@@ -147,7 +147,7 @@ impl Inbound {
             return None;
         };
         if !serving.is_by_transport {
-            let declared = serving.listener.filter_chains.iter();
+            let declared = &serving.listener.filter_chains;
             return serving.chains.get(choose_chain(declared, &seen.arrival())?);
         }
         let wanted = match seen.transport {
