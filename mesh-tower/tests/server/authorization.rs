@@ -38,10 +38,10 @@ async fn deny_all_refuses_http_and_grpc_in_their_own_words_and_is_audited() {
     let json = records[0].to_json();
     assert_eq!(json["principal"], ALICE);
     assert_eq!(json["method"], "POST");
-    assert_eq!(json["path"], "/who");
+    assert_eq!(json["rpc_method"], "/who");
     assert_eq!(json["authority"], "server.default");
     assert_eq!(json["action"], "ALLOW");
-    assert_eq!(json["policy"], serde_json::Value::Null);
+    assert_eq!(json["matched_rule"], serde_json::Value::Null);
     assert_eq!(json["authorized"], false);
     assert_eq!(records[1].path, "/pkg.Greeter/SayHello");
     world
