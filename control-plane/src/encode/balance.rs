@@ -26,7 +26,7 @@ use mesh_core::config::{
 };
 use prost::Name;
 
-use super::{ClientClass, Feature, any, duration, uint32};
+use super::{ClientClass, Feature, any, duration, own_policy, uint32};
 
 /// How a class of clients is told to balance.
 #[derive(Debug, Default)]
@@ -80,7 +80,16 @@ pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
             })),
             ..Balance::default()
         },
-        // Without a form on the wire, or not had by the class.
+        // Only our library has ours; any client may have been given others (A52).
+        LbPolicy::PeakEwma(_) | LbPolicy::Prequal(_) if class == ClientClass::Rust => Balance {
+            load_balancing_policy: own_policy::encode(&config.lb_policy),
+            ..Balance::default()
+        },
+        LbPolicy::Custom { .. } if class != ClientClass::Envoy => Balance {
+            load_balancing_policy: own_policy::encode(&config.lb_policy),
+            ..Balance::default()
+        },
+        // Not had by the class.
         LbPolicy::RoundRobin
         | LbPolicy::LeastRequest(_)
         | LbPolicy::Random

@@ -13,6 +13,7 @@ mod headers;
 mod health_check;
 mod listener;
 mod matcher;
+mod own_policy;
 mod rbac;
 mod retry;
 mod route;

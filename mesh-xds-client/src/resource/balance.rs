@@ -44,6 +44,7 @@ use mesh_core::config::{
 };
 
 use super::{
+    own_policy::{self, TypedStruct},
     path::Sink,
     report::report,
     value::{duration, health_status, is, parse, uint32},
@@ -196,6 +197,8 @@ fn policy_of(
         wrr_locality(sink, any, common, depth)
     } else if is::<RandomSubsetting>(any) {
         random_subsetting(sink, any, common, depth)
+    } else if is::<TypedStruct>(any) {
+        return own_policy::decode(sink, any);
     } else {
         return None;
     })
@@ -233,12 +236,10 @@ fn ring_hash_policy(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> 
         Ok(HashFunction::DefaultHash | HashFunction::XxHash) => {}
         _ => return sink.error_at("hash_function", "must be XX_HASH"),
     }
-    report!(
-        sink,
-        config,
-        [hash_balance_factor, use_hostname_for_hashing]
-    );
-    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref());
+    common.consistent_hashing.use_hostname_for_hashing |= config.use_hostname_for_hashing;
+    let factor = uint32(config.hash_balance_factor.as_ref());
+    balance_factor(sink, factor, common);
+    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref(), common);
     common.locality_weighted |= config.locality_weighted_lb_config.is_some();
     let smallest = config.minimum_ring_size.as_ref();
     ring_hash(sink, smallest, config.maximum_ring_size.as_ref())
@@ -246,7 +247,7 @@ fn ring_hash_policy(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> 
 
 fn maglev_policy(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: Maglev = parse(sink, any)?;
-    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref());
+    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref(), common);
     common.locality_weighted |= config.locality_weighted_lb_config.is_some();
     maglev(sink, config.table_size.as_ref())
 }
@@ -399,15 +400,30 @@ fn is_prime(number: u32) -> bool {
             .any(|d| is_divisor(&d))
 }
 
-fn consistent_hashing(sink: &mut Sink, config: Option<&ConsistentHashingLbConfig>) {
+fn consistent_hashing(
+    sink: &mut Sink,
+    config: Option<&ConsistentHashingLbConfig>,
+    common: &mut CommonLbConfig,
+) {
     if let Some(config) = config {
         sink.field("consistent_hashing_lb_config", |sink| {
-            report!(
-                sink,
-                config,
-                [hash_balance_factor, hash_policy, use_hostname_for_hashing]
-            );
+            report!(sink, config, [hash_policy]);
+            common.consistent_hashing.use_hostname_for_hashing |= config.use_hostname_for_hashing;
+            let factor = uint32(config.hash_balance_factor.as_ref());
+            balance_factor(sink, factor, common);
         });
+    }
+}
+
+fn balance_factor(sink: &mut Sink, factor: Option<u32>, common: &mut CommonLbConfig) {
+    match factor {
+        None => {}
+        Some(factor) if factor >= 100 => {
+            common.consistent_hashing.hash_balance_factor = Some(factor);
+        }
+        Some(factor) => {
+            sink.error_at::<()>("hash_balance_factor", format!("{factor} is below 100"));
+        }
     }
 }
 
@@ -477,11 +493,18 @@ fn decode_common(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbCon
             config,
             [
                 close_connections_on_host_set_change,
-                consistent_hashing_lb_config,
                 ignore_new_hosts_until_first_hc,
                 update_merge_window,
             ]
         );
+        if let Some(hashing) = &config.consistent_hashing_lb_config {
+            sink.field("consistent_hashing_lb_config", |sink| {
+                common.consistent_hashing.use_hostname_for_hashing |=
+                    hashing.use_hostname_for_hashing;
+                let factor = uint32(hashing.hash_balance_factor.as_ref());
+                balance_factor(sink, factor, common);
+            });
+        }
         if let Some(Percent { value }) = config.healthy_panic_threshold {
             if (0.0..=100.0).contains(&value) {
                 common.healthy_panic_threshold = Some(value as u32);

@@ -25,7 +25,7 @@ use super::{
     rewrite,
 };
 use crate::resource::{
-    canonical,
+    canonical, metadata,
     path::Sink,
     report::report,
     value::{self, duration, uint32},
@@ -196,7 +196,7 @@ fn extras(
             false => mirrors,
         },
         hedge,
-        metadata_match: Default::default(),
+        metadata_match: metadata::of_lb(proto.metadata_match.as_ref()),
     })
 }
 
@@ -337,7 +337,7 @@ fn cluster_extras(sink: &mut Sink, proto: &ClusterWeight) -> Option<Option<Box<C
     let extras = ClusterExtras {
         headers: headers.map(|headers| *headers).unwrap_or_default(),
         host_rewrite,
-        metadata_match: Default::default(),
+        metadata_match: metadata::of_lb(proto.metadata_match.as_ref()),
     };
     Some((extras != ClusterExtras::default()).then(|| Box::new(extras)))
 }
