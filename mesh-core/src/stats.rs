@@ -138,6 +138,7 @@ impl Streaks {
     fn after(self, verdict: Verdict) -> Self {
         match verdict {
             Verdict::Success => Self::default(),
+            Verdict::Abandoned => self,
             Verdict::LocalFailure => Self {
                 any: self.any + 1,
                 any_gateway: self.any_gateway + 1,
@@ -210,7 +211,7 @@ impl EndpointStats {
 
     #[cold]
     fn count_failure(&self, verdict: Verdict) -> bool {
-        if verdict == Verdict::NotAsked {
+        if matches!(verdict, Verdict::NotAsked | Verdict::Abandoned) {
             return false;
         }
         self.failed.fetch_add(1, Relaxed);

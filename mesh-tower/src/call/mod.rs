@@ -4,10 +4,12 @@
 //!
 //! 1. configuration — everything else reads it; waited for once in a listener's life.
 //! 2. route — outside of the limits, because the route carries the timeouts.
-//! 3. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
-//! 4. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
-//! 5. attempts — each picks again from the newest endpoints.
-//! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
+//! 3. filters — before the permit, which a request that they answer does not need, and within the
+//!    deadline, which covers a delay.
+//! 4. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
+//! 5. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
+//! 6. attempts — each picks again from the newest endpoints.
+//! 7. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
 //!
 //! Most calls need one attempt on an endpoint that is ready. These are decided and sent before there
 //! is a future ([`start`]), which then holds no more than what waits for the response. Whatever else
@@ -15,27 +17,32 @@
 
 mod attempts;
 mod decided;
+mod filtered;
 mod future;
+mod mirror;
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::{
-    config::RetryPolicy,
+    filter::Filters,
     outcome::Outcome,
     rng::SplitMix64,
     route::{CompiledRoute, Decision, ForwardAction, RequestView},
 };
 use tokio::time::Instant;
 
-use self::attempts::{Attempts, Next};
-pub use self::{attempts::TRANSPARENT_RETRIES_MAX, future::ResponseFuture};
+use self::attempts::{Again, Attempts, Next};
+pub use self::{
+    attempts::TRANSPARENT_RETRIES_MAX,
+    future::ResponseFuture,
+    mirror::{MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX},
+};
 use crate::{
     Body, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     error::{AsError, DispatchError, Error, ErrorKind},
-    head::Head,
     headers::find,
     in_flight::InFlight,
     listener::{ListenerRuntime, LiveSnapshot, NAMED_CLUSTER_WAIT_MAX},
@@ -90,13 +97,6 @@ impl<M: MakeEndpoint> AttemptResult<M> {
             Self::TimedOut => Outcome::PerTryTimeout,
         }
     }
-}
-
-/// What a call needs to be repeated. Only a call with a retry policy has it.
-struct Again {
-    policy: RetryPolicy,
-    head: Head,
-    replay: crate::body::Replay,
 }
 
 /// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
@@ -212,8 +212,17 @@ fn start_at<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
     let (started, now) = (beginning.started, beginning.now);
-    let (mut in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
+    let drawn = rng.clone();
+    let (in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
         Ok(permitted) => permitted,
+        Err((Stop::Filtered, span)) => {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
+            let filtered = filtered::send(listener, request, beginning, options, drawn);
+            return ResponseFuture::later(filtered);
+        }
         Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
         Err((Stop::Answered(reply), _)) => return ResponseFuture::answered(reply.into_response()),
         // One that was known for a moment is not waited for again and again.
@@ -233,12 +242,33 @@ fn start_at<M: MakeEndpoint, S>(
             return ResponseFuture::later(named);
         }
     };
+    let permitted = (in_flight, chosen);
+    proceed(listener, live, outgoing, now, options, permitted, &mut rng)
+}
+
+/// Stages 11 and 12: sends a request that has its permit, at `now`.
+#[inline]
+fn proceed<M: MakeEndpoint, S>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    now: Instant,
+    options: CallOptions,
+    (mut in_flight, chosen): (InFlight<M>, Chosen<'_, M>),
+    rng: &mut SplitMix64,
+) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
         match decided::prepare(decision, listener, live, outgoing) {
             Ok(extras) => in_flight.extras = Some(extras),
             Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
         }
+    }
+    if let Some(extras) = &mut in_flight.extras
+        && !extras.mirrors.is_empty()
+    {
+        let mirrors = std::mem::take(&mut extras.mirrors);
+        mirror::send_all(listener, live, &mirrors, &in_flight, outgoing);
     }
     if options.reports_endpoint {
         let extras = in_flight.extras.get_or_insert_default();
@@ -249,10 +279,21 @@ fn start_at<M: MakeEndpoint, S>(
     let mut again = None;
     let mut until = in_flight.deadline;
     if let Some(policy) = &forward.retry {
-        again = Some(Box::new(Again::keep(policy, outgoing)));
+        in_flight.watch_attempts(policy, outgoing);
+        again = Some(Box::new(Again::keep(Some(policy), outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[], in_flight.affinity()) {
+    if let Some(extras) = &in_flight.extras
+        && extras.is_watched()
+    {
+        if extras.hedge.is_some() && again.is_none() {
+            again = Some(Box::new(Again::keep(None, outgoing)));
+        }
+        let request = outgoing.take_absolute();
+        let attempts = Attempts::new(in_flight, again, until);
+        return ResponseFuture::later(attempts.run(Next::Send(request)));
+    }
+    match in_flight.state.pick(rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
             let exchange = in_flight
                 .begin_attempt(endpoint, outgoing)
@@ -275,6 +316,8 @@ struct Chosen<'l, M: MakeEndpoint> {
     cluster: &'l Arc<ClusterRuntime<M>>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
+    /// What the request meets before it is sent.
+    filters: Option<&'l Filters>,
 }
 
 /// A call ends before anybody is asked, or cannot go on yet.
@@ -283,6 +326,8 @@ enum Stop {
     Answered(Box<LocalReply>),
     /// It names a cluster that is not known yet.
     Unknown(Box<str>),
+    /// Its route has filters: it goes on in a future of its own.
+    Filtered,
 }
 
 impl Stop {
@@ -290,7 +335,7 @@ impl Stop {
         match self {
             Self::Failed(error) => span.end(error.kind().into()),
             Self::Answered(reply) => span.end(reply.code(protocol)),
-            Self::Unknown(_) => {}
+            Self::Unknown(_) | Self::Filtered => {}
         }
     }
 }
@@ -316,6 +361,9 @@ fn permit<'l, M: MakeEndpoint>(
     };
     let mut span = span.unwrap_or_else(begin);
     let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+        if chosen.filters.is_some() {
+            return Err(Stop::Filtered);
+        }
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
@@ -327,11 +375,21 @@ fn permit<'l, M: MakeEndpoint>(
             return Err((stop, span));
         }
     };
-    let limit = earlier(chosen.forward.timeout, chosen.forward.stream_limit);
-    let of_route = limit.and_then(|limit| now.checked_add(limit));
-    let deadline = earlier(asked_deadline(timeout, started), of_route);
+    let deadline = deadline(chosen.forward, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
+}
+
+/// When a call ends: the caller's deadline, or the route's limit from `now` on.
+#[inline]
+fn deadline(
+    forward: &ForwardAction,
+    timeout: Option<&HeaderValue>,
+    [started, now]: [Instant; 2],
+) -> Option<Instant> {
+    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_route = limit.and_then(|limit| now.checked_add(limit));
+    earlier(asked_deadline(timeout, started), of_route)
 }
 
 fn choose<'l, M: MakeEndpoint>(
@@ -355,25 +413,17 @@ fn choose<'l, M: MakeEndpoint>(
         )));
     };
     match route.plain() {
-        Some(forward) => Ok(Chosen {
-            route,
-            forward,
-            cluster: live.clusters.get(forward.cluster(rng)),
-            decision: None,
-        }),
-        None => decided::decide(listener, live, number, &view, protocol, rng),
-    }
-}
-
-impl Again {
-    /// Keeps the head of a request and makes its body one that can be sent again.
-    fn keep(policy: &RetryPolicy, outgoing: &mut Outgoing<'_>) -> Self {
-        outgoing.make_absolute(Scheme::HTTP, || None);
-        Self {
-            policy: policy.clone(),
-            head: Head::of(outgoing.head()),
-            replay: outgoing.body_mut().share(),
+        Some(forward) => {
+            let cluster = forward.cluster(rng);
+            Ok(Chosen {
+                route,
+                forward,
+                cluster: live.clusters.get(cluster),
+                decision: None,
+                filters: live.filters(number, cluster),
+            })
         }
+        None => decided::decide(listener, live, number, &view, protocol, rng),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{snapshot::ClusterSnapshot, stats::EndpointStats};
+use mesh_core::{filter::FilterAction, snapshot::ClusterSnapshot, stats::EndpointStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
@@ -24,7 +24,7 @@ use prometheus_client::{
 use super::control_plane::ControlPlaneSeries;
 use super::{
     code::{Code, Protocol},
-    counts::{Counts, Totals},
+    counts::{Counts, Extra, Totals},
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -44,6 +44,7 @@ struct Shared {
     server: ServerMetrics,
     #[cfg(feature = "xds")]
     control_planes: ControlPlaneSeries,
+    filters: Family<Labels<3>, Counter>,
 }
 
 /// The clusters in use. One name may have several, in services that share nothing.
@@ -66,8 +67,12 @@ impl Metrics {
         let control_planes = ControlPlaneSeries::default();
         #[cfg(feature = "xds")]
         registry.register_collector(Box::new(control_planes.clone()));
+        let filters = Family::<Labels<3>, Counter>::default();
+        let help = "What filters did with requests";
+        registry.register("mesh_filter_actions", help, filters.clone());
         Self {
             shared: Arc::new(Shared {
+                filters,
                 registry: Mutex::new(registry),
                 clusters,
                 server,
@@ -103,6 +108,17 @@ impl Metrics {
     /// The handles of the serving side.
     pub fn server(&self) -> &ServerMetrics {
         &self.shared.server
+    }
+
+    /// Counts what a filter did, on side `client` or `server`.
+    #[cold]
+    pub(crate) fn filtered(&self, side: &'static str, filter: &str, action: FilterAction) {
+        let labels = [
+            ("side", side.to_owned()),
+            ("filter", filter.to_owned()),
+            ("action", action.label().to_owned()),
+        ];
+        self.shared.filters.get_or_create(&labels).inc();
     }
 
     /// Adds metrics of the caller's own.
@@ -157,9 +173,9 @@ impl CallMetrics {
         self.counts.finish(protocol, code, latency);
     }
 
-    /// Counts an attempt after the first.
-    pub fn retry(&self) {
-        self.counts.retry();
+    /// Counts what is sent beyond the first attempt of a call.
+    pub(crate) fn extra(&self, extra: Extra) {
+        self.counts.extra(extra);
     }
 
     /// Shows the counters of the endpoints in `snapshot` as this cluster's.
@@ -177,6 +193,40 @@ impl fmt::Debug for CallMetrics {
         write!(f, "CallMetrics({})", self.cluster)
     }
 }
+
+/// What is sent beyond the first attempts (A96 has the first three as `grpc.client.call.*`).
+const EXTRAS: [(&str, Extra, &str); 6] = [
+    (
+        "mesh_client_retries",
+        Extra::Retry,
+        "Attempts by the retry policy",
+    ),
+    (
+        "mesh_client_transparent_retries",
+        Extra::Transparent,
+        "Attempts of requests that never left",
+    ),
+    (
+        "mesh_client_hedges",
+        Extra::Hedge,
+        "Attempts beside others, by the hedge policy",
+    ),
+    (
+        "mesh_client_retries_over_budget",
+        Extra::OverBudget,
+        "Retries and hedges that the budget had no room for",
+    ),
+    (
+        "mesh_client_mirrors",
+        Extra::Mirror,
+        "Copies that were sent, by the cluster that gets them",
+    ),
+    (
+        "mesh_client_mirrors_dropped",
+        Extra::MirrorDropped,
+        "Copies that were not sent or given up, by the cluster that should get them",
+    ),
+];
 
 /// Everything about the calling side, gathered when it is asked for.
 #[derive(Debug)]
@@ -239,14 +289,12 @@ impl Collector for ClientSeries {
             let labels = [("cluster", cluster.as_str())];
             gauge(metric.encode_family(&labels)?, totals.calls.in_flight())?;
         }
-        let help = "Attempts after the first";
-        let mut metric = describe(encoder, "mesh_client_retries", help, MetricType::Counter)?;
-        for (cluster, totals) in &totals {
-            counter(
-                &mut metric,
-                &[("cluster", cluster.as_str())],
-                totals.calls.retries,
-            )?;
+        for (name, extra, help) in EXTRAS {
+            let mut metric = describe(encoder, name, help, MetricType::Counter)?;
+            for (cluster, totals) in &totals {
+                let count = totals.calls.extra(extra);
+                counter(&mut metric, &[("cluster", cluster.as_str())], count)?;
+            }
         }
         let help = "Attempts by endpoint and outcome";
         let name = "mesh_client_endpoint_requests";
@@ -291,6 +339,7 @@ pub struct ServerMetrics {
     counts: Arc<Counts>,
     denied: Family<Labels<1>, Counter>,
     refused_connections: Family<Labels<1>, Counter>,
+    connections: Family<Labels<1>, Counter>,
 }
 
 impl ServerMetrics {
@@ -299,6 +348,7 @@ impl ServerMetrics {
             counts: Arc::default(),
             denied: Family::default(),
             refused_connections: Family::default(),
+            connections: Family::default(),
         };
         registry.register_collector(Box::new(ServerSeries(Arc::clone(&metrics.counts))));
         registry.register(
@@ -310,6 +360,11 @@ impl ServerMetrics {
             "mesh_server_refused_connections",
             "Connections refused before any request",
             metrics.refused_connections.clone(),
+        );
+        registry.register(
+            "mesh_server_connections",
+            "Connections accepted: mutual_tls, tls (without a certificate of the client), none",
+            metrics.connections.clone(),
         );
         metrics
     }
@@ -330,6 +385,13 @@ impl ServerMetrics {
     pub fn denied(&self, policy: Option<&str>) {
         let labels = [("policy", policy.unwrap_or(NO_POLICY).to_owned())];
         self.denied.get_or_create_owned(&labels).inc();
+    }
+
+    /// Counts a connection that was accepted, by how it is secured: `mutual_tls`, `tls` or `none`.
+    pub fn connection_accepted(&self, security: &str) {
+        self.connections
+            .get_or_create_owned(&[("connection_security_policy", security.to_owned())])
+            .inc();
     }
 
     /// Counts a connection that was refused before any request.
@@ -414,7 +476,7 @@ mod tests {
         for _ in 0..3 {
             cluster.start();
         }
-        cluster.retry();
+        cluster.extra(Extra::Retry);
         cluster.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(7));
         cluster.finish(Protocol::Http, Code::Http(503), Duration::from_secs(60));
         other.start();

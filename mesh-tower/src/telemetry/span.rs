@@ -17,6 +17,7 @@ use std::{
 };
 
 use http::{HeaderMap, Method, request::Parts};
+use mesh_core::filter::FilterAction;
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
@@ -26,7 +27,7 @@ use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
 use pin_project_lite::pin_project;
 
-use super::{Code, Protocol, Telemetry, Tracing, code::grpc_name};
+use super::{Code, Extra, Protocol, Telemetry, Tracing, code::grpc_name};
 
 /// What a server span is made from.
 #[derive(Clone, Copy, Debug)]
@@ -213,6 +214,13 @@ impl ServerSpan {
         }
     }
 
+    /// A filter did something with the request.
+    pub fn filtered(&self, filter: &str, action: FilterAction) {
+        if let Some(context) = &self.context {
+            add_event(context, filter, action);
+        }
+    }
+
     /// Runs `future` with this span as the current one.
     pub fn run<F: Future>(&self, future: F) -> InContext<F> {
         InContext {
@@ -238,6 +246,22 @@ impl ServerSpan {
 #[must_use]
 pub struct CallSpan {
     inner: Option<Box<Call>>,
+}
+
+/// The span of an attempt that is not its call's current one.
+#[must_use]
+pub(crate) struct AttemptSpan {
+    /// `None` when the trace is not recorded.
+    context: Option<Context>,
+}
+
+impl AttemptSpan {
+    /// Ends the span.
+    pub(crate) fn end(self, code: Code) {
+        if let Some(context) = &self.context {
+            end_span(context, code, code.is_client_error());
+        }
+    }
 }
 
 struct Call {
@@ -267,6 +291,14 @@ impl CallSpan {
         }
     }
 
+    /// A filter did something with the request.
+    #[cold]
+    pub fn filtered(&self, filter: &str, action: FilterAction) {
+        if let Some(call) = &self.inner {
+            add_event(&call.context, filter, action);
+        }
+    }
+
     /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
     /// headers that go out.
     #[inline]
@@ -279,6 +311,44 @@ impl CallSpan {
     ) {
         if let Some(call) = &mut self.inner {
             call.attempt = call.start_attempt(number, cluster, endpoint, headers);
+        }
+    }
+
+    /// Begins the span of an attempt beside others, see [`start_attempt`](Self::start_attempt).
+    pub(crate) fn start_attempt_beside(
+        &self,
+        number: u32,
+        cluster: &str,
+        endpoint: SocketAddr,
+        headers: &mut HeaderMap,
+    ) -> AttemptSpan {
+        let call = self.inner.as_ref();
+        AttemptSpan {
+            context: call.and_then(|call| call.start_attempt(number, cluster, endpoint, headers)),
+        }
+    }
+
+    /// Takes the span of the current attempt.
+    pub(crate) fn detach_attempt(&mut self) -> AttemptSpan {
+        AttemptSpan {
+            context: self.inner.as_mut().and_then(|call| call.attempt.take()),
+        }
+    }
+
+    /// Makes the span that of the current attempt.
+    pub(crate) fn adopt_attempt(&mut self, span: AttemptSpan) {
+        if let Some(call) = &mut self.inner {
+            call.attempt = span.context;
+        }
+    }
+
+    /// Notes another attempt as an event.
+    pub(crate) fn note_extra(&self, extra: Extra, reason: &'static str) {
+        if let Some(call) = &self.inner
+            && call.described.is_some()
+        {
+            let reason = KeyValue::new("mesh.reason", reason);
+            call.context.span().add_event(extra.label(), vec![reason]);
         }
     }
 
@@ -299,6 +369,14 @@ impl CallSpan {
             end_span(&call.context, code, code.is_client_error());
         }
     }
+}
+
+fn add_event(context: &Context, filter: &str, action: FilterAction) {
+    let attributes = vec![
+        KeyValue::new("mesh.filter", filter.to_owned()),
+        KeyValue::new("mesh.filter.action", action.label()),
+    ];
+    context.span().add_event("mesh.filter", attributes);
 }
 
 impl Call {

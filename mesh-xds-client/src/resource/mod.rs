@@ -11,6 +11,7 @@ mod cluster;
 mod connection;
 mod discovery;
 mod endpoint;
+mod filter;
 mod health_check;
 mod listener;
 mod metadata;

@@ -1,6 +1,7 @@
 //! Every field of every supported resource has a fate, and docs/xds-fields.md says which.
 
 mod clusters;
+mod filters;
 mod messages;
 mod probe;
 mod routes;
@@ -28,7 +29,9 @@ const NOTES: &[(&str, &[&str])] = &[
             "QueryParameterMatcher query_parameter_match_specifier.PresentMatch",
             "HeaderValueOption append",
             "HedgePolicy initial_requests",
+            "RetryPolicy host_selection_retry_max_attempts",
             "RetryPolicy num_retries",
+            "RetryPolicy per_try_idle_timeout",
             "RetryPolicy per_try_timeout",
             "RetryPolicy retriable_status_codes",
             "WeightedCluster clusters",
@@ -65,6 +68,12 @@ const NOTES: &[(&str, &[&str])] = &[
             "CommonTlsContext (of clusters) tls_certificate_sds_secret_configs",
             "ClusterLoadAssignment policy",
             "LbEndpoint load_balancing_weight",
+            "LocalRateLimit always_consume_default_token_bucket",
+            "LocalRateLimit status",
+            "TokenBucket tokens_per_fill",
+            "RateLimit.Action.HeaderValueMatch expect_match",
+            "AdaptiveConcurrency concurrency_limit_exceeded_status",
+            "AdaptiveConcurrency enabled",
         ],
     ),
     (
@@ -219,7 +228,7 @@ The fate of every field of every message that is read, as the decoders have it. 
 
 Policies that are in no extension of xDS come in `load_balancing_policy` as an `xds.type.v3.TypedStruct`
 whose `type_url` ends in their name: `mesh.v1.PeakEwma` (`decay`, `default_rtt`, `failure_penalty`),
-`mesh.v1.Prequal` (`choice_count`, `rif_quantile`, `max_age`, `failure_penalty`; times such as `"1.5s"`), and
+`mesh.v1.Prequal` (`choice_count`, `rif_quantile`, `max_age`, `failure_penalty`; times such as `1.5s`), and
 any name that the application has given to `Compiler::with_policy`.
 ";
 
