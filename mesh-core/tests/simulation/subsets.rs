@@ -191,7 +191,7 @@ fn places(snapshot: &ClusterSnapshot) -> Vec<usize> {
     (0..400).map(pick).collect()
 }
 
-fn hashed(policy: LbPolicy, hashing: ConsistentHashing) -> Arc<ClusterSnapshot> {
+fn hashed(policy: &LbPolicy, hashing: ConsistentHashing) -> Arc<ClusterSnapshot> {
     cluster(|cluster| {
         cluster.lb_policy = policy.clone();
         cluster.common_lb_config.consistent_hashing = hashing;
@@ -202,9 +202,9 @@ fn hashed(policy: LbPolicy, hashing: ConsistentHashing) -> Arc<ClusterSnapshot> 
 fn by_host_name_keys_go_elsewhere_than_by_address() {
     let ring = LbPolicy::RingHash(RingHash::default());
     for policy in [ring, LbPolicy::Maglev { table_size: 251 }] {
-        let by_address = hashed(policy.clone(), ConsistentHashing::default());
+        let by_address = hashed(&policy, ConsistentHashing::default());
         let by_host = hashed(
-            policy,
+            &policy,
             ConsistentHashing {
                 use_hostname_for_hashing: true,
                 ..ConsistentHashing::default()
@@ -218,9 +218,9 @@ fn by_host_name_keys_go_elsewhere_than_by_address() {
 fn with_a_bound_no_endpoint_has_more_than_its_part_of_the_mean_and_idle_keys_stay() {
     let ring = LbPolicy::RingHash(RingHash::default());
     for policy in [ring, LbPolicy::Maglev { table_size: 251 }] {
-        let free = hashed(policy.clone(), ConsistentHashing::default());
+        let free = hashed(&policy, ConsistentHashing::default());
         let bounded = hashed(
-            policy,
+            &policy,
             ConsistentHashing {
                 hash_balance_factor: Some(125),
                 ..ConsistentHashing::default()
