@@ -24,7 +24,7 @@ use prost::Name;
 use super::{
     DecodeContext, balance, canonical, connection,
     discovery::{self, ClusterSource, ClusterSpec, LoadReports},
-    health_check, metadata, outlier,
+    health_check, lb_metadata, outlier,
     path::Sink,
     report::report,
     security::tls,
@@ -67,7 +67,9 @@ pub(super) fn decode(
         "network filters are not supported",
     );
     let subsets = match &proto.lb_subset_config {
-        Some(config) => sink.field("lb_subset_config", |sink| metadata::subsets(sink, config))?,
+        Some(config) => sink.field("lb_subset_config", |sink| {
+            lb_metadata::subsets(sink, config)
+        })?,
         None => None,
     };
     let has_tls = proto.transport_socket.is_some();

@@ -12,7 +12,7 @@ use mesh_core::config::{LbPolicy, PeakEwma, Prequal};
 use prost::Name;
 use serde_json::Value;
 
-use super::{metadata, path::Sink, value::parse};
+use super::{lb_metadata, path::Sink, value::parse};
 
 /// `xds.type.v3.TypedStruct`, which `envoy-types` leaves out.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -41,7 +41,7 @@ pub(super) fn decode(sink: &mut Sink, any: &Any) -> Option<Option<LbPolicy>> {
     };
     let name = typed.type_url.rsplit('/').next().unwrap_or_default();
     let settings = typed.value.as_ref();
-    let settings = settings.map_or(Value::Null, |value| metadata::object(value, 0));
+    let settings = settings.map_or(Value::Null, |value| lb_metadata::object(value, 0));
     Some(sink.field("value", |sink| match name {
         "" => sink.error("the type_url names no policy"),
         "mesh.v1.PeakEwma" => peak_ewma(sink, &settings),

@@ -186,12 +186,12 @@ fn metadata_is_that_of_the_balancer_and_equal_values_are_equal() {
         filter_metadata: [(name.to_owned(), fields([("k", value)]))].into(),
         ..Metadata::default()
     };
-    let of_lb = |value: Value| metadata::of_lb(Some(&under("envoy.lb", value)));
+    let of_lb = |value: Value| lb_metadata::of_lb(Some(&under("envoy.lb", value)));
     assert_eq!(of_lb(text("a\"b"))["k"], MetadataValue::text("a\"b"));
     assert_eq!(of_lb(list(&[1.0, 2.5])), of_lb(list(&[1.0, 2.5])));
     assert_ne!(of_lb(text("1")), of_lb(list(&[1.0])));
     let other = under("istio", text("x"));
-    assert!(metadata::of_lb(Some(&other)).is_empty());
+    assert!(lb_metadata::of_lb(Some(&other)).is_empty());
 }
 
 fn with_policy(name: &str, value: Option<Struct>) -> ClusterProto {
