@@ -14,6 +14,7 @@ mod health_check;
 mod jwt;
 mod listener;
 mod matcher;
+mod own_policy;
 mod rbac;
 mod retry;
 mod route;

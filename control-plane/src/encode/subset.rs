@@ -73,7 +73,7 @@ fn structure(config: &LbMetadata) -> Struct {
     }
 }
 
-fn value(json: serde_json::Value) -> Value {
+pub(super) fn value(json: serde_json::Value) -> Value {
     use serde_json::Value as Json;
     let kind = match json {
         Json::Null => Kind::NullValue(0),

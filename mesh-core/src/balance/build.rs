@@ -11,6 +11,8 @@ use std::{
 
 use super::{
     ClusterEndpoint, LbPolicyFactory, Picker, TierState,
+    bound::Bound,
+    by_metadata::ByMetadata,
     client_side_wrr::ClientSideWrr,
     least_request::LeastRequest,
     locality::Localities,
@@ -25,7 +27,7 @@ use super::{
     weighted::{WeightedLeastRequest, WeightedRoundRobin, Weights},
 };
 use crate::{
-    config::{CommonLbConfig, LbPolicy},
+    config::{CommonLbConfig, Endpoint, LbPolicy, Subsets},
     rng::{Rng, SplitMix64},
 };
 
@@ -49,6 +51,9 @@ pub(crate) struct Parts<'p> {
     pub(crate) common: &'p CommonLbConfig,
     pub(crate) overprovisioning_factor: Option<u32>,
     pub(crate) endpoints: &'p [ClusterEndpoint],
+    /// As declared, one for each of `endpoints`.
+    pub(crate) sources: &'p [&'p Endpoint],
+    pub(crate) subsets: Option<&'p Subsets>,
     /// In the order of priorities, without empty ones.
     pub(crate) groups: Vec<Group>,
     /// For each priority: its endpoints that are kept although they are not usable, and how many it
@@ -79,6 +84,8 @@ impl Picker {
             common: &common,
             overprovisioning_factor: None,
             endpoints,
+            sources: &[],
+            subsets: None,
             groups: vec![Group {
                 tier: 0,
                 weight: 1,
@@ -95,14 +102,17 @@ impl Picker {
     /// # Errors
     /// Why there can be none.
     pub(crate) fn build(parts: &Parts<'_>) -> Result<Self, String> {
-        let picker = Self::build_tiers(parts)?;
+        let mut picker = Self::build_tiers(parts)?;
+        if let Some(subsets) = parts.subsets {
+            picker = Self::Other(Box::new(ByMetadata::new(subsets, picker, parts)?));
+        }
         Ok(match parts.single_probe {
             true => Self::Other(Box::new(Probing::new(picker))),
             false => picker,
         })
     }
 
-    fn build_tiers(parts: &Parts<'_>) -> Result<Self, String> {
+    pub(super) fn build_tiers(parts: &Parts<'_>) -> Result<Self, String> {
         let spill_over = SpillOver {
             overprovisioning_factor: parts.overprovisioning_factor,
             panic_threshold: parts.common.healthy_panic_threshold,
@@ -129,7 +139,7 @@ impl Picker {
             return Ok(tiers.swap_remove(0).picker);
         }
         if tiers.is_empty() {
-            return leaf(parts, &[], &[], rng.next_u64());
+            return leaf(parts, 0..0, &[], rng.next_u64());
         }
         let tiers = Tiers::new(tiers, spill_over, Arc::clone(parts.tiers), parts.endpoints);
         Ok(Self::Other(Box::new(tiers)))
@@ -168,14 +178,14 @@ fn tier(
             };
             weights.extend(own.iter().map(|weight| weight * scale));
         }
-        return leaf(parts, &parts.endpoints[range], &weights, rng.next_u64());
+        return leaf(parts, range, &weights, rng.next_u64());
     }
     let mut children = Vec::new();
     for group in groups {
         // Ranges inside of the priority.
         let inner = group.range.start - range.start..group.range.end - range.start;
-        let endpoints = &parts.endpoints[group.range.clone()];
-        let picker = leaf(parts, endpoints, &weights_of(group), rng.next_u64())?;
+        let range = group.range.clone();
+        let picker = leaf(parts, range, &weights_of(group), rng.next_u64())?;
         children.push((group.weight, inner, picker));
     }
     Ok(Picker::Other(Box::new(Localities::new(children))))
@@ -184,10 +194,23 @@ fn tier(
 /// The picker of a list of endpoints.
 fn leaf(
     parts: &Parts<'_>,
-    endpoints: &[ClusterEndpoint],
+    range: Range<usize>,
     weights: &[f64],
     start: u64,
 ) -> Result<Picker, String> {
+    let endpoints = &parts.endpoints[range.clone()];
+    let hashing = &parts.common.consistent_hashing;
+    let bound = || Bound::new(hashing.hash_balance_factor, weights);
+    // Where endpoints are on a ring or in a table.
+    let keys = || {
+        let key = |place: usize| match parts.sources.get(place) {
+            Some(source) if hashing.use_hostname_for_hashing && !source.hostname.is_empty() => {
+                source.hostname.clone()
+            }
+            _ => parts.endpoints[place].address.to_string(),
+        };
+        range.clone().map(key).collect::<Vec<_>>()
+    };
     let slow_start = parts.common.slow_start;
     let is_plain = slow_start.is_none() && weights.iter().all(|weight| *weight == weights[0]);
     let table = || Weights::new(weights.to_vec(), slow_start);
@@ -218,11 +241,14 @@ fn leaf(
             )))
         }
         LbPolicy::RingHash(config) => {
-            Picker::Other(Box::new(RingHash::new(*config, endpoints, weights)))
+            Picker::Other(Box::new(RingHash::new(*config, &keys(), weights, bound())))
         }
-        LbPolicy::Maglev { table_size } => {
-            Picker::Other(Box::new(Maglev::new(*table_size, endpoints, weights)))
-        }
+        LbPolicy::Maglev { table_size } => Picker::Other(Box::new(Maglev::new(
+            *table_size,
+            &keys(),
+            weights,
+            bound(),
+        ))),
         LbPolicy::PickFirst {
             shuffle_address_list,
         } => Picker::Other(Box::new(PickFirst::new(

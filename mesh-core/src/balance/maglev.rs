@@ -6,7 +6,9 @@
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::{ClusterEndpoint, LoadBalancer, PickContext, PickResult, is_eligible, unready};
+use super::{
+    ClusterEndpoint, LoadBalancer, PickContext, PickResult, bound::Bound, is_eligible, unready,
+};
 use crate::rng::Rng;
 
 /// Places that are tried before it is looked up whether any endpoint can be used at all.
@@ -16,6 +18,7 @@ const STEPS_BLIND: usize = 16;
 #[derive(Debug)]
 pub(super) struct Maglev {
     table: Box<[u32]>,
+    bound: Option<Bound>,
 }
 
 /// One endpoint while the table is filled.
@@ -30,16 +33,17 @@ struct Claimant {
 }
 
 impl Maglev {
-    /// A table for endpoints with these weights, one for each, all above 0. `size` is a prime.
-    pub(super) fn new(size: u32, endpoints: &[ClusterEndpoint], weights: &[f64]) -> Self {
+    /// A table for endpoints with these names and weights, one for each, all above 0. `size` is a
+    /// prime.
+    pub(super) fn new(size: u32, keys: &[String], weights: &[f64], bound: Option<Bound>) -> Self {
         let m = u64::from(size.max(2));
-        let mut order: Vec<_> = (0..endpoints.len()).collect();
-        order.sort_by_key(|index| endpoints[*index].address.to_string());
+        let mut order: Vec<_> = (0..keys.len()).collect();
+        order.sort_by_key(|index| &keys[*index]);
         let largest = weights.iter().copied().fold(0.0, f64::max);
         let mut claimants: Vec<_> = order
             .into_iter()
             .map(|index| {
-                let key = endpoints[index].address.to_string();
+                let key = &keys[index];
                 Claimant {
                     index: index as u32,
                     weight: weights[index],
@@ -77,6 +81,7 @@ impl Maglev {
         }
         Self {
             table: table.into(),
+            bound,
         }
     }
 }
@@ -93,9 +98,16 @@ impl LoadBalancer for Maglev {
         let hash = context.hash.unwrap_or_else(|| context.rng.next_u64());
         let start = (hash % self.table.len() as u64) as usize;
         let places = self.table[start..].iter().chain(&self.table[..start]);
+        // The first that would do, but is busy.
+        let (mut full, mut total) = (None, None);
         for (step, index) in places.enumerate() {
             let index = *index as usize;
             if is_eligible(&endpoints[index], context.previous) {
+                let bound = self.bound.as_ref();
+                if bound.is_some_and(|bound| bound.is_full(endpoints, index, &mut total)) {
+                    full.get_or_insert(index);
+                    continue;
+                }
                 return PickResult::Endpoint(index);
             }
             let mut all = endpoints.iter();
@@ -103,6 +115,9 @@ impl LoadBalancer for Maglev {
                 break;
             }
         }
-        unready(endpoints, context.previous)
+        full.map_or_else(
+            || unready(endpoints, context.previous),
+            PickResult::Endpoint,
+        )
     }
 }

@@ -8,7 +8,9 @@
 //! Round robin and least request over one priority without weights are called directly; all else is
 //! a [`LoadBalancer`], as a policy of the application is.
 
+mod bound;
 mod build;
+mod by_metadata;
 mod client_side_wrr;
 mod least_request;
 mod locality;
@@ -40,7 +42,7 @@ pub use session::{SessionCookie, SessionCookieError};
 pub(crate) use subset::nearest;
 
 use crate::{
-    config::{HealthStatus, LocalityId},
+    config::{HealthStatus, LbMetadata, LocalityId},
     observed::Observation,
     rng::Rng,
     stats::{Connectivity, EndpointStats},
@@ -73,6 +75,8 @@ pub struct PickContext<'c, R: ?Sized> {
     pub hash: Option<u64>,
     /// The endpoint that the request's session sticks to.
     pub override_host: Option<SocketAddr>,
+    /// The metadata that the endpoint must have, for clusters with subsets.
+    pub metadata: Option<&'c LbMetadata>,
     /// The time; without it, what was learned from earlier requests does not age.
     pub now: Option<Instant>,
 }
@@ -85,6 +89,7 @@ impl<'c, R: ?Sized> PickContext<'c, R> {
             previous,
             hash: None,
             override_host: None,
+            metadata: None,
             now: None,
         }
     }
@@ -211,6 +216,7 @@ impl Picker {
                     previous: context.previous,
                     hash: context.hash,
                     override_host: context.override_host,
+                    metadata: context.metadata,
                     now: context.now,
                 };
                 return balancer.pick(endpoints, &mut context);

@@ -7,7 +7,9 @@
 
 use xxhash_rust::xxh64::xxh64;
 
-use super::{ClusterEndpoint, LoadBalancer, PickContext, PickResult, is_eligible, unready};
+use super::{
+    ClusterEndpoint, LoadBalancer, PickContext, PickResult, bound::Bound, is_eligible, unready,
+};
 use crate::{
     config::{RING_SIZE_CAP, RingHash as Config},
     rng::Rng,
@@ -22,11 +24,17 @@ const STEPS_BLIND: usize = 16;
 pub(super) struct RingHash {
     /// Hashes in order, with the endpoint of each.
     entries: Box<[(u64, u32)]>,
+    bound: Option<Bound>,
 }
 
 impl RingHash {
-    /// A ring of endpoints with these weights, one for each, all above 0.
-    pub(super) fn new(config: Config, endpoints: &[ClusterEndpoint], weights: &[f64]) -> Self {
+    /// A ring of endpoints with these names and weights, one for each, all above 0.
+    pub(super) fn new(
+        config: Config,
+        keys: &[String],
+        weights: &[f64],
+        bound: Option<Bound>,
+    ) -> Self {
         let total: f64 = weights.iter().sum();
         let least = weights.iter().copied().fold(f64::INFINITY, f64::min) / total;
         let smallest = config.minimum_ring_size.min(RING_SIZE_CAP) as f64;
@@ -34,16 +42,15 @@ impl RingHash {
         // The endpoint with the least weight has a whole number of entries, if the ring is not too
         // large then.
         let scale = ((least * smallest).ceil() / least).min(largest);
-        let mut order: Vec<_> = (0..endpoints.len()).collect();
-        order.sort_by_key(|index| endpoints[*index].address.to_string());
+        let mut order: Vec<_> = (0..keys.len()).collect();
+        order.sort_by_key(|index| &keys[*index]);
         let mut entries = Vec::with_capacity(scale.max(0.0).ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);
         for index in order {
-            let address = endpoints[index].address.to_string();
             target += scale * weights[index] / total;
             let mut number = 0;
             while current < target {
-                let key = format!("{address}_{number}");
+                let key = format!("{}_{number}", keys[index]);
                 entries.push((xxh64(key.as_bytes(), 0), index as u32));
                 number += 1;
                 current += 1.0;
@@ -52,6 +59,7 @@ impl RingHash {
         entries.sort_unstable();
         Self {
             entries: entries.into(),
+            bound,
         }
     }
 
@@ -73,10 +81,17 @@ impl LoadBalancer for RingHash {
         let hash = context.hash.unwrap_or_else(|| context.rng.next_u64());
         // A first attempt with a hash waits for its endpoint while that is connecting (gRFC A61).
         let waits = context.hash.is_some() && context.previous.is_empty();
+        // The first that would do, but is busy.
+        let (mut full, mut total) = (None, None);
         for (step, index) in self.walk(hash).enumerate() {
             let endpoint = &endpoints[index];
             match endpoint.stats.availability() {
                 Connectivity::Ready if is_eligible(endpoint, context.previous) => {
+                    let bound = self.bound.as_ref();
+                    if bound.is_some_and(|bound| bound.is_full(endpoints, index, &mut total)) {
+                        full.get_or_insert(index);
+                        continue;
+                    }
                     return PickResult::Endpoint(index);
                 }
                 Connectivity::Idle | Connectivity::Connecting if waits => return PickResult::Queue,
@@ -90,6 +105,9 @@ impl LoadBalancer for RingHash {
                 break;
             }
         }
-        unready(endpoints, context.previous)
+        full.map_or_else(
+            || unready(endpoints, context.previous),
+            PickResult::Endpoint,
+        )
     }
 }

@@ -3,7 +3,7 @@
 //! Stage 8, for callers that do more than choose a cluster. A route without extras costs what
 //! [`RouteTable::lookup`] costs.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     config::{
-        ClusterExtras, HeaderChanges, HeaderMutations, HedgePolicy, HostRewrite, Mirror,
-        RetryPolicy, WeighBy,
+        ClusterExtras, HeaderChanges, HeaderMutations, HedgePolicy, HostRewrite, LbMetadata,
+        Mirror, RetryPolicy, WeighBy,
     },
     rng::Rng,
 };
@@ -272,6 +272,12 @@ pub struct ResponseChanges {
 }
 
 impl<'t> Decision<'t> {
+    /// The metadata that the endpoint must have, where the cluster has subsets.
+    pub fn metadata_match(&self) -> Option<&Arc<LbMetadata>> {
+        let extras = self.route.extras.as_deref()?;
+        extras.metadata.get(self.place.unwrap_or(0))?.as_ref()
+    }
+
     fn forward(
         &mut self,
         forward: &'t ForwardAction,

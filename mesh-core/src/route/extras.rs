@@ -1,8 +1,10 @@
 //! What few routes have, compiled.
 
+use std::sync::Arc;
+
 use crate::config::{
-    ClusterExtras, Forward, ForwardExtras, HeaderMutations, Route, RouteAction, RouteConfig,
-    VirtualHost,
+    ClusterExtras, Forward, ForwardExtras, HeaderMutations, LbMetadata, Route, RouteAction,
+    RouteConfig, VirtualHost,
 };
 use crate::name::ClusterName;
 
@@ -13,6 +15,9 @@ pub(super) struct RouteExtras {
     pub(super) forward: ForwardExtras,
     /// Names and extras of the clusters, in the order of the compiled ones.
     pub(super) clusters: Box<[(ClusterName, Option<Box<ClusterExtras>>)]>,
+    /// The metadata that endpoints must have, for each of the clusters; for those that a header names
+    /// there is one.
+    pub(super) metadata: Box<[Option<Arc<LbMetadata>>]>,
 }
 
 impl RouteExtras {
@@ -30,14 +35,33 @@ impl RouteExtras {
             return None;
         }
         let clusters = forward.clusters.iter().filter(|c| c.weight > 0);
+        let extras = forward.extras.as_deref().cloned().unwrap_or_default();
+        let mut metadata: Vec<_> = clusters
+            .clone()
+            .map(|cluster| metadata_match(&extras, cluster.extras.as_deref()))
+            .collect();
+        if metadata.is_empty() {
+            metadata.push(metadata_match(&extras, None));
+        }
         Some(Box::new(Self {
             headers: route.headers.clone(),
-            forward: forward.extras.as_deref().cloned().unwrap_or_default(),
+            forward: extras,
+            metadata: metadata.into(),
             clusters: clusters
                 .map(|cluster| (cluster.name.clone(), cluster.extras.clone()))
                 .collect(),
         }))
     }
+}
+
+/// What the cluster asks for wins over what the route does.
+fn metadata_match(
+    route: &ForwardExtras,
+    cluster: Option<&ClusterExtras>,
+) -> Option<Arc<LbMetadata>> {
+    let mut wanted = route.metadata_match.clone();
+    wanted.extend(cluster.into_iter().flat_map(|c| c.metadata_match.clone()));
+    (!wanted.is_empty()).then(|| Arc::new(wanted))
 }
 
 /// Changes of headers that hold for every route of a table.

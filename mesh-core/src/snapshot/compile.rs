@@ -240,6 +240,12 @@ impl Kept {
             common,
             overprovisioning_factor,
             endpoints: &arranged.endpoints,
+            sources: &arranged.sources,
+            subsets: tree
+                .cluster
+                .as_ref()
+                .ok()
+                .and_then(|cluster| cluster.subsets.as_ref()),
             groups: arranged.groups,
             rests: arranged.rests,
             single_probe: outliers.is_some_and(|config| config.single_probe),

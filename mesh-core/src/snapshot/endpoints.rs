@@ -23,8 +23,10 @@ pub(super) type StatsByAddress = HashMap<SocketAddr, Weak<EndpointStats>>;
 
 /// The endpoints of a snapshot.
 #[derive(Debug, Default)]
-pub(super) struct Arranged {
+pub(super) struct Arranged<'e> {
     pub(super) endpoints: Vec<ClusterEndpoint>,
+    /// As declared, one for each of `endpoints`.
+    pub(super) sources: Vec<&'e Endpoint>,
     /// Names of those that have one, by index.
     pub(super) hostnames: HashMap<usize, Arc<str>>,
     pub(super) groups: Vec<Group>,
@@ -35,12 +37,12 @@ pub(super) struct Arranged {
 /// An endpoint with its locality, by index.
 type Placed<'e> = (usize, &'e Endpoint);
 
-pub(super) fn arrange(
-    assignment: &ClusterEndpoints,
+pub(super) fn arrange<'e>(
+    assignment: &'e ClusterEndpoints,
     common: &CommonLbConfig,
     seed: u64,
     stats: &mut StatsByAddress,
-) -> Arranged {
+) -> Arranged<'e> {
     let mut priorities: BTreeMap<u32, Vec<Placed<'_>>> = BTreeMap::new();
     let mut places: Vec<Arc<LocalityId>> = Vec::new();
     for (index, locality) in assignment.localities.iter().enumerate() {
@@ -55,7 +57,8 @@ pub(super) fn arrange(
         .healthy_panic_threshold
         .is_some_and(|percent| percent > 0);
     let mut arranged = Arranged::default();
-    let mut add = |arranged: &mut Arranged, (place, endpoint): Placed<'_>| {
+    let mut add = |arranged: &mut Arranged<'e>, (place, endpoint): Placed<'e>| {
+        arranged.sources.push(endpoint);
         if !endpoint.hostname.is_empty() {
             let name = endpoint.hostname.as_str().into();
             arranged.hostnames.insert(arranged.endpoints.len(), name);

@@ -4,6 +4,7 @@
 //! change.
 
 mod report;
+mod subsets;
 mod world;
 
 use std::time::Duration;

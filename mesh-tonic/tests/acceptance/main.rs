@@ -1,6 +1,7 @@
 //! What a client must do with what a control plane says, as one table over real sockets: scenario,
 //! expected, got. The scenarios are where libraries for xDS are known to go wrong.
 
+mod balance;
 mod plane;
 mod resources;
 mod scenarios;
@@ -128,8 +129,17 @@ impl Backend {
         Self::gated(version, Semaphore::MAX_PERMITS).await
     }
 
+    /// One that fails this many of each ten calls, at once.
+    async fn failing(version: &'static str, of_ten: usize) -> Self {
+        Self::with(version, Semaphore::MAX_PERMITS, of_ten).await
+    }
+
     /// One that answers so many calls and then holds them.
     async fn gated(version: &'static str, permits: usize) -> Self {
+        Self::with(version, permits, 0).await
+    }
+
+    async fn with(version: &'static str, permits: usize, failing: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let gate = Arc::new(Semaphore::new(permits));
@@ -138,6 +148,7 @@ impl Backend {
             version,
             gate: Arc::clone(&gate),
             inside: Arc::clone(&inside),
+            failing,
         });
         let task = tokio::spawn(async move {
             // Not tonic's server, which ends a call with a status of its own when the caller's deadline
@@ -158,12 +169,17 @@ struct Held {
     version: &'static str,
     gate: Arc<Semaphore>,
     inside: Arc<AtomicUsize>,
+    failing: usize,
 }
 
 #[tonic::async_trait]
 impl Greeter for Held {
     async fn say_hello(&self, _: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        self.inside.fetch_add(1, SeqCst);
+        let before = self.inside.fetch_add(1, SeqCst);
+        // 3 of 10 are the first, the fourth and the seventh.
+        if before * self.failing % 10 < self.failing {
+            return Err(Status::unavailable("as asked"));
+        }
         let permit = self.gate.acquire().await.unwrap();
         permit.forget();
         Ok(Response::new(HelloReply {

@@ -6,12 +6,12 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
-                CircuitBreakers, Cluster,
+                CircuitBreakers, Cluster, OutlierDetection,
                 circuit_breakers::Thresholds,
                 cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy},
             },
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, SocketAddress, address,
+                Address, AggregatedConfigSource, ConfigSource, Locality, SocketAddress, address,
                 config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
             },
             endpoint::v3::{
@@ -231,6 +231,47 @@ pub(crate) fn endpoint(host: &str, port: u16) -> LbEndpoint {
         })),
         ..LbEndpoint::default()
     }
+}
+
+/// One endpoint in each locality, with a priority and a weight.
+pub(crate) fn localities(name: &'static str, of: &[(SocketAddr, u32, u32)]) -> Named {
+    let locality = |(index, (address, priority, weight)): (usize, &(SocketAddr, u32, u32))| {
+        LocalityLbEndpoints {
+            locality: Some(Locality {
+                zone: format!("z{index}"),
+                ..Locality::default()
+            }),
+            lb_endpoints: vec![endpoint(&address.ip().to_string(), address.port())],
+            load_balancing_weight: Some(UInt32Value { value: *weight }),
+            priority: *priority,
+            ..LocalityLbEndpoints::default()
+        }
+    };
+    let assignment = ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: of.iter().enumerate().map(locality).collect(),
+        ..ClusterLoadAssignment::default()
+    };
+    (EDS, name, any(&assignment))
+}
+
+/// Endpoints that fail five times in a row are ejected, however many.
+pub(crate) fn watched_cluster(name: &'static str) -> Named {
+    let cluster = Cluster {
+        lb_policy: LbPolicy::LeastRequest as i32,
+        outlier_detection: Some(OutlierDetection::default()),
+        ..eds_cluster(name)
+    };
+    (CDS, name, any(&cluster))
+}
+
+/// The default policy of our control plane.
+pub(crate) fn least_request_cluster(name: &'static str) -> Named {
+    let cluster = Cluster {
+        lb_policy: LbPolicy::LeastRequest as i32,
+        ..eds_cluster(name)
+    };
+    (CDS, name, any(&cluster))
 }
 
 pub(crate) fn endpoints(name: &'static str, addresses: &[SocketAddr]) -> Named {

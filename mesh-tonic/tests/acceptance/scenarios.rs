@@ -7,7 +7,7 @@ use mesh_tonic::MeshExt as _;
 use tokio::time::Instant;
 
 use super::{
-    Backend, Client, becomes, call, dial, eventually, member, member_with,
+    Backend, Client, balance, becomes, call, dial, eventually, member, member_with,
     plane::Plane,
     resources::{
         CDS, EDS, LDS, Named, RDS, TARGET, bad_cluster, cluster, cluster_with_limit, dns_cluster,
@@ -92,6 +92,7 @@ pub(crate) async fn all() -> Vec<Row> {
         "2 inside, 18 refused",
         limited_calls()
     );
+    balance::rows(&mut rows).await;
     row!("10 channels of one process", "1 stream", shared_stream());
     row!(
         "10 meshes built and dropped",

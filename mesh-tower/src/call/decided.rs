@@ -156,6 +156,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         affinity: Affinity {
             hash: forwarding.hash,
             override_host: None,
+            metadata: decision.metadata_match().cloned(),
         },
         dialled: original.filter(|_| forwarding.authority_of_endpoint),
         mirrors: forwarding.mirrors.into_iter().cloned().collect(),

@@ -12,7 +12,7 @@ use std::{
 use mesh_core::{
     ClusterName,
     balance::{PickContext, PickResult},
-    config::CircuitBreakers,
+    config::{CircuitBreakers, LbMetadata},
     health::Circuit,
     load::{BackendMetrics, ClusterLoad, DropSource},
     observed::{LoadReport, Observation},
@@ -34,12 +34,14 @@ use crate::{
 };
 
 /// What a call has in common with others that should go to the same endpoint.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Affinity {
     /// The hash of its route's policies.
     pub(crate) hash: Option<u64>,
     /// The endpoint of its session.
     pub(crate) override_host: Option<SocketAddr>,
+    /// The metadata that the endpoint must have.
+    pub(crate) metadata: Option<Arc<LbMetadata>>,
 }
 
 impl Affinity {
@@ -47,6 +49,7 @@ impl Affinity {
     pub(crate) const NONE: &'static Self = &Self {
         hash: None,
         override_host: None,
+        metadata: None,
     };
 }
 
@@ -218,6 +221,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
         let mut context = PickContext::new(rng, previous);
         context.hash = affinity.hash;
         context.override_host = affinity.override_host;
+        context.metadata = affinity.metadata.as_deref();
         if self.observes() {
             context.now = Some(Instant::now().into_std());
         }

@@ -40,11 +40,11 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{
     ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
-    MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_MAX, RingHash, SlowStart,
-    WEIGHT_UPDATE_PERIOD_MIN,
+    MAGLEV_TABLE_SIZE_MAX, RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN,
 };
 
 use super::{
+    own_policy::{self, TypedStruct},
     path::Sink,
     report::report,
     value::{duration, health_status, is, parse, uint32},
@@ -58,8 +58,8 @@ const LB_POLICY_DEPTH_MAX: usize = 16;
 
 /// The policies that are understood, for people.
 const SUPPORTED: &str = "round_robin, least_request, random, ring_hash, maglev, pick_first, \
-                         client_side_weighted_round_robin, mesh.balance.v1.PeakEwma, \
-                         mesh.balance.v1.Prequal, and wrr_locality or random_subsetting \
+                         client_side_weighted_round_robin, mesh.v1.PeakEwma, \
+                         mesh.v1.Prequal, and wrr_locality or random_subsetting \
                          around them";
 
 /// The policy of a cluster, with what is common to all policies.
@@ -196,12 +196,10 @@ fn policy_of(
         client_side_wrr(sink, any, common)
     } else if is::<WrrLocality>(any) {
         wrr_locality(sink, any, common, depth)
-    } else if is::<own::PeakEwma>(any) {
-        peak_ewma(sink, any)
-    } else if is::<own::Prequal>(any) {
-        prequal(sink, any)
     } else if is::<RandomSubsetting>(any) {
         random_subsetting(sink, any, common, depth)
+    } else if is::<TypedStruct>(any) {
+        return own_policy::decode(sink, any);
     } else {
         return None;
     })
@@ -239,12 +237,10 @@ fn ring_hash_policy(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> 
         Ok(HashFunction::DefaultHash | HashFunction::XxHash) => {}
         _ => return sink.error_at("hash_function", "must be XX_HASH"),
     }
-    report!(
-        sink,
-        config,
-        [hash_balance_factor, use_hostname_for_hashing]
-    );
-    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref());
+    common.consistent_hashing.use_hostname_for_hashing |= config.use_hostname_for_hashing;
+    let factor = uint32(config.hash_balance_factor.as_ref());
+    balance_factor(sink, factor, common);
+    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref(), common);
     common.locality_weighted |= config.locality_weighted_lb_config.is_some();
     let smallest = config.minimum_ring_size.as_ref();
     ring_hash(sink, smallest, config.maximum_ring_size.as_ref())
@@ -252,7 +248,7 @@ fn ring_hash_policy(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> 
 
 fn maglev_policy(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: Maglev = parse(sink, any)?;
-    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref());
+    consistent_hashing(sink, config.consistent_hashing_lb_config.as_ref(), common);
     common.locality_weighted |= config.locality_weighted_lb_config.is_some();
     maglev(sink, config.table_size.as_ref())
 }
@@ -322,77 +318,6 @@ fn wrr_locality(
         }),
         None => sink.error_at("endpoint_picking_policy", "is missing"),
     }
-}
-
-/// Generated from `mesh/balance/v1/balance.proto`.
-mod own {
-    #![allow(
-        missing_docs,
-        unreachable_pub,
-        unused_qualifications,
-        clippy::pedantic,
-        clippy::use_self,
-        reason = "generated code"
-    )]
-    tonic::include_proto!("mesh.balance.v1");
-}
-
-fn peak_ewma(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
-    let proto: own::PeakEwma = parse(sink, any)?;
-    let mut config = PeakEwma::default();
-    for (field, value, place) in [
-        ("decay", &proto.decay, &mut config.decay),
-        ("default_rtt", &proto.default_rtt, &mut config.default_rtt),
-        (
-            "failure_penalty",
-            &proto.failure_penalty,
-            &mut config.failure_penalty,
-        ),
-    ] {
-        set(sink, field, value.as_ref(), place)?;
-    }
-    Some(LbPolicy::PeakEwma(config))
-}
-
-fn prequal(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
-    let proto: own::Prequal = parse(sink, any)?;
-    let mut config = Prequal::default();
-    match proto.choice_count {
-        0 => {}
-        count @ 2..=16 => config.choice_count = count,
-        count => return sink.error_at("choice_count", format!("{count} is not 2 to 16")),
-    }
-    match proto.rif_quantile {
-        None => {}
-        Some(share) if (0.0..=1.0).contains(&share) => config.rif_quantile = share,
-        Some(share) => return sink.error_at("rif_quantile", format!("{share} is not 0 to 1")),
-    }
-    set(sink, "max_age", proto.max_age.as_ref(), &mut config.max_age)?;
-    let penalty = proto.failure_penalty.as_ref();
-    set(
-        sink,
-        "failure_penalty",
-        penalty,
-        &mut config.failure_penalty,
-    )?;
-    Some(LbPolicy::Prequal(config))
-}
-
-/// A time that is there and longer than nothing.
-fn set(
-    sink: &mut Sink,
-    field: &str,
-    value: Option<&prost_types::Duration>,
-    place: &mut Duration,
-) -> Option<()> {
-    let Some(value) = value else {
-        return Some(());
-    };
-    match Duration::try_from(*value) {
-        Ok(time) if !time.is_zero() => *place = time,
-        _ => return sink.error_at(field, "must be longer than 0s"),
-    }
-    Some(())
 }
 
 fn random_subsetting(
@@ -476,15 +401,30 @@ fn is_prime(number: u32) -> bool {
             .any(|d| is_divisor(&d))
 }
 
-fn consistent_hashing(sink: &mut Sink, config: Option<&ConsistentHashingLbConfig>) {
+fn consistent_hashing(
+    sink: &mut Sink,
+    config: Option<&ConsistentHashingLbConfig>,
+    common: &mut CommonLbConfig,
+) {
     if let Some(config) = config {
         sink.field("consistent_hashing_lb_config", |sink| {
-            report!(
-                sink,
-                config,
-                [hash_balance_factor, hash_policy, use_hostname_for_hashing]
-            );
+            report!(sink, config, [hash_policy]);
+            common.consistent_hashing.use_hostname_for_hashing |= config.use_hostname_for_hashing;
+            let factor = uint32(config.hash_balance_factor.as_ref());
+            balance_factor(sink, factor, common);
         });
+    }
+}
+
+fn balance_factor(sink: &mut Sink, factor: Option<u32>, common: &mut CommonLbConfig) {
+    match factor {
+        None => {}
+        Some(factor) if factor >= 100 => {
+            common.consistent_hashing.hash_balance_factor = Some(factor);
+        }
+        Some(factor) => {
+            sink.error_at::<()>("hash_balance_factor", format!("{factor} is below 100"));
+        }
     }
 }
 
@@ -554,11 +494,18 @@ fn decode_common(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbCon
             config,
             [
                 close_connections_on_host_set_change,
-                consistent_hashing_lb_config,
                 ignore_new_hosts_until_first_hc,
                 update_merge_window,
             ]
         );
+        if let Some(hashing) = &config.consistent_hashing_lb_config {
+            sink.field("consistent_hashing_lb_config", |sink| {
+                common.consistent_hashing.use_hostname_for_hashing |=
+                    hashing.use_hostname_for_hashing;
+                let factor = uint32(hashing.hash_balance_factor.as_ref());
+                balance_factor(sink, factor, common);
+            });
+        }
         if let Some(Percent { value }) = config.healthy_panic_threshold {
             if (0.0..=100.0).contains(&value) {
                 common.healthy_panic_threshold = Some(value as u32);

@@ -24,7 +24,7 @@ use prost::Name;
 use super::{
     DecodeContext, balance, canonical, connection,
     discovery::{self, ClusterSource, ClusterSpec, LoadReports},
-    outlier,
+    health_check, lb_metadata, outlier,
     path::Sink,
     report::report,
     security::tls,
@@ -40,7 +40,6 @@ pub(super) fn decode(
         sink,
         proto,
         [
-            health_checks,
             upstream_bind_config,
             close_connections_on_host_health_failure,
             connection_pool_per_downstream_connection,
@@ -67,12 +66,16 @@ pub(super) fn decode(
         !proto.filters.is_empty(),
         "network filters are not supported",
     );
-    let subsets = proto.lb_subset_config.as_ref();
-    sink.refuse(
-        "lb_subset_config",
-        subsets.is_some_and(|subsets| !subsets.subset_selectors.is_empty()),
-        "subset load balancing is not supported",
-    );
+    let subsets = match &proto.lb_subset_config {
+        Some(config) => sink.field("lb_subset_config", |sink| {
+            lb_metadata::subsets(sink, config)
+        })?,
+        None => None,
+    };
+    let has_tls = proto.transport_socket.is_some();
+    let checks = sink.each("health_checks", &proto.health_checks, |sink, check| {
+        health_check::decode(sink, check, has_tls)
+    });
     let load_reports = decode_lrs(sink, context, proto);
     let source = discovery::decode(sink, proto);
     let balance = balance::decode(sink, proto);
@@ -104,9 +107,9 @@ pub(super) fn decode(
         name,
         lb_policy,
         common_lb_config,
-        subsets: None,
+        subsets,
         outlier_detection: outlier_detection?,
-        health_checks: Vec::new(),
+        health_checks: checks,
         circuit_breakers: circuit_breakers?,
         connect_timeout,
         connection,

@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
 use mesh_core::config::{ClusterEndpoints, DropOverload, Endpoint, LocalityEndpoints, LocalityId};
 
 use super::{
-    canonical,
+    canonical, lb_metadata,
     path::Sink,
     report::report,
     value::{fraction, health_status, socket_address, uint32},
@@ -150,7 +150,7 @@ fn decode_endpoint(
         weight,
         health,
         hostname: endpoint.hostname.clone(),
-        metadata: Default::default(),
+        metadata: lb_metadata::of_lb(proto.metadata.as_ref()),
     })
 }
 

@@ -244,6 +244,8 @@ fn a_policy_of_the_application_is_used_and_told_its_config() {
             common: &common,
             overprovisioning_factor: None,
             endpoints: &endpoints,
+            sources: &[],
+            subsets: None,
             groups: vec![Group {
                 tier: 0,
                 weight: 1,

@@ -27,6 +27,8 @@ fn tiers(
         common,
         overprovisioning_factor: factor,
         endpoints,
+        sources: &[],
+        subsets: None,
         groups,
         rests: sizes.iter().map(|count| (start..start, *count)).collect(),
         single_probe: false,

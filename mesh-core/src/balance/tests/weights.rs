@@ -142,6 +142,8 @@ fn localities(policy: &LbPolicy, of: &[(u32, usize)], endpoints: &[ClusterEndpoi
         common: &common,
         overprovisioning_factor: None,
         endpoints,
+        sources: &[],
+        subsets: None,
         groups,
         rests: vec![(0..0, endpoints.len())],
         single_probe: false,
@@ -202,6 +204,8 @@ fn a_new_endpoint_gets_a_growing_share() {
             common: &common,
             overprovisioning_factor: None,
             endpoints: &endpoints,
+            sources: &[],
+            subsets: None,
             groups: vec![Group {
                 tier: 0,
                 weight: 1,

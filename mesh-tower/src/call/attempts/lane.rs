@@ -80,7 +80,7 @@ impl<M: MakeEndpoint> Lane<M> {
             Some(Ok(endpoint)) => Stage::send(call, state, endpoint, request, previous),
             Some(Err(error)) => Stage::Failed(Some(error)),
             None => {
-                let (previous, affinity) = (previous.addresses.clone(), *call.affinity());
+                let (previous, affinity) = (previous.addresses.clone(), call.affinity().clone());
                 Stage::Waiting {
                     request: Some(Box::new(request)),
                     picked: Box::pin(async move {

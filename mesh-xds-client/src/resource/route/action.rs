@@ -25,7 +25,7 @@ use super::{
     rewrite,
 };
 use crate::resource::{
-    canonical, filter,
+    canonical, filter, lb_metadata,
     path::Sink,
     report::report,
     value::{self, duration, uint32},
@@ -194,7 +194,7 @@ fn extras(
             false => mirrors,
         },
         hedge,
-        metadata_match: Default::default(),
+        metadata_match: lb_metadata::of_lb(proto.metadata_match.as_ref()),
     })
 }
 
@@ -332,7 +332,7 @@ fn cluster_extras(sink: &mut Sink, proto: &ClusterWeight) -> Option<Option<Box<C
         headers: headers.map(|headers| *headers).unwrap_or_default(),
         host_rewrite,
         filters: filter::overrides(sink, Side::Client, &proto.typed_per_filter_config, &[]),
-        metadata_match: Default::default(),
+        metadata_match: lb_metadata::of_lb(proto.metadata_match.as_ref()),
     };
     Some((extras != ClusterExtras::default()).then(|| Box::new(extras)))
 }

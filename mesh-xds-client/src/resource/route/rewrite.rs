@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::{
         route::v3::{
             DirectResponseAction, RedirectAction, RouteAction as ActionProto,
             redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
-            route_action::{ClusterSpecifier, HostRewriteSpecifier},
+            route_action::HostRewriteSpecifier,
         },
     },
     extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
@@ -29,10 +29,6 @@ use crate::resource::{
 
 /// The first field that would change what is sent or to whom, and is not known here.
 pub(super) fn unsupported(proto: &ActionProto) -> Option<&'static str> {
-    let weighted = match &proto.cluster_specifier {
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted.clusters.as_slice(),
-        _ => &[],
-    };
     let is_template = |any| is::<UriTemplateRewriteConfig>(any);
     let policy = proto.path_rewrite_policy.as_ref();
     [
@@ -47,13 +43,6 @@ pub(super) fn unsupported(proto: &ActionProto) -> Option<&'static str> {
                 proto.host_rewrite_specifier,
                 Some(HostRewriteSpecifier::HostRewrite(_))
             ),
-        ),
-        ("metadata_match", proto.metadata_match.is_some()),
-        (
-            "weighted_clusters.metadata_match",
-            weighted
-                .iter()
-                .any(|cluster| cluster.metadata_match.is_some()),
         ),
     ]
     .into_iter()

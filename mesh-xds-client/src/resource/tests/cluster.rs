@@ -287,7 +287,7 @@ pub(super) fn what_would_change_traffic_is_refused() {
                     ..LbSubsetConfig::default()
                 });
             }),
-            "lb_subset_config: ",
+            "lb_subset_config.subset_selectors[0].keys: is empty",
         ),
         (
             with(|c| c.connect_timeout = Some(DurationProto::default())),

@@ -30,7 +30,7 @@ fn number(value: u32) -> Option<UInt32Value> {
     Some(UInt32Value { value })
 }
 
-fn proto() -> ClusterProto {
+pub(super) fn proto() -> ClusterProto {
     use envoy_types::pb::envoy::config::cluster::v3::cluster::{
         ClusterDiscoveryType, EdsClusterConfig,
     };
@@ -69,7 +69,7 @@ fn http2(options: Http2ProtocolOptions) -> ClusterProto {
     }
 }
 
-fn decoded(proto: &ClusterProto) -> Result<config::Cluster, String> {
+pub(super) fn decoded(proto: &ClusterProto) -> Result<config::Cluster, String> {
     let decoded = decode_any(Kind::Cluster, vec![any(proto)]);
     if let Some(rejected) = decoded.rejected.first() {
         return Err(format!("{rejected:?}"));

@@ -8,6 +8,7 @@ mod endpoint;
 mod extras;
 mod fields;
 mod fuzz;
+mod health_check;
 mod listener;
 mod load;
 mod retry;

@@ -326,10 +326,6 @@ pub(super) fn actions_that_cannot_be_done_disable_their_route_only() {
             with_action(|a| a.path_rewrite = "/x".into()),
             "path_rewrite",
         ),
-        (
-            with_action(|a| a.metadata_match = Some(Default::default())),
-            "metadata_match",
-        ),
     ] {
         assert_eq!(
             unsupported(resource),

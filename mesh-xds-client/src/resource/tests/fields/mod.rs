@@ -36,6 +36,8 @@ const NOTES: &[(&str, &[&str])] = &[
             "RetryPolicy retriable_status_codes",
             "WeightedCluster clusters",
             "Cluster circuit_breakers",
+            "RouteAction metadata_match",
+            "WeightedCluster.ClusterWeight metadata_match",
             "Cluster common_http_protocol_options",
             "Cluster upstream_connection_options",
             "HttpProtocolOptions common_http_protocol_options",
@@ -223,6 +225,11 @@ The fate of every field of every message that is read, as the decoders have it. 
 * **refused**: the resource is refused (NACK) with the field's path when the field is set to something
   that cannot be honoured.
 * **no effect**: nothing that calls could notice depends on it here.
+
+Policies that are in no extension of xDS come in `load_balancing_policy` as an `xds.type.v3.TypedStruct`
+whose `type_url` ends in their name: `mesh.v1.PeakEwma` (`decay`, `default_rtt`, `failure_penalty`),
+`mesh.v1.Prequal` (`choice_count`, `rif_quantile`, `max_age`, `failure_penalty`; times such as `1.5s`), and
+any name that the application has given to `Compiler::with_policy`.
 ";
 
 #[test]

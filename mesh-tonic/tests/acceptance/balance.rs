@@ -1,0 +1,146 @@
+//! Which endpoint gets a call: priorities, localities, and endpoints that refuse or fail.
+
+use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Instant};
+
+use mesh_core::snapshot::FAILING_TIME;
+
+use super::{
+    Backend, Client, call, dial,
+    plane::Plane,
+    resources::{
+        Named, cluster, endpoints, least_request_cluster, listener, localities, route_to,
+        watched_cluster,
+    },
+    scenarios::Row,
+};
+
+/// Calls of one scenario.
+const CALLS: usize = 1_000;
+
+/// Adds the rows.
+pub(crate) async fn rows(rows: &mut Vec<Row>) {
+    let mut add = |scenario, expected, got| {
+        rows.push(Row {
+            scenario,
+            expected,
+            got,
+        });
+    };
+    let of_v1 = |priority, weight| shares(priority, weight);
+    add(
+        "EDS priority 0 healthy, and priority 1",
+        "all to 0",
+        of_v1(1, 1).await,
+    );
+    add("locality weights 90 to 10", "87 to 93 %", of_v1(0, 9).await);
+    let (one, many) = ("no error", "no error");
+    add("3 live, 1 refused port, 1 caller", one, refused(1).await);
+    add("the same, 32 callers", many, refused(32).await);
+    add(
+        "1 of 4 fails at once, outlier_detection",
+        "at most 1 % fail after that",
+        failing(watched_cluster("c1"), 10, 4).await,
+    );
+    add(
+        "1 of 10 fails 30 %, nothing configured",
+        "1 % go there, and its trials",
+        failing(least_request_cluster("c1"), 3, 10).await,
+    );
+}
+
+async fn serve(policy: Named, assignment: Named) -> Plane {
+    let plane = Plane::start().await;
+    plane.set([listener(), route_to("c1"), policy, assignment]);
+    plane
+}
+
+/// How many of the calls come to the first of two localities.
+async fn shares(priority_of_second: u32, weight_of_first: u32) -> String {
+    let (first, second) = (Backend::start("v1").await, Backend::start("v2").await);
+    let of = [
+        (first.address, 0, weight_of_first),
+        (second.address, priority_of_second, 1),
+    ];
+    let plane = serve(cluster("c1"), localities("c1", &of)).await;
+    let (_mesh, client) = dial(&plane).await;
+    // Both are connected before it counts.
+    load(&client, 8, 200).await;
+    let before = [&first, &second].map(|backend| backend.inside.load(SeqCst));
+    let errors = load(&client, 8, CALLS).await;
+    let [one, two] = [(&first, before[0]), (&second, before[1])]
+        .map(|(backend, before)| backend.inside.load(SeqCst) - before);
+    match (one * 100) / (one + two) {
+        _ if errors > 0 => format!("{errors} errors"),
+        100 => "all to 0".to_owned(),
+        87..=93 => "87 to 93 %".to_owned(),
+        share => format!("{share} %"),
+    }
+}
+
+async fn refused(callers: usize) -> String {
+    let mut live = Vec::new();
+    for _ in 0..3 {
+        live.push(Backend::start("v1").await);
+    }
+    let mut addresses: Vec<SocketAddr> = live.iter().map(|backend| backend.address).collect();
+    let gone = Backend::start("gone").await;
+    addresses.push(gone.address);
+    drop(gone);
+    let plane = serve(cluster("c1"), endpoints("c1", &addresses)).await;
+    let (_mesh, client) = dial(&plane).await;
+    match load(&client, callers, CALLS).await {
+        0 => "no error".to_owned(),
+        errors => format!("{errors} errors"),
+    }
+}
+
+/// One of `count` endpoints fails.
+async fn failing(policy: Named, of_ten: usize, count: usize) -> String {
+    let mut backends = vec![Backend::failing("bad", of_ten).await];
+    for _ in 1..count {
+        backends.push(Backend::start("v1").await);
+    }
+    let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
+    let plane = serve(policy, endpoints("c1", &addresses)).await;
+    let (_mesh, client) = dial(&plane).await;
+    // Long enough to be found.
+    load(&client, 8, CALLS).await;
+    let before = backends[0].inside.load(SeqCst);
+    let began = Instant::now();
+    let errors = load(&client, 8, CALLS).await;
+    let there = backends[0].inside.load(SeqCst) - before;
+    // It is tried again in fixed times, whatever the calls take here.
+    let trials = began.elapsed().as_secs() as usize / FAILING_TIME.as_secs() as usize;
+    let (few, limit, verdict) = match of_ten {
+        10 => (errors, CALLS / 100, "at most 1 % fail after that"),
+        _ => (
+            there,
+            CALLS / 100 + 12 * trials,
+            "1 % go there, and its trials",
+        ),
+    };
+    match few <= limit {
+        true => verdict.to_owned(),
+        false => format!("{errors} errors, {there} of {CALLS} there"),
+    }
+}
+
+/// Makes `calls` calls, so many at a time; how many failed.
+async fn load(client: &Client, callers: usize, calls: usize) -> usize {
+    let caller = |mut client: Client| {
+        tokio::spawn(async move {
+            let mut errors = 0;
+            for _ in 0..calls.div_ceil(callers) {
+                let answer = call(&mut client).await;
+                errors += usize::from(!answer.starts_with('v') && answer != "bad");
+            }
+            errors
+        })
+    };
+    let tasks: Vec<_> = (0..callers).map(|_| caller(client.clone())).collect();
+    let mut errors = 0;
+    for task in tasks {
+        errors += task.await.unwrap();
+    }
+    errors
+}
