@@ -366,6 +366,7 @@ impl Signer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_and_our_server_come_to_the_verdicts_of_the_table() {
+    let _ports = super::PORTS.lock().await;
     let signer = Signer::new();
     let cases: Vec<Case> = [whole(), operations(), sources(), conditions(), tokens()]
         .into_iter()

@@ -26,6 +26,7 @@ fn generated(rng: &mut SplitMix64) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn applications_see_the_same_path_behind_envoy_and_behind_our_server() {
+    let _ports = super::PORTS.lock().await;
     let options = ["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"];
     let mut pairs = Vec::new();
     let mut listeners = Vec::new();
