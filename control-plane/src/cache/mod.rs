@@ -250,7 +250,7 @@ impl World {
         let wants = |object: &&ObjectKey| match (kind, object.kind.as_str()) {
             (
                 ResourceType::Cluster | ResourceType::Endpoints,
-                "VirtualService" | "HTTPRoute" | "GRPCRoute" | "ServiceRouter",
+                "VirtualService" | "HTTPRoute" | "GRPCRoute" | "ServiceRouter" | "HedgePolicy",
             ) => false,
             (ResourceType::Route, "DestinationRule" | "EndpointSlice") => false,
             (ResourceType::Listener, kind) => matches!(kind, "Service" | "ServiceEntry"),

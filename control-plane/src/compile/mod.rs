@@ -9,6 +9,7 @@ mod clusters;
 mod consul;
 mod delegate;
 mod gateway;
+mod hedge;
 mod members;
 mod route_action;
 mod route_match;

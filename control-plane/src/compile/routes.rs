@@ -14,6 +14,7 @@ use super::{
     CompileOptions, Compiled, RouteOrigin,
     clusters::cluster_name,
     gateway::{self, Attached},
+    hedge::{self, Hedges},
     route_action::{
         compile_retries, default_retries, direct_response, headers, redirect, rewrite, share,
     },
@@ -37,6 +38,7 @@ struct Intent<'o> {
     grants: gateway::Grants,
     virtual_services: VirtualServices<'o>,
     routers: Routers<'o>,
+    hedges: Hedges<'o>,
 }
 
 pub(super) fn compile(
@@ -51,6 +53,7 @@ pub(super) fn compile(
         grants: gateway::Grants::collect(objects),
         virtual_services: virtual_service::collect(objects, services, options, compiled, findings),
         routers: routers(objects, services, options, compiled, findings),
+        hedges: hedge::collect(objects, services, options, compiled, findings),
     };
     for service in services.values() {
         for port in &service.ports {
@@ -64,7 +67,10 @@ pub(super) fn compile(
                 service,
                 port,
             };
-            let declarations = context.declarations(&intent);
+            let mut declarations = context.declarations(&intent);
+            if let Some((_, hedging)) = intent.hedges.get(&service.fqdn) {
+                hedge::apply(hedging, &mut declarations);
+            }
             let host = format!("{}:{}", service.fqdn, port.number);
             let routes = ScopedRoutes {
                 name: format!("outbound|{}||{}", port.number, service.fqdn).into(),

@@ -18,6 +18,7 @@ mod consul;
 pub mod gateway;
 mod istio;
 mod kubernetes;
+mod mesh;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -40,6 +41,7 @@ pub use istio::{
     Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+pub use mesh::HedgePolicy;
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -227,6 +229,8 @@ pub enum Spec {
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
+    /// Our HedgePolicy.
+    HedgePolicy(HedgePolicy),
     /// Istio AuthorizationPolicy.
     AuthorizationPolicy(AuthorizationPolicy),
     /// A security object that cannot be read: what these labels select is closed.

@@ -18,8 +18,8 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
+        AuthorizationPolicy, DestinationRule, EndpointSlice, HedgePolicy, Metadata,
+        PeerAuthentication, Service, ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
         gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -49,7 +49,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 12] = [
+const OBJECTS: [(&str, &str); 13] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -96,6 +96,10 @@ const OBJECTS: [(&str, &str); 12] = [
         "DestinationRule",
         "metadata: {name: a}\nspec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}], \
          trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
+    ),
+    (
+        "HedgePolicy",
+        "metadata: {name: a}\nspec: {host: greeter, onPerTryTimeout: true}",
     ),
     ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
     (
@@ -270,6 +274,9 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
         }
     }
+    if row.path == "spec.minDelay" {
+        write(&mut object, "spec.percentile", Value::from(95));
+    }
     if row.section == "RouteFilter" {
         for (path, value) in beside_in_filter(&row.path) {
             let value = serde_norway::from_str(value).unwrap();
@@ -388,6 +395,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("ReferenceGrant", fields_of::<ReferenceGrant>("spec")),
         ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
+        ("HedgePolicy", fields_of::<HedgePolicy>("spec")),
         (
             "PeerAuthentication",
             fields_of::<PeerAuthentication>("spec"),
