@@ -93,6 +93,7 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
         route: decision.route,
         forward,
         cluster: live.clusters.get(cluster),
+        filters: live.filters(number, cluster),
         decision: Some(decision),
     })
 }
@@ -161,6 +162,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         hedge: forwarding.hedge.copied(),
         idle: idle(forwarding.idle_timeout, outgoing),
         response,
+        permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
     }))
 }

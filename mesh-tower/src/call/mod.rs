@@ -4,10 +4,12 @@
 //!
 //! 1. configuration — everything else reads it; waited for once in a listener's life.
 //! 2. route — outside of the limits, because the route carries the timeouts.
-//! 3. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
-//! 4. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
-//! 5. attempts — each picks again from the newest endpoints.
-//! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
+//! 3. filters — before the permit, which a request that they answer does not need, and within the
+//!    deadline, which covers a delay.
+//! 4. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
+//! 5. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
+//! 6. attempts — each picks again from the newest endpoints.
+//! 7. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
 //!
 //! Most calls need one attempt on an endpoint that is ready. These are decided and sent before there
 //! is a future ([`start`]), which then holds no more than what waits for the response. Whatever else
@@ -15,6 +17,7 @@
 
 mod attempts;
 mod decided;
+mod filtered;
 mod future;
 mod mirror;
 
@@ -22,6 +25,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::{
+    filter::Filters,
     outcome::Outcome,
     rng::SplitMix64,
     route::{CompiledRoute, Decision, ForwardAction, RequestView},
@@ -208,8 +212,17 @@ fn start_at<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
     let (started, now) = (beginning.started, beginning.now);
-    let (mut in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
+    let drawn = rng.clone();
+    let (in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
         Ok(permitted) => permitted,
+        Err((Stop::Filtered, span)) => {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
+            let filtered = filtered::send(listener, request, beginning, options, drawn);
+            return ResponseFuture::later(filtered);
+        }
         Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
         Err((Stop::Answered(reply), _)) => return ResponseFuture::answered(reply.into_response()),
         // One that was known for a moment is not waited for again and again.
@@ -229,6 +242,21 @@ fn start_at<M: MakeEndpoint, S>(
             return ResponseFuture::later(named);
         }
     };
+    let permitted = (in_flight, chosen);
+    proceed(listener, live, outgoing, now, options, permitted, &mut rng)
+}
+
+/// Stages 11 and 12: sends a request that has its permit, at `now`.
+#[inline]
+fn proceed<M: MakeEndpoint, S>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    now: Instant,
+    options: CallOptions,
+    (mut in_flight, chosen): (InFlight<M>, Chosen<'_, M>),
+    rng: &mut SplitMix64,
+) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
         match decided::prepare(decision, listener, live, outgoing) {
@@ -265,7 +293,7 @@ fn start_at<M: MakeEndpoint, S>(
         let attempts = Attempts::new(in_flight, again, until);
         return ResponseFuture::later(attempts.run(Next::Send(request)));
     }
-    match in_flight.state.pick(&mut rng, &[], in_flight.affinity()) {
+    match in_flight.state.pick(rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
             let exchange = in_flight
                 .begin_attempt(endpoint, outgoing)
@@ -288,6 +316,8 @@ struct Chosen<'l, M: MakeEndpoint> {
     cluster: &'l Arc<ClusterRuntime<M>>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
+    /// What the request meets before it is sent.
+    filters: Option<&'l Filters>,
 }
 
 /// A call ends before anybody is asked, or cannot go on yet.
@@ -296,6 +326,8 @@ enum Stop {
     Answered(Box<LocalReply>),
     /// It names a cluster that is not known yet.
     Unknown(Box<str>),
+    /// Its route has filters: it goes on in a future of its own.
+    Filtered,
 }
 
 impl Stop {
@@ -303,7 +335,7 @@ impl Stop {
         match self {
             Self::Failed(error) => span.end(error.kind().into()),
             Self::Answered(reply) => span.end(reply.code(protocol)),
-            Self::Unknown(_) => {}
+            Self::Unknown(_) | Self::Filtered => {}
         }
     }
 }
@@ -329,6 +361,9 @@ fn permit<'l, M: MakeEndpoint>(
     };
     let mut span = span.unwrap_or_else(begin);
     let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+        if chosen.filters.is_some() {
+            return Err(Stop::Filtered);
+        }
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
@@ -340,11 +375,21 @@ fn permit<'l, M: MakeEndpoint>(
             return Err((stop, span));
         }
     };
-    let limit = earlier(chosen.forward.timeout, chosen.forward.stream_limit);
-    let of_route = limit.and_then(|limit| now.checked_add(limit));
-    let deadline = earlier(asked_deadline(timeout, started), of_route);
+    let deadline = deadline(chosen.forward, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
+}
+
+/// When a call ends: the caller's deadline, or the route's limit from `now` on.
+#[inline]
+fn deadline(
+    forward: &ForwardAction,
+    timeout: Option<&HeaderValue>,
+    [started, now]: [Instant; 2],
+) -> Option<Instant> {
+    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_route = limit.and_then(|limit| now.checked_add(limit));
+    earlier(asked_deadline(timeout, started), of_route)
 }
 
 fn choose<'l, M: MakeEndpoint>(
@@ -368,12 +413,16 @@ fn choose<'l, M: MakeEndpoint>(
         )));
     };
     match route.plain() {
-        Some(forward) => Ok(Chosen {
-            route,
-            forward,
-            cluster: live.clusters.get(forward.cluster(rng)),
-            decision: None,
-        }),
+        Some(forward) => {
+            let cluster = forward.cluster(rng);
+            Ok(Chosen {
+                route,
+                forward,
+                cluster: live.clusters.get(cluster),
+                decision: None,
+                filters: live.filters(number, cluster),
+            })
+        }
         None => decided::decide(listener, live, number, &view, protocol, rng),
     }
 }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{snapshot::ClusterSnapshot, stats::EndpointStats};
+use mesh_core::{filter::FilterAction, snapshot::ClusterSnapshot, stats::EndpointStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
@@ -44,6 +44,7 @@ struct Shared {
     server: ServerMetrics,
     #[cfg(feature = "xds")]
     control_planes: ControlPlaneSeries,
+    filters: Family<Labels<3>, Counter>,
 }
 
 /// The clusters in use. One name may have several, in services that share nothing.
@@ -66,8 +67,12 @@ impl Metrics {
         let control_planes = ControlPlaneSeries::default();
         #[cfg(feature = "xds")]
         registry.register_collector(Box::new(control_planes.clone()));
+        let filters = Family::<Labels<3>, Counter>::default();
+        let help = "What filters did with requests";
+        registry.register("mesh_filter_actions", help, filters.clone());
         Self {
             shared: Arc::new(Shared {
+                filters,
                 registry: Mutex::new(registry),
                 clusters,
                 server,
@@ -103,6 +108,17 @@ impl Metrics {
     /// The handles of the serving side.
     pub fn server(&self) -> &ServerMetrics {
         &self.shared.server
+    }
+
+    /// Counts what a filter did, on side `client` or `server`.
+    #[cold]
+    pub(crate) fn filtered(&self, side: &'static str, filter: &str, action: FilterAction) {
+        let labels = [
+            ("side", side.to_owned()),
+            ("filter", filter.to_owned()),
+            ("action", action.label().to_owned()),
+        ];
+        self.shared.filters.get_or_create(&labels).inc();
     }
 
     /// Adds metrics of the caller's own.
@@ -323,6 +339,7 @@ pub struct ServerMetrics {
     counts: Arc<Counts>,
     denied: Family<Labels<1>, Counter>,
     refused_connections: Family<Labels<1>, Counter>,
+    connections: Family<Labels<1>, Counter>,
 }
 
 impl ServerMetrics {
@@ -331,6 +348,7 @@ impl ServerMetrics {
             counts: Arc::default(),
             denied: Family::default(),
             refused_connections: Family::default(),
+            connections: Family::default(),
         };
         registry.register_collector(Box::new(ServerSeries(Arc::clone(&metrics.counts))));
         registry.register(
@@ -342,6 +360,11 @@ impl ServerMetrics {
             "mesh_server_refused_connections",
             "Connections refused before any request",
             metrics.refused_connections.clone(),
+        );
+        registry.register(
+            "mesh_server_connections",
+            "Connections accepted: mutual_tls, tls (without a certificate of the client), none",
+            metrics.connections.clone(),
         );
         metrics
     }
@@ -362,6 +385,13 @@ impl ServerMetrics {
     pub fn denied(&self, policy: Option<&str>) {
         let labels = [("policy", policy.unwrap_or(NO_POLICY).to_owned())];
         self.denied.get_or_create_owned(&labels).inc();
+    }
+
+    /// Counts a connection that was accepted, by how it is secured: `mutual_tls`, `tls` or `none`.
+    pub fn connection_accepted(&self, security: &str) {
+        self.connections
+            .get_or_create_owned(&[("connection_security_policy", security.to_owned())])
+            .inc();
     }
 
     /// Counts a connection that was refused before any request.

@@ -11,6 +11,7 @@ mod cluster;
 mod connection;
 mod discovery;
 mod endpoint;
+mod filter;
 mod listener;
 mod name;
 mod outlier;

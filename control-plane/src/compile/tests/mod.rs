@@ -1,6 +1,10 @@
 //! What objects mean together.
 
+mod consul;
+mod destination;
 mod gateway;
+mod hedge;
+mod members;
 mod routes;
 mod visibility;
 
@@ -164,19 +168,27 @@ fn the_narrowest_mode_wins_and_clients_follow() {
     }
 }
 
+fn rules(inbound: &InboundListener) -> Vec<Rbac> {
+    let filters = &inbound.filter_chains[0].filters;
+    filters
+        .iter()
+        .filter_map(|filter| filter.rbac().cloned())
+        .collect()
+}
+
 #[test]
 fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
     let policy = |spec: &str| {
         let head = "---\nkind: AuthorizationPolicy\nmetadata: {name: p}\n";
         format!("{GREETER}{head}spec: {spec}\n")
     };
-    assert_eq!(inbound(GREETER, 1).filter_chains[0].rbac, []);
+    assert!(rules(&inbound(GREETER, 1)).is_empty());
     let deny_all = Rbac {
         action: RbacAction::Allow,
         policies: BTreeMap::new(),
     };
-    assert_eq!(inbound(&policy("{}"), 1).filter_chains[0].rbac, [deny_all]);
-    let allow_all = &inbound(&policy("{rules: [{}]}"), 1).filter_chains[0].rbac[0];
+    assert_eq!(rules(&inbound(&policy("{}"), 1)), [deny_all]);
+    let allow_all = &rules(&inbound(&policy("{rules: [{}]}"), 1))[0];
     assert_eq!(
         allow_all.policies["default/p[0]"].principals,
         [Principal::Any]
@@ -203,7 +215,7 @@ fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
             let ListenerKind::Inbound(inbound) = listener.kind else {
                 panic!()
             };
-            let first = &inbound.filter_chains[0].rbac[0];
+            let first = &rules(&inbound)[0];
             assert_eq!(first.action == RbacAction::Deny, is_closed, "{spec} {port}");
             assert_eq!(first.policies.len(), 1);
         }
@@ -234,8 +246,8 @@ fn a_destination_rule_says_when_endpoints_are_ejected_and_how_new_ones_begin() {
     assert_eq!(cluster.common_lb_config.healthy_panic_threshold, Some(40));
     let (old, _) = rule("{outlierDetection: {consecutiveErrors: 7}}");
     let outliers = old.outlier_detection.clone().unwrap();
-    assert_eq!(outliers.consecutive_gateway_failure.threshold, 7);
-    assert_eq!(outliers.consecutive_5xx.enforcing, 0);
+    assert_eq!(outliers.consecutive_5xx.threshold, 7);
+    assert_eq!(outliers.consecutive_gateway_failure.enforcing, 0);
     let (warm, _) =
         rule("{loadBalancer: {warmup: {duration: 60s, aggression: 2, minimumPercent: 5}}}");
     let expected = SlowStart {

@@ -8,6 +8,7 @@ mod endpoint;
 mod extras;
 mod fields;
 mod fuzz;
+mod hedge;
 mod listener;
 mod load;
 mod retry;
