@@ -4,18 +4,24 @@
 //! a security object that cannot be used closes its own target. It does no I/O, and the same
 //! objects always give the same result.
 
+mod authorization;
 mod balance;
+mod balancer_policy;
 mod changed;
+mod claims;
 mod clusters;
 mod consul;
 mod delegate;
 mod gateway;
 mod hashing;
 mod hedge;
+mod intentions;
 mod locality;
 mod members;
+mod mesh_policy;
 mod policy;
 mod pool;
+mod request_auth;
 mod route_action;
 mod route_match;
 mod routes;
@@ -23,6 +29,7 @@ mod rules;
 mod scoped;
 mod security;
 mod services;
+mod target;
 #[cfg(test)]
 mod tests;
 mod virtual_service;
@@ -52,10 +59,12 @@ use clusters::Rules;
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+pub use request_auth::KeySets;
+pub(crate) use request_auth::key_sets;
 use scoped::ClientMatch;
 use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
-use security::SecurityPolicies;
+use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
 
 /// What holds for the whole mesh.
@@ -67,6 +76,9 @@ pub struct CompileOptions {
     pub cluster_domain: String,
     /// Policies in this namespace are for all. Default `istio-system`.
     pub root_namespace: String,
+    /// Keys of issuers, by the addresses that RequestAuthentications name. Default none: tokens
+    /// whose keys are not here are refused.
+    pub keys: KeySets,
 }
 
 impl Default for CompileOptions {
@@ -75,6 +87,7 @@ impl Default for CompileOptions {
             trust_domain: "cluster.local".into(),
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            keys: KeySets::new(),
         }
     }
 }
@@ -108,6 +121,8 @@ pub struct Compiled {
     hashing: BTreeMap<ClusterName, HashPolicy>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
+    /// The services that each address is part of.
+    memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
     security: SecurityPolicies,
 }
 
@@ -159,8 +174,8 @@ pub fn compile_with(
     options: &CompileOptions,
 ) -> (Compiled, Vec<Diagnostic>) {
     let mut findings = Vec::new();
-    let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, members, options, &mut findings);
+    let security = SecurityPolicies::collect(objects, &services, options, &mut findings);
     let place = |object: &Arc<Object>| (Arc::clone(&object.place.file), object.place.line);
     let places = objects
         .iter()
@@ -183,6 +198,8 @@ pub fn compile_with(
         // One that registered could say that it is at somebody's address, to be judged in its place.
         for workload in service.workloads.iter().filter(|w| !w.is_registered) {
             for address in workload.addresses.values() {
+                let memberships = compiled.memberships.entry(*address).or_default();
+                memberships.insert(service.fqdn.clone());
                 compiled
                     .workloads
                     .entry(*address)
@@ -197,6 +214,18 @@ pub fn compile_with(
                         }
                     })
                     .or_insert_with(|| workload.clone());
+            }
+        }
+    }
+    // Nobody declared who is at the address of one that registered; then what it says of itself closes
+    // more than nothing would.
+    let declared: HashSet<_> = compiled.memberships.keys().copied().collect();
+    for service in services.values() {
+        for workload in service.workloads.iter().filter(|w| w.is_registered) {
+            let addresses = workload.addresses.values();
+            for address in addresses.filter(|address| !declared.contains(address)) {
+                let memberships = compiled.memberships.entry(*address).or_default();
+                memberships.insert(service.fqdn.clone());
             }
         }
     }
@@ -224,6 +253,7 @@ pub fn compile_with(
         let rules = rules.remove(&service.fqdn).unwrap_or_default();
         clusters::compile(service, &rules, options, &mut compiled, &mut findings);
     }
+    balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
     compiled.services = services;
     // One mistake may be met once for each port, subset or host.
@@ -297,7 +327,9 @@ impl Compiled {
                 .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
                 .collect::<Vec<_>>()
         };
-        self.security == other.security && judged(self) == judged(other)
+        self.security == other.security
+            && self.memberships == other.memberships
+            && judged(self) == judged(other)
     }
 
     /// The routes of a name as a client gets them.
@@ -440,24 +472,29 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<ObjectKey> {
-        let (namespace, labels) = self.judged_as(address, namespace, labels);
-        self.security.objects(&namespace, &labels)
+        let workload = self.judged_as(address, namespace, labels);
+        self.security.objects(&workload)
     }
 
-    /// The namespace and labels of the workload at `address`.
+    /// The workload at `address`.
     fn judged_as(
         &self,
         address: SocketAddr,
         namespace: &str,
         labels: &BTreeMap<String, String>,
-    ) -> (String, BTreeMap<String, String>) {
+    ) -> Judged {
         let mut labels = labels.clone();
         let mut namespace = namespace.to_owned();
         if let Some(workload) = self.workloads.get(&address) {
             namespace.clone_from(&workload.namespace);
             labels.extend(workload.labels.clone());
         }
-        (namespace, labels)
+        let services = self.memberships.get(&address).cloned().unwrap_or_default();
+        Judged {
+            namespace,
+            labels,
+            services,
+        }
     }
 
     /// The service that a client in `namespace` means with `host`.
@@ -479,8 +516,8 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Listener {
-        let (namespace, labels) = self.judged_as(address, namespace, labels);
+        let workload = self.judged_as(address, namespace, labels);
         self.security
-            .inbound_listener(requested, address, &namespace, &labels)
+            .inbound_listener(requested, address, &workload)
     }
 }

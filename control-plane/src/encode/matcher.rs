@@ -11,15 +11,17 @@ use envoy_types::pb::envoy::{
     extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
     r#type::{
         matcher::v3::{
+            ListMatcher, MetadataMatcher as ProtoMetadataMatcher, OrMatcher,
             PathMatcher as ProtoPathMatcher, RegexMatcher, StringMatcher as ProtoStringMatcher,
-            path_matcher, string_matcher::MatchPattern,
+            ValueMatcher as ProtoValueMatcher, list_matcher, metadata_matcher, path_matcher,
+            string_matcher::MatchPattern, value_matcher,
         },
         v3::Int64Range,
     },
 };
 use mesh_core::config::{
-    HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher, Regex, StringMatcher,
-    StringPattern,
+    HeaderMatcher, HeaderPredicate, MetadataMatcher, PathMatcher, PathPattern, QueryMatcher, Regex,
+    StringMatcher, StringPattern, ValueMatcher,
 };
 
 use super::{ClientClass, any};
@@ -102,5 +104,37 @@ pub(super) fn query(matcher: &QueryMatcher) -> QueryParameterMatcher {
 pub(super) fn url_path(matcher: &StringMatcher) -> ProtoPathMatcher {
     ProtoPathMatcher {
         rule: Some(path_matcher::Rule::Path(string(matcher))),
+    }
+}
+
+pub(super) fn metadata(matcher: &MetadataMatcher) -> ProtoMetadataMatcher {
+    use metadata_matcher::{PathSegment, path_segment::Segment};
+    let segment = |key: &String| PathSegment {
+        segment: Some(Segment::Key(key.clone())),
+    };
+    ProtoMetadataMatcher {
+        filter: matcher.filter.clone(),
+        path: matcher.path.iter().map(segment).collect(),
+        value: Some(value(&matcher.value)),
+        invert: matcher.invert,
+    }
+}
+
+fn value(matcher: &ValueMatcher) -> ProtoValueMatcher {
+    use value_matcher::{MatchPattern as Pattern, NullMatch};
+    let pattern = match matcher {
+        ValueMatcher::Present => Pattern::PresentMatch(true),
+        ValueMatcher::Null => Pattern::NullMatch(NullMatch {}),
+        ValueMatcher::Bool(wanted) => Pattern::BoolMatch(*wanted),
+        ValueMatcher::String(text) => Pattern::StringMatch(string(text)),
+        ValueMatcher::ListContains(one) => Pattern::ListMatch(Box::new(ListMatcher {
+            match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(value(one)))),
+        })),
+        ValueMatcher::Or(any) => Pattern::OrMatch(OrMatcher {
+            value_matchers: any.iter().map(value).collect(),
+        }),
+    };
+    ProtoValueMatcher {
+        match_pattern: Some(pattern),
     }
 }

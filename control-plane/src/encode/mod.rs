@@ -12,6 +12,7 @@ mod endpoint;
 mod headers;
 mod health_check;
 mod hedge;
+mod jwt;
 mod listener;
 mod matcher;
 mod rbac;

@@ -95,10 +95,8 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
             roots: Some(TrustSource::Sds("ROOTCA".into())),
             require_client_certificate: true,
         }),
-        filters: HttpFilter::of_rbac(&[Rbac {
-            action: RbacAction::Allow,
-            policies: std::collections::BTreeMap::new(),
-        }]),
+        filters: HttpFilter::of_rbac(&[Rbac::new(RbacAction::Allow, Default::default())]),
+        path_normalization: PathNormalization::BASE,
         routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig::new("r", vec![]))),
     };
     Listener {

@@ -167,6 +167,9 @@ fn read_spec(
         "Service" => read::<WithSpec<_>>(value).map(|object| Spec::Service(object.spec)),
         "EndpointSlice" => read(value).map(Spec::EndpointSlice),
         "ServiceEntry" => read::<WithSpec<_>>(value).map(|object| Spec::ServiceEntry(object.spec)),
+        "BalancerPolicy" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::BalancerPolicy(object.spec))
+        }
         "WorkloadEntry" => {
             read::<WithSpec<_>>(value).map(|object| Spec::WorkloadEntry(object.spec))
         }
@@ -194,10 +197,22 @@ fn read_spec(
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
         }
+        "RequestAuthentication" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::RequestAuthentication(object.spec))
+        }
+        "ServiceIntentions" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceIntentions(object.spec))
+        }
+        "MeshPolicy" => read::<WithSpec<_>>(value).map(|object| Spec::MeshPolicy(object.spec)),
         _ => read::<WithSpec<_>>(value).map(|object| Spec::AuthorizationPolicy(object.spec)),
     };
     match read {
-        Ok(spec) => object.spec = spec,
+        Ok(spec) => {
+            if let Spec::AuthorizationPolicy(policy) = &spec {
+                object.limits.extend(policy.limits());
+            }
+            object.spec = spec;
+        }
         Err((path, error)) => {
             let name = object.key.to_string();
             let place = &object.place;
@@ -287,11 +302,12 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 15] = [
+pub(super) const GROUPS: [(&str, &str); 19] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
     ("WorkloadEntry", "networking.istio.io"),
+    ("BalancerPolicy", "mesh"),
     ("VirtualService", "networking.istio.io"),
     ("HTTPRoute", "gateway.networking.k8s.io"),
     ("GRPCRoute", "gateway.networking.k8s.io"),
@@ -303,6 +319,9 @@ pub(super) const GROUPS: [(&str, &str); 15] = [
     ("HedgePolicy", "mesh"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
+    ("RequestAuthentication", "security.istio.io"),
+    ("ServiceIntentions", "consul.hashicorp.com"),
+    ("MeshPolicy", "mesh"),
 ];
 
 fn read<T: DeserializeOwned>(value: &Value) -> Result<T, (String, serde_norway::Error)> {

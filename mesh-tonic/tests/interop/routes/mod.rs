@@ -26,6 +26,7 @@ use mesh_core::{
 use prost::Message as _;
 
 use generate::{CLUSTERS, Generator, ROUTE};
+pub(crate) use proxy::any;
 use proxy::values;
 
 /// Requests of a run.
