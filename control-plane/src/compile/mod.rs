@@ -14,6 +14,7 @@ mod consul;
 mod delegate;
 mod gateway;
 mod hashing;
+mod hedge;
 mod intentions;
 mod locality;
 mod members;
@@ -267,12 +268,13 @@ pub fn compile_with(
 }
 
 /// Kinds that say where requests go, and nothing of clusters.
-pub(crate) const ROUTE_KINDS: [&str; 5] = [
+pub(crate) const ROUTE_KINDS: [&str; 6] = [
     "VirtualService",
     "HTTPRoute",
     "GRPCRoute",
     "ServiceRouter",
     "ServiceSplitter",
+    "HedgePolicy",
 ];
 
 /// Subsets are for all clients, as routes to them are.

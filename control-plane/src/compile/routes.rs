@@ -15,6 +15,7 @@ use super::{
     clusters::cluster_name,
     consul::{self, ConsulEntries},
     gateway::{self, Attached},
+    hedge::{self, Hedges},
     route_action::{
         compile_retries, default_retries, direct_response, headers, redirect, rewrite, share,
     },
@@ -35,6 +36,7 @@ struct Intent<'o> {
     grants: gateway::Grants,
     virtual_services: VirtualServices<'o>,
     consul: ConsulEntries<'o>,
+    hedges: Hedges<'o>,
 }
 
 pub(super) fn compile(
@@ -49,6 +51,7 @@ pub(super) fn compile(
         grants: gateway::Grants::collect(objects),
         virtual_services: virtual_service::collect(objects, services, options, compiled, findings),
         consul: ConsulEntries::collect(objects, services, options, compiled, findings),
+        hedges: hedge::collect(objects, services, options, compiled, findings),
     };
     let around = consul::Surroundings { services, options };
     intent.consul.resolve(&around, compiled, findings);
@@ -65,7 +68,10 @@ pub(super) fn compile(
                 service,
                 port,
             };
-            let declarations = context.declarations(&intent);
+            let mut declarations = context.declarations(&intent);
+            if let Some((_, hedging)) = intent.hedges.get(&service.fqdn) {
+                hedge::apply(hedging, &mut declarations);
+            }
             let host = format!("{}:{}", service.fqdn, port.number);
             let routes = ScopedRoutes {
                 name: format!("outbound|{}||{}", port.number, service.fqdn).into(),

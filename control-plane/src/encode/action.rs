@@ -5,8 +5,7 @@ use envoy_types::pb::{
         config::{
             core::v3::TypedExtensionConfig,
             route::v3::{
-                HedgePolicy as ProtoHedgePolicy, RouteAction as ProtoRouteAction, WeightedCluster,
-                route_action, weighted_cluster,
+                RouteAction as ProtoRouteAction, WeightedCluster, route_action, weighted_cluster,
             },
         },
         extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
@@ -15,14 +14,12 @@ use envoy_types::pb::{
     google::protobuf::BoolValue,
 };
 use mesh_core::config::{
-    self, Forward, ForwardExtras, HashPolicy, HashSource, HedgePolicy, HostRewrite, Mirror,
-    MirrorTarget, PathRewrite, RegexRewrite, TemplateRewrite, WeighBy,
+    self, Forward, ForwardExtras, HashPolicy, HashSource, HostRewrite, Mirror, MirrorTarget,
+    PathRewrite, RegexRewrite, TemplateRewrite, WeighBy,
 };
 
 use super::{
-    ClientClass, any, duration, headers, retry,
-    route::{percent, runtime_fraction},
-    subset, uint32,
+    ClientClass, any, duration, headers, hedge, retry, route::runtime_fraction, subset, uint32,
 };
 
 /// Encodes a forwarding action.
@@ -82,7 +79,7 @@ pub(super) fn forward(config: &Forward, class: ClientClass) -> ProtoRouteAction 
         idle_timeout: extras.idle_timeout.map(duration),
         hash_policy: extras.hash_policy.iter().filter_map(hash_policy).collect(),
         request_mirror_policies: extras.mirrors.iter().map(mirror).collect(),
-        hedge_policy: extras.hedge.as_ref().map(hedge),
+        hedge_policy: extras.hedge.as_ref().map(hedge::policy),
         metadata_match: subset::metadata(&extras.metadata_match),
         ..ProtoRouteAction::default()
     }
@@ -200,13 +197,5 @@ fn mirror(config: &Mirror) -> route_action::RequestMirrorPolicy {
         runtime_fraction: config.fraction.map(runtime_fraction),
         disable_shadow_host_suffix_append: !config.shadow_suffix,
         ..route_action::RequestMirrorPolicy::default()
-    }
-}
-
-fn hedge(config: &HedgePolicy) -> ProtoHedgePolicy {
-    ProtoHedgePolicy {
-        initial_requests: Some(uint32(config.initial_requests)),
-        additional_request_chance: Some(percent(config.additional_request_chance)),
-        hedge_on_per_try_timeout: config.on_per_try_timeout,
     }
 }

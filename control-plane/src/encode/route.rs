@@ -25,7 +25,7 @@ use mesh_core::config::{
 use super::{
     ClientClass,
     action::{forward, regex_rewrite},
-    headers, matcher,
+    headers, hedge, matcher,
 };
 
 /// Encodes a route configuration.
@@ -89,6 +89,11 @@ fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
     ProtoRoute {
         name: config.name.clone(),
         r#match: Some(encode_match(&config.matcher, class)),
+        metadata: match class {
+            // Nobody else knows it.
+            ClientClass::Rust => hedge::metadata(config),
+            _ => None,
+        },
         action: Some(action),
         request_headers_to_add: headers::request_add(config.headers.as_deref()),
         request_headers_to_remove: headers::request_remove(config.headers.as_deref()),

@@ -54,7 +54,7 @@ pub use istio::{
     ServiceEntry, ServiceEntryPort, Sidecar, StringMatch, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
-pub use mesh::{BalancerPolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec};
+pub use mesh::{BalancerPolicy, HedgePolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -256,6 +256,8 @@ pub enum Spec {
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
+    /// Our HedgePolicy.
+    HedgePolicy(HedgePolicy),
     /// Istio AuthorizationPolicy.
     AuthorizationPolicy(AuthorizationPolicy),
     /// Istio RequestAuthentication.

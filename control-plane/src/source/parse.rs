@@ -197,6 +197,7 @@ fn read_spec(
         "DestinationRule" => {
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
+        "HedgePolicy" => read::<WithSpec<_>>(value).map(|object| Spec::HedgePolicy(object.spec)),
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
         }
@@ -305,7 +306,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 20] = [
+pub(super) const GROUPS: [(&str, &str); 21] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -321,6 +322,7 @@ pub(super) const GROUPS: [(&str, &str); 20] = [
     ("ServiceSplitter", "consul.hashicorp.com"),
     ("ServiceResolver", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
+    ("HedgePolicy", "mesh"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
     ("RequestAuthentication", "security.istio.io"),

@@ -18,9 +18,10 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, MeshPolicy, Metadata,
-        PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceIntentions,
-        ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar, VirtualService, WorkloadEntry,
+        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, HedgePolicy,
+        MeshPolicy, Metadata, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
+        ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar,
+        VirtualService, WorkloadEntry,
         gateway::{BackendTrafficPolicy, GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -50,7 +51,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 20] = [
+const OBJECTS: [(&str, &str); 21] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -111,6 +112,10 @@ const OBJECTS: [(&str, &str); 20] = [
         "DestinationRule",
         "metadata: {name: a}\nspec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}], \
          trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
+    ),
+    (
+        "HedgePolicy",
+        "metadata: {name: a}\nspec: {host: greeter, onPerTryTimeout: true}",
     ),
     ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
     (
@@ -463,6 +468,9 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
         }
     }
+    if kind == "HedgePolicy" && row.path == "spec.minDelay" {
+        write(&mut object, "spec.percentile", Value::from(95));
+    }
     for (of_kind, part, path, value) in BESIDE_SECURITY {
         let is_meant = row.path.contains(part) && row.path != path;
         let is_other = path.ends_with("jwks") && row.path.ends_with("jwksUri")
@@ -615,6 +623,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("ServiceSplitter", fields_of::<ServiceSplitter>("spec")),
         ("ServiceResolver", fields_of::<ServiceResolver>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
+        ("HedgePolicy", fields_of::<HedgePolicy>("spec")),
         (
             "PeerAuthentication",
             fields_of::<PeerAuthentication>("spec"),

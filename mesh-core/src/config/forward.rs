@@ -115,6 +115,12 @@ pub struct HedgePolicy {
 /// Most attempts side by side that a policy may ask for (gRFC A6: five in all).
 pub const HEDGE_ATTEMPTS_MAX: u32 = 5;
 
+impl HedgePolicy {
+    /// The key of the route's metadata in which what xDS has no field for is on the wire: a structure
+    /// of `delay_ms`, or of `percentile` and `min_delay_ms`, and of `attempts_max`.
+    pub const METADATA: &str = "mesh.v1.HedgePolicy";
+}
+
 impl Default for HedgePolicy {
     /// One attempt, never another.
     fn default() -> Self {

@@ -1,11 +1,6 @@
 //! From YAML to requests: the control plane, mutual TLS and real sockets.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, StatusCode};
 use mesh_tower::HttpClient;
@@ -18,51 +13,28 @@ use super::{
 };
 
 /// Servers of the mesh behind names, and somebody who calls them.
-struct Services {
-    world: World,
+pub(super) struct Services {
+    pub(super) world: World,
     client: HttpClient,
 }
 
 impl Services {
     /// Of each service, its versions.
-    async fn start(services: &[(&'static str, &[&'static str])]) -> Self {
+    pub(super) async fn start(services: &[(&'static str, &[&'static str])]) -> Self {
         let world = World::start().await;
         for (service, versions) in services {
-            let mut endpoints = String::new();
+            let mut endpoints = Vec::new();
             for version in *versions {
-                let address = serve(&world, service, version).await;
-                endpoints += &format!(
-                    "  - {{address: {}, ports: {{http: {port}, http2: {port}, grpc: {port}}}, \
-                     labels: {{version: {version}}}, serviceAccount: {service}}}\n",
-                    address.ip(),
-                    port = address.port(),
-                );
+                let router = echo::router(version, &Arc::default(), &Arc::default());
+                endpoints.push((*version, server(&world, service, router).await));
             }
-            world.write(
-                &format!("{service}.yaml"),
-                &format!(
-                    "
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: {service}, namespace: default}}
-spec:
-  hosts: [{service}.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports:
-  - {{number: 80, name: http, protocol: HTTP}}
-  - {{number: 81, name: http2, protocol: HTTP2}}
-  - {{number: 82, name: grpc, protocol: GRPC}}
-  endpoints:
-{endpoints}"
-                ),
-            );
+            world.write(&format!("{service}.yaml"), &entry(service, &endpoints));
         }
         let client = world.member("caller").await.http_client();
         Self { world, client }
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         wire: Wire,
         service: &str,
@@ -88,7 +60,7 @@ spec:
     }
 
     /// The first answer that `is_so`: what was written takes effect in a moment.
-    async fn until(
+    pub(super) async fn until(
         &self,
         wire: Wire,
         service: &str,
@@ -110,13 +82,48 @@ spec:
     }
 }
 
-async fn serve(world: &World, service: &'static str, version: &'static str) -> SocketAddr {
+/// A server of the mesh.
+pub(super) async fn server(
+    world: &World,
+    service: &'static str,
+    router: axum::Router,
+) -> SocketAddr {
     let mesh = world.member(service).await;
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)));
     let address = listener.local_addr().unwrap();
-    let router = echo::router(version, &Arc::default(), &Arc::<AtomicUsize>::default());
     tokio::spawn(async move { mesh.serve(listener, router).await });
     address
+}
+
+/// A service with these versions.
+pub(super) fn entry(service: &str, versions: &[(&str, SocketAddr)]) -> String {
+    let endpoints: String = versions
+        .iter()
+        .map(|(version, address)| {
+            format!(
+                "  - {{address: {}, ports: {{http: {port}, http2: {port}, grpc: {port}}}, \
+                 labels: {{version: {version}}}, serviceAccount: {service}}}\n",
+                address.ip(),
+                port = address.port(),
+            )
+        })
+        .collect();
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {service}, namespace: default}}
+spec:
+  hosts: [{service}.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports:
+  - {{number: 80, name: http, protocol: HTTP}}
+  - {{number: 81, name: http2, protocol: HTTP2}}
+  - {{number: 82, name: grpc, protocol: GRPC}}
+  endpoints:
+{endpoints}"
+    )
 }
 
 fn is_from(reply: &Reply, by: &str) -> bool {

@@ -1,6 +1,7 @@
 //! What routes ask for beyond a cluster, over real sockets: HTTP/1.1, HTTP/2 and gRPC.
 
 mod answers;
+mod attempts;
 mod changes;
 mod clusters;
 mod echo;

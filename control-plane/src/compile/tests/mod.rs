@@ -3,6 +3,7 @@
 mod consul;
 mod destination;
 mod gateway;
+mod hedge;
 mod members;
 mod routes;
 mod visibility;

@@ -1,7 +1,9 @@
 //! Objects of our own (`mesh/v1`), for what no other dialect can say.
 
 mod balancer_policy;
+mod hedge_policy;
 mod mesh_policy;
 
 pub use balancer_policy::{BalancerPolicy, PeakEwmaSpec, PrequalSpec};
+pub use hedge_policy::HedgePolicy;
 pub use mesh_policy::MeshPolicy;

@@ -5,14 +5,14 @@
 //! route fail, with the reason (gRFC A28 keeps such routes too).
 
 use envoy_types::pb::envoy::config::route::v3::{
-    HedgePolicy as HedgeProto, RouteAction as ActionProto, WeightedCluster as WeightedProto,
+    RouteAction as ActionProto, WeightedCluster as WeightedProto,
     route::Action,
     route_action::{ClusterSpecifier, RequestMirrorPolicy},
     weighted_cluster::{ClusterWeight, RandomValueSpecifier, cluster_weight::HostRewriteSpecifier},
 };
 use mesh_core::{
     config::{
-        ClusterExtras, Forward, ForwardExtras, Fraction, HedgePolicy, MaxStreamDuration, Mirror,
+        ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror,
         MirrorTarget, PathMatcher, RetryPolicy, RouteAction, WeighBy, WeightedCluster,
     },
     route::Feature,
@@ -21,6 +21,7 @@ use mesh_core::{
 use super::{
     Side, hash,
     headers::{self, header_name},
+    hedge,
     retry::retry_policy,
     rewrite,
 };
@@ -173,7 +174,7 @@ fn extras(
     );
     let mirrors = mirrors(sink, &proto.request_mirror_policies);
     let hedge = match &proto.hedge_policy {
-        Some(policy) => Some(hedge_policy(sink, policy)?),
+        Some(policy) => Some(hedge::policy(sink, policy)?),
         None => inherited.hedge,
     };
     sink.pending(
@@ -232,26 +233,6 @@ pub(super) fn mirrors(sink: &mut Sink, protos: &[RequestMirrorPolicy]) -> Vec<Mi
                 None => None,
             },
             shadow_suffix: !proto.disable_shadow_host_suffix_append,
-        })
-    })
-}
-
-pub(super) fn hedge_policy(sink: &mut Sink, proto: &HedgeProto) -> Option<HedgePolicy> {
-    sink.pending("hedge_policy", Feature::Hedge, true);
-    sink.field("hedge_policy", |sink| {
-        let initial_requests = uint32(proto.initial_requests.as_ref()).unwrap_or(1);
-        sink.refuse("initial_requests", initial_requests == 0, "must not be 0");
-        let chance = match &proto.additional_request_chance {
-            Some(chance) => sink.field("additional_request_chance", |sink| {
-                value::fraction(sink, chance)
-            }),
-            None => Fraction::new(0, 1),
-        };
-        Some(HedgePolicy {
-            initial_requests,
-            additional_request_chance: chance?,
-            on_per_try_timeout: proto.hedge_on_per_try_timeout,
-            ..HedgePolicy::default()
         })
     })
 }

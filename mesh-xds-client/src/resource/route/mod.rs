@@ -7,6 +7,7 @@
 mod action;
 mod hash;
 pub(super) mod headers;
+mod hedge;
 pub(crate) mod matcher;
 mod retry;
 mod rewrite;
@@ -126,7 +127,7 @@ fn virtual_host(
         None => None,
     };
     let hedge = match &proto.hedge_policy {
-        Some(policy) => Some(action::hedge_policy(sink, policy)?),
+        Some(policy) => Some(hedge::policy(sink, policy)?),
         None => None,
     };
     let own = action::mirrors(sink, &proto.request_mirror_policies);
@@ -195,7 +196,10 @@ fn route(sink: &mut Sink, side: Side, proto: &RouteProto, inherited: &Inherited)
         None => sink.error_at("match", "is missing"),
     };
     let path = matcher.as_ref().map(|matcher| &matcher.path);
-    let action = action::decode(sink, side, path, proto.action.as_ref(), inherited);
+    let mut action = action::decode(sink, side, path, proto.action.as_ref(), inherited);
+    if let Some(action) = &mut action {
+        hedge::from_metadata(sink, proto, action);
+    }
     let headers = mutations!(sink, proto);
     Some(Route {
         headers: headers?,

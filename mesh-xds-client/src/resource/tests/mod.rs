@@ -9,6 +9,7 @@ mod extras;
 mod fields;
 mod fuzz;
 mod health_check;
+mod hedge;
 mod listener;
 mod load;
 mod retry;
