@@ -8,8 +8,10 @@ mod balance;
 mod clusters;
 mod consul;
 mod delegate;
+mod fault;
 mod gateway;
 mod members;
+mod rate_limit;
 mod route_action;
 mod route_match;
 mod routes;
@@ -40,8 +42,11 @@ use crate::{
     model::{Object, ObjectKey, ObjectSet, Spec},
     registry::Members,
 };
+pub use fault::{CORS_FILTER, FAULT_FILTER};
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+pub use rate_limit::FILTER as RATE_LIMIT_FILTER;
+use rate_limit::RateLimits;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -89,6 +94,7 @@ pub struct Compiled {
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
     security: SecurityPolicies,
+    rate_limits: RateLimits,
 }
 
 /// Where a route is declared.
@@ -141,8 +147,10 @@ pub fn compile_with(
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, members, options, &mut findings);
+    let rate_limits = RateLimits::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
         security,
+        rate_limits,
         ..Compiled::default()
     };
     for service in services.values() {
@@ -246,7 +254,9 @@ impl Compiled {
                 .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
                 .collect::<Vec<_>>()
         };
-        self.security == other.security && judged(self) == judged(other)
+        self.security == other.security
+            && self.rate_limits == other.rate_limits
+            && judged(self) == judged(other)
     }
 
     /// The routes of a name as a client gets them.
@@ -339,7 +349,8 @@ impl Compiled {
         labels: &BTreeMap<String, String>,
     ) -> Listener {
         let (namespace, labels) = self.judged_as(address, namespace, labels);
+        let limit = self.rate_limits.of_server(&namespace, &labels);
         self.security
-            .inbound_listener(requested, address, &namespace, &labels)
+            .inbound_listener(requested, address, &namespace, &labels, limit)
     }
 }

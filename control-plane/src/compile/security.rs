@@ -173,13 +173,16 @@ impl SecurityPolicies {
         address: SocketAddr,
         namespace: &str,
         labels: &Labels,
+        limit: Option<HttpFilter>,
     ) -> Listener {
-        let rbac = self.rbac(namespace, labels);
+        // Who may not call is not counted.
+        let mut filters = HttpFilter::of_rbac(&self.rbac(namespace, labels));
+        filters.extend(limit);
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,
             tls,
-            filters: HttpFilter::of_rbac(&rbac),
+            filters: filters.clone(),
             routes: serve_everything(),
         };
         let mtls = || {

@@ -2,31 +2,27 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use envoy_types::pb::{
-    envoy::{
-        config::{
-            core::v3::HttpProtocolOptions,
-            listener::v3::{
-                ApiListener as ProtoApiListener, Filter, FilterChain as ProtoFilterChain,
-                FilterChainMatch, Listener as ProtoListener, filter,
-            },
-        },
-        extensions::filters::{
-            http::router::v3::Router,
-            network::http_connection_manager::v3::{
-                HttpConnectionManager, HttpFilter, Rds,
-                http_connection_manager::{CodecType, RouteSpecifier},
-                http_filter,
-            },
+use envoy_types::pb::envoy::{
+    config::{
+        core::v3::HttpProtocolOptions,
+        listener::v3::{
+            ApiListener as ProtoApiListener, Filter, FilterChain as ProtoFilterChain,
+            FilterChainMatch, Listener as ProtoListener, filter::ConfigType,
         },
     },
-    google::protobuf::Any,
+    extensions::filters::{
+        http::router::v3::Router,
+        network::http_connection_manager::v3::{
+            HttpConnectionManager, HttpFilter, Rds,
+            http_connection_manager::{CodecType, RouteSpecifier},
+        },
+    },
 };
 use mesh_core::config::{
     FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };
 
-use super::{ClientClass, ads, any, duration, rbac, route_config, socket, tls};
+use super::{ClientClass, ads, any, duration, filter, route_config, socket, tls};
 
 const MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -35,7 +31,7 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
     let name = config.name.to_string();
     match &config.kind {
         ListenerKind::Api(api) => {
-            let mut manager = manager(&api.routes, Vec::new(), class);
+            let mut manager = manager(&api.routes, filter::of_clients(class), class);
             manager.common_http_protocol_options =
                 api.max_stream_duration.map(|limit| HttpProtocolOptions {
                     max_stream_duration: Some(duration(limit)),
@@ -58,7 +54,11 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
 /// authority with the route configuration `outbound`.
 pub fn envoy_outbound_listener(name: &str, port: u16) -> ProtoListener {
     let routes = RouteSource::Rds(name.into());
-    let manager = manager(&routes, Vec::new(), ClientClass::Envoy);
+    let manager = manager(
+        &routes,
+        filter::of_clients(ClientClass::Envoy),
+        ClientClass::Envoy,
+    );
     ProtoListener {
         name: name.to_owned(),
         address: Some(socket(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
@@ -102,13 +102,8 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         transport_protocol: transport.to_owned(),
         ..FilterChainMatch::default()
     });
-    let filters = config.filters.iter().filter_map(|filter| {
-        let rules = filter.rbac()?;
-        Some(http_filter(
-            filter.name.to_string(),
-            any(&rbac::filter(rules)),
-        ))
-    });
+    let filters = config.filters.iter();
+    let filters = filters.filter_map(|filter| filter::http_filter(filter, class));
     let manager = manager(&config.routes, filters.collect(), class);
     ProtoFilterChain {
         name: config.name.clone(),
@@ -122,7 +117,7 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
 fn manager_filter(manager: &HttpConnectionManager) -> Filter {
     Filter {
         name: MANAGER.to_owned(),
-        config_type: Some(filter::ConfigType::TypedConfig(any(manager))),
+        config_type: Some(ConfigType::TypedConfig(any(manager))),
     }
 }
 
@@ -131,10 +126,8 @@ fn manager(
     mut http_filters: Vec<HttpFilter>,
     class: ClientClass,
 ) -> HttpConnectionManager {
-    http_filters.push(http_filter(
-        "envoy.filters.http.router".to_owned(),
-        any(&Router::default()),
-    ));
+    let router = filter::named("envoy.filters.http.router", any(&Router::default()));
+    http_filters.push(router);
     let route_specifier = match routes {
         RouteSource::Rds(name) => RouteSpecifier::Rds(Rds {
             config_source: Some(ads()),
@@ -148,13 +141,5 @@ fn manager(
         http_filters,
         route_specifier: Some(route_specifier),
         ..HttpConnectionManager::default()
-    }
-}
-
-fn http_filter(name: String, config: Any) -> HttpFilter {
-    HttpFilter {
-        name,
-        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
-        ..HttpFilter::default()
     }
 }

@@ -18,6 +18,7 @@ mod consul;
 pub mod gateway;
 mod istio;
 mod kubernetes;
+mod mesh;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -33,13 +34,14 @@ pub use consul::{
     ServiceRouter,
 };
 pub use istio::{
-    AuthorizationPolicy, DelegateRef, DestinationRule, HeaderOperations, HeadersSpec,
-    HttpDirectResponse, HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls,
-    Operation, OutlierSpec, PeerAuthentication, Percent, Retries, RouteDestination, Rule,
-    ServiceEntry, ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy, VirtualService,
-    Weighted, WorkloadEntry,
+    AuthorizationPolicy, CorsSpec, DelegateRef, DestinationRule, FaultSpec, HeaderOperations,
+    HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer,
+    Mtls, Operation, OutlierSpec, PeerAuthentication, Percent, Retries, RouteDestination, Rule,
+    Selector, ServiceEntry, ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy,
+    VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+pub use mesh::{RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -221,6 +223,8 @@ pub enum Spec {
     GrpcRoute(gateway::GrpcRoute),
     /// Gateway API ReferenceGrant.
     ReferenceGrant(gateway::ReferenceGrant),
+    /// Our RateLimit.
+    RateLimit(RateLimit),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
     /// Istio DestinationRule.

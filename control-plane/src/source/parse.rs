@@ -184,6 +184,7 @@ fn read_spec(
         "DestinationRule" => {
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
+        "RateLimit" => read::<WithSpec<_>>(value).map(|object| Spec::RateLimit(object.spec)),
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
         }
@@ -280,7 +281,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 12] = [
+pub(super) const GROUPS: [(&str, &str); 13] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -291,6 +292,7 @@ pub(super) const GROUPS: [(&str, &str); 12] = [
     ("ReferenceGrant", "gateway.networking.k8s.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
+    ("RateLimit", "mesh"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
 ];

@@ -18,8 +18,8 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
+        AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication,
+        RateLimit, Service, ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
         gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -49,7 +49,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 12] = [
+const OBJECTS: [(&str, &str); 13] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -97,6 +97,10 @@ const OBJECTS: [(&str, &str); 12] = [
         "metadata: {name: a}\nspec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}], \
          trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
     ),
+    (
+        "RateLimit",
+        "metadata: {name: a}\nspec: {limits: [{requests: 10}]}",
+    ),
     ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
     (
         "AuthorizationPolicy",
@@ -108,7 +112,17 @@ const OBJECTS: [(&str, &str); 12] = [
 const ROUTES: [&str; 4] = ["VirtualService", "HTTPRoute", "GRPCRoute", "ServiceRouter"];
 
 /// What must stand beside a field of a route.
-const BESIDE: [(&str, &str, &str); 17] = [
+const BESIDE: [(&str, &str, &str); 19] = [
+    (
+        "fault.delay.percentage",
+        "spec.http[].fault.delay.fixedDelay",
+        "1s",
+    ),
+    (
+        "fault.abort.percentage",
+        "spec.http[].fault.abort.httpStatus",
+        "503",
+    ),
     ("[].redirect", "spec.http[].route", "[]"),
     ("[].directResponse", "spec.http[].route", "[]"),
     ("[].delegate", "spec.http[].route", "[]"),
@@ -388,6 +402,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("ReferenceGrant", fields_of::<ReferenceGrant>("spec")),
         ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
+        ("RateLimit", fields_of::<RateLimit>("spec")),
         (
             "PeerAuthentication",
             fields_of::<PeerAuthentication>("spec"),

@@ -22,6 +22,8 @@ use crate::{authz::Authorizer, rng::Rng};
 
 /// Envoy's answer to a body that is too long.
 const TOO_LARGE: &str = "Payload Too Large";
+/// RFC 9110, 15.5.12.
+const LENGTH_REQUIRED: &str = "Length Required";
 
 /// One request on its way.
 #[derive(Debug)]
@@ -52,8 +54,6 @@ pub enum Step<'f> {
 pub struct Passed {
     /// The request's headers, when a filter changed them.
     pub headers: Option<HeaderMap>,
-    /// Most bytes of the request's body.
-    pub max_request_bytes: Option<u32>,
     /// Given back when the response was read to its end.
     pub permits: Vec<ConcurrencyPermit>,
     responses: Vec<OnResponse>,
@@ -196,8 +196,11 @@ impl<'f> Run<'f> {
                     let answer = Answer::new(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
                     return self.answer(filter, FilterAction::TooLarge, answer);
                 }
-                let held = self.passed.max_request_bytes;
-                self.passed.max_request_bytes = Some(held.map_or(*max, |held| held.min(*max)));
+                if length.is_none() && request.has_body {
+                    // It cannot be held back until its end is known.
+                    let answer = Answer::new(StatusCode::LENGTH_REQUIRED, LENGTH_REQUIRED);
+                    return self.answer(filter, FilterAction::TooLarge, answer);
+                }
                 None
             }
         }

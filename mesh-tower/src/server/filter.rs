@@ -18,6 +18,7 @@ pub(super) fn run(
     connection: &Connection,
     filters: &[Filter],
     view: &RequestView<'_>,
+    has_body: bool,
     record: &Record,
     passed: &mut Passed,
 ) -> Result<(), Refusal> {
@@ -27,6 +28,7 @@ pub(super) fn run(
         cluster: "",
         remote: Some(connection.info.remote.ip()),
         peer: connection.peer.as_ref().map(|peer| peer.principal()),
+        has_body,
     };
     let mut run = Run::new(filters);
     let mut rng = rng::fork();

@@ -7,7 +7,7 @@
 use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use http::{HeaderName, Request, Response, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use mesh_core::{filter::Passed, route::RequestView};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
@@ -128,7 +128,8 @@ fn pass(
     let view = RequestView::new(method, uri, authority, headers);
     let routed = chain.route(&view);
     if let Some(filters) = routed.filters {
-        filter::run(connection, filters, &view, record, passed)?;
+        let has_body = !request.body().is_end_stream();
+        filter::run(connection, filters, &view, has_body, record, passed)?;
     }
     if let Some(refusal) = routed.refusal {
         return Err(refusal);

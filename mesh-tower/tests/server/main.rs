@@ -2,6 +2,7 @@
 
 mod authorization;
 mod deadline;
+mod filters;
 mod kit;
 mod lifecycle;
 mod mutual_tls;
