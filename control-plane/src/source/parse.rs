@@ -181,6 +181,12 @@ fn read_spec(
         "ServiceRouter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceRouter(object.spec))
         }
+        "ServiceSplitter" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceSplitter(object.spec))
+        }
+        "ServiceResolver" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceResolver(object.spec))
+        }
         "DestinationRule" => {
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
@@ -281,7 +287,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 13] = [
+pub(super) const GROUPS: [(&str, &str); 15] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -291,6 +297,8 @@ pub(super) const GROUPS: [(&str, &str); 13] = [
     ("GRPCRoute", "gateway.networking.k8s.io"),
     ("ReferenceGrant", "gateway.networking.k8s.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
+    ("ServiceSplitter", "consul.hashicorp.com"),
+    ("ServiceResolver", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
     ("RateLimit", "mesh"),
     ("PeerAuthentication", "security.istio.io"),

@@ -3,6 +3,11 @@
 mod balance;
 mod filters;
 mod forward;
+mod hedging;
+mod idle;
+mod mirrors;
+mod permits;
+mod retries;
 mod stub;
 
 use std::{net::SocketAddr, time::Duration};

@@ -1,5 +1,8 @@
 //! Endpoints over real sockets: protocols, reuse, and servers that come and go under load.
 
+mod attempts;
+mod backend;
+mod check;
 mod pool;
 mod server;
 

@@ -68,6 +68,7 @@ fn decode_breakers(sink: &mut Sink, breakers: &BreakersProto) -> Option<CircuitB
                 sink,
                 limits,
                 [
+                    max_connection_pools,
                     max_pending_requests,
                     max_requests,
                     max_retries,
