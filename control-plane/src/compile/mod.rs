@@ -12,6 +12,7 @@ mod claims;
 mod clusters;
 mod consul;
 mod delegate;
+mod fault;
 mod gateway;
 mod hashing;
 mod hedge;
@@ -21,6 +22,7 @@ mod members;
 mod mesh_policy;
 mod policy;
 mod pool;
+mod rate_limit;
 mod request_auth;
 mod route_action;
 mod route_match;
@@ -57,9 +59,12 @@ use crate::{
 };
 pub(crate) use changed::changed;
 use clusters::Rules;
+pub use fault::{CORS_FILTER, FAULT_FILTER};
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+pub use rate_limit::FILTER as RATE_LIMIT_FILTER;
+use rate_limit::RateLimits;
 pub use request_auth::KeySets;
 pub(crate) use request_auth::key_sets;
 use scoped::ClientMatch;
@@ -127,6 +132,7 @@ pub struct Compiled {
     memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
     security: SecurityPolicies,
     visibility: Visibility,
+    rate_limits: RateLimits,
 }
 
 /// Where a route is declared.
@@ -184,9 +190,11 @@ pub fn compile_with(
         .iter()
         .map(|(key, object)| (key.clone(), place(object)));
     let visibility = Visibility::collect(objects, &services, options, &mut findings);
+    let rate_limits = RateLimits::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
         security,
         visibility,
+        rate_limits,
         places: places.collect(),
         ..Compiled::default()
     };
@@ -339,6 +347,7 @@ impl Compiled {
         };
         self.security == other.security
             && self.memberships == other.memberships
+            && self.rate_limits == other.rate_limits
             && judged(self) == judged(other)
     }
 
@@ -554,7 +563,10 @@ impl Compiled {
         labels: &BTreeMap<String, String>,
     ) -> Listener {
         let workload = self.judged_as(address, namespace, labels);
+        let limit = self
+            .rate_limits
+            .of_server(&workload.namespace, &workload.labels);
         self.security
-            .inbound_listener(requested, address, &workload)
+            .inbound_listener(requested, address, &workload, limit)
     }
 }

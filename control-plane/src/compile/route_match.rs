@@ -84,7 +84,7 @@ fn header(name: &str, text: &StringMatch) -> Result<HeaderMatcher, String> {
 }
 
 /// `None` asks for presence.
-fn pattern(text: &StringMatch) -> Result<Option<StringPattern>, String> {
+pub(super) fn pattern(text: &StringMatch) -> Result<Option<StringPattern>, String> {
     Ok(match text {
         StringMatch {
             exact: Some(text), ..

@@ -6,14 +6,16 @@ use std::{
 };
 
 use mesh_core::config::{
-    ClusterEndpoints, ClusterExtras, Forward, ForwardExtras, HeaderMutations, Mirror, MirrorTarget,
-    Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster,
+    ClusterEndpoints, ClusterExtras, FilterOverride, FilterOverrides, Forward, ForwardExtras,
+    HeaderMutations, Mirror, MirrorTarget, Route, RouteAction, RouteMatch, VirtualHost,
+    WeightedCluster,
 };
 
 use super::{
-    CompileOptions, Compiled, RouteOrigin,
+    CORS_FILTER, CompileOptions, Compiled, FAULT_FILTER, RATE_LIMIT_FILTER, RouteOrigin,
     clusters::cluster_name,
     consul::{self, ConsulEntries},
+    fault::{cors, fault},
     gateway::{self, Attached},
     hedge::{self, Hedges},
     route_action::{
@@ -73,9 +75,14 @@ pub(super) fn compile(
                 hedge::apply(hedging, &mut declarations);
             }
             let host = format!("{}:{}", service.fqdn, port.number);
+            let limit = compiled.rate_limits.of_host(&service.fqdn);
+            let limit = limit.map(|limit| Box::new(FilterOverrides::of(RATE_LIMIT_FILTER, limit)));
             let routes = ScopedRoutes {
                 name: format!("outbound|{}||{}", port.number, service.fqdn).into(),
-                host: VirtualHost::new(host, domains(service, port, options), Vec::new()),
+                host: VirtualHost {
+                    filters: limit,
+                    ..VirtualHost::new(host, domains(service, port, options), Vec::new())
+                },
                 declarations,
             };
             compiled.add_routes(routes);
@@ -211,6 +218,7 @@ impl Context<'_> {
             Ok(action) => action,
             Err(reason) => RouteAction::Unsupported(reason),
         };
+        let filters = self.http_filters(object, http, field);
         let mutations = self.headers(object, http.headers.as_ref(), &format!("{field}.headers"));
         let mutations = (!mutations.is_empty()).then(|| Box::new(mutations));
         let mut matches = Vec::new();
@@ -245,6 +253,7 @@ impl Context<'_> {
             };
             let route = Route {
                 headers: mutations.clone(),
+                filters: filters.clone(),
                 ..Route::new(name, matcher, action.clone())
             };
             let origin = Some(RouteOrigin::new(object, field));
@@ -288,6 +297,37 @@ impl Context<'_> {
     pub(super) fn wrong(&mut self, object: &Object, field: &str, message: &str) {
         self.findings
             .push(object.diagnose(BAD_VALUE, field, message, ""));
+    }
+
+    /// What the route says about filters.
+    fn http_filters(
+        &mut self,
+        object: &Object,
+        http: &HttpRoute,
+        field: &str,
+    ) -> Option<Box<FilterOverrides>> {
+        let mut filters = FilterOverrides::default();
+        let declared = [
+            (FAULT_FILTER, "fault", http.fault.as_ref().map(fault)),
+            (
+                CORS_FILTER,
+                "corsPolicy",
+                http.cors_policy.as_ref().map(cors),
+            ),
+        ];
+        for (name, part, config) in declared {
+            match config {
+                Some(Ok(config)) => {
+                    let config = FilterOverride::with(config);
+                    filters.by_name.insert(name.into(), config);
+                }
+                Some(Err((inside, message))) => {
+                    self.wrong(object, &format!("{field}.{part}.{inside}"), &message);
+                }
+                None => {}
+            }
+        }
+        filters.boxed()
     }
 
     fn headers(

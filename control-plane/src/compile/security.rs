@@ -222,13 +222,16 @@ impl SecurityPolicies {
         requested: &str,
         address: SocketAddr,
         workload: &Judged,
+        limit: Option<HttpFilter>,
     ) -> Listener {
+        // Who may not call is not counted.
         let mut filters = HttpFilter::of_rbac(&self.rbac(workload));
         if let Some(tokens) = self.jwt(workload) {
             // Rules are about what tokens say.
             let tokens = FilterConfig::JwtAuthn(tokens);
             filters.insert(0, HttpFilter::new(JWT_FILTER, tokens));
         }
+        filters.extend(limit);
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,

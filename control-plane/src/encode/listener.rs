@@ -8,7 +8,7 @@ use envoy_types::pb::{
             core::v3::HttpProtocolOptions,
             listener::v3::{
                 ApiListener as ProtoApiListener, Filter, FilterChain as ProtoFilterChain,
-                FilterChainMatch, Listener as ProtoListener, filter,
+                FilterChainMatch, Listener as ProtoListener, filter::ConfigType,
             },
         },
         extensions::filters::{
@@ -18,18 +18,17 @@ use envoy_types::pb::{
                 http_connection_manager::{
                     CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
                 },
-                http_filter,
             },
         },
     },
-    google::protobuf::{Any, BoolValue},
+    google::protobuf::BoolValue,
 };
 use mesh_core::config::{
-    EscapedSlashes, FilterChain, FilterConfig, InboundListener, Listener, ListenerKind,
-    PathNormalization, RouteSource, TransportMatch,
+    EscapedSlashes, FilterChain, InboundListener, Listener, ListenerKind, PathNormalization,
+    RouteSource, TransportMatch,
 };
 
-use super::{ClientClass, ads, any, duration, jwt, rbac, route_config, socket, tls};
+use super::{ClientClass, ads, any, duration, filter, route_config, socket, tls};
 
 const MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -38,7 +37,7 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
     let name = config.name.to_string();
     match &config.kind {
         ListenerKind::Api(api) => {
-            let mut manager = manager(&api.routes, Vec::new(), class);
+            let mut manager = manager(&api.routes, filter::of_clients(class), class);
             manager.common_http_protocol_options =
                 api.max_stream_duration.map(|limit| HttpProtocolOptions {
                     max_stream_duration: Some(duration(limit)),
@@ -61,7 +60,11 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
 /// authority with the route configuration `outbound`.
 pub fn envoy_outbound_listener(name: &str, port: u16) -> ProtoListener {
     let routes = RouteSource::Rds(name.into());
-    let manager = manager(&routes, Vec::new(), ClientClass::Envoy);
+    let manager = manager(
+        &routes,
+        filter::of_clients(ClientClass::Envoy),
+        ClientClass::Envoy,
+    );
     ProtoListener {
         name: name.to_owned(),
         address: Some(socket(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
@@ -105,17 +108,8 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         transport_protocol: transport.to_owned(),
         ..FilterChainMatch::default()
     });
-    let filters = config.filters.iter().filter_map(|filter| {
-        let config = match &filter.config {
-            FilterConfig::Rbac(Some(rules)) => any(&rbac::filter(rules, class)),
-            FilterConfig::JwtAuthn(tokens) if class.is_grpc() => {
-                any(&rbac::filter(&jwt::refused(tokens), class))
-            }
-            FilterConfig::JwtAuthn(tokens) => any(&jwt::filter(tokens)),
-            _ => return None,
-        };
-        Some(http_filter(filter.name.to_string(), config))
-    });
+    let filters = config.filters.iter();
+    let filters = filters.filter_map(|filter| filter::http_filter(filter, class));
     let mut manager = manager(&config.routes, filters.collect(), class);
     inbound_paths(&mut manager, config.path_normalization);
     if class == ClientClass::Envoy {
@@ -149,7 +143,7 @@ fn inbound_paths(manager: &mut HttpConnectionManager, options: PathNormalization
 fn manager_filter(manager: &HttpConnectionManager) -> Filter {
     Filter {
         name: MANAGER.to_owned(),
-        config_type: Some(filter::ConfigType::TypedConfig(any(manager))),
+        config_type: Some(ConfigType::TypedConfig(any(manager))),
     }
 }
 
@@ -158,10 +152,8 @@ fn manager(
     mut http_filters: Vec<HttpFilter>,
     class: ClientClass,
 ) -> HttpConnectionManager {
-    http_filters.push(http_filter(
-        "envoy.filters.http.router".to_owned(),
-        any(&Router::default()),
-    ));
+    let router = filter::named("envoy.filters.http.router", any(&Router::default()));
+    http_filters.push(router);
     let route_specifier = match routes {
         RouteSource::Rds(name) => RouteSpecifier::Rds(Rds {
             config_source: Some(ads()),
@@ -175,13 +167,5 @@ fn manager(
         http_filters,
         route_specifier: Some(route_specifier),
         ..HttpConnectionManager::default()
-    }
-}
-
-fn http_filter(name: String, config: Any) -> HttpFilter {
-    HttpFilter {
-        name,
-        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
-        ..HttpFilter::default()
     }
 }

@@ -9,6 +9,7 @@ mod balance;
 mod cluster;
 mod connection;
 mod endpoint;
+mod filter;
 mod headers;
 mod health_check;
 mod hedge;

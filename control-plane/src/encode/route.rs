@@ -25,7 +25,7 @@ use mesh_core::config::{
 use super::{
     ClientClass,
     action::{forward, regex_rewrite},
-    headers, hedge, matcher,
+    filter, headers, hedge, matcher,
 };
 
 /// Encodes a route configuration.
@@ -42,6 +42,7 @@ pub fn route_config(config: &RouteConfig, class: ClientClass) -> RouteConfigurat
         request_headers_to_remove: headers::request_remove(host.headers.as_deref()),
         response_headers_to_add: headers::response_add(host.headers.as_deref()),
         response_headers_to_remove: headers::response_remove(host.headers.as_deref()),
+        typed_per_filter_config: filter::overrides(host.filters.as_deref(), class),
         ..ProtoVirtualHost::default()
     });
     let own = config.headers.as_deref();
@@ -99,6 +100,7 @@ fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
         request_headers_to_remove: headers::request_remove(config.headers.as_deref()),
         response_headers_to_add: headers::response_add(config.headers.as_deref()),
         response_headers_to_remove: headers::response_remove(config.headers.as_deref()),
+        typed_per_filter_config: filter::overrides(config.filters.as_deref(), class),
         ..ProtoRoute::default()
     }
 }

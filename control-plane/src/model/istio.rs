@@ -119,12 +119,64 @@ object! {
         timeout: Option<String>,
         /// When to try again.
         retries: Option<Retries>,
+        /// Injected delays and aborts.
+        fault: Option<FaultSpec>,
+        /// What pages of other origins may do.
+        cors_policy: Option<CorsSpec>,
         /// A copy of each request.
         mirror: Option<Weighted>,
         /// Share of the requests that `mirror` copies.
         mirror_percentage: Option<Percent>,
         /// Copies of requests.
         mirrors: Vec<MirrorSpec>,
+    }
+}
+object! {
+    /// Injected delays and aborts.
+    FaultSpec {
+        /// Before the request is sent.
+        delay: Option<FaultDelaySpec>,
+        /// Instead of sending it.
+        abort: Option<FaultAbortSpec>,
+    }
+}
+object! {
+    /// A delay.
+    FaultDelaySpec {
+        /// How long.
+        fixed_delay: Option<String>,
+        /// Share of the requests; default all.
+        percentage: Option<Percent>,
+    }
+}
+object! {
+    /// An abort.
+    FaultAbortSpec {
+        /// 200 to 599.
+        http_status: Option<u16>,
+        /// Name of a gRPC status, instead of an HTTP status.
+        grpc_status: Option<String>,
+        /// Share of the requests; default all.
+        percentage: Option<Percent>,
+    }
+}
+object! {
+    /// What pages of other origins may do.
+    CorsSpec {
+        /// Origins, any of them.
+        allow_origins: Vec<StringMatch>,
+        /// Methods.
+        allow_methods: Vec<String>,
+        /// Request headers.
+        allow_headers: Vec<String>,
+        /// Response headers that pages may read.
+        expose_headers: Vec<String>,
+        /// How long browsers may remember the answer.
+        max_age: Option<String>,
+        /// Whether requests may have credentials.
+        allow_credentials: Option<bool>,
+        /// `FORWARD` (default) or `IGNORE` preflight requests of other origins.
+        unmatched_preflights: Option<String>,
     }
 }
 object! {

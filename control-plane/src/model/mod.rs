@@ -49,12 +49,16 @@ pub use intentions::{
     IntentionDestination, IntentionHttp, IntentionPermission, IntentionSource, ServiceIntentions,
 };
 pub use istio::{
-    DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect,
-    HttpRewrite, HttpRoute, Mtls, PeerAuthentication, Percent, Retries, RouteDestination, Selector,
-    ServiceEntry, ServiceEntryPort, Sidecar, StringMatch, VirtualService, Weighted, WorkloadEntry,
+    CorsSpec, DelegateRef, FaultSpec, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch,
+    HttpRedirect, HttpRewrite, HttpRoute, Mtls, PeerAuthentication, Percent, Retries,
+    RouteDestination, Selector, ServiceEntry, ServiceEntryPort, Sidecar, StringMatch,
+    VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
-pub use mesh::{BalancerPolicy, HedgePolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec};
+pub use mesh::{
+    BalancerPolicy, HedgePolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch,
+    RateLimitPer, RateLimitRule,
+};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -246,6 +250,8 @@ pub enum Spec {
     Sidecar(Sidecar),
     /// Gateway API ReferenceGrant.
     ReferenceGrant(gateway::ReferenceGrant),
+    /// Our RateLimit.
+    RateLimit(RateLimit),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
     /// Consul service-splitter.

@@ -198,6 +198,7 @@ fn read_spec(
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
         "HedgePolicy" => read::<WithSpec<_>>(value).map(|object| Spec::HedgePolicy(object.spec)),
+        "RateLimit" => read::<WithSpec<_>>(value).map(|object| Spec::RateLimit(object.spec)),
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
         }
@@ -306,7 +307,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 21] = [
+pub(super) const GROUPS: [(&str, &str); 22] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -323,6 +324,7 @@ pub(super) const GROUPS: [(&str, &str); 21] = [
     ("ServiceResolver", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
     ("HedgePolicy", "mesh"),
+    ("RateLimit", "mesh"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
     ("RequestAuthentication", "security.istio.io"),

@@ -19,8 +19,8 @@ use crate::{
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
         AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, HedgePolicy,
-        MeshPolicy, Metadata, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
-        ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar,
+        MeshPolicy, Metadata, PeerAuthentication, RateLimit, RequestAuthentication, Service,
+        ServiceEntry, ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar,
         VirtualService, WorkloadEntry,
         gateway::{BackendTrafficPolicy, GrpcRoute, HttpRoute, ReferenceGrant},
     },
@@ -51,7 +51,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 21] = [
+const OBJECTS: [(&str, &str); 22] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -117,6 +117,10 @@ const OBJECTS: [(&str, &str); 21] = [
         "HedgePolicy",
         "metadata: {name: a}\nspec: {host: greeter, onPerTryTimeout: true}",
     ),
+    (
+        "RateLimit",
+        "metadata: {name: a}\nspec: {limits: [{requests: 10}]}",
+    ),
     ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
     (
         "AuthorizationPolicy",
@@ -175,7 +179,17 @@ const BESIDE_BALANCER: [(&str, &str, &str); 6] = [
 ];
 
 /// What must stand beside a field of a route.
-const BESIDE: [(&str, &str, &str); 20] = [
+const BESIDE: [(&str, &str, &str); 22] = [
+    (
+        "fault.delay.percentage",
+        "spec.http[].fault.delay.fixedDelay",
+        "1s",
+    ),
+    (
+        "fault.abort.percentage",
+        "spec.http[].fault.abort.httpStatus",
+        "503",
+    ),
     ("[].redirect", "spec.http[].route", "[]"),
     ("[].directResponse", "spec.http[].route", "[]"),
     ("[].delegate", "spec.http[].route", "[]"),
@@ -624,6 +638,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("ServiceResolver", fields_of::<ServiceResolver>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
         ("HedgePolicy", fields_of::<HedgePolicy>("spec")),
+        ("RateLimit", fields_of::<RateLimit>("spec")),
         (
             "PeerAuthentication",
             fields_of::<PeerAuthentication>("spec"),

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 
 use super::{Answer, FilterRequest, status_of};
 use crate::{
@@ -128,7 +128,8 @@ impl FaultInjector {
             Abort::Http(status) => Answer::new(status_of(status), BODY),
             Abort::Grpc(code) => Answer {
                 grpc_status: Some(code),
-                ..Answer::new(status_of(http_status_of(code)), BODY)
+                // As Envoy does: only gRPC callers see it.
+                ..Answer::new(StatusCode::OK, BODY)
             },
             Abort::Header => unreachable!("answered above"),
         })
@@ -154,23 +155,5 @@ fn lowered(headers: &HeaderMap, name: &str, configured: Fraction, denominator: u
     match asked.and_then(|number| Fraction::new(number, denominator)) {
         Some(asked) if asked.per_million() < configured.per_million() => asked,
         _ => configured,
-    }
-}
-
-/// The HTTP status of a gRPC status (Envoy `grpcToHttpStatus`).
-fn http_status_of(code: u32) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
     }
 }

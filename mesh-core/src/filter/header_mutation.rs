@@ -91,6 +91,7 @@ impl Asked {
             cluster: &self.cluster,
             remote: None,
             peer: None,
+            has_body: false,
         };
         change(changes, &request, Some(status), headers);
     }

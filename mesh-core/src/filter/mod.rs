@@ -78,6 +78,8 @@ pub struct FilterRequest<'r> {
     pub remote: Option<std::net::IpAddr>,
     /// The caller's name, which its certificate proves.
     pub peer: Option<&'r str>,
+    /// Whether a body may follow; of interest to servers alone.
+    pub has_body: bool,
 }
 
 /// What a filter did with a request; counters and spans say so.

@@ -22,6 +22,8 @@ use crate::{authz::Authorizer, config::JwtAuthn, rng::Rng};
 
 /// Envoy's answer to a body that is too long.
 const TOO_LARGE: &str = "Payload Too Large";
+/// RFC 9110, 15.5.12.
+const LENGTH_REQUIRED: &str = "Length Required";
 
 /// One request on its way.
 #[derive(Debug)]
@@ -56,8 +58,6 @@ pub struct Passed {
     pub headers: Option<HeaderMap>,
     /// The request's URI, when a filter changed it.
     pub uri: Option<Uri>,
-    /// Most bytes of the request's body.
-    pub max_request_bytes: Option<u32>,
     /// Given back when the response was read to its end.
     pub permits: Vec<ConcurrencyPermit>,
     responses: Vec<OnResponse>,
@@ -212,8 +212,11 @@ impl<'f> Run<'f> {
                     let answer = Answer::new(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
                     return self.answer(filter, FilterAction::TooLarge, answer);
                 }
-                let held = self.passed.max_request_bytes;
-                self.passed.max_request_bytes = Some(held.map_or(*max, |held| held.min(*max)));
+                if length.is_none() && request.has_body {
+                    // It cannot be held back until its end is known.
+                    let answer = Answer::new(StatusCode::LENGTH_REQUIRED, LENGTH_REQUIRED);
+                    return self.answer(filter, FilterAction::TooLarge, answer);
+                }
                 None
             }
         }

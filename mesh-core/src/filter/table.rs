@@ -14,7 +14,7 @@ use crate::{
     authz::Authorizer,
     config::{
         FilterConfig, FilterOverrides, Forward, HttpFilter, RateLimit, Route, RouteAction,
-        RouteConfig, VirtualHost,
+        RouteConfig, VirtualHost, WeightedCluster,
     },
     name::ClusterName,
 };
@@ -59,6 +59,12 @@ impl FilterTable {
         if filters.is_empty() {
             return Self::default();
         }
+        // Most hosts say nothing, and listeners list filters that do nothing by themselves.
+        let base = compile(scope, filters, states);
+        let is_silent = config.filters.is_none() && host.filters.is_none();
+        if base.is_none() && is_silent && host.routes.iter().all(says_nothing) {
+            return Self::default();
+        }
         let mut compiler = TableCompiler {
             scope,
             filters,
@@ -68,7 +74,13 @@ impl FilterTable {
         };
         let routes: Box<[_]> = (0..)
             .zip(&host.routes)
-            .map(|(number, route)| compiler.route(number, route, &index))
+            .map(|(number, route)| match is_silent && says_nothing(route) {
+                true => RouteFilters {
+                    base: base.clone(),
+                    clusters: Box::default(),
+                },
+                false => compiler.route(number, route, &index),
+            })
             .collect();
         states.forget_unused();
         match routes.iter().all(RouteFilters::is_empty) {
@@ -82,6 +94,19 @@ impl FilterTable {
     pub fn route(&self, number: u32) -> Option<&RouteFilters> {
         self.routes.get(number as usize)
     }
+}
+
+/// Whether neither a route nor a cluster of it says anything about filters.
+fn says_nothing(route: &Route) -> bool {
+    let clusters = match &route.action {
+        RouteAction::Forward(forward) => &forward.clusters[..],
+        _ => &[],
+    };
+    let of_cluster = |cluster: &WeightedCluster| {
+        let extras = cluster.extras.as_ref();
+        extras.is_none_or(|extras| extras.filters.is_none())
+    };
+    route.filters.is_none() && clusters.iter().all(of_cluster)
 }
 
 /// The filters of requests without a route, or of a listener whose routes say nothing.

@@ -103,6 +103,7 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
                     cluster: cluster.as_str(),
                     remote: crate::source_ip::of_process(),
                     peer: None,
+                    has_body: false,
                 };
                 run.advance(&request, Instant::now().into_std(), &mut rng)
             };

@@ -8,7 +8,7 @@
 use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use http::{HeaderName, Request, Response, Uri, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use mesh_core::{
     config::{NormalizedPath, PathNormalization},
     filter::Passed,
@@ -139,7 +139,14 @@ fn pass(
     let view = RequestView::new(method, uri, authority, headers);
     let routed = chain.route(&view);
     if let Some(filters) = routed.filters {
-        filter::run((connection, chain), filters, &view, record, passed)?;
+        let has_body = !request.body().is_end_stream();
+        filter::run(
+            (connection, chain),
+            filters,
+            (&view, has_body),
+            record,
+            passed,
+        )?;
     }
     if let Some(refusal) = routed.refusal {
         return Err(refusal);

@@ -4,6 +4,7 @@ mod authorization;
 mod before_tls;
 mod chains;
 mod deadline;
+mod filters;
 mod kit;
 mod lifecycle;
 mod mutual_tls;

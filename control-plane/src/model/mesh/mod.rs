@@ -3,7 +3,9 @@
 mod balancer_policy;
 mod hedge_policy;
 mod mesh_policy;
+mod rate_limit;
 
 pub use balancer_policy::{BalancerPolicy, PeakEwmaSpec, PrequalSpec};
 pub use hedge_policy::HedgePolicy;
 pub use mesh_policy::MeshPolicy;
+pub use rate_limit::{RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule};

@@ -57,7 +57,7 @@ pub struct FaultAbort {
 pub enum Abort {
     /// An HTTP status, 200 to 599; gRPC callers see the status that gRPC maps it to.
     Http(u16),
-    /// A gRPC status; HTTP callers see the status that it is mapped to.
+    /// A gRPC status; HTTP callers see 200, as Envoy answers them.
     Grpc(u32),
     /// What `x-envoy-fault-abort-request` or `x-envoy-fault-abort-grpc-request` says.
     Header,

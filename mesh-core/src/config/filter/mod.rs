@@ -90,7 +90,7 @@ pub enum FilterConfig {
     HeaderMutation(Arc<HeaderMutation>),
     /// Most bytes of a request's body (servers).
     Buffer {
-        /// Longer bodies are answered with 413.
+        /// Longer bodies are answered with 413, and those that do not say their length with 411.
         max_request_bytes: u32,
     },
 }

@@ -74,7 +74,7 @@ fn headers_ask_for_faults_only_where_the_filter_lets_them() {
     assert_eq!(got(&by_header, &[]), (0, None));
     assert_eq!(got(&by_header, &[(delay, "250")]), (250, None));
     assert_eq!(got(&by_header, &[(http, "418")]), (0, Some((418, None))));
-    assert_eq!(got(&by_header, &[(grpc, "8")]), (0, Some((429, Some(8)))));
+    assert_eq!(got(&by_header, &[(grpc, "8")]), (0, Some((200, Some(8)))));
     // The HTTP status wins.
     assert_eq!(
         got(&by_header, &[(grpc, "8"), (http, "418")]),
@@ -85,7 +85,7 @@ fn headers_ask_for_faults_only_where_the_filter_lets_them() {
         assert_eq!(got(&by_header, &[(http, bad)]).1, None, "{bad:?}");
         assert_eq!(
             got(&by_header, &[(http, bad), (grpc, "5")]).1,
-            Some((404, Some(5)))
+            Some((200, Some(5)))
         );
     }
     assert_eq!(got(&by_header, &[(grpc, "17")]).1, None);

@@ -40,6 +40,7 @@ impl Head {
             cluster: "c",
             remote: None,
             peer: None,
+            has_body: true,
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! `MESH_ROUTES_REQUESTS` sets how many requests there are, `MESH_ROUTES_SEED` repeats a run.
 
+mod filters;
 mod generate;
 mod grpc;
 mod proxy;
@@ -177,7 +178,7 @@ async fn generated_requests_are_decided_as_envoy_decides_them() {
             .unwrap_or_else(|errors| panic!("{errors:?}"));
         assert_eq!(decoded, config, "what is encoded is decoded");
         let folder = tempfile::tempdir().unwrap();
-        let (_envoy, address) = proxy::envoy(folder.path(), proto).await;
+        let (_envoy, address) = proxy::envoy(folder.path(), proto, Vec::new()).await;
         let client = connect(address).await;
         let mut engine = Engine {
             config: decoded,

@@ -150,19 +150,20 @@ fn cluster(name: &str, server: SocketAddr) -> Cluster {
     }
 }
 
-fn listener(port: u16, routes: RouteConfiguration) -> Listener {
+fn listener(port: u16, routes: RouteConfiguration, mut filters: Vec<HttpFilter>) -> Listener {
     let router = Router {
         suppress_envoy_headers: true,
         ..Router::default()
     };
+    filters.push(HttpFilter {
+        name: "router".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&router))),
+        ..HttpFilter::default()
+    });
     let manager = HttpConnectionManager {
         stat_prefix: "routes".into(),
         codec_type: CodecType::Auto as i32,
-        http_filters: vec![HttpFilter {
-            name: "router".into(),
-            config_type: Some(http_filter::ConfigType::TypedConfig(any(&router))),
-            ..HttpFilter::default()
-        }],
+        http_filters: filters,
         route_specifier: Some(RouteSpecifier::RouteConfig(routes)),
         server_header_transformation: ServerHeaderTransformation::PassThrough as i32,
         generate_request_id: Some(BoolValue { value: false }),
@@ -182,8 +183,12 @@ fn listener(port: u16, routes: RouteConfiguration) -> Listener {
     }
 }
 
-/// Starts Envoy with `routes`; it ends when the child is dropped.
-pub(super) async fn envoy(folder: &Path, routes: RouteConfiguration) -> (Child, SocketAddr) {
+/// Starts Envoy with `routes` and `filters` before its router; it ends when the child is dropped.
+pub(super) async fn envoy(
+    folder: &Path,
+    routes: RouteConfiguration,
+    filters: Vec<HttpFilter>,
+) -> (Child, SocketAddr) {
     let port = free_port();
     let mut clusters = Vec::new();
     for name in CLUSTERS {
@@ -191,7 +196,7 @@ pub(super) async fn envoy(folder: &Path, routes: RouteConfiguration) -> (Child, 
     }
     let bootstrap = Bootstrap {
         static_resources: Some(StaticResources {
-            listeners: vec![listener(port, routes)],
+            listeners: vec![listener(port, routes, filters)],
             clusters,
             ..StaticResources::default()
         }),

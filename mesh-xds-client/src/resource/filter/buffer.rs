@@ -1,6 +1,6 @@
 //! Most bytes of a request's body (Envoy `Buffer`).
 //!
-//! Deviation: the body is counted while the application reads it, not held back until its end.
+//! Deviation: nothing is held back, so that a body must say its length.
 
 use envoy_types::pb::{
     envoy::extensions::filters::http::buffer::v3::{

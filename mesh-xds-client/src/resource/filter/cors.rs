@@ -11,7 +11,7 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{CorsPolicy, FilterConfig, FilterOverride};
 
-use super::{FilterType, SERVERS};
+use super::{BOTH, FilterType};
 use crate::resource::{
     path::Sink,
     report::report,
@@ -22,7 +22,7 @@ use crate::resource::{
 pub(super) const TYPE: FilterType = FilterType {
     is: is::<Cors>,
     is_override: is::<PolicyProto>,
-    sides: SERVERS,
+    sides: BOTH,
     decode: |_, _, _| Some(FilterConfig::Cors(None)),
     decode_override,
 };
