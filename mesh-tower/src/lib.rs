@@ -10,7 +10,7 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → call → {local_reply, response, in_flight, extras} → listener →
+//! `mesh → {http_client, service} → {call, explain} → {local_reply, response, in_flight, extras} → listener →
 //! {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
 //! body, error, orca, headers, source_ip}`.
 
@@ -20,6 +20,7 @@ mod cluster;
 pub mod connect;
 pub mod context;
 mod error;
+pub mod explain;
 mod ext;
 mod extras;
 mod head;

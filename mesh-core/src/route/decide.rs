@@ -83,6 +83,8 @@ pub enum DecisionAction<'t> {
 pub struct Forwarding<'t> {
     /// Where to.
     pub cluster: ChosenCluster,
+    /// Whether that was drawn among several, and could have been another one.
+    pub is_drawn: bool,
     /// The new path with its query; `None` when it stays.
     pub path_and_query: Option<String>,
     /// The new authority; `None` when it stays.
@@ -281,6 +283,7 @@ impl<'t> Decision<'t> {
     ) -> DecisionAction<'t> {
         let mut forwarding = Forwarding {
             cluster: ChosenCluster::Index(0),
+            is_drawn: forward.clusters().nth(1).is_some(),
             path_and_query: None,
             authority: None,
             authority_of_endpoint: false,
@@ -310,7 +313,10 @@ impl<'t> Decision<'t> {
             name.clone_into(&mut self.cluster_name);
             forwarding.cluster = ChosenCluster::Named(name.to_owned());
         } else {
-            let place = place(extras, forward, forwarding.hash, request, rng);
+            let number = number(extras, forwarding.hash, request);
+            forwarding.is_drawn &= number.is_none();
+            let total = forward.total();
+            let place = forward.place(number.map_or_else(|| rng.below(total), |n| n % total));
             let (name, cluster) = &extras.clusters[place];
             name.as_str().clone_into(&mut self.cluster_name);
             self.place = Some(place);
@@ -396,22 +402,14 @@ impl<'t> Decision<'t> {
     }
 }
 
-/// Which of the weighted clusters.
-fn place(
-    extras: &RouteExtras,
-    forward: &ForwardAction,
-    hash: Option<u64>,
-    request: &RequestView<'_>,
-    rng: &mut impl Rng,
-) -> usize {
-    let number = match &extras.forward.weigh_by {
+/// What decides among weighted clusters, where it is not a draw.
+fn number(extras: &RouteExtras, hash: Option<u64>, request: &RequestView<'_>) -> Option<u64> {
+    match &extras.forward.weigh_by {
         WeighBy::Random => None,
         WeighBy::Hash => hash,
         WeighBy::Header(name) => request
             .headers
             .get(name)
             .and_then(|value| value.to_str().ok()?.parse().ok()),
-    };
-    let total = forward.total();
-    forward.place(number.map_or_else(|| rng.below(total), |number: u64| number % total))
+    }
 }

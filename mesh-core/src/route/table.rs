@@ -46,6 +46,14 @@ pub struct CompiledRoute {
 }
 
 impl CompiledRoute {
+    /// Where and how to forward, whatever else is to be decided; `None` when it is not forwarded.
+    pub fn forward(&self) -> Option<&ForwardAction> {
+        match &self.action {
+            CompiledAction::Forward(forward) => Some(forward),
+            _ => None,
+        }
+    }
+
     /// Where and how to forward, when that is all there is to decide. Whatever else a route asks
     /// for, [`RouteTable::decide_route`] says.
     #[inline]
@@ -94,6 +102,16 @@ impl ForwardAction {
             [(_, only)] => only,
             _ => self.clusters[self.place(rng.below(self.total()))].1,
         }
+    }
+
+    /// The clusters by their indexes in the snapshot, with their weights.
+    pub fn clusters(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut before = 0;
+        self.clusters.iter().map(move |&(sum, index)| {
+            let weight = sum - before;
+            before = sum;
+            (index, weight)
+        })
     }
 
     /// The sum of the weights.

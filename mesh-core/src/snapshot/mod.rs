@@ -48,6 +48,10 @@ pub struct Snapshot {
     pub listener: ListenerName,
     /// Grows by one with each snapshot of the process.
     pub generation: u64,
+    /// What the application dials, which selects the virtual host.
+    pub authority: Box<str>,
+    /// What the routes are compiled from, for explanations.
+    pub config: Arc<config::RouteConfig>,
     /// From request head to route; its cluster indexes point into `clusters`.
     pub routes: RouteTable,
     /// The clusters that the routes name, sorted by name, each with its own swap point.

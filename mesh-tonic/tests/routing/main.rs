@@ -4,6 +4,7 @@ mod answers;
 mod changes;
 mod clusters;
 mod echo;
+mod explain;
 mod hashes;
 mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
