@@ -157,7 +157,7 @@ fn security_that_cannot_be_read_closes_its_namespace() {
         let head = "---\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: default}\n";
         let (compiled, _) = compile_with(&format!("{head}{spec}\n"));
         for chain in inbound(&compiled).filter_chains {
-            let rbac = &chain.rbac[0];
+            let rbac = chain.filters[0].rbac().expect("authorisation");
             // An empty policy allows nothing, one that cannot be read refuses everything.
             let is_empty = spec == "spec: {}";
             assert_eq!(rbac.action == RbacAction::Allow, is_empty, "{spec}");

@@ -16,6 +16,7 @@ pub mod authz;
 pub mod balance;
 pub mod config;
 pub mod error;
+pub mod filter;
 pub mod health;
 pub mod load;
 pub mod name;

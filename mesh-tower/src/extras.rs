@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderValue, Response, header::SET_COOKIE, uri::Authority};
 use mesh_core::{
     config::{HedgePolicy, Mirror},
+    filter::ConcurrencyPermit,
     route::{RequestView, ResponseChanges},
     snapshot::Snapshot,
 };
@@ -34,6 +35,8 @@ pub(crate) struct CallExtras {
     pub(crate) idle_timeout: Option<Duration>,
     /// Changes of the response's headers.
     pub(crate) response: Option<ResponseRules>,
+    /// Of filters that limit the calls at a time; a call that is read to its end is a sample.
+    pub(crate) permits: Vec<ConcurrencyPermit>,
     /// A cookie that the response sets.
     pub(crate) cookie: Option<HeaderValue>,
 }

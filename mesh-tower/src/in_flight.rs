@@ -243,6 +243,13 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.outcome = Outcome::Grpc(status);
         }
         let code = self.outcome.into();
+        if let Some(extras) = &mut self.extras {
+            let now = Instant::now().into_std();
+            extras
+                .permits
+                .drain(..)
+                .for_each(|permit| permit.finish(now));
+        }
         self.ended = Some(code);
         self.judge_attempt(self.outcome);
         if let Some(trailers) = trailers

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
+use mesh_core::filter::ConcurrencyPermit;
 use tokio::time::Sleep;
 
 use crate::{
@@ -48,6 +49,18 @@ impl<M: MakeEndpoint> ResponseBody<M> {
             in_flight: None,
             sleep: None,
             show: PhantomData,
+        }
+    }
+
+    /// Keeps permits until the call ends.
+    pub(crate) fn hold(&mut self, permits: Vec<ConcurrencyPermit>) {
+        match &mut self.in_flight {
+            _ if permits.is_empty() => {}
+            Some(in_flight) => in_flight.extras.get_or_insert_default().permits = permits,
+            None => {
+                let now = tokio::time::Instant::now().into_std();
+                permits.into_iter().for_each(|permit| permit.finish(now));
+            }
         }
     }
 

@@ -38,7 +38,9 @@ impl World {
                 let chains = &inbound.filter_chains;
                 // PERMISSIVE is plaintext to gRPC in any case.
                 let needs_tls = chains.iter().all(|chain| chain.tls.is_some());
-                let needs_rbac = chains.iter().any(|chain| !chain.rbac.is_empty());
+                let needs_rbac = chains
+                    .iter()
+                    .any(|chain| chain.filters.iter().any(|filter| filter.rbac().is_some()));
                 let needs = [(needs_tls, unknown[0]), (needs_rbac, unknown[1])];
                 let mut needs = needs.into_iter().filter(|(is_needed, _)| *is_needed);
                 needs.find_map(|(_, feature)| Some(feature).filter(lacks))

@@ -192,6 +192,7 @@ impl Compiled {
         let api = ApiListener {
             routes,
             max_stream_duration: None,
+            filters: [].into(),
         };
         Some(Listener {
             name: requested.into(),

@@ -8,9 +8,9 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, Rbac,
-    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
-    TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, HttpFilter, InboundListener, Listener,
+    ListenerKind, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+    RouteSource, TransportMatch, TrustSource, VirtualHost,
 };
 
 use super::{
@@ -179,7 +179,7 @@ impl SecurityPolicies {
             name: name.into(),
             transport,
             tls,
-            rbac: rbac.clone(),
+            filters: HttpFilter::of_rbac(&rbac),
             routes: serve_everything(),
         };
         let mtls = || {

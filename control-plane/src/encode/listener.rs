@@ -102,11 +102,12 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         transport_protocol: transport.to_owned(),
         ..FilterChainMatch::default()
     });
-    let filters = config.rbac.iter().enumerate().map(|(index, rbac)| {
-        http_filter(
-            format!("envoy.filters.http.rbac.{index}"),
-            any(&rbac::filter(rbac)),
-        )
+    let filters = config.filters.iter().filter_map(|filter| {
+        let rules = filter.rbac()?;
+        Some(http_filter(
+            filter.name.to_string(),
+            any(&rbac::filter(rules)),
+        ))
     });
     let manager = manager(&config.routes, filters.collect(), class);
     ProtoFilterChain {

@@ -95,10 +95,10 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
             roots: Some(TrustSource::Sds("ROOTCA".into())),
             require_client_certificate: true,
         }),
-        rbac: vec![Rbac {
+        filters: HttpFilter::of_rbac(&[Rbac {
             action: RbacAction::Allow,
             policies: std::collections::BTreeMap::new(),
-        }],
+        }]),
         routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig::new("r", vec![]))),
     };
     Listener {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::{
-    Fraction, HashPolicy, HeaderMutations, HostRewrite, LbMetadata, PathRewrite, RetryPolicy,
+    FilterOverrides, Fraction, HashPolicy, HeaderMutations, HostRewrite, LbMetadata, PathRewrite,
+    RetryPolicy,
 };
 use crate::name::ClusterName;
 
@@ -136,6 +137,8 @@ pub struct ClusterExtras {
     pub headers: HeaderMutations,
     /// Another authority, when the route rewrites none.
     pub host_rewrite: Option<String>,
+    /// What is said about filters.
+    pub filters: Option<Box<FilterOverrides>>,
     /// More metadata that endpoints must have; wins over the route's
     /// [`metadata_match`](ForwardExtras::metadata_match).
     pub metadata_match: LbMetadata,

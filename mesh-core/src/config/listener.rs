@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{DownstreamTls, Rbac, RouteConfig};
+use super::{DownstreamTls, HttpFilter, RouteConfig};
 use crate::name::{ListenerName, RouteConfigName};
 
 /// A listener resource.
@@ -31,6 +31,8 @@ pub struct ApiListener {
     /// Limit of a stream's life, `None` for no limit
     /// (`common_http_protocol_options.max_stream_duration`).
     pub max_stream_duration: Option<Duration>,
+    /// What happens to requests on their way, in order (gRFC A39).
+    pub filters: Arc<[HttpFilter]>,
 }
 
 /// Where a listener's routes come from.
@@ -60,8 +62,8 @@ pub struct FilterChain {
     pub transport: TransportMatch,
     /// TLS settings; `None` is plaintext.
     pub tls: Option<DownstreamTls>,
-    /// Authorisation, every filter must permit (gRFC A41); in order.
-    pub rbac: Vec<Rbac>,
+    /// What happens to requests before the application, in order (gRFC A39, A41).
+    pub filters: Vec<HttpFilter>,
     /// Routes; a request without a route is refused.
     pub routes: RouteSource,
 }

@@ -8,6 +8,7 @@ mod balance;
 mod cluster;
 mod connection;
 mod endpoint;
+mod filter;
 mod forward;
 mod hash_policy;
 mod headers;
@@ -38,6 +39,12 @@ pub use connection::{
 pub use endpoint::{
     ClusterEndpoints, DropOverload, Endpoint, HealthStatus, LocalityEndpoints, LocalityId,
     OVERPROVISIONING_FACTOR_DEFAULT,
+};
+pub use filter::{
+    Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,
+    Delay, DescriptorEntry, DescriptorSource, Fault, FaultAbort, FaultDelay, FilterConfig,
+    FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit, RateLimit,
+    RateLimitDescriptor, TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror, MirrorTarget,

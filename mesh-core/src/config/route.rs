@@ -1,8 +1,8 @@
 //! Routes: from a request's head to a cluster (xDS RDS; gRFC A28, A31, A44).
 
 use super::{
-    DirectResponse, Forward, ForwardExtras, Fraction, HashPolicy, HeaderMatcher, HeaderMutations,
-    MirrorTarget, PathMatcher, QueryMatcher, Redirect,
+    DirectResponse, FilterOverrides, Forward, ForwardExtras, Fraction, HashPolicy, HeaderMatcher,
+    HeaderMutations, MirrorTarget, PathMatcher, QueryMatcher, Redirect,
 };
 use crate::name::{ClusterName, RouteConfigName};
 
@@ -21,6 +21,8 @@ pub struct RouteConfig {
     pub most_specific_mutations_win: bool,
     /// Whether domains are compared with the authority without its port.
     pub ignore_port: bool,
+    /// What is said about filters for all routes.
+    pub filters: Option<Box<FilterOverrides>>,
 }
 
 impl RouteConfig {
@@ -32,6 +34,7 @@ impl RouteConfig {
             headers: None,
             most_specific_mutations_win: false,
             ignore_port: false,
+            filters: None,
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
     /// Changes of headers for all routes of this host.
     pub headers: Option<Box<HeaderMutations>>,
+    /// What is said about filters for all routes of this host.
+    pub filters: Option<Box<FilterOverrides>>,
 }
 
 impl VirtualHost {
@@ -61,6 +66,7 @@ impl VirtualHost {
             domains: domains.into_iter().map(Into::into).collect(),
             routes,
             headers: None,
+            filters: None,
         }
     }
 }
@@ -76,6 +82,8 @@ pub struct Route {
     pub action: RouteAction,
     /// Changes of headers.
     pub headers: Option<Box<HeaderMutations>>,
+    /// What is said about filters.
+    pub filters: Option<Box<FilterOverrides>>,
 }
 
 impl Route {
@@ -86,6 +94,7 @@ impl Route {
             matcher,
             action,
             headers: None,
+            filters: None,
         }
     }
 }

@@ -77,6 +77,23 @@ fn push(command: &HeaderCommand, out: &mut String, find: impl Fn(&str) -> Option
     out.push_str(&value);
 }
 
+/// Makes `changes` to the headers of a request, or, with a status, of its response.
+pub(crate) fn apply_changes(
+    changes: &HeaderChanges,
+    request: &RequestView<'_>,
+    status: Option<StatusCode>,
+    [route, cluster]: [&str; 2],
+    headers: &mut HeaderMap,
+) {
+    let values = Values {
+        request: *request,
+        status,
+        route,
+        cluster,
+    };
+    apply(changes, headers, &values);
+}
+
 /// Makes `changes` to `headers`.
 pub(super) fn apply(changes: &HeaderChanges, headers: &mut HeaderMap, values: &Values<'_>) {
     for name in &changes.remove {

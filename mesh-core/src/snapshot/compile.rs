@@ -19,11 +19,12 @@ use super::{
 use crate::{
     ConfigError,
     balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
-    config::{self, ClusterEndpoints, CommonLbConfig, LbPolicy, RouteConfig},
+    config::{self, ClusterEndpoints, CommonLbConfig, HttpFilter, LbPolicy, RouteConfig},
+    filter::{FilterStates, FilterTable},
     load::ClusterLoad,
     name::{ClusterName, ListenerName},
     rng::{Rng, SplitMix64},
-    route::RouteTable,
+    route::{RouteTable, virtual_host},
 };
 
 /// Everything one listener needs, every reference resolved.
@@ -35,6 +36,8 @@ pub struct ConfigTree {
     pub authority: String,
     /// Limit of a stream's life from the listener.
     pub max_stream_duration: Option<std::time::Duration>,
+    /// Its filters.
+    pub filters: Arc<[HttpFilter]>,
     /// Its routes.
     pub routes: Arc<RouteConfig>,
     /// Every cluster that the routes name.
@@ -57,6 +60,7 @@ pub struct Compiler {
     generation: u64,
     rng: SplitMix64,
     factories: Arc<LbPolicyFactories>,
+    filters: FilterStates,
 }
 
 /// The newest version of a cluster.
@@ -93,6 +97,7 @@ impl Compiler {
             generation: 0,
             rng: SplitMix64::new(seed),
             factories: Arc::default(),
+            filters: FilterStates::new(seed),
         }
     }
 
@@ -121,6 +126,18 @@ impl Compiler {
             tree.max_stream_duration,
             |name| index.get(name).copied(),
         )?;
+        let host = virtual_host(&tree.routes, &tree.authority);
+        let filters = host.map(|host| {
+            let scope = format!("listener {}", tree.listener);
+            FilterTable::compile(
+                &scope,
+                &tree.filters,
+                &tree.routes,
+                host,
+                |name| index.get(name).copied(),
+                &mut self.filters,
+            )
+        });
         self.generation += 1;
         Ok(Arc::new(Snapshot {
             listener: tree.listener.clone(),
@@ -128,6 +145,7 @@ impl Compiler {
             authority: tree.authority.as_str().into(),
             config: Arc::clone(&tree.routes),
             routes,
+            filters: filters.unwrap_or_default(),
             clusters: handles.into(),
         }))
     }

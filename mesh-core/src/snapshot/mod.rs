@@ -32,6 +32,7 @@ use crate::{
     ConfigError,
     balance::{PickContext, PickResult, Picker, resolve_override},
     config,
+    filter::FilterTable,
     health::is_suspicious,
     load::ClusterLoad,
     name::{ClusterName, ListenerName},
@@ -54,6 +55,8 @@ pub struct Snapshot {
     pub config: Arc<config::RouteConfig>,
     /// From request head to route; its cluster indexes point into `clusters`.
     pub routes: RouteTable,
+    /// The filters of the routes.
+    pub filters: FilterTable,
     /// The clusters that the routes name, sorted by name, each with its own swap point.
     pub clusters: Box<[ClusterHandle]>,
 }

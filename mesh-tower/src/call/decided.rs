@@ -91,6 +91,7 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
         route: decision.route,
         forward,
         cluster: live.clusters.get(cluster),
+        filters: live.filters(number, cluster),
         decision: Some(decision),
     })
 }
@@ -159,6 +160,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         hedge: forwarding.hedge,
         idle_timeout: forwarding.idle_timeout,
         response,
+        permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
     }))
 }

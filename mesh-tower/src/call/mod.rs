@@ -4,10 +4,12 @@
 //!
 //! 1. configuration — everything else reads it; waited for once in a listener's life.
 //! 2. route — outside of the limits, because the route carries the timeouts.
-//! 3. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
-//! 4. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
-//! 5. attempts — each picks again from the newest endpoints.
-//! 6. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
+//! 3. filters — before the permit, which a request that they answer does not need, and within the
+//!    deadline, which covers a delay.
+//! 4. circuit permit — once a call, outside of retries: a retry is not a new request (gRFC A32).
+//! 5. deadline — outside of attempts: it covers all of them (Envoy `RouteAction.timeout`).
+//! 6. attempts — each picks again from the newest endpoints.
+//! 7. per-try timeout — inside of an attempt, and outside of the pick: connecting counts.
 //!
 //! Most calls need one attempt on an endpoint that is ready. These are decided and sent before there
 //! is a future ([`start`]), which then holds no more than what waits for the response. Whatever else
@@ -15,6 +17,7 @@
 
 mod attempts;
 mod decided;
+mod filtered;
 mod future;
 
 use std::{sync::Arc, time::Duration};
@@ -22,6 +25,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
     config::RetryPolicy,
+    filter::Filters,
     outcome::Outcome,
     rng::SplitMix64,
     route::{CompiledRoute, Decision, ForwardAction, RequestView},
@@ -212,27 +216,73 @@ fn start_at<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let mut rng = rng::fork();
     let (started, now) = (beginning.started, beginning.now);
-    let (mut in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
+    let drawn = rng.clone();
+    let (in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
         Ok(permitted) => permitted,
-        Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
-        Err((Stop::Answered(reply), _)) => return ResponseFuture::answered(reply.into_response()),
-        // One that was known for a moment is not waited for again and again.
-        Err((Stop::Unknown(cluster), mut span))
-            if now.duration_since(started) >= NAMED_CLUSTER_WAIT_MAX =>
-        {
-            let reason = format!("cluster {cluster:?}, which a header names, does not stay known");
-            span.end(ErrorKind::NoRoute.into());
-            return ResponseFuture::failed(Error::new(ErrorKind::NoRoute, reason));
-        }
-        Err((Stop::Unknown(cluster), span)) => {
-            let listener = Arc::clone(listener);
-            let request = outgoing.take_absolute();
-            let span = Some(span);
+        Err((stop, span)) => {
             let beginning = Beginning { started, now, span };
-            let named = start_when_named(listener, request, cluster, beginning, options);
-            return ResponseFuture::later(named);
+            return stopped(listener, outgoing, stop, beginning, options, drawn);
         }
     };
+    proceed(
+        listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
+    )
+}
+
+/// A call that ends before anybody is asked, or goes on in a future of its own. `drawn` is as it was
+/// when the route was chosen.
+#[cold]
+fn stopped<M: MakeEndpoint, S>(
+    listener: &Arc<ListenerRuntime<M>>,
+    outgoing: &mut Outgoing<'_>,
+    stop: Stop,
+    beginning: Beginning,
+    options: CallOptions,
+    drawn: SplitMix64,
+) -> ResponseFuture<M, S> {
+    let cluster = match stop {
+        Stop::Failed(error) => return ResponseFuture::failed(error),
+        Stop::Answered(reply) => return ResponseFuture::answered(reply.into_response()),
+        Stop::Filtered => {
+            let request = outgoing.take_absolute();
+            let listener = Arc::clone(listener);
+            let filtered = filtered::send(listener, request, beginning, options, drawn);
+            return ResponseFuture::later(filtered);
+        }
+        Stop::Unknown(cluster) => cluster,
+    };
+    // One that was known for a moment is not waited for again and again.
+    if beginning.now.duration_since(beginning.started) >= NAMED_CLUSTER_WAIT_MAX {
+        let error = unknown_cluster(&cluster);
+        if let Some(mut span) = beginning.span {
+            span.end(error.kind().into());
+        }
+        return ResponseFuture::failed(error);
+    }
+    let request = outgoing.take_absolute();
+    let listener = Arc::clone(listener);
+    let named = start_when_named(listener, request, cluster, beginning, options);
+    ResponseFuture::later(named)
+}
+
+fn unknown_cluster(name: &str) -> Error {
+    let reason = format!("cluster {name:?}, which a header names, does not stay known");
+    Error::new(ErrorKind::NoRoute, reason)
+}
+
+/// Stages 11 and 12: sends a request that has its permit, at `now`.
+#[inline]
+#[allow(clippy::too_many_arguments, reason = "what a call is made of")]
+fn proceed<M: MakeEndpoint, S>(
+    listener: &ListenerRuntime<M>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    now: Instant,
+    options: CallOptions,
+    mut in_flight: InFlight<M>,
+    chosen: Chosen<'_, M>,
+    rng: &mut SplitMix64,
+) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
         match decided::prepare(decision, listener, live, outgoing) {
@@ -252,7 +302,7 @@ fn start_at<M: MakeEndpoint, S>(
         again = Some(Box::new(Again::keep(policy, outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
     }
-    match in_flight.state.pick(&mut rng, &[], in_flight.affinity()) {
+    match in_flight.state.pick(rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
             let exchange = in_flight
                 .begin_attempt(endpoint, outgoing)
@@ -275,6 +325,8 @@ struct Chosen<'l, M: MakeEndpoint> {
     cluster: &'l Arc<ClusterRuntime<M>>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
+    /// What the request meets before it is sent.
+    filters: Option<&'l Filters>,
 }
 
 /// A call ends before anybody is asked, or cannot go on yet.
@@ -283,6 +335,8 @@ enum Stop {
     Answered(Box<LocalReply>),
     /// It names a cluster that is not known yet.
     Unknown(Box<str>),
+    /// Its route has filters: it goes on in a future of its own.
+    Filtered,
 }
 
 impl Stop {
@@ -290,7 +344,7 @@ impl Stop {
         match self {
             Self::Failed(error) => span.end(error.kind().into()),
             Self::Answered(reply) => span.end(reply.code(protocol)),
-            Self::Unknown(_) => {}
+            Self::Unknown(_) | Self::Filtered => {}
         }
     }
 }
@@ -302,20 +356,16 @@ fn permit<'l, M: MakeEndpoint>(
     outgoing: &Outgoing<'_>,
     beginning: Beginning,
     rng: &mut SplitMix64,
-) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, CallSpan)> {
+) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, Option<CallSpan>)> {
     let Beginning { started, now, span } = beginning;
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
-    let begin = || {
-        listener.telemetry().start_call_span(|| {
-            let name = listener.name();
-            let mut head = CallHead::of(name, outgoing.head(), protocol);
-            head.authority = outgoing.authority().unwrap_or(name);
-            head
-        })
-    };
-    let mut span = span.unwrap_or_else(begin);
-    let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+    let chosen = choose(listener, live, outgoing, protocol, rng);
+    if chosen.as_ref().is_ok_and(|chosen| chosen.filters.is_some()) {
+        return Err((Stop::Filtered, span));
+    }
+    let mut span = span.unwrap_or_else(|| start_span(listener, outgoing, protocol));
+    let permitted = chosen.and_then(|chosen| {
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
@@ -324,14 +374,38 @@ fn permit<'l, M: MakeEndpoint>(
         Ok(permitted) => permitted,
         Err(stop) => {
             stop.end(&mut span, protocol);
-            return Err((stop, span));
+            return Err((stop, Some(span)));
         }
     };
-    let limit = earlier(chosen.forward.timeout, chosen.forward.stream_limit);
-    let of_route = limit.and_then(|limit| now.checked_add(limit));
-    let deadline = earlier(asked_deadline(timeout, started), of_route);
+    let deadline = deadline(chosen.forward, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
+}
+
+#[inline]
+fn start_span<M: MakeEndpoint>(
+    listener: &ListenerRuntime<M>,
+    outgoing: &Outgoing<'_>,
+    protocol: Protocol,
+) -> CallSpan {
+    listener.telemetry().start_call_span(|| {
+        let name = listener.name();
+        let mut head = CallHead::of(name, outgoing.head(), protocol);
+        head.authority = outgoing.authority().unwrap_or(name);
+        head
+    })
+}
+
+/// When a call ends: the caller's deadline, or the route's limit from `now` on.
+#[inline]
+fn deadline(
+    forward: &ForwardAction,
+    timeout: Option<&HeaderValue>,
+    [started, now]: [Instant; 2],
+) -> Option<Instant> {
+    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_route = limit.and_then(|limit| now.checked_add(limit));
+    earlier(asked_deadline(timeout, started), of_route)
 }
 
 fn choose<'l, M: MakeEndpoint>(
@@ -355,12 +429,16 @@ fn choose<'l, M: MakeEndpoint>(
         )));
     };
     match route.plain() {
-        Some(forward) => Ok(Chosen {
-            route,
-            forward,
-            cluster: live.clusters.get(forward.cluster(rng)),
-            decision: None,
-        }),
+        Some(forward) => {
+            let cluster = forward.cluster(rng);
+            Ok(Chosen {
+                route,
+                forward,
+                cluster: live.clusters.get(cluster),
+                decision: None,
+                filters: live.filters(number, cluster),
+            })
+        }
         None => decided::decide(listener, live, number, &view, protocol, rng),
     }
 }

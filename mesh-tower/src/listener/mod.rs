@@ -13,6 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::{
     ConfigError,
+    filter::Filters,
     rng::Rng,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
@@ -90,6 +91,14 @@ impl<M: MakeEndpoint> Live<M> {
     }
 }
 
+impl<M: MakeEndpoint> LiveSnapshot<M> {
+    /// What a request meets on this route to this cluster; both by their numbers in the snapshot.
+    #[inline]
+    pub(crate) fn filters(&self, route: u32, cluster: u32) -> Option<&Filters> {
+        self.snapshot.filters.route(route)?.of(Some(cluster))
+    }
+}
+
 impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// Follows `reader`. Must be called inside a tokio runtime.
     pub(crate) fn new(
@@ -163,6 +172,11 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// What is live now. Held for a moment: a call keeps nothing of it.
     pub(crate) fn load(&self) -> Guard<Arc<Live<M>>> {
         self.live.load()
+    }
+
+    /// The same, to be kept for a while.
+    pub(crate) fn load_full(&self) -> Arc<Live<M>> {
+        self.live.load_full()
     }
 
     /// What is live; waits for the first configuration.

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use mesh_core::filter::ConcurrencyPermit;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
@@ -47,6 +48,23 @@ pub(super) struct Guard {
     pub(super) record: Record,
     pub(super) context: RequestContext,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// Given back with the last byte.
+    pub(super) permits: Vec<ConcurrencyPermit>,
+}
+
+impl Guard {
+    /// The response was sent to its end.
+    fn finish(&mut self) {
+        if !self.permits.is_empty() {
+            let now = tokio::time::Instant::now().into_std();
+            self.permits.drain(..).for_each(|permit| permit.finish(now));
+        }
+    }
+
+    fn end(mut self, code: Code) {
+        self.finish();
+        self.record.end(code);
+    }
 }
 
 impl<B> ServedBody<B> {
@@ -73,7 +91,7 @@ impl<B: Body> ServedBody<B> {
         }
         if inner.is_end_stream() {
             // Hyper does not poll a body that has already ended.
-            guard.record.end(code.unwrap_or(NO_STATUS));
+            guard.end(code.unwrap_or(NO_STATUS));
             return Self {
                 kind: Kind::Streaming { inner, guard: None },
             };
@@ -179,16 +197,17 @@ where
 
 fn end(held: &mut Option<Box<Guard>>, code: Code) {
     if let Some(guard) = held.take() {
-        guard.record.end(code);
+        guard.end(code);
     }
 }
 
 /// HTTP ends with the code of its head, gRPC with `code`.
 fn end_by_head(held: &mut Option<Box<Guard>>, code: Code) {
     match held.take() {
-        Some(guard) if guard.record.protocol() == Protocol::Grpc => guard.record.end(code),
+        Some(guard) if guard.record.protocol() == Protocol::Grpc => guard.end(code),
         // The head's code is already noted.
-        other => drop(other),
+        Some(mut guard) => guard.finish(),
+        None => {}
     }
 }
 

@@ -1,7 +1,7 @@
 //! The serving side: connections, identity, authorisation, deadline, then the application.
 //!
 //! ```text
-//! accept ─► first byte ─► filter chain ─► TLS ─► HTTP ─► authority ─► route ─► authorisation
+//! accept ─► first byte ─► filter chain ─► TLS ─► HTTP ─► authority ─► route ─► HTTP filters
 //!                                                  ─► deadline ─► span ─► application
 //! ```
 //!
@@ -17,15 +17,21 @@ mod application;
 mod audit;
 mod body;
 mod connection;
+mod filter;
 mod inbound;
 mod record;
 mod refusal;
 mod request;
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
-use mesh_core::{ConfigError, config::InboundListener};
+use mesh_core::{ConfigError, config::InboundListener, filter::FilterStates, rng::Rng as _};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 pub use application::MeshApplication;
@@ -34,7 +40,7 @@ pub use body::ServedBody;
 pub use connection::ConnectionInfo;
 use inbound::Inbound;
 
-use crate::{identity::Identity, telemetry::Telemetry};
+use crate::{identity::Identity, rng, telemetry::Telemetry};
 
 /// Longest time from the first byte of a connection to the end of its TLS handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -232,6 +238,8 @@ struct Shared {
     local: SocketAddr,
     options: Options,
     inbound: ArcSwap<Inbound>,
+    /// What filters count; held while a configuration is compiled.
+    filters: Mutex<FilterStates>,
     /// Moves after each swap of `inbound`.
     generation: watch::Sender<u64>,
 }
@@ -242,6 +250,7 @@ impl Shared {
             local,
             options,
             inbound: ArcSwap::from_pointee(Inbound::Pending),
+            filters: Mutex::new(FilterStates::new(rng::fork().next_u64())),
             generation: watch::Sender::new(0),
         }
     }
@@ -249,8 +258,12 @@ impl Shared {
     /// Compiles `state` and makes it current.
     fn apply(&self, state: &InboundState) {
         let previous = self.inbound.load();
-        let Some(next) = Inbound::compile(state, &previous, self.local, &self.options.identity)
-        else {
+        let identity = &self.options.identity;
+        let compiled = {
+            let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+            Inbound::compile(state, &previous, self.local, identity, &mut filters)
+        };
+        let Some(next) = compiled else {
             return;
         };
         match &next {

@@ -4,6 +4,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use mesh_core::filter::FilterAction;
+
 use super::Shared;
 use crate::telemetry::{Code, Protocol, ServerSpan};
 
@@ -44,6 +46,15 @@ impl Record {
             .metrics()
             .server()
             .denied(policy);
+    }
+
+    /// Counts what a filter did.
+    pub(super) fn filtered(&self, filter: &str, action: FilterAction) {
+        let metrics = self.shared.options.telemetry.metrics();
+        metrics.filtered("server", filter, action);
+        if let Some(span) = &self.span {
+            span.filtered(filter, action);
+        }
     }
 
     /// An HTTP response counts by its head, even if the caller does not read all of its body.

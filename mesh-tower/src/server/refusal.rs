@@ -7,9 +7,12 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
+use mesh_core::filter::Answer;
+
 use super::body::ServedBody;
 use crate::{
     headers::percent_encode,
+    local_reply::grpc_status_of,
     telemetry::{Code, Protocol},
 };
 
@@ -19,6 +22,8 @@ pub(super) struct Refusal {
     status: StatusCode,
     grpc: u32,
     message: Cow<'static, str>,
+    /// Headers of a filter's answer.
+    headers: Option<Box<HeaderMap>>,
 }
 
 impl Refusal {
@@ -27,6 +32,7 @@ impl Refusal {
             status,
             grpc,
             message: Cow::Borrowed(message),
+            headers: None,
         }
     }
 
@@ -56,6 +62,17 @@ impl Refusal {
         "the application failed",
     );
 
+    /// A filter's answer.
+    pub(super) fn filtered(answer: Answer) -> Self {
+        let status = answer.status;
+        Self {
+            status,
+            grpc: answer.grpc_status.unwrap_or_else(|| grpc_status_of(status)),
+            message: Cow::Borrowed(answer.body),
+            headers: Some(Box::new(answer.headers)),
+        }
+    }
+
     /// What counters and spans say.
     pub(super) fn code(&self, protocol: Protocol) -> Code {
         match protocol {
@@ -66,10 +83,18 @@ impl Refusal {
 
     /// The response.
     pub(super) fn response<B>(&self, protocol: Protocol) -> Response<ServedBody<B>> {
-        match protocol {
+        let headers = self.headers.as_deref();
+        let mut response = match protocol {
+            Protocol::Http if self.message.is_empty() => {
+                let mut response = Response::new(ServedBody::empty());
+                *response.status_mut() = self.status;
+                response
+            }
             Protocol::Http => {
                 let mut text = self.message.clone().into_owned();
-                text.push('\n');
+                if headers.is_none() {
+                    text.push('\n');
+                }
                 let mut response = Response::new(ServedBody::full(text.into()));
                 *response.status_mut() = self.status;
                 let plain = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -83,7 +108,11 @@ impl Refusal {
                 response.headers_mut().insert(header::CONTENT_TYPE, grpc);
                 response
             }
+        };
+        for (name, value) in headers.into_iter().flatten() {
+            response.headers_mut().insert(name, value.clone());
         }
+        response
     }
 
     /// The gRPC status with its message.

@@ -8,16 +8,12 @@ use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use http::{HeaderName, Request, Response, header};
 use hyper::body::Incoming;
-use mesh_core::{authz::AuthzRequest, route::RequestView};
+use mesh_core::{filter::Passed, route::RequestView};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
-    MeshApplication, ServedBody, audit,
-    body::Guard,
-    connection::Connection,
-    inbound::{Chain, Transport},
-    record::Record,
-    refusal::Refusal,
+    MeshApplication, ServedBody, body::Guard, connection::Connection, filter, inbound::Transport,
+    record::Record, refusal::Refusal,
 };
 use crate::{
     context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
@@ -36,10 +32,14 @@ pub(super) async fn serve<A: MeshApplication>(
     request.headers_mut().remove(FORWARDED_CLIENT_CERT);
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
-    let deadline = match check(&connection, &request, &record) {
+    let (checked, mut passed) = check(&connection, &request, &record);
+    let deadline = match checked {
         Ok(deadline) => deadline,
-        Err(refusal) => return Ok(refuse(&refusal, record)),
+        Err(refusal) => return Ok(refuse(&refusal, record, &passed)),
     };
+    if let Some(headers) = passed.headers.take() {
+        *request.headers_mut() = headers;
+    }
     if let Some(peer) = &connection.peer {
         request.extensions_mut().insert(peer.clone());
     }
@@ -66,16 +66,20 @@ pub(super) async fn serve<A: MeshApplication>(
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             tracing::error!(target: "mesh::server", error, "the application failed");
-            return Ok(refuse(&Refusal::FAILED, record));
+            return Ok(refuse(&Refusal::FAILED, record, &passed));
         }
-        Err(_) => return Ok(refuse(&Refusal::DEADLINE, record)),
+        Err(_) => return Ok(refuse(&Refusal::DEADLINE, record, &passed)),
     };
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    if !passed.leaves_response() {
+        passed.respond(parts.status, &mut parts.headers);
+    }
     let deadline: Option<Pin<Box<Sleep>>> = deadline.map(|at| Box::pin(sleep_until(at)));
     let guard = Guard {
         record,
         context,
         deadline,
+        permits: passed.permits,
     };
     let body = ServedBody::streaming(body, &parts.headers, parts.status.as_u16(), guard);
     Ok(Response::from_parts(parts, body))
@@ -98,61 +102,43 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
     Record::begin(shared, protocol, span)
 }
 
-/// Whether the request may pass, and until when.
+/// Whether the request may pass, and until when; and what its filters leave behind.
 fn check(
     connection: &Connection,
     request: &Request<Incoming>,
     record: &Record,
+) -> (Result<Option<Instant>, Refusal>, Passed) {
+    let mut passed = Passed::default();
+    let checked = pass(connection, request, record, &mut passed);
+    (checked, passed)
+}
+
+fn pass(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    record: &Record,
+    passed: &mut Passed,
 ) -> Result<Option<Instant>, Refusal> {
     let authority = authority(request)?;
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(connection.transport, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
-    authorize(connection, chain, request, authority, record)?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    chain.check_route(&RequestView::new(method, uri, authority, headers))?;
+    let view = RequestView::new(method, uri, authority, headers);
+    let routed = chain.route(&view);
+    if let Some(filters) = routed.filters {
+        filter::run(connection, filters, &view, record, passed)?;
+    }
+    if let Some(refusal) = routed.refusal {
+        return Err(refusal);
+    }
     match asked_timeout(request, record.protocol())? {
         // Nobody waits for the answer any more.
         Some(Duration::ZERO) => Err(Refusal::DEADLINE),
         Some(timeout) => Ok(Instant::now().checked_add(timeout)),
         None => Ok(None),
     }
-}
-
-fn authorize(
-    connection: &Connection,
-    chain: &Chain,
-    request: &Request<Incoming>,
-    authority: &str,
-    record: &Record,
-) -> Result<(), Refusal> {
-    if chain.authorizer.is_empty() {
-        return Ok(());
-    }
-    let asked = AuthzRequest {
-        principals: connection.peer.as_ref().map_or(&[], |peer| peer.names()),
-        authenticated: connection.peer.is_some(),
-        method: request.method().as_str(),
-        path: request.uri().path(),
-        authority,
-        headers: request.headers(),
-        destination_port: connection.info.local.port(),
-    };
-    let decision = chain.authorizer.decide(&asked);
-    if !decision.allowed || !decision.audit.is_empty() {
-        audit::write(
-            &connection.shared.options,
-            &asked,
-            connection.info.remote,
-            &decision,
-        );
-    }
-    if decision.allowed {
-        return Ok(());
-    }
-    record.denied(decision.policy.as_deref());
-    Err(Refusal::DENIED)
 }
 
 /// The one authority of a request: `:authority`, the absolute form's, or `host`. Empty when it has
@@ -191,8 +177,11 @@ fn asked_timeout(
     }
 }
 
-fn refuse<B>(refusal: &Refusal, record: Record) -> Response<ServedBody<B>> {
+fn refuse<B>(refusal: &Refusal, record: Record, passed: &Passed) -> Response<ServedBody<B>> {
     let protocol = record.protocol();
     record.end(refusal.code(protocol));
-    refusal.response(protocol)
+    let mut response = refusal.response(protocol);
+    let status = response.status();
+    passed.respond(status, response.headers_mut());
+    response
 }

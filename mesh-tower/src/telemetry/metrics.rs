@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{snapshot::ClusterSnapshot, stats::EndpointStats};
+use mesh_core::{filter::FilterAction, snapshot::ClusterSnapshot, stats::EndpointStats};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
@@ -44,6 +44,7 @@ struct Shared {
     server: ServerMetrics,
     #[cfg(feature = "xds")]
     control_planes: ControlPlaneSeries,
+    filters: Family<Labels<3>, Counter>,
 }
 
 /// The clusters in use. One name may have several, in services that share nothing.
@@ -66,8 +67,12 @@ impl Metrics {
         let control_planes = ControlPlaneSeries::default();
         #[cfg(feature = "xds")]
         registry.register_collector(Box::new(control_planes.clone()));
+        let filters = Family::<Labels<3>, Counter>::default();
+        let help = "What filters did with requests";
+        registry.register("mesh_filter_actions", help, filters.clone());
         Self {
             shared: Arc::new(Shared {
+                filters,
                 registry: Mutex::new(registry),
                 clusters,
                 server,
@@ -103,6 +108,17 @@ impl Metrics {
     /// The handles of the serving side.
     pub fn server(&self) -> &ServerMetrics {
         &self.shared.server
+    }
+
+    /// Counts what a filter did, on side `client` or `server`.
+    #[cold]
+    pub(crate) fn filtered(&self, side: &'static str, filter: &str, action: FilterAction) {
+        let labels = [
+            ("side", side.to_owned()),
+            ("filter", filter.to_owned()),
+            ("action", action.label().to_owned()),
+        ];
+        self.shared.filters.get_or_create(&labels).inc();
     }
 
     /// Adds metrics of the caller's own.

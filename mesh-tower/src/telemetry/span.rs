@@ -17,6 +17,7 @@ use std::{
 };
 
 use http::{HeaderMap, Method, request::Parts};
+use mesh_core::filter::FilterAction;
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
@@ -213,6 +214,13 @@ impl ServerSpan {
         }
     }
 
+    /// A filter did something with the request.
+    pub fn filtered(&self, filter: &str, action: FilterAction) {
+        if let Some(context) = &self.context {
+            add_event(context, filter, action);
+        }
+    }
+
     /// Runs `future` with this span as the current one.
     pub fn run<F: Future>(&self, future: F) -> InContext<F> {
         InContext {
@@ -267,6 +275,14 @@ impl CallSpan {
         }
     }
 
+    /// A filter did something with the request.
+    #[cold]
+    pub fn filtered(&self, filter: &str, action: FilterAction) {
+        if let Some(call) = &self.inner {
+            add_event(&call.context, filter, action);
+        }
+    }
+
     /// Begins the span of attempt `number`, counted from 1, and writes its identity into the
     /// headers that go out.
     #[inline]
@@ -299,6 +315,14 @@ impl CallSpan {
             end_span(&call.context, code, code.is_client_error());
         }
     }
+}
+
+fn add_event(context: &Context, filter: &str, action: FilterAction) {
+    let attributes = vec![
+        KeyValue::new("mesh.filter", filter.to_owned()),
+        KeyValue::new("mesh.filter.action", action.label()),
+    ];
+    context.span().add_event("mesh.filter", attributes);
 }
 
 impl Call {

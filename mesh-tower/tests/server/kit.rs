@@ -16,9 +16,9 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, InboundListener, Permission, Principal, Rbac,
-    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
-    StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, HttpFilter, InboundListener, Permission,
+    Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+    RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
 };
 use mesh_tower::{
     BoxError,
@@ -142,7 +142,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
         name: format!("{transport:?}"),
         transport,
         tls,
-        rbac: rbac.to_vec(),
+        filters: HttpFilter::of_rbac(rbac),
         routes: routes.clone(),
     };
     let filter_chains = match mode {

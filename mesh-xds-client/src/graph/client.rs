@@ -11,7 +11,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
-    config::{ApiListener, ListenerKind, Route, RouteConfig, RouteSource, VirtualHost},
+    config::{ApiListener, HttpFilter, ListenerKind, Route, RouteConfig, RouteSource, VirtualHost},
     route::virtual_host,
     snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
 };
@@ -47,10 +47,17 @@ struct Plan {
     /// Once it is published.
     snapshot: Option<Arc<Snapshot>>,
     routes: Arc<RouteConfig>,
-    limit: Option<Duration>,
+    settings: Settings,
     clusters: BTreeSet<ClusterName>,
     /// Those of them that only requests name.
     named: BTreeSet<ClusterName>,
+}
+
+/// What the listener says besides its routes.
+#[derive(Clone, Debug, PartialEq)]
+struct Settings {
+    max_stream_duration: Option<Duration>,
+    filters: Arc<[HttpFilter]>,
 }
 
 #[derive(Debug)]
@@ -124,11 +131,11 @@ impl ClientWatch {
         &self,
         routes: &RouteConfig,
         host: &VirtualHost,
-        limit: Option<Duration>,
+        settings: &Settings,
         named: &BTreeSet<ClusterName>,
     ) -> bool {
         self.published.as_ref().is_some_and(|plan| {
-            plan.limit == limit
+            plan.settings == *settings
                 && plan.named == *named
                 && hold_alike(&plan.routes, routes)
                 && virtual_host(&plan.routes, &self.authority) == Some(host)
@@ -142,11 +149,14 @@ fn hold_alike(a: &RouteConfig, b: &RouteConfig) -> bool {
         name: _,
         virtual_hosts: _,
         headers,
+        filters,
         most_specific_mutations_win,
         // Decides which virtual host it is, which is compared.
         ignore_port: _,
     } = a;
-    *headers == b.headers && *most_specific_mutations_win == b.most_specific_mutations_win
+    *headers == b.headers
+        && *filters == b.filters
+        && *most_specific_mutations_win == b.most_specific_mutations_win
 }
 
 /// What the listener and its routes say.
@@ -156,17 +166,17 @@ enum Found {
     Error(ConfigError),
     /// What was used must not be used any more.
     Dropped(ConfigError),
-    Routes(Arc<RouteConfig>, Option<Duration>),
+    Routes(Arc<RouteConfig>, Settings),
 }
 
 impl Graph {
     /// Looks at the listener and its routes anew.
     pub(super) fn evaluate_client(&mut self, id: WatchId, watch: &mut ClientWatch) {
-        let (routes, limit) = match self.find_routes(id, watch) {
+        let (routes, settings) = match self.find_routes(id, watch) {
             Found::Nothing => return,
             Found::Error(error) => return watch.fail(error),
             Found::Dropped(error) => return self.drop_published(id, watch, error),
-            Found::Routes(routes, limit) => (routes, limit),
+            Found::Routes(routes, settings) => (routes, settings),
         };
         let Some(host) = virtual_host(&routes, &watch.authority) else {
             return self.withdraw(id, watch, &routes);
@@ -177,7 +187,7 @@ impl Graph {
         let named = watch.named.iter();
         let named = named.filter(|name| self.clusters.tree(name).is_some());
         let named: BTreeSet<_> = named.cloned().collect();
-        if watch.is_published(&routes, host, limit, &named) {
+        if watch.is_published(&routes, host, &settings, &named) {
             watch.next = None;
             return self.hold_clusters(id, watch);
         }
@@ -186,7 +196,7 @@ impl Graph {
         watch.next = Some(Plan {
             snapshot: None,
             routes,
-            limit,
+            settings,
             clusters,
             named,
         });
@@ -257,6 +267,7 @@ impl Graph {
         let ListenerKind::Api(ApiListener {
             routes,
             max_stream_duration,
+            filters,
         }) = &listener.kind
         else {
             let what = "a server's, not a client's: it has no api_listener";
@@ -283,7 +294,13 @@ impl Graph {
             None => Found::Nothing,
             Some(Resolved::Error(error)) => Found::Error(error),
             Some(Resolved::Dropped(error)) => Found::Dropped(error),
-            Some(Resolved::Value(routes)) => Found::Routes(routes, *max_stream_duration),
+            Some(Resolved::Value(routes)) => {
+                let settings = Settings {
+                    max_stream_duration: *max_stream_duration,
+                    filters: Arc::clone(filters),
+                };
+                Found::Routes(routes, settings)
+            }
         }
     }
 
@@ -339,7 +356,8 @@ impl Graph {
         let tree = ConfigTree {
             listener: watch.listener.clone(),
             authority: watch.authority.clone(),
-            max_stream_duration: plan.limit,
+            max_stream_duration: plan.settings.max_stream_duration,
+            filters: Arc::clone(&plan.settings.filters),
             routes: Arc::clone(&plan.routes),
             clusters,
         };

@@ -1,8 +1,7 @@
 //! `Listener` to [`Listener`].
 //!
 //! Stage 3. Client listeners from `api_listener` (gRFC A27), server listeners from `filter_chains`
-//! (gRFC A36). Filters follow gRFC A39: unknown ones refuse the listener unless they are optional,
-//! and the router is last. Deviations: of a filter chain match only `transport_protocol` is
+//! (gRFC A36); their filters are in [`filter`]. Deviations: of a filter chain match only `transport_protocol` is
 //! understood, the TLS inspector is accepted because servers sniff by themselves, and server routes
 //! must be inline.
 
@@ -19,11 +18,9 @@ use envoy_types::pb::{
         },
         extensions::{
             filters::{
-                http::{fault::v3::HttpFault, rbac::v3::Rbac as RbacProto, router::v3::Router},
                 listener::tls_inspector::v3::TlsInspector,
                 network::http_connection_manager::v3::{
-                    HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier,
-                    http_filter,
+                    HttpConnectionManager, http_connection_manager::RouteSpecifier,
                 },
             },
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext},
@@ -32,18 +29,19 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use mesh_core::config::{
-    ApiListener, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, Rbac,
-    RouteSource, TransportMatch,
+    ApiListener, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, RouteSource,
+    TransportMatch,
 };
 use prost::Name;
 
 use super::{
     DecodeContext, canonical,
     cluster::typed_config,
+    filter as http_filter,
     path::Sink,
     report::report,
     route::{self, Side},
-    security::{rbac, tls},
+    security::tls,
     value::{duration, is, parse, same_stream, socket_address},
 };
 
@@ -179,7 +177,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
             path_with_escaped_slashes_action,
         ]
     );
-    decode_filters(sink, Side::Client, &manager.http_filters);
+    let filters = http_filter::decode(sink, Side::Client, &manager.http_filters);
     let routes = match &manager.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => sink.field("rds", |sink| {
             same_stream(sink, "config_source", rds.config_source.as_ref());
@@ -193,6 +191,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
     Some(ApiListener {
         routes: routes?,
         max_stream_duration: max_stream_duration(sink, &manager),
+        filters: filters.into(),
     })
 }
 
@@ -219,73 +218,6 @@ fn decode_inline(
         Some(RouteSpecifier::ScopedRoutes(_)) => sink.error_at("scoped_routes", "is not supported"),
         None => sink.error("has no routes: rds or route_config is needed"),
     }
-}
-
-/// Checks the list of filters; returns the authorisation filters in order.
-fn decode_filters(sink: &mut Sink, side: Side, filters: &[HttpFilter]) -> Vec<Rbac> {
-    let mut names = HashSet::new();
-    let mut last_is_router = false;
-    let rules = sink.each("http_filters", filters, |sink, filter| {
-        if filter.name.is_empty() || !names.insert(&filter.name) {
-            sink.error_at::<()>("name", format!("{:?} is empty or used twice", filter.name));
-        }
-        if last_is_router {
-            sink.error::<()>("stands behind the router, which must be last");
-        }
-        match &filter.config_type {
-            Some(http_filter::ConfigType::TypedConfig(any)) if is::<Router>(any) => {
-                last_is_router = true;
-                sink.field("typed_config", |sink| {
-                    if let Some(router) = parse::<Router>(sink, any) {
-                        report!(sink, router, [upstream_http_filters, upstream_log]);
-                        report!(sink, router, [strict_check_headers]);
-                    }
-                });
-                None
-            }
-            _ if filter.disabled => None,
-            Some(http_filter::ConfigType::TypedConfig(any)) => {
-                decode_filter(sink, side, any, filter.is_optional)
-            }
-            _ if filter.is_optional => None,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                sink.error_at("config_discovery", "is not supported")
-            }
-            None => sink.error_at("typed_config", "is missing"),
-        }
-    });
-    if !last_is_router {
-        sink.error_at::<()>("http_filters", "the router is missing; it must be last");
-    }
-    rules
-}
-
-fn decode_filter(sink: &mut Sink, side: Side, any: &Any, is_optional: bool) -> Option<Rbac> {
-    sink.field("typed_config", |sink| {
-        if is::<RbacProto>(any) && side == Side::Server {
-            let proto: RbacProto = parse(sink, any)?;
-            return rbac::decode_filter(sink, &proto)?;
-        }
-        if is::<HttpFault>(any) && is_without_effect(sink, any) {
-            return None;
-        }
-        if is_optional {
-            sink.ignore([("(optional filter)", true)]);
-            return None;
-        }
-        let who = match side {
-            Side::Client => "clients",
-            Side::Server => "servers",
-        };
-        sink.error(format!("{} is not supported on {who}", any.type_url))
-    })
-}
-
-/// Whether a fault filter injects nothing. Istio sends it to every client.
-pub(super) fn is_without_effect(sink: &mut Sink, any: &Any) -> bool {
-    parse::<HttpFault>(sink, any).is_some_and(|fault| {
-        fault.delay.is_none() && fault.abort.is_none() && fault.response_rate_limit.is_none()
-    })
 }
 
 fn decode_inbound(
@@ -384,7 +316,7 @@ fn decode_chain(
             ),
         ),
     };
-    let (rbac, routes) = sink.field("filters[0].typed_config", |sink| {
+    let (filters, routes) = sink.field("filters[0].typed_config", |sink| {
         let manager = manager?;
         check_normalisation(sink, &manager);
         report_manager(sink, &manager);
@@ -393,15 +325,15 @@ fn decode_chain(
                 report!(sink, options, [max_stream_duration]);
             });
         }
-        let rbac = decode_filters(sink, Side::Server, &manager.http_filters);
+        let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
         let routes = decode_inline(sink, Side::Server, manager.route_specifier.as_ref())?;
-        Some((rbac, routes))
+        Some((filters, routes))
     })?;
     Some(FilterChain {
         name: proto.name.clone(),
         transport: TransportMatch::Any,
         tls: tls?,
-        rbac,
+        filters,
         routes,
     })
 }

@@ -10,6 +10,7 @@ mod balance;
 mod cluster;
 mod discovery;
 mod endpoint;
+mod filter;
 mod listener;
 mod name;
 mod outlier;

@@ -162,19 +162,27 @@ fn the_narrowest_mode_wins_and_clients_follow() {
     }
 }
 
+fn rules(inbound: &InboundListener) -> Vec<Rbac> {
+    let filters = &inbound.filter_chains[0].filters;
+    filters
+        .iter()
+        .filter_map(|filter| filter.rbac().cloned())
+        .collect()
+}
+
 #[test]
 fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
     let policy = |spec: &str| {
         let head = "---\nkind: AuthorizationPolicy\nmetadata: {name: p}\n";
         format!("{GREETER}{head}spec: {spec}\n")
     };
-    assert_eq!(inbound(GREETER, 1).filter_chains[0].rbac, []);
+    assert!(rules(&inbound(GREETER, 1)).is_empty());
     let deny_all = Rbac {
         action: RbacAction::Allow,
         policies: BTreeMap::new(),
     };
-    assert_eq!(inbound(&policy("{}"), 1).filter_chains[0].rbac, [deny_all]);
-    let allow_all = &inbound(&policy("{rules: [{}]}"), 1).filter_chains[0].rbac[0];
+    assert_eq!(rules(&inbound(&policy("{}"), 1)), [deny_all]);
+    let allow_all = &rules(&inbound(&policy("{rules: [{}]}"), 1))[0];
     assert_eq!(
         allow_all.policies["default/p[0]"].principals,
         [Principal::Any]
@@ -201,7 +209,7 @@ fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
             let ListenerKind::Inbound(inbound) = listener.kind else {
                 panic!()
             };
-            let first = &inbound.filter_chains[0].rbac[0];
+            let first = &rules(&inbound)[0];
             assert_eq!(first.action == RbacAction::Deny, is_closed, "{spec} {port}");
             assert_eq!(first.policies.len(), 1);
         }

@@ -5,11 +5,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
-    authz::Authorizer,
     config::{
         FilterChain, InboundListener, PathPattern, RouteAction, RouteConfig, RouteSource,
         TransportMatch,
     },
+    filter::{self, FilterStates, FilterTable, Filters},
     route::{RequestView, matches, virtual_host},
 };
 
@@ -30,8 +30,18 @@ pub(super) enum Inbound {
 pub(super) struct Chain {
     transport: TransportMatch,
     pub(super) security: Security,
-    pub(super) authorizer: Authorizer,
     gate: RouteGate,
+    /// Of requests without a route.
+    filters: Option<Filters>,
+    /// Of requests with one, by virtual host.
+    tables: Box<[FilterTable]>,
+}
+
+/// Whether a request is served here, and what it passes before.
+pub(super) struct Routed<'c> {
+    pub(super) filters: Option<&'c Filters>,
+    /// Found before the filters, and told after them.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// How connections of a chain are secured.
@@ -65,6 +75,7 @@ impl Inbound {
         previous: &Self,
         local: SocketAddr,
         identity: &Identity,
+        states: &mut FilterStates,
     ) -> Option<Self> {
         let listener = match state {
             InboundState::Pending => return None,
@@ -79,7 +90,7 @@ impl Inbound {
         let chains = listener.filter_chains.iter();
         Some(Self::Serving(
             chains
-                .map(|chain| Chain::compile(chain, previous, identity))
+                .map(|chain| Chain::compile(chain, previous, identity, states))
                 .collect(),
         ))
     }
@@ -115,7 +126,12 @@ impl Inbound {
 }
 
 impl Chain {
-    fn compile(chain: &FilterChain, previous: &Inbound, identity: &Identity) -> Self {
+    fn compile(
+        chain: &FilterChain,
+        previous: &Inbound,
+        identity: &Identity,
+        states: &mut FilterStates,
+    ) -> Self {
         let security = match &chain.tls {
             None => Security::Plaintext,
             Some(settings) => match previous.held_tls(settings) {
@@ -130,33 +146,64 @@ impl Chain {
                 },
             },
         };
+        let scope = format!("filter chain {} of {:?}", chain.name, chain.transport);
+        let tables = match &chain.routes {
+            RouteSource::Inline(config) => {
+                let hosts = config.virtual_hosts.iter();
+                let tables = hosts.map(|host| {
+                    FilterTable::compile(&scope, &chain.filters, config, host, |_| None, states)
+                });
+                tables.collect()
+            }
+            RouteSource::Rds(_) => Box::default(),
+        };
         Self {
             transport: chain.transport,
             security,
-            authorizer: Authorizer::compile(&chain.rbac),
             gate: RouteGate::compile(&chain.routes),
+            filters: filter::compile(&scope, &chain.filters, states),
+            tables,
         }
     }
 
-    /// Whether a route serves the request here.
-    ///
-    /// # Errors
-    /// The refusal when none does.
-    pub(super) fn check_route(&self, request: &RequestView<'_>) -> Result<(), Refusal> {
+    /// Finds the request's route and its filters.
+    pub(super) fn route(&self, request: &RequestView<'_>) -> Routed<'_> {
+        let unrouted = |refusal| Routed {
+            filters: self.filters.as_ref(),
+            refusal: Some(refusal),
+        };
         let config = match &self.gate {
-            RouteGate::Open => return Ok(()),
-            RouteGate::Closed => return Err(Refusal::UNUSABLE_ROUTE),
+            RouteGate::Open => {
+                return Routed {
+                    filters: self.filters_of(0, 0),
+                    refusal: None,
+                };
+            }
+            RouteGate::Closed => return unrouted(Refusal::UNUSABLE_ROUTE),
             RouteGate::Routes(config) => config,
         };
-        let host = virtual_host(config, request.authority).ok_or(Refusal::NO_ROUTE)?;
+        let Some(host) = virtual_host(config, request.authority) else {
+            return unrouted(Refusal::NO_ROUTE);
+        };
         let mut rng = rng::fork();
-        let mut routes = host.routes.iter();
-        let route = routes.find(|route| matches(&route.matcher, request, &mut rng));
-        match route.map(|route| &route.action) {
-            Some(RouteAction::NonForwarding) => Ok(()),
-            Some(_) => Err(Refusal::UNUSABLE_ROUTE),
-            None => Err(Refusal::NO_ROUTE),
+        let mut routes = (0..).zip(&host.routes);
+        let found = routes.find(|(_, route)| matches(&route.matcher, request, &mut rng));
+        let Some((number, route)) = found else {
+            return unrouted(Refusal::NO_ROUTE);
+        };
+        let mut hosts = config.virtual_hosts.iter();
+        let place = hosts.position(|other| std::ptr::eq(other, host));
+        Routed {
+            filters: self.filters_of(place.unwrap_or(0), number),
+            refusal: match route.action {
+                RouteAction::NonForwarding => None,
+                _ => Some(Refusal::UNUSABLE_ROUTE),
+            },
         }
+    }
+
+    fn filters_of(&self, host: usize, route: u32) -> Option<&Filters> {
+        self.tables.get(host)?.route(route)?.of(None)
     }
 }
 

@@ -38,7 +38,7 @@ fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
         name: format!("{transport:?}"),
         transport,
         tls,
-        rbac: vec![],
+        filters: vec![],
         routes,
     }
 }
@@ -50,7 +50,14 @@ fn compile(filter_chains: Vec<FilterChain>, address: Option<&str>, previous: &In
         filter_chains,
     }));
     let local = "10.0.0.1:8080".parse().expect("address");
-    Inbound::compile(&state, previous, local, &Identity::none()).expect("a change")
+    Inbound::compile(
+        &state,
+        previous,
+        local,
+        &Identity::none(),
+        &mut FilterStates::new(0),
+    )
+    .expect("a change")
 }
 
 #[test]
@@ -173,9 +180,19 @@ fn tls_that_did_not_change_keeps_its_sessions_and_pending_changes_nothing() {
 
     let local = "10.0.0.1:8080".parse().expect("address");
     let none = Identity::none();
-    assert!(Inbound::compile(&InboundState::Pending, &other, local, &none).is_none());
+    assert!(
+        Inbound::compile(
+            &InboundState::Pending,
+            &other,
+            local,
+            &none,
+            &mut FilterStates::new(0)
+        )
+        .is_none()
+    );
     let failed = InboundState::Failed(ConfigError::new("listener x", "", "gone"));
-    let failed = Inbound::compile(&failed, &other, local, &none).expect("a change");
+    let failed = Inbound::compile(&failed, &other, local, &none, &mut FilterStates::new(0))
+        .expect("a change");
     assert!(matches!(failed, Inbound::Refusing(_)));
 }
 
@@ -189,10 +206,8 @@ fn routes_decide_what_is_served_here() {
         let method = Method::GET;
         let uri = path.parse().expect("a path");
         let view = RequestView::new(&method, &uri, authority, &headers);
-        inbound
-            .chain(Transport::Raw)
-            .expect("chain")
-            .check_route(&view)
+        let chain = inbound.chain(Transport::Raw).expect("chain");
+        chain.route(&view).refusal.map_or(Ok(()), Err)
     };
     let here = || RouteAction::NonForwarding;
     let all = || inline("*", vec![route("/", here())]);

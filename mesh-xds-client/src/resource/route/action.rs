@@ -25,7 +25,7 @@ use super::{
     rewrite,
 };
 use crate::resource::{
-    canonical,
+    canonical, filter,
     path::Sink,
     report::report,
     value::{self, duration, uint32},
@@ -76,7 +76,6 @@ fn forward(
     inherited: &Inherited,
 ) -> Option<RouteAction> {
     sink.ignore([
-        ("rate_limits", !proto.rate_limits.is_empty()),
         ("cors", proto.cors.is_some()),
         (
             "internal_redirect_policy",
@@ -95,7 +94,6 @@ fn forward(
             early_data_policy,
             flush_timeout,
             grpc_timeout_offset,
-            include_vh_rate_limits,
             internal_redirect_action,
             max_grpc_timeout,
             max_internal_redirects,
@@ -289,11 +287,6 @@ fn weigh_by(sink: &mut Sink, proto: &WeightedProto) -> Option<WeighBy> {
 fn weighted_clusters(sink: &mut Sink, proto: &WeightedProto) -> Option<Vec<WeightedCluster>> {
     let mut sum = 0u64;
     let clusters = sink.each("clusters", &proto.clusters, |sink, cluster| {
-        for (name, any) in &cluster.typed_per_filter_config {
-            sink.field(&format!("typed_per_filter_config[{name:?}]"), |sink| {
-                super::check_override(sink, Side::Client, any);
-            });
-        }
         report!(sink, cluster, [cluster_header]);
         let extras = cluster_extras(sink, cluster);
         let weight = uint32(cluster.weight.as_ref()).unwrap_or(0);
@@ -337,6 +330,7 @@ fn cluster_extras(sink: &mut Sink, proto: &ClusterWeight) -> Option<Option<Box<C
     let extras = ClusterExtras {
         headers: headers.map(|headers| *headers).unwrap_or_default(),
         host_rewrite,
+        filters: filter::overrides(sink, Side::Client, &proto.typed_per_filter_config, &[]),
         metadata_match: Default::default(),
     };
     Some((extras != ClusterExtras::default()).then(|| Box::new(extras)))

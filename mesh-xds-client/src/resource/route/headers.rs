@@ -49,7 +49,12 @@ fn values(
     sink.each(field, protos, |sink, proto| value(sink, proto, is_response))
 }
 
-fn value(sink: &mut Sink, proto: &HeaderValueOption, is_response: bool) -> Option<HeaderValue> {
+/// A header to add; `None` also for a command that has no answer here.
+pub(in crate::resource) fn value(
+    sink: &mut Sink,
+    proto: &HeaderValueOption,
+    is_response: bool,
+) -> Option<HeaderValue> {
     let Some(header) = &proto.header else {
         return sink.error_at("header", "is missing");
     };
@@ -82,7 +87,7 @@ fn value(sink: &mut Sink, proto: &HeaderValueOption, is_response: bool) -> Optio
 }
 
 /// The name of a header that may be changed.
-fn changeable(sink: &mut Sink, name: &str) -> Option<HeaderName> {
+pub(in crate::resource) fn changeable(sink: &mut Sink, name: &str) -> Option<HeaderName> {
     match HeaderName::from_bytes(name.as_bytes()) {
         Ok(name) if name != http::header::HOST => Some(name),
         _ => sink.error(format!(
@@ -92,7 +97,11 @@ fn changeable(sink: &mut Sink, name: &str) -> Option<HeaderName> {
 }
 
 /// The name of a header that is read.
-pub(super) fn header_name(sink: &mut Sink, field: &str, name: &str) -> Option<HeaderName> {
+pub(in crate::resource) fn header_name(
+    sink: &mut Sink,
+    field: &str,
+    name: &str,
+) -> Option<HeaderName> {
     match HeaderName::from_bytes(name.as_bytes()) {
         Ok(name) => Some(name),
         Err(_) => sink.error_at(field, format!("{name:?} is not the name of a header")),

@@ -6,37 +6,21 @@
 
 mod action;
 mod hash;
-mod headers;
+pub(super) mod headers;
 pub(crate) mod matcher;
 mod retry;
 mod rewrite;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
-use envoy_types::pb::{
-    envoy::{
-        config::route::v3::{
-            FilterConfig, Route as RouteProto, RouteConfiguration, VirtualHost as VirtualHostProto,
-        },
-        extensions::filters::http::{
-            fault::v3::HttpFault,
-            rbac::v3::{Rbac, RbacPerRoute},
-            router::v3::Router,
-        },
-    },
-    google::protobuf::Any,
+use envoy_types::pb::envoy::config::route::v3::{
+    Route as RouteProto, RouteConfiguration, VirtualHost as VirtualHostProto, route::Action,
 };
 use mesh_core::config::{Mirror, Route, RouteConfig, VirtualHost};
 
 use self::action::Inherited;
 
-use super::{
-    canonical,
-    listener::is_without_effect,
-    path::Sink,
-    report::report,
-    value::{is, parse},
-};
+use super::{canonical, filter, path::Sink, report::report};
 
 /// The changes of headers of a message that has them.
 macro_rules! mutations {
@@ -74,7 +58,7 @@ pub(crate) fn decode(
         ]
     );
     sink.refuse("vhds", proto.vhds.is_some(), "is not supported");
-    check_overrides(sink, side, &proto.typed_per_filter_config);
+    let filters = filter::overrides(sink, side, &proto.typed_per_filter_config, &[]);
     let headers = mutations!(sink, proto);
     let mirrors = action::mirrors(sink, &proto.request_mirror_policies);
     let virtual_hosts = sink.each("virtual_hosts", &proto.virtual_hosts, |sink, host| {
@@ -102,6 +86,7 @@ pub(crate) fn decode(
         headers: headers?,
         most_specific_mutations_win: proto.most_specific_header_mutations_wins,
         ignore_port: proto.ignore_port_in_host_matching,
+        filters,
     })
 }
 
@@ -115,7 +100,6 @@ fn virtual_host(
         sink,
         proto,
         [
-            rate_limits,
             cors,
             retry_policy_typed_config,
             include_attempt_count_in_response,
@@ -132,7 +116,8 @@ fn virtual_host(
     );
     sink.refuse("require_tls", proto.require_tls != 0, "is not supported");
     sink.refuse("domains", proto.domains.is_empty(), "must not be empty");
-    check_overrides(sink, side, &proto.typed_per_filter_config);
+    let declared = &proto.typed_per_filter_config;
+    let filters = filter::overrides(sink, side, declared, &proto.rate_limits);
     sink.each("domains", &proto.domains, |sink, domain| {
         check_domain(sink, domain)
     });
@@ -163,6 +148,7 @@ fn virtual_host(
         domains: proto.domains.clone(),
         routes,
         headers: headers?,
+        filters,
     })
 }
 
@@ -192,7 +178,18 @@ fn route(sink: &mut Sink, side: Side, proto: &RouteProto, inherited: &Inherited)
             tracing
         ]
     );
-    check_overrides(sink, side, &proto.typed_per_filter_config);
+    let (rate_limits, include_vh) = match &proto.action {
+        Some(Action::Route(action)) => {
+            let include = action.include_vh_rate_limits.as_ref();
+            (&action.rate_limits[..], include.is_some_and(|v| v.value))
+        }
+        _ => (&[][..], false),
+    };
+    let declared = &proto.typed_per_filter_config;
+    let mut filters = filter::overrides(sink, side, declared, rate_limits);
+    if include_vh {
+        filters.get_or_insert_default().include_vh_rate_limits = true;
+    }
     let matcher = match &proto.r#match {
         Some(proto) => sink.field("match", |sink| matcher::route_match(sink, proto)),
         None => sink.error_at("match", "is missing"),
@@ -202,47 +199,7 @@ fn route(sink: &mut Sink, side: Side, proto: &RouteProto, inherited: &Inherited)
     let headers = mutations!(sink, proto);
     Some(Route {
         headers: headers?,
+        filters,
         ..Route::new(proto.name.clone(), matcher?, action?)
     })
-}
-
-/// Checks overrides of filters. None has an effect here, so those that should have one are refused.
-fn check_overrides(sink: &mut Sink, side: Side, overrides: &HashMap<String, Any>) {
-    let sorted: BTreeMap<&String, &Any> = overrides.iter().collect();
-    for (name, any) in sorted {
-        sink.field(&format!("typed_per_filter_config[{name:?}]"), |sink| {
-            check_override(sink, side, any);
-        });
-    }
-}
-
-pub(super) fn check_override(sink: &mut Sink, side: Side, any: &Any) {
-    let (inner, is_optional) = if is::<FilterConfig>(any) {
-        let Some(config) = parse::<FilterConfig>(sink, any) else {
-            return;
-        };
-        if config.disabled && side == Side::Server {
-            sink.error::<()>("switching a filter off for a route is not supported");
-        }
-        (config.config, config.is_optional)
-    } else {
-        (Some(any.clone()), false)
-    };
-    let Some(inner) = inner else {
-        return;
-    };
-    let is_rbac = is::<RbacPerRoute>(&inner) || is::<Rbac>(&inner);
-    let is_known =
-        is::<Router>(&inner) || (is::<HttpFault>(&inner) && is_without_effect(sink, &inner));
-    if is_known || (is_optional && !is_rbac) {
-        return;
-    }
-    if is_rbac && side == Side::Client {
-        // Authorisation is the server's; clients have no such filter that this could override.
-        return;
-    }
-    sink.error::<()>(format!(
-        "overriding {} for a route is not supported",
-        inner.type_url
-    ));
 }

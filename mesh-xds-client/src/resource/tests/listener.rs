@@ -21,9 +21,7 @@ use envoy_types::pb::{
         },
         extensions::filters::{
             http::{
-                fault::v3::HttpFault,
-                local_ratelimit::v3::LocalRateLimit,
-                rbac::v3::{Rbac as RbacPb, RbacPerRoute},
+                ext_authz::v3::ExtAuthz, fault::v3::HttpFault, rbac::v3::Rbac as RbacPb,
                 router::v3::Router,
             },
             listener::{original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector},
@@ -111,7 +109,7 @@ pub(super) fn client_filters() {
     let place = "api_listener.api_listener";
     let fault = http_filter("fault", any(&HttpFault::default()));
     accepted_api(api(|m| m.http_filters.insert(0, fault)));
-    let limit = http_filter("limit", any(&LocalRateLimit::default()));
+    let limit = http_filter("limit", any(&ExtAuthz::default()));
     let mut optional = limit.clone();
     optional.is_optional = true;
     accepted_api(api(|m| m.http_filters.insert(0, optional)));
@@ -304,7 +302,7 @@ pub(super) fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
         ),
         (
             with_manager(|m| {
-                let limit = http_filter("x", any(&LocalRateLimit::default()));
+                let limit = http_filter("x", any(&ExtAuthz::default()));
                 m.http_filters.insert(0, limit);
             }),
             format!("{hcm}.http_filters[0].typed_config: "),
@@ -312,7 +310,7 @@ pub(super) fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
         (
             with_manager(|m| match &mut m.route_specifier {
                 Some(RouteSpecifier::RouteConfig(routes)) => {
-                    let open = any(&RbacPerRoute::default());
+                    let open = any(&RbacPb::default());
                     routes.virtual_hosts[0]
                         .typed_per_filter_config
                         .insert("rbac".into(), open);
@@ -408,8 +406,9 @@ pub(super) fn authorisation_filters_are_taken_in_order() {
         l.filter_chains = vec![chain("", manager)];
     }));
     let actions: Vec<_> = got.filter_chains[0]
-        .rbac
+        .filters
         .iter()
+        .filter_map(config::HttpFilter::rbac)
         .map(|rbac| rbac.action)
         .collect();
     assert_eq!(actions, [RbacAction::Deny, RbacAction::Allow]);

@@ -17,7 +17,7 @@ use envoy_types::pb::{
                 weighted_cluster::ClusterWeight,
             },
         },
-        extensions::filters::http::{fault::v3::HttpFault, local_ratelimit::v3::LocalRateLimit},
+        extensions::filters::http::{ext_authz::v3::ExtAuthz, fault::v3::HttpFault},
         r#type::{
             matcher::v3::{RegexMatcher, StringMatcher as StringPb, string_matcher::MatchPattern},
             v3::{FractionalPercent, Int64Range},
@@ -399,7 +399,7 @@ pub(super) fn filter_overrides_without_effect_are_taken_and_others_refused() {
             r.typed_per_filter_config.insert("f".into(), config);
         })
     };
-    let limit = any(&LocalRateLimit::default());
+    let limit = any(&ExtAuthz::default());
     let optional = any(&FilterConfig {
         config: Some(limit.clone()),
         is_optional: true,
@@ -411,11 +411,12 @@ pub(super) fn filter_overrides_without_effect_are_taken_and_others_refused() {
         delay: Some(Default::default()),
         ..HttpFault::default()
     });
-    for config in [limit, delay] {
+    let place = "virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]";
+    for (config, what) in [(limit, ": overriding"), (delay, ".delay: has neither")] {
         refused(
             Kind::Route,
             with_override(config),
-            "virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]: overriding",
+            &format!("{place}{what}"),
         );
     }
 }

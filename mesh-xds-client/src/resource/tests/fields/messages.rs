@@ -51,6 +51,7 @@ use envoy_types::pb::envoy::{
 
 use super::{
     super::*,
+    filters,
     probe::{Fate, probe},
     routes,
 };
@@ -239,6 +240,7 @@ pub(super) fn table() -> Table {
     add(t, "", Kind::Route, &action(), |m| {
         any(&route_config(host(route(m))))
     });
+    filters::add_all(t);
     routes::add_all(t);
     add(t, "", Kind::Route, &RetryPolicy::default(), |m| {
         any(&route_config(host(route(RouteAction {
@@ -367,7 +369,7 @@ fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSo
     }
 }
 
-fn filter(name: &str, config: Any) -> HttpFilter {
+pub(super) fn filter(name: &str, config: Any) -> HttpFilter {
     HttpFilter {
         name: name.into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(config)),
@@ -375,7 +377,7 @@ fn filter(name: &str, config: Any) -> HttpFilter {
     }
 }
 
-fn router() -> HttpFilter {
+pub(super) fn router() -> HttpFilter {
     filter("router", any(&Router::default()))
 }
 
@@ -386,7 +388,7 @@ fn rds() -> Rds {
     }
 }
 
-fn manager() -> HttpConnectionManager {
+pub(super) fn manager() -> HttpConnectionManager {
     HttpConnectionManager {
         http_filters: vec![router()],
         route_specifier: Some(RouteSpecifier::Rds(rds())),
@@ -394,7 +396,7 @@ fn manager() -> HttpConnectionManager {
     }
 }
 
-fn inline() -> HttpConnectionManager {
+pub(super) fn inline() -> HttpConnectionManager {
     let serve = Route {
         action: Some(Action::NonForwardingAction(NonForwardingAction {})),
         ..route(action())
@@ -406,7 +408,7 @@ fn inline() -> HttpConnectionManager {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the table reads better")]
-fn api_listener(manager: HttpConnectionManager) -> ListenerProto {
+pub(super) fn api_listener(manager: HttpConnectionManager) -> ListenerProto {
     ListenerProto {
         name: "l".into(),
         api_listener: Some(ApiListener {
@@ -416,7 +418,7 @@ fn api_listener(manager: HttpConnectionManager) -> ListenerProto {
     }
 }
 
-fn inbound(chain: FilterChain) -> ListenerProto {
+pub(super) fn inbound(chain: FilterChain) -> ListenerProto {
     ListenerProto {
         name: "l".into(),
         address: address("10.0.0.1", 80),
@@ -426,7 +428,7 @@ fn inbound(chain: FilterChain) -> ListenerProto {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the table reads better")]
-fn chain(manager: HttpConnectionManager) -> FilterChain {
+pub(super) fn chain(manager: HttpConnectionManager) -> FilterChain {
     FilterChain {
         filters: vec![Filter {
             name: "hcm".into(),

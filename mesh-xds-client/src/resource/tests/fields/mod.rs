@@ -1,5 +1,6 @@
 //! Every field of every supported resource has a fate, and docs/xds-fields.md says which.
 
+mod filters;
 mod messages;
 mod probe;
 mod routes;
@@ -59,6 +60,12 @@ const NOTES: &[(&str, &[&str])] = &[
             "CommonTlsContext (of clusters) tls_certificate_sds_secret_configs",
             "ClusterLoadAssignment policy",
             "LbEndpoint load_balancing_weight",
+            "LocalRateLimit always_consume_default_token_bucket",
+            "LocalRateLimit status",
+            "TokenBucket tokens_per_fill",
+            "RateLimit.Action.HeaderValueMatch expect_match",
+            "AdaptiveConcurrency concurrency_limit_exceeded_status",
+            "AdaptiveConcurrency enabled",
         ],
     ),
     (
