@@ -1,10 +1,11 @@
-//! Compiles the certificate service's protobuf without a `protoc` binary.
+//! Compiles the protobuf of certificates and of the registry without a `protoc` binary.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["istio/v1/auth/ca.proto"], ["proto"])?;
+    let protos = ["istio/v1/auth/ca.proto", "mesh/registry/v1/registry.proto"];
+    let files = protox::compile(protos, ["proto"])?;
     tonic_prost_build::configure()
-        // The client half is for tests, which send CSRs with it.
+        // The client half is for tests.
         .build_client(true)
         .build_transport(false)
         .compile_fds(files)?;

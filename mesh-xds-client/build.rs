@@ -1,10 +1,11 @@
-//! Compiles the certificate service's protobuf without a `protoc` binary.
+//! Compiles the protobuf of certificates and of the registry without a `protoc` binary.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["istio/v1/auth/ca.proto"], ["proto"])?;
+    let protos = ["istio/v1/auth/ca.proto", "mesh/registry/v1/registry.proto"];
+    let files = protox::compile(protos, ["proto"])?;
     tonic_prost_build::configure()
-        // The server half is for tests, which answer CSRs with it.
+        // The server half is for tests, which answer with it.
         .build_server(true)
         .build_transport(false)
         .compile_fds(files)?;

@@ -1,17 +1,24 @@
 //! The HTTP endpoint for operators: health, metrics, and what the control plane knows.
 //!
-//! Read-only; nothing here changes state, and no answer holds a key or a token.
+//! Read-only but for the registry's part, where services register, and the change of roots, for those
+//! who hold the [`AdminKey`] of the data directory. Where other machines can ask, all of `/v1/` is for
+//! those alone. No answer holds a key or a token.
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    extract::{Query, Request, State},
+    http::{
+        HeaderMap, StatusCode,
+        header::{AUTHORIZATION, CONTENT_TYPE},
+    },
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -19,9 +26,12 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    ca::{self, CaError, ConnectionPeer, Identity},
     cache::Version,
     diagnostic::Diagnostic,
     metrics::Metrics,
+    registry::{Registry, consul},
+    rotate::Rotator,
     server::{Clients, Progress},
     value,
 };
@@ -35,6 +45,9 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Clients or resources in one answer; the others are counted.
 const LISTED_MAX: usize = 1_000;
 
+/// Name of the file with the admin key.
+const ADMIN_KEY: &str = "admin.key";
+
 /// What the endpoint shows.
 #[derive(Clone, Debug)]
 pub struct AdminState {
@@ -46,11 +59,65 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
+    /// Services register there by Consul's API.
+    pub registry: Registry,
+    /// Served at `/v1/ca/rotation`.
+    pub rotator: Option<Rotator>,
+    /// What those show who change something; without it nobody does.
+    pub key: Option<AdminKey>,
+    /// Who may do the same by a certificate.
+    pub admins: Vec<Identity>,
+    /// Whether everybody who can connect may read `/v1/`: on an address of this machine alone.
+    pub is_open: bool,
 }
 
-/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`
-/// and `/v1/wait`.
+impl AdminState {
+    fn is_admin(&self, headers: &HeaderMap, peer: Option<&ConnectionPeer>) -> bool {
+        let identity = peer.and_then(|peer| peer.identity.as_ref());
+        identity.is_some_and(|identity| self.admins.contains(identity))
+            || self
+                .key
+                .as_ref()
+                .is_some_and(|key| key.is_shown_in(headers))
+    }
+}
+
+/// Readers of `/v1/` prove who they are where other machines can ask.
+async fn guard(State(state): State<AdminState>, request: Request, next: Next) -> Response {
+    let is_probe = !request.uri().path().starts_with("/v1/");
+    let peer = request.extensions().get::<ConnectionPeer>();
+    if is_probe || state.is_open || state.is_admin(request.headers(), peer) {
+        return next.run(request).await;
+    }
+    tracing::warn!(
+        target: "audit", path = request.uri().path(), address = peer.map(|p| p.address.to_string()),
+        "refused: neither the admin key nor the certificate of an admin"
+    );
+    refuse(StatusCode::UNAUTHORIZED, NEEDS_KEY)
+}
+
+fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
+    (status, Json(json!({"error": error.into()}))).into_response()
+}
+
+const NEEDS_KEY: &str =
+    "the key in admin.key of the data directory, or the certificate of an admin, is needed";
+
+/// A secret in the data directory, `admin.key`, made by each start: whoever can read it may change
+/// something. An address proves nothing: on the same machine there are other users, and browsers.
+#[derive(Clone)]
+pub struct AdminKey(Arc<str>);
+
+impl std::fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminKey")
+    }
+}
+
+/// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
+/// `/v1/wait` and `/v1/ca/rotation`.
 pub fn router(state: AdminState) -> Router {
+    let registry = consul::router(state.registry.clone());
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -59,7 +126,10 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/clients", get(clients))
         .route("/v1/resources", get(resources))
         .route("/v1/wait", get(wait))
-        .with_state(state)
+        .route("/v1/ca/rotation", get(rotation).post(rotate))
+        .with_state(state.clone())
+        .merge(registry)
+        .layer(from_fn_with_state(state, guard))
 }
 
 type Parameters = Query<BTreeMap<String, String>>;
@@ -71,6 +141,7 @@ async fn diagnostics(State(state): State<AdminState>) -> impl IntoResponse {
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
     found.extend(state.clients.withheld());
+    found.extend(state.registry.diagnostics());
     Json(found)
 }
 
@@ -124,6 +195,81 @@ async fn wait(State(state): State<AdminState>, Query(by): Parameters) -> Respons
     (status, Json(waited)).into_response()
 }
 
+async fn rotation(State(state): State<AdminState>) -> Response {
+    match &state.rotator {
+        Some(rotator) => Json(rotator.status()).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+/// `?do=begin`, `abort` or `ignore-unobserved`, with the admin key as a bearer token.
+async fn rotate(
+    State(state): State<AdminState>,
+    Query(by): Parameters,
+    headers: HeaderMap,
+) -> Response {
+    let refuse =
+        |status: StatusCode, error: String| (status, Json(json!({"error": error}))).into_response();
+    if !state
+        .key
+        .as_ref()
+        .is_some_and(|key| key.is_shown_in(&headers))
+    {
+        let error = "the key in admin.key of the data directory is needed".to_owned();
+        return refuse(StatusCode::UNAUTHORIZED, error);
+    }
+    let Some(rotator) = state.rotator else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    // Keys are made, and files are written.
+    let asked = by.get("do").cloned().unwrap_or_default();
+    let done = tokio::task::spawn_blocking(move || match asked.as_str() {
+        "begin" => rotator.begin().map(|()| rotator),
+        "abort" => rotator.abort().map(|()| rotator),
+        "ignore-unobserved" => {
+            rotator.ignore_unobserved();
+            Ok(rotator)
+        }
+        _ => Err(CaError::Rotation(
+            "?do= is begin, abort or ignore-unobserved",
+        )),
+    });
+    match done.await {
+        Ok(Ok(rotator)) => Json(rotator.status()).into_response(),
+        Ok(Err(error @ CaError::Rotation(_))) => refuse(StatusCode::CONFLICT, error.to_string()),
+        Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+impl AdminKey {
+    /// Makes a new key and writes it to `data_dir`, readable by its owner alone.
+    ///
+    /// # Errors
+    /// When there is no randomness, or the file cannot be written.
+    pub fn open(data_dir: &Path) -> Result<Self, CaError> {
+        let key = ca::random_hex()?;
+        ca::write_private(&data_dir.join(ADMIN_KEY), &key)?;
+        Ok(Self(key.into()))
+    }
+
+    /// The key that the control plane of `data_dir` made.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(data_dir: &Path) -> std::io::Result<String> {
+        std::fs::read_to_string(data_dir.join(ADMIN_KEY))
+    }
+
+    fn is_shown_in(&self, headers: &HeaderMap) -> bool {
+        let shown = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+        shown.is_some_and(|shown| ca::is_equal(shown.as_bytes(), self.0.as_bytes()))
+    }
+}
+
 async fn ready(State(state): State<AdminState>) -> impl IntoResponse {
     if *state.ready.borrow() {
         (StatusCode::OK, "ready\n")
@@ -138,10 +284,11 @@ async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
-    use axum::{body::Body, http::Request};
+    use axum::body::Body;
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::registry::MemoryStore;
 
     #[tokio::test]
     async fn readiness_follows_the_state() {
@@ -151,6 +298,11 @@ mod tests {
             ready: is_ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
+            registry: Registry::open(MemoryStore::default()).unwrap(),
+            rotator: None,
+            key: None,
+            admins: Vec::new(),
+            is_open: true,
         };
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();

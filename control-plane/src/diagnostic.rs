@@ -84,3 +84,7 @@ pub const TOO_LARGE: &str = "MESH0110";
 pub const STALE: &str = "MESH0111";
 /// A client does not know what would make a resource safe with it: it does not get it.
 pub const LACKS: &str = "MESH0112";
+/// An object that is not followed because another one goes before it.
+pub const PASSED_OVER: &str = "MESH0113";
+/// Endpoints that seem lost are kept, because too many were lost at once.
+pub const KEPT: &str = "MESH0114";

@@ -2,51 +2,62 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use mesh_core::config::TrustBundle;
 use tokio::{sync::watch, time::sleep_until};
 
 use crate::{
-    cache::World,
+    cache::{TRUST_BUNDLE, World},
     class::Classes,
-    compile::{CompileOptions, compile},
+    compile::{CompileOptions, compile_with},
     debounce::Debounce,
     diagnostic::{Diagnostic, Severity},
     metrics::Metrics,
     model::ObjectSet,
+    registry::Members,
     server::Clients,
-    source::{FileSource, Loaded, loses_endpoints},
+    source::{FileSource, Loaded, loses_endpoints, loses_members},
 };
 
 /// Turns what the source loads into worlds.
 pub(crate) struct Follower {
     pub(crate) options: CompileOptions,
-    pub(crate) trust: TrustBundle,
+    /// Roots that clients are to trust, as they change.
+    pub(crate) roots: watch::Receiver<Vec<Bytes>>,
     pub(crate) world: watch::Sender<Option<Arc<World>>>,
     pub(crate) metrics: Metrics,
     pub(crate) clients: Clients,
     pub(crate) diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+    /// Instances that registered.
+    members: watch::Receiver<Arc<Members>>,
     /// What was published last, and what was found in it whatever the clients are.
     held: (ObjectSet, Vec<Diagnostic>),
+    /// The instances among it.
+    published: Arc<Members>,
 }
 
 impl Follower {
     pub(crate) fn new(
         options: CompileOptions,
-        trust: TrustBundle,
+        roots: watch::Receiver<Vec<Bytes>>,
         world: watch::Sender<Option<Arc<World>>>,
         (metrics, clients): (Metrics, Clients),
         diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
+        members: watch::Receiver<Arc<Members>>,
     ) -> Self {
+        let published = Arc::clone(&members.borrow());
         Self {
             options,
-            trust,
+            roots,
             world,
             metrics,
             clients,
             diagnostics,
+            published,
+            members,
             held: Default::default(),
         }
     }
@@ -74,12 +85,23 @@ impl Follower {
                     trigger = if is_urgent { "endpoint_down" } else { trigger };
                     debounce.changed(Instant::now(), is_urgent);
                 }
+                Ok(()) = self.members.changed() => {
+                    let current = Arc::clone(&self.members.borrow_and_update());
+                    let is_urgent = loses_members(&self.published, &current);
+                    trigger = if is_urgent { "endpoint_down" } else { "registry" };
+                    debounce.changed(Instant::now(), is_urgent);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     let current = loaded.borrow().clone();
                     self.publish(&current);
                     let waited = debounce.published(Instant::now());
                     self.metrics.triggered(trigger, waited);
                     trigger = "config";
+                }
+                Ok(()) = self.roots.changed() => {
+                    let current = loaded.borrow().clone();
+                    self.publish(&current);
+                    self.metrics.triggered("trust", Duration::ZERO);
                 }
                 Ok(()) = classes.changed() => {
                     let known = classes.borrow_and_update().clone();
@@ -95,7 +117,8 @@ impl Follower {
     /// Compiles and publishes.
     pub(crate) fn publish(&mut self, loaded: &Loaded) {
         let begin = Instant::now();
-        let (compiled, found) = compile(&loaded.objects, &self.options);
+        self.published = Arc::clone(&self.members.borrow());
+        let (compiled, found) = compile_with(&loaded.objects, &self.published, &self.options);
         let found: Vec<_> = loaded.diagnostics.iter().cloned().chain(found).collect();
         let counts = [
             ("cds", compiled.clusters.len()),
@@ -104,7 +127,10 @@ impl Follower {
         ];
         let services = compiled.services.len();
         let before = self.world.borrow().clone();
-        let trust = self.trust.clone();
+        let trust = TrustBundle {
+            name: TRUST_BUNDLE.into(),
+            roots: self.roots.borrow_and_update().clone(),
+        };
         let world = match before {
             Some(before) => World::following(compiled, trust, &before),
             None => World::new(compiled, trust),

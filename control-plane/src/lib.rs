@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! source ─► model ─► compile ─► encode ─► cache ─► server
-//!                                         ca ─────┘
+//!         registry ────┘                  ca ─────┘
 //! ```
 //!
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
-//! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → model`, and `ca`,
+//! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → {registry, model}`, and `ca`,
 //! `class`, `debounce`, `diagnostic`, `metrics` and `value` beside them.
 
 pub mod admin;
@@ -24,9 +24,11 @@ pub mod explain;
 mod follow;
 pub mod metrics;
 pub mod model;
+pub mod registry;
+pub mod rotate;
 mod run;
 pub mod server;
 pub mod source;
 mod value;
 
-pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, XDS_PORT};
+pub use run::{CERT_TTL, ControlPlane, ControlPlaneBuilder, HTTP_PORT, Running, Tls, XDS_PORT};

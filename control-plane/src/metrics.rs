@@ -105,7 +105,8 @@ struct Inner {
     services: Gauge,
     snapshot_resources: Family<Label, Gauge>,
     csr_count: Count,
-    csr_results: [(&'static str, Count); 4],
+    csr_results: [(&'static str, Count); 6],
+    rotation: Gauge,
     diagnostics: Family<Severity, Gauge>,
     root_expiry: Gauge,
 }
@@ -162,8 +163,16 @@ impl Metrics {
             services: Gauge::default(),
             snapshot_resources: Family::default(),
             csr_count: Count::default(),
-            csr_results: ["ok", "unauthenticated", "invalid", "error"]
-                .map(|result| (result, Count::default())),
+            csr_results: [
+                "ok",
+                "unauthenticated",
+                "invalid",
+                "denied",
+                "rate_limited",
+                "error",
+            ]
+            .map(|result| (result, Count::default())),
+            rotation: Gauge::default(),
             diagnostics: Family::default(),
             root_expiry: Gauge::default(),
         };
@@ -267,7 +276,8 @@ impl Metrics {
         }
     }
 
-    /// A certificate signing request was answered: `ok`, `unauthenticated`, `invalid` or `error`.
+    /// A certificate signing request was answered: `ok`, `unauthenticated`, `invalid`,
+    /// `denied`, `rate_limited` or `error`.
     pub fn csr(&self, result: &str) {
         self.0.csr_count.add(1);
         if let Some((_, count)) = self
@@ -297,6 +307,11 @@ impl Metrics {
         self.0
             .root_expiry
             .set(i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// Which step a change of roots is in: 0 for none, else from 1.
+    pub fn root_rotation(&self, step: u8) {
+        self.0.rotation.set(step.into());
     }
 
     /// Refused responses of all types since the start.
@@ -391,6 +406,8 @@ impl Inner {
                 "ok" => "citadel_server_success_cert_issuance_count",
                 "unauthenticated" => "citadel_server_authentication_failure_count",
                 "invalid" => "citadel_server_csr_parsing_err_count",
+                "denied" => "mesh_control_plane_csr_denied",
+                "rate_limited" => "mesh_control_plane_csr_rate_limited",
                 _ => "citadel_server_csr_sign_err_count",
             };
             registry.register(
@@ -402,6 +419,12 @@ impl Inner {
         let help = "When the root certificate ends, in seconds since the epoch";
         let name = "citadel_server_root_cert_expiry_timestamp";
         registry.register(name, help, self.root_expiry.clone());
+        let help = "Step of a change of roots: 0 none, 1 distribute, 2 issue, 3 retire";
+        registry.register(
+            "mesh_control_plane_root_rotation",
+            help,
+            self.rotation.clone(),
+        );
         let help = "Findings in the configuration as it is now";
         let name = "mesh_control_plane_config_diagnostics";
         registry.register(name, help, self.diagnostics.clone());

@@ -2,26 +2,30 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::Context;
-use mesh_core::config::TrustBundle;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tonic::{server::NamedService as _, service::Routes};
 use tonic_health::ServingStatus;
 
 use crate::{
-    admin::{self, AdminState},
-    ca::{Authority, CertificateService, IstioCertificateServiceServer, Tokens},
-    cache::{TRUST_BUNDLE, Version},
+    admin::{self, AdminKey, AdminState},
+    ca::{
+        Authority, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
+        IstioCertificateServiceServer, JwtOptions, JwtVerifier, Tokens,
+    },
+    cache::Version,
     compile::CompileOptions,
     diagnostic::Diagnostic,
     follow::Follower,
     metrics::Metrics,
-    server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits},
+    registry::{FileStore, LeaseService, Registry, proto::registry_server::RegistryServer},
+    rotate::Rotator,
+    server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits, ServerTls},
     source::{FileSource, LastGood},
 };
 
@@ -33,6 +37,10 @@ pub const HTTP_PORT: u16 = 18_001;
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the last good objects are in the data directory.
 const OBJECTS: &str = "objects";
+/// What services said of themselves, in the data directory.
+const REGISTRATIONS: &str = "registrations.log";
+/// Longest request for a certificate that is read.
+const CSR_BYTES_MAX: usize = 64 * 1024;
 /// How long [`Running::shutdown`] waits for streams to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -55,6 +63,11 @@ impl ControlPlane {
             connection_age: CONNECTION_AGE_MAX,
             limits: Limits::default(),
             options: CompileOptions::default(),
+            ca_dir: None,
+            jwt: None,
+            tls: Tls::default(),
+            names: Vec::new(),
+            admins: Vec::new(),
         }
     }
 }
@@ -71,6 +84,33 @@ pub struct ControlPlaneBuilder {
     connection_age: Duration,
     limits: Limits,
     options: CompileOptions,
+    ca_dir: Option<PathBuf>,
+    jwt: Option<JwtOptions>,
+    tls: Tls,
+    names: Vec<String>,
+    admins: Vec<Identity>,
+}
+
+/// When the control plane's addresses speak TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Where other machines can reach them.
+    #[default]
+    Remote,
+    /// Always.
+    Always,
+    /// Never: whoever is on the network reads everything, and can be any client that it hears.
+    Never,
+}
+
+impl Tls {
+    fn is_on(self, address: SocketAddr) -> bool {
+        match self {
+            Self::Remote => !server::is_local(address),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 impl ControlPlaneBuilder {
@@ -112,6 +152,39 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// Signs with an intermediate in this directory: `ca-key.pem`, `ca-cert.pem`, `cert-chain.pem`
+    /// and `root-cert.pem`. Default: a root of its own in the data directory.
+    pub fn ca_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.ca_dir = Some(dir.into());
+        self
+    }
+
+    /// When xDS and HTTP are served over TLS, with certificates of the mesh's own authority. Default
+    /// [`Tls::Remote`]. Over TLS a stream is refused whose client does not prove who it is.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Another name or address that clients dial, for the certificate of the control plane. Those
+    /// that it listens on, `localhost`, and the host's name are in it.
+    pub fn dialled_as(mut self, name: impl Into<String>) -> Self {
+        self.names.push(name.into());
+        self
+    }
+
+    /// Whoever has this identity may ask and change everything over HTTP, as with the admin key.
+    pub fn admin(mut self, identity: Identity) -> Self {
+        self.admins.push(identity);
+        self
+    }
+
+    /// Accepts service account tokens as proof of identity. Default: none.
+    pub fn service_account_tokens(mut self, options: JwtOptions) -> Self {
+        self.jwt = Some(options);
+        self
+    }
+
     /// Starts it; returns when it listens.
     ///
     /// # Errors
@@ -124,17 +197,28 @@ impl ControlPlaneBuilder {
             connection_age,
             limits,
             options,
+            ca_dir,
+            jwt,
+            tls,
+            names,
+            admins,
             ..
         } = self;
-        let authority = Authority::open(&data_dir, &options.trust_domain, cert_ttl)
-            .with_context(|| format!("certificate authority in {}", data_dir.display()))?;
-        let tokens = Tokens::open(&data_dir)
-            .with_context(|| format!("join tokens in {}", data_dir.display()))?;
-        let (authority, tokens) = (Arc::new(authority), Arc::new(tokens));
+        let authority = match &ca_dir {
+            None => Authority::open(&data_dir, &options.trust_domain, cert_ttl)
+                .with_context(|| format!("certificate authority in {}", data_dir.display()))?,
+            Some(dir) => Authority::plugged_in(&data_dir, dir, &options.trust_domain, cert_ttl)
+                .with_context(|| format!("certificate authority in {}", dir.display()))?,
+        };
+        let authority = Arc::new(authority);
+        let callers = Arc::new(callers(&data_dir, jwt)?);
         let last_good = LastGood::open(data_dir.join(OBJECTS))
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
+        let registrations = data_dir.join(REGISTRATIONS);
+        let registry = Registry::open(FileStore::new(&registrations))
+            .with_context(|| format!("registrations in {}", registrations.display()))?;
         let xds = TcpListener::bind(self.xds_listen)
             .await
             .with_context(|| format!("xDS address {}", self.xds_listen))?;
@@ -150,36 +234,65 @@ impl ControlPlaneBuilder {
         let diagnostics = Arc::<Mutex<Vec<Diagnostic>>>::default();
         let mut follower = Follower::new(
             options,
-            trust_bundle(&authority),
+            authority.roots(),
             world,
             (metrics.clone(), clients.clone()),
             Arc::clone(&diagnostics),
+            registry.members(),
         );
         // Nobody is served before every source is read.
         follower.publish(&loaded.borrow().clone());
         ready.send_replace(true);
         let mut tasks = JoinSet::new();
         tasks.spawn(follower.follow(loaded, source, is_shutdown.clone()));
+        let [xds_tls, http_tls] = [xds_addr, http_addr].map(|address| {
+            let is_on = tls.is_on(address);
+            let secured =
+                is_on.then(|| ServerTls::new(Arc::clone(&authority), dialled(&names, address)));
+            secured.transpose()
+        });
+        let (xds_tls, http_tls) = (xds_tls?, http_tls?);
+        let ads = AdsService::new(
+            worlds,
+            is_shutdown.clone(),
+            (Arc::clone(&authority), Arc::clone(&callers), cert_ttl),
+            metrics.clone(),
+            (clients.clone(), limits),
+            xds_tls.is_some(),
+        );
+        let rotator = Rotator::new(Arc::clone(&authority), clients.clone(), metrics.clone());
+        tasks.spawn(rotator.clone().run(is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
             http,
+            http_tls,
             AdminState {
+                is_open: !tls.is_on(http_addr) && server::is_local(http_addr),
+                admins,
                 metrics: metrics.clone(),
                 ready: is_ready,
                 diagnostics,
                 clients: clients.clone(),
+                registry: registry.clone(),
+                rotator: Some(rotator),
+                key: Some(AdminKey::open(&data_dir)?),
             },
         ));
-        let ads = AdsService::new(
-            worlds,
-            is_shutdown.clone(),
-            (Arc::clone(&authority), Arc::clone(&tokens), cert_ttl),
+        let csr = CertificateService::new(
+            authority,
+            Arc::clone(&callers),
+            IssuanceLimits::default(),
             metrics.clone(),
-            (clients.clone(), limits),
         );
-        let csr = CertificateService::new(authority, tokens, metrics.clone());
-        let routes = routes(ads, csr).await;
-        tasks.spawn(server::serve(xds, routes, connection_age, is_shutdown));
+        let leases = LeaseService::new(registry, callers, xds_tls.is_some());
+        let routes = routes(ads, csr, leases).await;
+        tasks.spawn(server::serve(
+            xds,
+            routes,
+            xds_tls,
+            connection_age,
+            is_shutdown,
+        ));
         tracing::info!(%xds_addr, %http_addr, config = %config_dir.display(), "control plane started");
         Ok(Running {
             xds_addr,
@@ -194,27 +307,53 @@ impl ControlPlaneBuilder {
     }
 }
 
-async fn serve_http(listener: TcpListener, state: AdminState) {
-    if let Err(error) = axum::serve(listener, admin::router(state)).await {
+/// What clients may dial.
+fn dialled(names: &[String], address: SocketAddr) -> Vec<String> {
+    let mut dialled = names.to_vec();
+    dialled.push("localhost".to_owned());
+    if address.ip().is_unspecified() {
+        dialled.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
+    } else {
+        dialled.push(address.ip().to_string());
+    }
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let host = host.trim();
+    if !host.is_empty() && host.is_ascii() {
+        dialled.push(host.to_owned());
+    }
+    dialled
+}
+
+fn callers(data_dir: &Path, jwt: Option<JwtOptions>) -> anyhow::Result<Callers> {
+    let tokens =
+        Tokens::open(data_dir).with_context(|| format!("join tokens in {}", data_dir.display()))?;
+    let jwt = jwt.map(JwtVerifier::open).transpose();
+    let jwt = jwt.context("service account tokens")?;
+    let denied =
+        DenyList::open(data_dir).with_context(|| format!("deny list in {}", data_dir.display()))?;
+    Ok(Callers::new(tokens, jwt, denied))
+}
+
+async fn serve_http(listener: TcpListener, tls: Option<ServerTls>, state: AdminState) {
+    if let Some(tls) = tls {
+        return server::serve_https(listener, admin::router(state), tls).await;
+    }
+    let app = admin::router(state).into_make_service_with_connect_info::<SocketAddr>();
+    if let Err(error) = axum::serve(listener, app).await {
         tracing::error!(%error, "HTTP server ended");
     }
 }
 
-fn trust_bundle(authority: &Authority) -> TrustBundle {
-    let root = bytes::Bytes::copy_from_slice(authority.root_der());
-    TrustBundle {
-        name: TRUST_BUNDLE.into(),
-        roots: vec![root],
-    }
-}
-
-async fn routes(ads: AdsService, csr: CertificateService) -> Routes {
+async fn routes(ads: AdsService, csr: CertificateService, leases: LeaseService) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_service_status(AdsService::NAME, ServingStatus::Serving)
         .await;
     Routes::new(ads)
-        .add_service(IstioCertificateServiceServer::new(csr))
+        .add_service(
+            IstioCertificateServiceServer::new(csr).max_decoding_message_size(CSR_BYTES_MAX),
+        )
+        .add_service(RegistryServer::new(leases))
         .add_service(health_service)
 }
 

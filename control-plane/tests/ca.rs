@@ -9,8 +9,8 @@ use std::{
 
 use control_plane::{
     ca::{
-        Authority, CaError, CertificateService, Identity, IstioCertificateServiceServer, Tokens,
-        create_token,
+        Authority, CaError, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
+        IstioCertificateServiceServer, TokenUse, Tokens, create_token, create_token_for,
         proto::{
             IstioCertificateRequest,
             istio_certificate_service_client::IstioCertificateServiceClient,
@@ -18,7 +18,10 @@ use control_plane::{
     },
     metrics::Metrics,
 };
-use rcgen::{CertificateParams, KeyPair, PublicKeyData, SanType, SignatureAlgorithm, SigningKey};
+use rcgen::{
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData, SanType,
+    SignatureAlgorithm, SigningKey,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -42,9 +45,16 @@ impl Kit {
     async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
         let authority = Arc::new(Authority::open(data.path(), "cluster.local", HOUR).unwrap());
-        let tokens = Arc::new(Tokens::open(data.path()).unwrap());
+        Self::start_with(data, authority, IssuanceLimits::default()).await
+    }
+
+    async fn start_with(data: TempDir, authority: Arc<Authority>, limits: IssuanceLimits) -> Self {
+        let tokens = Tokens::open(data.path()).unwrap();
+        let denied = DenyList::open(data.path()).unwrap();
+        let callers = Arc::new(Callers::new(tokens, None, denied));
         let metrics = Metrics::new();
-        let service = CertificateService::new(Arc::clone(&authority), tokens, metrics.clone());
+        let service =
+            CertificateService::new(Arc::clone(&authority), callers, limits, metrics.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(
@@ -166,7 +176,7 @@ async fn a_token_and_a_csr_give_a_certificate_of_the_tokens_identity() {
     assert!(!leaf.is_ca && !leaf.has_subject);
     assert_eq!(leaf.usages, (true, true, false));
     assert_eq!(leaf.public_key, key.subject_public_key_info());
-    assert!((before - 60..=after - 60).contains(&leaf.not_before));
+    assert!((before - 600..=after - 600).contains(&leaf.not_before));
     assert!((before + 600..=after + 600).contains(&leaf.not_after));
     assert!(
         kit.metrics
@@ -180,7 +190,7 @@ async fn the_life_is_clamped() {
     let mut kit = Kit::start().await;
     let bearer = format!("Bearer {}", kit.token());
     let csr = csr(&KeyPair::generate().unwrap());
-    for (asked, given) in [(1, 5), (0, 3600), (i64::MAX, 3600)] {
+    for (asked, given) in [(1, 300), (0, 3600), (i64::MAX, 3600)] {
         let before = unix_now();
         let leaf = read_leaf(&kit.ask(Some(&bearer), csr.clone(), asked).await.unwrap());
         let expected = before + given..=unix_now() + given;
@@ -262,7 +272,7 @@ async fn a_csr_that_is_no_proof_of_possession_is_refused() {
     let bad = [
         ("stolen key", csr(&Thief { claimed, own })),
         ("empty", String::new()),
-        ("not a request", kit.authority.root_pem().to_owned()),
+        ("not a request", kit.authority.root_pem()),
         ("cut", good[..good.len() / 2].to_owned()),
         ("too long", format!("{good}{}", "\n".repeat(16 * 1024))),
     ];
@@ -303,4 +313,187 @@ fn the_root_is_private_and_used_again() {
     assert!(matches!(open(), Err(CaError::Corrupt { .. })));
     fs::remove_file(dir.join("root-key.pem")).unwrap();
     assert!(matches!(open(), Err(CaError::Corrupt { .. })));
+}
+
+#[tokio::test]
+async fn a_one_time_token_gives_one_certificate_and_a_bad_request_does_not_use_it_up() {
+    let mut kit = Kit::start().await;
+    let greeter = Identity::new("default", "greeter").unwrap();
+    let token = create_token_for(kit.data.path(), &greeter, HOUR, TokenUse::Once).unwrap();
+    let bearer = format!("Bearer {token}");
+    let csr = csr(&KeyPair::generate().unwrap());
+    let bad = kit.ask(Some(&bearer), "x".into(), 600).await.unwrap_err();
+    assert_eq!(bad.code(), Code::InvalidArgument);
+    kit.ask(Some(&bearer), csr.clone(), 600).await.unwrap();
+    let again = kit.ask(Some(&bearer), csr, 600).await.unwrap_err();
+    assert_eq!(again.code(), Code::Unauthenticated);
+    assert!(again.message().contains("used already"), "{again}");
+    assert!(!again.message().contains(&token));
+}
+
+#[tokio::test]
+async fn whom_the_list_denies_gets_no_certificate() {
+    let mut kit = Kit::start().await;
+    let bearer = format!("Bearer {}", kit.token());
+    let csr = csr(&KeyPair::generate().unwrap());
+    kit.ask(Some(&bearer), csr.clone(), 600).await.unwrap();
+    fs::write(kit.data.path().join("denied"), "ns/default/sa/greeter\n").unwrap();
+    let denied = kit.ask(Some(&bearer), csr, 600).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    let text = kit.metrics.encode();
+    assert!(text.contains("mesh_control_plane_csr_denied 1"), "{text}");
+}
+
+#[tokio::test]
+async fn an_identity_that_asks_without_end_is_slowed_down() {
+    let data = tempfile::tempdir().unwrap();
+    let authority = Arc::new(Authority::open(data.path(), "cluster.local", HOUR).unwrap());
+    let limits = IssuanceLimits {
+        issuances: (0.001, 2.0),
+        ..IssuanceLimits::default()
+    };
+    let mut kit = Kit::start_with(data, authority, limits).await;
+    let bearer = format!("Bearer {}", kit.token());
+    let csr = csr(&KeyPair::generate().unwrap());
+    for _ in 0..2 {
+        kit.ask(Some(&bearer), csr.clone(), 600).await.unwrap();
+    }
+    let limited = kit.ask(Some(&bearer), csr, 600).await.unwrap_err();
+    assert_eq!(limited.code(), Code::ResourceExhausted);
+}
+
+/// A certificate of an authority, and the key that signs below it.
+struct Link {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    key_pem: String,
+}
+
+fn link(name: &str, above: Option<&Link>, days: u64) -> Link {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = (SystemTime::now() + Duration::from_secs(days * 86_400)).into();
+    let certificate = match above {
+        None => params.self_signed(&key),
+        Some(above) => params.signed_by(&key, &above.issuer),
+    };
+    Link {
+        pem: certificate.unwrap().pem(),
+        key_pem: key.serialize_pem(),
+        issuer: Issuer::new(params, key),
+    }
+}
+
+#[tokio::test]
+async fn a_plugged_in_intermediate_signs_and_its_chain_goes_out() {
+    let root = link("root", None, 30);
+    let upper = link("upper", Some(&root), 20);
+    let lower = link("lower", Some(&upper), 1);
+    let stranger = link("stranger", None, 30);
+    let dir = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let open = || {
+        let week = Duration::from_secs(7 * 86_400);
+        Authority::plugged_in(data.path(), dir.path(), "cluster.local", week)
+    };
+    write("ca-key.pem", &lower.key_pem);
+    write("ca-cert.pem", &lower.pem);
+    write("cert-chain.pem", &(lower.pem.clone() + &upper.pem));
+    write("root-cert.pem", &(stranger.pem.clone() + &root.pem));
+    let authority = open().unwrap();
+    let identity = Identity::new("default", "greeter").unwrap();
+    let issued = authority
+        .issue(&identity, Duration::from_secs(7 * 86_400))
+        .unwrap();
+    let left = issued.not_after.duration_since(SystemTime::now()).unwrap();
+    assert!(
+        left <= Duration::from_secs(86_400),
+        "never past what signs it"
+    );
+    let ders: Vec<_> = issued
+        .chain_pem
+        .iter()
+        .map(|pem| parse_x509_pem(pem.as_bytes()).unwrap().1)
+        .collect();
+    let chain: Vec<_> = ders.iter().map(|pem| pem.parse_x509().unwrap()).collect();
+    let subjects: Vec<_> = chain[1..].iter().map(|c| c.subject().to_string()).collect();
+    assert_eq!(subjects[..2], ["CN=lower", "CN=upper"]);
+    chain[0]
+        .verify_signature(Some(chain[1].public_key()))
+        .unwrap();
+    assert_eq!(authority.roots().borrow().len(), 2);
+    let refused = authority.begin_rotation().unwrap_err().to_string();
+    assert!(refused.contains("plugged in"), "{refused}");
+
+    // What does not hold together is refused at the start.
+    write("cert-chain.pem", &lower.pem);
+    let error = open().unwrap_err().to_string();
+    assert!(error.contains("nothing in cert-chain.pem"), "{error}");
+    write("cert-chain.pem", &upper.pem);
+    write("root-cert.pem", &stranger.pem);
+    assert!(open().is_err());
+    write("root-cert.pem", &root.pem);
+    write("ca-key.pem", &stranger.key_pem);
+    let error = open().unwrap_err().to_string();
+    assert!(error.contains("not of the key"), "{error}");
+    fs::remove_file(dir.path().join("ca-key.pem")).unwrap();
+    assert!(open().is_err());
+}
+
+#[test]
+fn a_change_of_roots_goes_on_after_a_restart_and_can_be_turned_back() {
+    let data = tempfile::tempdir().unwrap();
+    let open = || Authority::open(data.path(), "cluster.local", HOUR).unwrap();
+    let identity = Identity::new("default", "greeter").unwrap();
+    let signs = |authority: &Authority| {
+        let issued = authority.issue(&identity, HOUR).unwrap();
+        // The issuing root comes first in the last text; this checks the signature.
+        read_leaf(&issued.chain_pem);
+        authority.roots().borrow()[0].clone()
+    };
+    let trusts = |authority: &Authority| authority.roots().borrow().len();
+
+    let authority = open();
+    let old = signs(&authority);
+    assert!(authority.advance_rotation().is_err(), "nothing is going on");
+    authority.begin_rotation().unwrap();
+    assert!(authority.begin_rotation().is_err(), "one at a time");
+    let authority = open();
+    assert_eq!((signs(&authority), trusts(&authority)), (old.clone(), 2));
+    authority.advance_rotation().unwrap();
+    let ends = authority.rotation().unwrap().leaves_end;
+    let leaf_ends = u64::try_from(unix_now()).unwrap() + 3600;
+    assert!(
+        ends >= leaf_ends - 60,
+        "{ends} is before the last leaf's end {leaf_ends}"
+    );
+    let authority = open();
+    let new = signs(&authority);
+    assert_ne!(new, old);
+    assert_eq!(trusts(&authority), 2);
+
+    authority.abort_rotation().unwrap();
+    assert_eq!((signs(&authority), trusts(&authority)), (old, 2));
+    authority.abort_rotation().unwrap();
+    assert_eq!((signs(&authority), trusts(&authority)), (new.clone(), 2));
+    authority.advance_rotation().unwrap();
+    let authority = open();
+    assert_eq!((signs(&authority), trusts(&authority)), (new.clone(), 1));
+    assert!(authority.abort_rotation().is_err(), "the old root is gone");
+    authority.advance_rotation().unwrap();
+    let authority = open();
+    assert_eq!(authority.rotation(), None);
+    assert_eq!((signs(&authority), trusts(&authority)), (new.clone(), 1));
+    // The first root's key is no more.
+    assert!(!data.path().join("ca/root-key.pem").exists());
+
+    authority.begin_rotation().unwrap();
+    authority.abort_rotation().unwrap();
+    assert_eq!((signs(&authority), trusts(&authority)), (new, 1));
 }

@@ -257,3 +257,50 @@ spec:
         "{errors}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roots_are_changed_from_the_command_line_with_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, data) = (dir.path().join("config"), dir.path().join("data"));
+    fs::create_dir(&config).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let running = control_plane::ControlPlane::builder(&config, &data)
+        .xds_listen(any)
+        .http_listen(any)
+        .start()
+        .await
+        .unwrap();
+    let root = || {
+        fs::read_dir(data.join("ca"))
+            .unwrap()
+            .map(|f| f.unwrap().file_name())
+    };
+    let before: Vec<_> = root().collect();
+    let (http, data_dir) = (running.http_addr().to_string(), data.display().to_string());
+    let ca = move |what: &'static str, data_dir: String| {
+        let http = http.clone();
+        tokio::task::spawn_blocking(move || {
+            run(&["ca", what, "--http", &http, "--data-dir", &data_dir])
+        })
+    };
+    let idle = ca("status", data_dir.clone()).await.unwrap();
+    assert_eq!(text(&idle.stdout), "no change of roots is going on\n");
+    let nothing = ca("abort", data_dir.clone()).await.unwrap();
+    assert!(text(&nothing.stderr).contains("no change of roots is going on"));
+    let elsewhere = ca("rotate", dir.path().display().to_string())
+        .await
+        .unwrap();
+    assert!(
+        text(&elsewhere.stderr).contains("admin.key in"),
+        "no key, no change"
+    );
+
+    let rotated = ca("rotate", data_dir).await.unwrap();
+    let progress = text(&rotated.stdout);
+    assert!(rotated.status.success(), "{}", text(&rotated.stderr));
+    for step in ["1/3", "2/3", "3/3", "no change of roots is going on"] {
+        assert!(progress.contains(step), "{progress}");
+    }
+    assert_ne!(before, root().collect::<Vec<_>>());
+    running.shutdown().await;
+}

@@ -18,6 +18,8 @@ pub enum Outcome {
     Reset,
     /// The attempt took longer than its limit.
     PerTryTimeout,
+    /// A limit of this process kept it from being sent.
+    Overflow,
 }
 
 /// An attempt as the health of its endpoint sees it (Envoy's outlier detection).
@@ -32,6 +34,8 @@ pub enum Verdict {
     GatewayFailure,
     /// It did not answer.
     LocalFailure,
+    /// It was not asked.
+    NotAsked,
 }
 
 impl Outcome {
@@ -45,6 +49,7 @@ impl Outcome {
             Self::ConnectFailure | Self::Refused | Self::Reset | Self::PerTryTimeout => {
                 Verdict::LocalFailure
             }
+            Self::Overflow => Verdict::NotAsked,
         }
     }
 
@@ -62,6 +67,6 @@ impl Outcome {
 
     /// Whether the server never saw the request, so that sending it again is always safe.
     pub fn never_sent(self) -> bool {
-        matches!(self, Self::ConnectFailure | Self::Refused)
+        matches!(self, Self::ConnectFailure | Self::Refused | Self::Overflow)
     }
 }

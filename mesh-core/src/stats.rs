@@ -121,6 +121,7 @@ impl Streaks {
                 gateway: 0,
                 local: 0,
             },
+            Verdict::NotAsked => self,
         }
     }
 }
@@ -160,6 +161,9 @@ impl EndpointStats {
 
     #[cold]
     fn count_failure(&self, verdict: Verdict) {
+        if verdict == Verdict::NotAsked {
+            return;
+        }
         self.failed.fetch_add(1, Relaxed);
         if verdict == Verdict::LocalFailure {
             self.failed_local.fetch_add(1, Relaxed);

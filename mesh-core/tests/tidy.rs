@@ -36,7 +36,11 @@ const NOT_IN_CORE: [&str; 7] = [
 ];
 
 /// Where mesh-tower may know the xDS client.
-const XDS_ROOMS: [&str; 2] = ["mesh-tower/src/mesh.rs", "mesh-tower/src/orca.rs"];
+const XDS_ROOMS: [&str; 3] = [
+    "mesh-tower/src/mesh.rs",
+    "mesh-tower/src/orca.rs",
+    "mesh-tower/src/registration.rs",
+];
 
 /// Where xDS protobuf types may appear.
 const PROTOBUF_ROOMS: [&str; 12] = [

@@ -40,7 +40,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The cluster has no endpoint, or none that can be reached.
     NoEndpoint,
-    /// The cluster has as many requests in flight as its limit allows.
+    /// The cluster has as many requests in flight, or waiting for a connection, as its limits allow.
     CircuitOpen,
     /// The control plane wants this share of requests refused.
     Dropped,
@@ -219,6 +219,8 @@ pub enum DispatchErrorKind {
     Refused,
     /// It is not known whether the request was processed.
     Reset,
+    /// A limit of this process on connections or on requests that wait for one.
+    Overflow,
 }
 
 impl DispatchError {
@@ -239,6 +241,11 @@ impl DispatchError {
         self
     }
 
+    /// What the endpoint knows of its failure.
+    pub fn kind(&self) -> DispatchErrorKind {
+        self.kind
+    }
+
     pub(crate) fn is_unsent(&self) -> bool {
         self.unsent.is_some()
     }
@@ -252,6 +259,7 @@ impl DispatchError {
             DispatchErrorKind::Connect => Outcome::ConnectFailure,
             DispatchErrorKind::Refused => Outcome::Refused,
             DispatchErrorKind::Reset => Outcome::Reset,
+            DispatchErrorKind::Overflow => Outcome::Overflow,
         }
     }
 
@@ -260,6 +268,7 @@ impl DispatchError {
             DispatchErrorKind::Connect => (ErrorKind::Connect, "cannot connect"),
             DispatchErrorKind::Refused => (ErrorKind::Refused, "the request was not taken"),
             DispatchErrorKind::Reset => (ErrorKind::Reset, "no response"),
+            DispatchErrorKind::Overflow => (ErrorKind::CircuitOpen, "no room"),
         };
         Error::new(kind, format!("cluster {cluster}: {text}")).with_source(self.source)
     }

@@ -178,7 +178,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     #[cold]
     fn finish_head<B>(&self, response: &mut Response<B>) {
         if let Some(extras) = &self.extras {
-            extras.apply(response);
+            extras.apply(response, self.endpoint(), self.state.name());
         }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);

@@ -10,8 +10,8 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {http_client, service} → {call, explain} → {local_reply, response, in_flight, extras} → listener →
-//! {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
+//! `mesh → {registration, http_client, service} → {call, explain} → {local_reply, response, in_flight,
+//! extras} → listener → {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
 //! body, error, orca, headers, source_ip}`.
 
 mod body;
@@ -35,6 +35,8 @@ mod local_reply;
 mod mesh;
 mod orca;
 mod outgoing;
+#[cfg(feature = "xds")]
+mod registration;
 mod response;
 mod rng;
 pub mod server;
@@ -57,5 +59,7 @@ pub use listener::{FIRST_CONFIG_WAIT_MAX, NAMED_CLUSTER_WAIT_MAX, NAMED_CLUSTERS
 #[cfg(feature = "xds")]
 pub use mesh::{DRAIN_TIMEOUT, Mesh, MeshBuilder, SetupError};
 pub use outgoing::Outgoing;
+#[cfg(feature = "xds")]
+pub use registration::{Registration, RegistrationHandle, RegistrationStatus};
 pub use response::ResponseBody;
 pub use service::MeshService;

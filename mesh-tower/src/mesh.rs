@@ -26,6 +26,7 @@ use crate::{
     explain::CallExplanation,
     identity::{Certificate, Identity, IdentityError, vouched_for},
     listener::ListenerRuntime,
+    registration::{self, Registration, RegistrationHandle, Registrations},
     server::{InboundState, MeshApplication, ServeError, Server},
     telemetry::{ControlPlaneRows, Labels, Telemetry},
 };
@@ -58,6 +59,7 @@ struct Inner {
     shutdown: watch::Sender<bool>,
     /// Servers that have not drained yet.
     servers: Arc<Servers>,
+    registrations: Registrations,
 }
 
 #[derive(Default)]
@@ -174,6 +176,7 @@ impl MeshBuilder {
                 drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
                 shutdown,
                 servers: Arc::default(),
+                registrations: Registrations::default(),
             }),
         })
     }
@@ -260,6 +263,32 @@ impl Mesh {
         served
     }
 
+    /// [`serve`](Self::serve), and registers as an instance of a service for as long as it serves. A
+    /// port 0 of the registration is the listener's, as is the address where the listener has one.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub async fn serve_as<A: MeshApplication>(
+        &self,
+        registration: Registration,
+        listener: TcpListener,
+        application: A,
+    ) -> Result<(), ServeError> {
+        let address = listener.local_addr().map_err(ServeError::from)?;
+        let _registered = self.register(&registration::at(registration, address));
+        self.serve(listener, application).await
+    }
+
+    /// Registers this process as an instance of a service at the control plane, under a lease that is
+    /// renewed for as long as the handle lives. [`shutdown`](Self::shutdown) leaves before it drains;
+    /// a process that is killed is gone when its lease ends. A server can register by
+    /// [`serve_as`](Self::serve_as).
+    pub fn register(&self, registration: &Registration) -> RegistrationHandle {
+        self.inner
+            .registrations
+            .add(self.inner.xds.register(registration))
+    }
+
     fn server(&self, address: SocketAddr) -> Result<Server, ServeError> {
         let inner = &self.inner;
         let resource = inner
@@ -317,9 +346,11 @@ impl Mesh {
         self.inner.xds.status()
     }
 
-    /// Stops taking connections, waits for requests in flight up to the drain timeout, and flushes
+    /// Leaves the registry, stops taking connections, waits for requests in flight up to the drain timeout, and flushes
     /// telemetry.
     pub async fn shutdown(&self) {
+        // Clients that hear of it first send elsewhere.
+        self.inner.registrations.leave().await;
         self.inner.shutdown.send_replace(true);
         let servers = &self.inner.servers;
         let drained = async {

@@ -31,6 +31,7 @@ use crate::{
     dump::{ClientDump, Freshness},
     graph::{Follower, Resource, WatchId, Watcher},
     metrics::MetricsReader,
+    registry::{self, Registration, RegistrationHandle},
     resource::canonical,
     transport::{KeepAlive, StreamStatus, csds::StatusService, node},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
@@ -339,6 +340,14 @@ impl XdsClient {
             }
             CertificateProvider::MeshCsr(_) | CertificateProvider::Unsupported { .. } => None,
         }
+    }
+
+    /// Registers this process as an instance of a service, until the handle is dropped.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn register(&self, registration: &Registration) -> RegistrationHandle {
+        registry::start(&self.shared.bootstrap, registration)
     }
 
     /// How the stream is doing.

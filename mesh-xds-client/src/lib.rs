@@ -31,11 +31,12 @@
 //! | status service | CSDS, gRFC A40 | yes |
 //! | metrics | gRFC A78 | yes, [`XdsClient::metrics`] |
 //! | metrics of backends | ORCA with each response, gRFC A51 | yes, [`orca`]; not out of band |
+//! | registration under a lease | ours, `mesh.registry.v1` | yes, [`registry`] |
 //! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
-//! `graph → cache → resource`, and `certificate`, `bootstrap`, `orca` and `dump` beside them.
+//! `graph → cache → resource`, `registry → transport`, and `certificate`, `bootstrap`, `orca` and `dump` beside them.
 
 mod ads;
 mod authority;
@@ -55,6 +56,7 @@ pub mod metrics;
 mod mutate;
 mod notices;
 pub mod orca;
+pub mod registry;
 #[allow(
     deprecated,
     reason = "Istio and older control planes send the deprecated fields too"

@@ -130,16 +130,19 @@ impl<C: EchoChannel> Call for PingPong<C> {
 #[derive(Clone, Debug)]
 pub struct Http<S> {
     send: S,
-    uri: http::Uri,
+    uris: Vec<http::Uri>,
+    next: usize,
     body: Bytes,
 }
 
 impl<S> Http<S> {
-    /// Posts `bytes` bytes to `uri`.
-    pub fn new(send: S, uri: &str, bytes: usize) -> anyhow::Result<Self> {
+    /// Posts `bytes` bytes to one of `uris` after the other.
+    pub fn new(send: S, uris: &[String], bytes: usize) -> anyhow::Result<Self> {
+        let uris = uris.iter().map(|uri| uri.parse());
         Ok(Self {
             send,
-            uri: uri.parse()?,
+            uris: uris.collect::<Result<_, _>>()?,
+            next: 0,
             body: vec![7; bytes].into(),
         })
     }
@@ -158,14 +161,18 @@ where
         + Sync
         + 'static,
 {
-    fn fork(&self, _: usize) -> Self {
-        self.clone()
+    fn fork(&self, number: usize) -> Self {
+        Self {
+            next: number % self.uris.len(),
+            ..self.clone()
+        }
     }
 
     fn call(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = self.uri.clone();
+        request.uri_mut().clone_from(&self.uris[self.next]);
+        self.next = (self.next + 1) % self.uris.len();
         // Both clients are always ready.
         let response = self.send.call(request);
         let expected = self.body.len();

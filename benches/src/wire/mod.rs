@@ -246,8 +246,9 @@ impl Stage {
                     .http2_only(only_http2)
                     .build(connector)
             };
-            let direct = format!("http://{}/", self.plain.http[0]);
-            let named = format!("http://{service}.default:8080/");
+            let ten = self.plain.http.iter();
+            let ten: Vec<_> = ten.map(|address| format!("http://{address}/")).collect();
+            let named = [format!("http://{service}.default:8080/")];
             let ours: HttpClient = self.mesh.http_client();
             let server = self.server.pid();
             let entrant = |name, call| Entrant {
@@ -259,7 +260,11 @@ impl Stage {
             let entrants = [
                 entrant(
                     "hyper-util client",
-                    Box::new(Http::new(pooled, &direct, 64)?) as _,
+                    Box::new(Http::new(pooled.clone(), &ten[..1], 64)?) as _,
+                ),
+                entrant(
+                    "hyper-util client, 10 addresses in turn",
+                    Box::new(Http::new(pooled, &ten, 64)?) as _,
                 ),
                 entrant(
                     "ours, 10 endpoints",

@@ -33,6 +33,10 @@ pub enum CaError {
     InvalidTtl,
     /// The root certificate has expired; nothing signed by it would be accepted.
     RootExpired,
+    /// The identity is on the deny list, or the list cannot be read.
+    Denied(String),
+    /// A change of roots cannot do what it is asked to.
+    Rotation(&'static str),
     /// Key generation or signing failed.
     Crypto(String),
 }
@@ -55,6 +59,8 @@ impl fmt::Display for CaError {
             Self::InvalidName { what, name } => write!(f, "{name:?} is not a valid {what}"),
             Self::InvalidCsr(reason) => write!(f, "certificate signing request: {reason}"),
             Self::InvalidTtl => f.write_str("the time to live is zero or too long"),
+            Self::Denied(who) => write!(f, "{who} is on the deny list"),
+            Self::Rotation(reason) => f.write_str(reason),
             Self::RootExpired => f.write_str("the root certificate has expired"),
             Self::Crypto(reason) => write!(f, "cryptography: {reason}"),
         }

@@ -77,6 +77,11 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), CaError> {
     write().map_err(at(path))
 }
 
+/// Makes a file that exists readable by its owner alone.
+pub(super) fn make_private(path: &Path) -> Result<(), CaError> {
+    fs::set_permissions(path, Permissions::from_mode(FILE_MODE)).map_err(at(path))
+}
+
 /// The file's content, or nothing when there is no such file.
 pub(super) fn read(path: &Path) -> Result<Option<String>, CaError> {
     match fs::read_to_string(path) {

@@ -37,6 +37,27 @@ impl Identity {
         })
     }
 
+    /// The identity in a SPIFFE ID of `trust_domain`; none in that of another.
+    pub fn of_spiffe_id(id: &str, trust_domain: &str) -> Option<Self> {
+        let path = id.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?;
+        Self::of_path(path.strip_prefix('/')?)
+    }
+
+    /// The identity that `ns/NAMESPACE/sa/ACCOUNT` names.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let mut parts = path.split('/');
+        let (Some("ns"), Some(namespace), Some("sa"), Some(account), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
+            return None;
+        };
+        Self::new(namespace, account).ok()
+    }
+
     /// The SPIFFE ID in `trust_domain`.
     pub fn spiffe_id(&self, trust_domain: &str) -> String {
         format!("spiffe://{trust_domain}/{self}")
@@ -96,6 +117,24 @@ mod tests {
         ] {
             assert!(Identity::new(name, "a").is_err(), "{name}");
             assert!(Identity::new("a", name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_identity_is_read_back_from_its_own_trust_domain_alone() {
+        let identity = Identity::new("a", "b").unwrap();
+        let id = identity.spiffe_id("td");
+        assert_eq!(Identity::of_spiffe_id(&id, "td"), Some(identity));
+        for bad in [
+            "spiffe://td2/ns/a/sa/b",
+            "spiffe://t/ns/a/sa/b",
+            "spiffe://td/ns/a/sa/b/c",
+            "spiffe://td/ns//sa/b",
+            "spiffe://td/ns/a",
+            "spiffe://td",
+            "https://td/ns/a/sa/b",
+        ] {
+            assert_eq!(Identity::of_spiffe_id(bad, "td"), None, "{bad}");
         }
     }
 

@@ -1,14 +1,21 @@
-//! The certificate service over gRPC: a join token and a CSR for a certificate chain.
+//! The certificate service over gRPC: a proof of identity and a CSR for a certificate chain.
 //!
-//! Owns the mapping to gRPC status codes. The identity comes from the token alone; nothing in the
-//! request can name another. Issuing is logged by [`Authority`] with the target `audit`.
+//! Owns the order of checks and the mapping to gRPC status codes. The identity comes from the caller's
+//! credential alone; nothing in the request can name another. Each answer is a line of the log with
+//! the target `audit`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status};
 
 use super::{
-    Authority, CaError, Tokens,
+    Authority, Caller, Callers, ConnectionPeer, IssuanceLimits,
+    csr::proven_key,
+    limit::Limiter,
     proto::{
         IstioCertificateRequest, IstioCertificateResponse,
         istio_certificate_service_server::IstioCertificateService,
@@ -19,59 +26,142 @@ use crate::metrics::Metrics;
 /// Serves `istio.v1.auth.IstioCertificateService`.
 #[derive(Clone, Debug)]
 pub struct CertificateService {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     authority: Arc<Authority>,
-    tokens: Arc<Tokens>,
+    callers: Arc<Callers>,
+    limiter: Limiter,
     metrics: Metrics,
 }
 
+/// Why there is no certificate: the metric's word, what the caller is told, and who it is if known.
+struct Refused {
+    result: &'static str,
+    status: Status,
+    caller: Option<Caller>,
+}
+
 impl CertificateService {
-    /// A service that signs with `authority` for the holders of `tokens`.
-    pub fn new(authority: Arc<Authority>, tokens: Arc<Tokens>, metrics: Metrics) -> Self {
+    /// A service that signs with `authority` for whom `callers` knows and allows.
+    pub fn new(
+        authority: Arc<Authority>,
+        callers: Arc<Callers>,
+        limits: IssuanceLimits,
+        metrics: Metrics,
+    ) -> Self {
         metrics.root_expires(authority.root_not_after());
-        Self {
+        let shared = Shared {
             authority,
-            tokens,
+            callers,
+            limiter: Limiter::new(limits),
             metrics,
+        };
+        Self {
+            shared: Arc::new(shared),
         }
     }
+}
 
+impl Shared {
     fn create(
         &self,
         request: &Request<IstioCertificateRequest>,
-    ) -> Result<IstioCertificateResponse, (&'static str, Status)> {
-        let identity = bearer(request.metadata())
-            .and_then(|token| self.tokens.authenticate(token))
-            .ok_or_else(|| {
-                let status = Status::unauthenticated("a known join token is needed");
-                ("unauthenticated", status)
+        address: Option<IpAddr>,
+    ) -> Result<IstioCertificateResponse, Refused> {
+        let now = Instant::now();
+        if address.is_some_and(|address| !self.limiter.may_try(address, now)) {
+            let status = Status::resource_exhausted("too many failed attempts from this address");
+            return Err(Refused::new("rate_limited", status));
+        }
+        let unauthenticated = |error: super::Unauthenticated| {
+            if let Some(address) = address {
+                self.limiter.failed(address, now);
+            }
+            Refused::new(
+                "unauthenticated",
+                Status::unauthenticated(error.to_string()),
+            )
+        };
+        let peer = request.extensions().get::<ConnectionPeer>();
+        let caller = self.callers.authenticate(request.metadata(), peer);
+        let caller = caller.map_err(unauthenticated)?;
+        self.callers
+            .check_allowed(&caller.identity)
+            .map_err(|error| {
+                let status = Status::permission_denied(error.to_string());
+                Refused::new("denied", status).of(&caller)
             })?;
+        if !self.limiter.may_issue(&caller.identity, now) {
+            let status = Status::resource_exhausted("too many certificates for this identity");
+            return Err(Refused::new("rate_limited", status).of(&caller));
+        }
+        self.sign(request, &caller, unauthenticated)
+    }
+
+    fn sign(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+        caller: &Caller,
+        unauthenticated: impl Fn(super::Unauthenticated) -> Refused,
+    ) -> Result<IstioCertificateResponse, Refused> {
         let IstioCertificateRequest {
             csr,
             validity_duration,
             ..
         } = request.get_ref();
+        let invalid =
+            |message: String| Refused::new("invalid", Status::invalid_argument(message)).of(caller);
         let ttl = match u64::try_from(*validity_duration) {
             // Zero is proto3's "not set": as long as is allowed.
             Ok(0) => Duration::MAX,
             Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => {
-                let status = Status::invalid_argument("validity_duration is negative");
-                return Err(("invalid", status));
-            }
+            Err(_) => return Err(invalid("validity_duration is negative".to_owned())),
         };
-        match self.authority.sign_csr(csr, &identity, ttl) {
+        // A request that cannot be signed must not use up the token.
+        let proven = proven_key(csr).map_err(|error| invalid(error.to_string()))?;
+        self.callers
+            .redeem(caller, request.metadata())
+            .map_err(unauthenticated)?;
+        match self.authority.sign(&proven, &caller.identity, &[], ttl) {
             Ok(issued) => Ok(IstioCertificateResponse {
                 cert_chain: issued.chain_pem,
             }),
-            Err(error @ CaError::InvalidCsr(_)) => {
-                tracing::warn!(target: "audit", %identity, %error, "certificate refused");
-                Err(("invalid", Status::invalid_argument(error.to_string())))
-            }
             Err(error) => {
-                tracing::error!(%identity, %error, "cannot sign");
-                Err(("error", Status::internal("cannot sign")))
+                tracing::error!(identity = %caller.identity, %error, "cannot sign");
+                Err(Refused::new("error", Status::internal("cannot sign")).of(caller))
             }
         }
+    }
+}
+
+impl Refused {
+    fn new(result: &'static str, status: Status) -> Self {
+        Self {
+            result,
+            status,
+            caller: None,
+        }
+    }
+
+    fn of(self, caller: &Caller) -> Self {
+        let caller = Some(caller.clone());
+        Self { caller, ..self }
+    }
+
+    fn log(&self, address: Option<IpAddr>) {
+        let known = self.caller.as_ref();
+        tracing::warn!(
+            target: "audit",
+            identity = known.map(|caller| caller.identity.to_string()),
+            method = known.map(|caller| caller.method.as_str()),
+            address = address.map(|address| address.to_string()),
+            result = self.result,
+            reason = self.status.message(),
+            "certificate refused"
+        );
     }
 }
 
@@ -81,22 +171,25 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        match self.create(&request) {
-            Ok(response) => {
-                self.metrics.csr("ok");
-                Ok(Response::new(response))
+        let peer = request.extensions().get::<ConnectionPeer>();
+        let address = peer.map(|peer| peer.address.ip());
+        // Reads files and signs: not for the threads that carry streams.
+        let shared = Arc::clone(&self.shared);
+        let made = tokio::task::spawn_blocking(move || {
+            let made = shared.create(&request, address);
+            let result = made
+                .as_ref()
+                .map_or_else(|refused| refused.result, |_| "ok");
+            shared.metrics.csr(result);
+            if let Err(refused) = &made {
+                refused.log(address);
             }
-            Err((result, status)) => {
-                self.metrics.csr(result);
-                Err(status)
-            }
+            made
+        });
+        match made.await {
+            Ok(Ok(response)) => Ok(Response::new(response)),
+            Ok(Err(refused)) => Err(refused.status),
+            Err(_) => Err(Status::internal("cannot sign")),
         }
     }
-}
-
-/// The bearer token of `authorization`; the scheme's case does not matter (RFC 9110 §11.1).
-fn bearer(metadata: &MetadataMap) -> Option<&str> {
-    let value = metadata.get("authorization")?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

@@ -34,10 +34,24 @@ struct Entry {
     service_account: String,
     /// Seconds since the epoch.
     expires: u64,
+    /// Whether it is good for one certificate alone.
+    #[serde(default)]
+    once: bool,
+    /// When it was used up, in seconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used: Option<u64>,
 }
 
-/// Makes a token for an identity, valid for `ttl`, and returns it; only its hash is kept. Running
-/// control planes accept it at once. Expired entries are dropped.
+/// How often a token is good for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenUse {
+    /// Once; what follows is authenticated by the certificate, over TLS.
+    Once,
+    /// Until it expires: whoever reads it can be this workload until then.
+    Reusable,
+}
+
+/// Makes a token for an identity that can be used until it expires; see [`create_token_for`].
 ///
 /// # Errors
 /// When a name is not a DNS label, `ttl` is zero or absurd, or the file cannot be read or written.
@@ -47,18 +61,30 @@ pub fn create_token(
     service_account: &str,
     ttl: Duration,
 ) -> Result<String, CaError> {
+    let identity = Identity::new(namespace, service_account)?;
+    create_token_for(data_dir, &identity, ttl, TokenUse::Reusable)
+}
+
+/// Makes a token for an identity, valid for `ttl`, and returns it; only its hash is kept. Running
+/// control planes accept it at once. Expired entries are dropped.
+///
+/// # Errors
+/// When `identity` is not valid, `ttl` is zero or absurd, or the file cannot be read or written.
+pub fn create_token_for(
+    data_dir: &Path,
+    identity: &Identity,
+    ttl: Duration,
+    r#use: TokenUse,
+) -> Result<String, CaError> {
+    identity.validate()?;
     let Identity {
         namespace,
         service_account,
-    } = Identity::new(namespace, service_account)?;
+    } = identity.clone();
     let now = unix_now();
     let expires = now.checked_add(ttl.as_secs()).filter(|end| *end > now);
     let expires = expires.ok_or(CaError::InvalidTtl)?;
-    let mut secret = [0; TOKEN_BYTES];
-    SystemRandom::new()
-        .fill(&mut secret)
-        .map_err(CaError::crypto)?;
-    let token = hex(&secret);
+    let token = secret()?;
 
     let _lock = files::lock(data_dir)?;
     let path = file_in(data_dir);
@@ -69,13 +95,40 @@ pub fn create_token(
         namespace,
         service_account,
         expires,
+        once: r#use == TokenUse::Once,
+        used: None,
     });
-    let text = serde_json::to_vec_pretty(&entries).map_err(|error| CaError::Corrupt {
-        path: path.clone(),
-        reason: error.to_string(),
-    })?;
-    files::replace(&path, &text)?;
+    write(&path, &entries)?;
     Ok(token)
+}
+
+/// Why a token stands for nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TokenRefusal {
+    /// It was never made here, or was removed.
+    Unknown,
+    /// Its time is over.
+    Expired,
+    /// It was good for one certificate, which was issued.
+    Used,
+    /// The file of tokens cannot be read or written.
+    Unreadable,
+}
+
+impl TokenRefusal {
+    /// For people; says nothing of the token.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "the join token is not known",
+            Self::Expired => "the join token has expired",
+            Self::Used => {
+                "the join token was used already: make another, or renew over TLS with the \
+                 certificate"
+            }
+            Self::Unreadable => "join tokens cannot be read now",
+        }
+    }
 }
 
 /// The join tokens of a data directory, followed as the file changes.
@@ -117,30 +170,74 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// The identity a bearer token stands for, or nothing when it is unknown or expired. When the
-    /// file cannot be read, no token is accepted.
+    /// The identity a bearer token stands for, or nothing. When the file cannot be read, no token is
+    /// accepted.
     pub fn authenticate(&self, bearer: &str) -> Option<Identity> {
+        self.identify(bearer).ok()
+    }
+
+    /// The identity a bearer token stands for, or why there is none. Does not use it up.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn identify(&self, bearer: &str) -> Result<Identity, TokenRefusal> {
         if bearer.is_empty() || bearer.len() > MAX_BEARER {
-            return None;
+            return Err(TokenRefusal::Unknown);
         }
         let presented = hash(bearer);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = held.refresh(&self.path) {
             *held = Held::default();
             tracing::error!(%error, "no join token is accepted until the file is readable");
-            return None;
+            return Err(TokenRefusal::Unreadable);
         }
-        let mut found = None;
-        // All entries are looked at, so that the time does not tell which one matched.
-        for entry in &held.entries {
-            if is_equal(entry.sha256.as_bytes(), presented.as_bytes()) {
-                found = Some(entry);
-            }
-        }
-        let entry = found.filter(|entry| entry.expires > unix_now())?;
-        // The file may have been edited by hand; an invalid name is nobody's identity.
-        Identity::new(entry.namespace.as_str(), entry.service_account.as_str()).ok()
+        judge(&held.entries, &presented).and_then(|i| identity_of(&held.entries[i]))
     }
+
+    /// Uses up a token that is good for one certificate; nothing happens to another. To be called
+    /// before the certificate is signed: of two that come at once, one is refused.
+    ///
+    /// # Errors
+    /// When it was used or has expired in the meantime, or the use cannot be written down.
+    pub fn redeem(&self, bearer: &str) -> Result<Identity, TokenRefusal> {
+        let presented = hash(bearer);
+        let unreadable = |error: CaError| {
+            tracing::error!(%error, "a join token's use cannot be written down");
+            TokenRefusal::Unreadable
+        };
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
+        let _lock = files::lock(dir).map_err(unreadable)?;
+        let mut entries = read(&self.path).map_err(unreadable)?;
+        let found = judge(&entries, &presented)?;
+        let identity = identity_of(&entries[found])?;
+        if entries[found].once {
+            entries[found].used = Some(unix_now());
+            write(&self.path, &entries).map_err(unreadable)?;
+        }
+        Ok(identity)
+    }
+}
+
+/// The entry of a token. All are looked at, so that the time does not tell which one matched.
+fn judge(entries: &[Entry], presented: &str) -> Result<usize, TokenRefusal> {
+    let mut found = None;
+    for (i, entry) in entries.iter().enumerate() {
+        if is_equal(entry.sha256.as_bytes(), presented.as_bytes()) {
+            found = Some(i);
+        }
+    }
+    let found = found.ok_or(TokenRefusal::Unknown)?;
+    match &entries[found] {
+        entry if entry.used.is_some() => Err(TokenRefusal::Used),
+        entry if entry.expires <= unix_now() => Err(TokenRefusal::Expired),
+        _ => Ok(found),
+    }
+}
+
+/// The file may have been edited by hand; an invalid name is nobody's identity.
+fn identity_of(entry: &Entry) -> Result<Identity, TokenRefusal> {
+    Identity::new(entry.namespace.as_str(), entry.service_account.as_str())
+        .map_err(|_| TokenRefusal::Unknown)
 }
 
 impl Held {
@@ -179,8 +276,25 @@ fn read(path: &Path) -> Result<Vec<Entry>, CaError> {
     })
 }
 
+fn write(path: &Path, entries: &[Entry]) -> Result<(), CaError> {
+    let text = serde_json::to_vec_pretty(entries).map_err(|error| CaError::Corrupt {
+        path: path.into(),
+        reason: error.to_string(),
+    })?;
+    files::replace(path, &text)
+}
+
 fn hash(token: &str) -> String {
     hex(digest(&SHA256, token.as_bytes()).as_ref())
+}
+
+/// A new secret in hex.
+pub(super) fn secret() -> Result<String, CaError> {
+    let mut secret = [0; TOKEN_BYTES];
+    SystemRandom::new()
+        .fill(&mut secret)
+        .map_err(CaError::crypto)?;
+    Ok(hex(&secret))
 }
 
 /// Lower-case hex.
@@ -195,7 +309,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Takes the same time wherever the difference is.
-fn is_equal(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn is_equal(a: &[u8], b: &[u8]) -> bool {
     let differ = a
         .iter()
         .zip(b)
@@ -261,6 +375,37 @@ mod tests {
         assert!(tokens.authenticate(&token).is_none(), "unreadable");
         fs::remove_file(&path).unwrap();
         assert!(tokens.authenticate(&token).is_none(), "removed");
+    }
+
+    #[test]
+    fn a_one_time_token_is_good_once_also_for_two_at_once_and_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::new("default", "a").unwrap();
+        let token = create_token_for(dir.path(), &identity, HOUR, TokenUse::Once).unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        assert_eq!(tokens.identify(&token), Ok(identity.clone()));
+        let redeemed: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| tokens.redeem(&token)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let (good, bad): (Vec<_>, Vec<_>) = redeemed.into_iter().partition(Result::is_ok);
+        assert_eq!(good, [Ok(identity)]);
+        assert_eq!(bad, vec![Err(TokenRefusal::Used); 7]);
+        for tokens in [tokens, Tokens::open(dir.path()).unwrap()] {
+            assert_eq!(tokens.identify(&token), Err(TokenRefusal::Used));
+            assert_eq!(tokens.redeem(&token), Err(TokenRefusal::Used));
+        }
+        let reusable = create_token(dir.path(), "default", "b", HOUR).unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        for _ in 0..2 {
+            assert!(tokens.redeem(&reusable).is_ok());
+        }
+        assert_eq!(tokens.identify("x"), Err(TokenRefusal::Unknown));
     }
 
     #[test]

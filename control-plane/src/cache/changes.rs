@@ -29,7 +29,8 @@ impl Changes {
         Self {
             clusters: changed(&before.clusters, &after.clusters),
             endpoints: changed(&before.endpoints, &after.endpoints),
-            routes: changed(&before.routes, &after.routes),
+            routes: &changed(&before.routes, &after.routes)
+                | &changed(&before.scoped, &after.scoped),
             names: !before.has_same_names(after),
             policies: !before.has_same_policies(after),
             trust: !is_same_trust,

@@ -41,7 +41,7 @@ pub use version::{Version, combined_version, input_version};
 
 use crate::{
     class::Release,
-    compile::Compiled,
+    compile::{Compiled, View, Viewer},
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
 };
@@ -132,6 +132,15 @@ pub struct Client {
     pub labels: BTreeMap<String, String>,
     /// Where Envoy's outbound listener listens.
     pub outbound_port: u16,
+}
+
+impl<'c> From<&'c Client> for Viewer<'c> {
+    fn from(client: &'c Client) -> Self {
+        Self {
+            namespace: &client.namespace,
+            labels: &client.labels,
+        }
+    }
 }
 
 /// An encoded resource, whose bytes all streams share. Two of one name and version are equal.
@@ -239,8 +248,10 @@ impl World {
         };
         let objects = host.and_then(|host| self.compiled.objects.get(&host));
         let wants = |object: &&ObjectKey| match (kind, object.kind.as_str()) {
-            (ResourceType::Cluster, "VirtualService") => false,
-            (ResourceType::Endpoints, "VirtualService") => false,
+            (
+                ResourceType::Cluster | ResourceType::Endpoints,
+                "VirtualService" | "HTTPRoute" | "GRPCRoute" | "ServiceRouter",
+            ) => false,
             (ResourceType::Route, "DestinationRule" | "EndpointSlice") => false,
             (ResourceType::Listener, kind) => matches!(kind, "Service" | "ServiceEntry"),
             _ => true,
@@ -315,9 +326,9 @@ impl World {
                 Some(self.outbound_routes(client))
             }
             ResourceType::Route => {
-                let config = self.compiled.routes.get(name)?;
-                Some(self.shared((class, kind), name, "", &config, || {
-                    any(&encode::route_config(config, class))
+                let View { key, config, .. } = self.compiled.view(name, client)?;
+                Some(self.shared((class, kind), name, &key, &config, || {
+                    any(&encode::route_config(&config, class))
                 }))
             }
             ResourceType::Secret if name == TRUST_BUNDLE => {
@@ -339,6 +350,11 @@ impl World {
                 any: encoded(&any(&encode::empty_endpoints(name))),
             })
         })
+    }
+
+    /// The version that clients are given a trust bundle of these roots with.
+    pub(crate) fn trust_version(roots: &[Bytes]) -> Version {
+        hash(&roots)
     }
 
     fn roots(&self) -> &[Bytes] {
@@ -370,7 +386,7 @@ impl World {
                 || any(&encode::listener(&config, client.class)),
             ));
         }
-        let config = self.compiled.resolve_listener(name, &client.namespace)?;
+        let config = self.compiled.resolve_listener(name, client)?;
         Some(self.shared(class, name, &client.namespace, &config, || {
             any(&encode::listener(&config, client.class))
         }))
@@ -412,14 +428,19 @@ impl World {
     /// namespace that dials it, so that each is there once.
     fn outbound_routes(&self, client: &Client) -> Arc<Resource> {
         let (kind, class, namespace) = (ResourceType::Route, client.class, &client.namespace);
-        let key = (class, kind, ENVOY_OUTBOUND.to_owned(), namespace.clone());
+        let views = self.compiled.view_key(client);
+        let group = format!("{namespace} {views}");
+        let key = (class, kind, ENVOY_OUTBOUND.to_owned(), group.clone());
         if let Some(held) = self.encoded().get(&key) {
             return Arc::clone(held);
         }
         let mut virtual_hosts = Vec::new();
-        for config in self.compiled.routes.values() {
+        for name in self.compiled.routes.keys() {
+            let Some(View { config, .. }) = self.compiled.view(name.as_str(), client) else {
+                continue;
+            };
             let leads_here = |domain: &str| {
-                let listener = self.compiled.resolve_listener(domain, namespace);
+                let listener = self.compiled.resolve_listener(domain, client);
                 listener.is_some_and(|listener| match listener.kind {
                     ListenerKind::Api(api) => api.routes == RouteSource::Rds(config.name.clone()),
                     ListenerKind::Inbound(_) => false,
@@ -435,7 +456,7 @@ impl World {
             }
         }
         let config = RouteConfig::new(ENVOY_OUTBOUND, virtual_hosts);
-        self.shared((class, kind), ENVOY_OUTBOUND, namespace, &config, || {
+        self.shared((class, kind), ENVOY_OUTBOUND, &group, &config, || {
             any(&encode::route_config(&config, class))
         })
     }

@@ -1,22 +1,24 @@
 //! The command line: what can be asked, and what is done then.
 //!
-//! `report` prints findings, `bootstrap` makes the file that clients start from.
+//! `report` prints findings, `bootstrap` makes the file that clients start from, `ca` changes roots.
 
 mod bootstrap;
+mod ca;
 mod report;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
-    CERT_TTL, ControlPlane, HTTP_PORT, XDS_PORT,
-    ca::{Authority, Identity, create_token},
+    CERT_TTL, ControlPlane, HTTP_PORT, Tls, XDS_PORT,
+    ca::{Authority, Identity, JwtOptions, TokenUse, create_token_for},
     cache::input_version,
     class::ClientClass,
     compile::CompileOptions,
     explain::{ExplainRequest, explain},
+    server::is_local,
     source::load_folder,
     value,
 };
@@ -73,6 +75,9 @@ enum Command {
     /// Certificates in files, for clients that cannot ask for them.
     #[command(subcommand)]
     Cert(Cert),
+    /// The roots that everybody trusts.
+    #[command(subcommand)]
+    Ca(ca::Ca),
     /// Prints a bootstrap for a workload.
     Bootstrap(Bootstrap),
 }
@@ -97,23 +102,54 @@ struct Serve {
     /// Longest life of a certificate, for example 24h or 90m.
     #[arg(long, default_value = "24h", value_parser = life)]
     cert_ttl: Duration,
-    /// Listen on addresses that other machines can reach, although nothing here is encrypted yet.
+    /// Directory with ca-key.pem, ca-cert.pem, cert-chain.pem and root-cert.pem to sign with,
+    /// instead of a root in the data directory.
     #[arg(long)]
-    allow_remote: bool,
+    ca_dir: Option<PathBuf>,
+    /// File with the keys (JWKS) of service account tokens that prove an identity.
+    #[arg(long, requires = "jwt_issuer", requires = "jwt_audience")]
+    jwks: Option<PathBuf>,
+    /// Issuer of those tokens, for example `https://kubernetes.default.svc.cluster.local`.
+    #[arg(long, requires = "jwks")]
+    jwt_issuer: Option<String>,
+    /// Audience that those tokens must be for.
+    #[arg(long, requires = "jwks")]
+    jwt_audience: Option<String>,
+    /// When to speak TLS: `remote` where other machines can reach an address, `always`, or `never`,
+    /// by which whoever is on the network reads everything.
+    #[arg(long, value_enum, default_value = "remote")]
+    tls: TlsChoice,
+    /// Another name or address that clients dial, for the certificate of the control plane.
+    #[arg(long = "dialled-as")]
+    dialled_as: Vec<String>,
+    /// Who may do over HTTP what the admin key allows, as NAMESPACE/SERVICE_ACCOUNT.
+    #[arg(long = "admin", value_parser = identity)]
+    admins: Vec<Identity>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Token {
     /// Makes a token and prints it.
     Create {
-        #[command(flatten)]
-        workload: Workload,
+        /// Whose it is, as NAMESPACE/SERVICE_ACCOUNT.
+        #[arg(long = "for", value_parser = identity, required_unless_present = "service_account")]
+        whose: Option<Identity>,
+        /// Its namespace, with --service-account instead of --for.
+        #[arg(long, default_value = "default", conflicts_with = "whose")]
+        namespace: String,
+        /// Its service account.
+        #[arg(long, conflicts_with = "whose")]
+        service_account: Option<String>,
         /// The control plane's data directory.
         #[arg(long)]
         data_dir: PathBuf,
         /// Life of the token, for example 24h or 10m.
         #[arg(long, default_value = "24h", value_parser = life)]
         ttl: Duration,
+        /// Good for any number of certificates until it expires, instead of for one: for clients
+        /// that do not renew over TLS.
+        #[arg(long)]
+        reusable: bool,
     },
 }
 
@@ -152,6 +188,13 @@ struct Workload {
 enum Output {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TlsChoice {
+    Remote,
+    Always,
+    Never,
 }
 
 impl Cli {
@@ -196,20 +239,26 @@ impl Cli {
                 Ok(0)
             }
             Command::Token(Token::Create {
-                workload,
+                whose,
+                namespace,
+                service_account,
                 data_dir,
                 ttl,
+                reusable,
             }) => {
-                let Workload {
-                    namespace,
-                    service_account,
-                } = workload;
-                println!(
-                    "{}",
-                    create_token(&data_dir, &namespace, &service_account, ttl)?
-                );
+                let whose = match whose {
+                    Some(whose) => whose,
+                    None => Identity::new(namespace, service_account.unwrap_or_default())?,
+                };
+                let r#use = if reusable {
+                    TokenUse::Reusable
+                } else {
+                    TokenUse::Once
+                };
+                println!("{}", create_token_for(&data_dir, &whose, ttl, r#use)?);
                 Ok(0)
             }
+            Command::Ca(ca) => ca.run().await,
             Command::Cert(Cert::Issue {
                 workload,
                 data_dir,
@@ -249,6 +298,14 @@ fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
     ))
 }
 
+/// NAMESPACE/SERVICE_ACCOUNT.
+fn identity(text: &str) -> Result<Identity, String> {
+    let (namespace, account) = text
+        .split_once('/')
+        .ok_or_else(|| format!("{text:?}: write NAMESPACE/SERVICE_ACCOUNT"))?;
+    Identity::new(namespace, account).map_err(|error| error.to_string())
+}
+
 /// A length of time that is more than none.
 fn life(text: &str) -> Result<Duration, String> {
     match value::duration(text)? {
@@ -264,21 +321,39 @@ pub fn colours(is_terminal: bool, no_color: Option<OsString>) -> bool {
 
 impl Serve {
     async fn run(self) -> anyhow::Result<()> {
+        let tls = match self.tls {
+            TlsChoice::Remote => Tls::Remote,
+            TlsChoice::Always => Tls::Always,
+            TlsChoice::Never => Tls::Never,
+        };
         for address in [self.xds_listen, self.http_listen] {
-            if !address.ip().is_loopback() && !self.allow_remote {
-                bail!(
-                    "{address} can be reached from other machines, and nothing here is encrypted \
-                     yet: listen on 127.0.0.1, or say --allow-remote"
-                );
+            if !is_local(address) && tls == Tls::Never {
+                tracing::warn!(%address, "other machines can reach it, and nothing is encrypted");
             }
         }
-        let running = ControlPlane::builder(self.config, self.data_dir)
+        let mut builder = ControlPlane::builder(self.config, self.data_dir)
             .xds_listen(self.xds_listen)
             .http_listen(self.http_listen)
             .trust_domain(self.trust_domain)
             .cert_ttl(self.cert_ttl)
-            .start()
-            .await?;
+            .tls(tls);
+        for name in self.dialled_as {
+            builder = builder.dialled_as(name);
+        }
+        for admin in self.admins {
+            builder = builder.admin(admin);
+        }
+        if let Some(dir) = self.ca_dir {
+            builder = builder.ca_dir(dir);
+        }
+        if let Some(jwks_file) = self.jwks {
+            builder = builder.service_account_tokens(JwtOptions {
+                jwks_file,
+                issuer: self.jwt_issuer.unwrap_or_default(),
+                audience: self.jwt_audience.unwrap_or_default(),
+            });
+        }
+        let running = builder.start().await?;
         terminated().await?;
         tracing::info!("draining");
         running.shutdown().await;

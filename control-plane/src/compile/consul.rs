@@ -14,6 +14,7 @@ use super::{
     route_action::{default_retries, headers},
     route_match::Wrong,
     routes::Context,
+    scoped::DeclaredRoute,
 };
 use crate::{
     model::{
@@ -26,7 +27,7 @@ use crate::{
 impl Context<'_> {
     /// The routes of a service-router. A route that cannot be read fails its requests, or is left
     /// out when it is not known which they are.
-    pub(super) fn router(&mut self, object: &Object, spec: &ServiceRouter) -> Vec<Route> {
+    pub(super) fn router(&mut self, object: &Object, spec: &ServiceRouter) -> Vec<DeclaredRoute> {
         let mut routes = Vec::new();
         for (index, declared) in spec.routes.iter().enumerate() {
             let field = format!("spec.routes[{index}]");
@@ -54,14 +55,14 @@ impl Context<'_> {
                     }
                 };
             let name = format!("{}/routes[{index}]", object.key.name);
-            self.origins.push(Some(RouteOrigin::new(object, &field)));
-            routes.push(Route {
+            let route = Route {
                 headers: (!mutations.is_empty()).then(|| Box::new(mutations)),
                 ..Route::new(name, matcher, action)
-            });
+            };
+            let origin = RouteOrigin::new(object, &field);
+            routes.push(DeclaredRoute::new(route, Some(origin)));
         }
-        self.origins.push(None);
-        routes.push(self.default_route());
+        routes.push(DeclaredRoute::new(self.default_route(), None));
         routes
     }
 

@@ -7,14 +7,19 @@
 mod balance;
 mod clusters;
 mod consul;
+mod delegate;
+mod gateway;
+mod members;
 mod route_action;
 mod route_match;
 mod routes;
 mod rules;
+mod scoped;
 mod security;
 mod services;
 #[cfg(test)]
 mod tests;
+mod virtual_service;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -33,7 +38,11 @@ use mesh_core::{
 use crate::{
     diagnostic::Diagnostic,
     model::{Object, ObjectKey, ObjectSet, Spec},
+    registry::Members,
 };
+pub use gateway::{Condition, ParentStatus, RouteStatus};
+pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
 
@@ -65,8 +74,12 @@ pub struct Compiled {
     pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
     /// By the same names.
     pub endpoints: BTreeMap<EndpointsName, Arc<ClusterEndpoints>>,
-    /// By `outbound|PORT||FQDN`.
+    /// By `outbound|PORT||FQDN`, for clients that nothing special is for.
     pub routes: BTreeMap<RouteConfigName, Arc<RouteConfig>>,
+    /// Those of which some clients get another.
+    pub scoped: BTreeMap<RouteConfigName, Arc<ScopedRoutes>>,
+    /// What became of the routes of Gateway API.
+    pub statuses: BTreeMap<ObjectKey, RouteStatus>,
     /// By full name.
     pub services: BTreeMap<String, ServiceInfo>,
     /// What each service is made of, by full name.
@@ -116,9 +129,18 @@ impl fmt::Display for RouteOrigin {
 
 /// Compiles all objects.
 pub fn compile(objects: &ObjectSet, options: &CompileOptions) -> (Compiled, Vec<Diagnostic>) {
+    compile_with(objects, &Members::new(), options)
+}
+
+/// Compiles all objects, with the instances that registered.
+pub fn compile_with(
+    objects: &ObjectSet,
+    members: &Members,
+    options: &CompileOptions,
+) -> (Compiled, Vec<Diagnostic>) {
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
-    let services = services::collect(objects, options, &mut findings);
+    let services = services::collect(objects, members, options, &mut findings);
     let mut compiled = Compiled {
         security,
         ..Compiled::default()
@@ -181,12 +203,17 @@ impl Compiled {
     /// The client listener of a dialled name: `greeter`, `greeter.default`, `greeter.default.svc`,
     /// `greeter.default.svc.cluster.local`, each with or without `:PORT`. Without a port it is 80
     /// if the service has it, else the service's first.
-    pub fn resolve_listener(&self, requested: &str, client_namespace: &str) -> Option<Listener> {
+    pub fn resolve_listener<'v>(
+        &self,
+        requested: &str,
+        viewer: impl Into<Viewer<'v>>,
+    ) -> Option<Listener> {
+        let viewer = viewer.into();
         let (host, port) = match requested.rsplit_once(':') {
             Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
             None => (requested, None),
         };
-        let service = self.service(host, client_namespace)?;
+        let service = self.service(host, viewer.namespace)?;
         let port = service.port(port)?;
         let routes = RouteSource::Rds(format!("outbound|{}||{}", port.number, service.fqdn).into());
         let api = ApiListener {
@@ -220,6 +247,39 @@ impl Compiled {
                 .collect::<Vec<_>>()
         };
         self.security == other.security && judged(self) == judged(other)
+    }
+
+    /// The routes of a name as a client gets them.
+    pub fn view<'v>(&self, name: &str, viewer: impl Into<Viewer<'v>>) -> Option<View> {
+        if let Some(scoped) = self.scoped.get(name) {
+            return Some(scoped.view(Some(viewer.into())));
+        }
+        Some(View {
+            key: String::new(),
+            config: Arc::clone(self.routes.get(name)?),
+            origins: self.origins.get(name).cloned().unwrap_or_default(),
+        })
+    }
+
+    /// Equal for clients for which the same holds everywhere.
+    pub(crate) fn view_key<'v>(&self, viewer: impl Into<Viewer<'v>>) -> String {
+        let viewer = viewer.into();
+        let views = self.scoped.values();
+        views
+            .map(|routes| routes.view(Some(viewer)).key + " ")
+            .collect()
+    }
+
+    fn add_routes(&mut self, routes: ScopedRoutes) {
+        let name = routes.name.clone();
+        let View {
+            config, origins, ..
+        } = routes.view(None);
+        self.origins.insert(name.clone(), origins);
+        self.routes.insert(name.clone(), config);
+        if !routes.is_same_for_all() {
+            self.scoped.insert(name, Arc::new(routes));
+        }
     }
 
     fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {

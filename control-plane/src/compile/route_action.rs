@@ -1,5 +1,6 @@
 //! What a route does beside choosing a cluster.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use http::HeaderName;
 use mesh_core::config::{
     AppendAction, Backoff, DirectResponse, Fraction, HeaderChanges, HeaderMutations, HeaderValue,
@@ -78,16 +79,33 @@ pub(super) fn compile_retries(
     (policy.num_retries > 0).then_some(policy)
 }
 
-pub(super) fn redirect(declared: &HttpRedirect) -> Result<Redirect, Wrong> {
+/// A redirect of requests to a service's port.
+pub(super) fn redirect(declared: &HttpRedirect, dialled: u16) -> Result<Redirect, Wrong> {
     let status = declared.redirect_code.unwrap_or(301);
     if !matches!(status, 301 | 302 | 303 | 307 | 308) {
         let message = format!("{status} is not 301, 302, 303, 307 or 308");
         return Err(("redirectCode".to_owned(), message));
     }
+    let is_default = match declared.scheme.as_deref() {
+        Some("https") => dialled == 443,
+        _ => dialled == 80,
+    };
+    let port = match (declared.port, declared.derive_port.as_deref()) {
+        (Some(_), Some(_)) => {
+            let message = "port and derivePort exclude each other".to_owned();
+            return Err(("derivePort".to_owned(), message));
+        }
+        (port, None | Some("FROM_PROTOCOL_DEFAULT")) => port,
+        (None, Some("FROM_REQUEST_PORT")) => Some(dialled).filter(|_| !is_default),
+        (None, Some(other)) => {
+            let message = format!("{other:?} is not FROM_REQUEST_PORT or FROM_PROTOCOL_DEFAULT");
+            return Err(("derivePort".to_owned(), message));
+        }
+    };
     Ok(Redirect {
         scheme: declared.scheme.clone(),
         host: declared.authority.clone(),
-        port: declared.port,
+        port,
         path: declared.uri.clone().map(RedirectPath::Full),
         status,
         strip_query: false,
@@ -100,11 +118,19 @@ pub(super) fn direct_response(declared: &HttpDirectResponse) -> Result<DirectRes
         let message = format!("{status} is not 200 to 599");
         return Err(("status".to_owned(), message));
     }
-    let body = declared.body.as_ref().and_then(|body| body.string.clone());
-    Ok(DirectResponse {
-        status,
-        body: body.unwrap_or_default().into(),
-    })
+    let body = declared.body.clone().unwrap_or_default();
+    let body = match (body.string, body.bytes) {
+        (Some(_), Some(_)) => {
+            let message = "string and bytes exclude each other".to_owned();
+            return Err(("body.bytes".to_owned(), message));
+        }
+        (string, None) => string.unwrap_or_default().into(),
+        (None, Some(bytes)) => BASE64
+            .decode(bytes)
+            .map_err(|error| ("body.bytes".to_owned(), error.to_string()))?
+            .into(),
+    };
+    Ok(DirectResponse { status, body })
 }
 
 pub(super) fn rewrite(

@@ -5,6 +5,7 @@ use mesh_core::config::{
     StringMatcher, StringPattern,
 };
 
+use super::scoped::ClientMatch;
 use crate::model::{HttpMatch, StringMatch};
 
 /// A field, and what is wrong with it.
@@ -63,6 +64,15 @@ pub(super) fn compile_match(declared: &HttpMatch) -> Result<RouteMatch, Wrong> {
         query_parameters,
         ..RouteMatch::path(path)
     })
+}
+
+/// The clients that a match is for; `None` is everybody.
+pub(super) fn clients_of(declared: &HttpMatch) -> Option<ClientMatch> {
+    let clients = ClientMatch {
+        namespace: declared.source_namespace.clone(),
+        labels: declared.source_labels.clone(),
+    };
+    (clients != ClientMatch::default()).then_some(clients)
 }
 
 fn header(name: &str, text: &StringMatch) -> Result<HeaderMatcher, String> {

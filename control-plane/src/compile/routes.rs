@@ -1,29 +1,43 @@
 //! Routes of each service port.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh_core::config::{
     ClusterEndpoints, ClusterExtras, Forward, ForwardExtras, HeaderMutations, Mirror, MirrorTarget,
-    Route, RouteAction, RouteConfig, RouteMatch, VirtualHost, WeightedCluster,
+    Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster,
 };
 
 use super::{
     CompileOptions, Compiled, RouteOrigin,
     clusters::cluster_name,
+    gateway::{self, Attached},
     route_action::{
         compile_retries, default_retries, direct_response, headers, redirect, rewrite, share,
     },
-    route_match::compile_match,
+    route_match::{clients_of, compile_match},
+    scoped::{Audience, Declaration, DeclaredRoute, ScopedRoutes},
     services::{PortInfo, ServiceInfo, find, unknown_host},
+    virtual_service::{self, VirtualServices},
 };
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic, Severity, UNKNOWN_REFERENCE},
+    diagnostic::{BAD_VALUE, Diagnostic, PASSED_OVER, Severity, UNKNOWN_REFERENCE},
     model::{
-        HeadersSpec, HttpRoute, Object, ObjectSet, Percent, ServiceRouter, Spec, VirtualService,
+        HeadersSpec, HttpRoute, Object, ObjectKey, ObjectSet, Percent, ServiceRouter, Spec,
         Weighted,
     },
     value,
 };
+
+/// What operators say of where the requests of services go.
+struct Intent<'o> {
+    attachments: gateway::Attachments<'o>,
+    grants: gateway::Grants,
+    virtual_services: VirtualServices<'o>,
+    routers: Routers<'o>,
+}
 
 pub(super) fn compile(
     objects: &ObjectSet,
@@ -32,67 +46,36 @@ pub(super) fn compile(
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
 ) {
-    let mut virtual_services = BTreeMap::new();
-    for object in objects.values() {
-        let Spec::VirtualService(spec) = &object.spec else {
-            continue;
-        };
-        let is_for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == "mesh");
-        if !is_for_mesh {
-            continue;
-        }
-        for (index, host) in spec.hosts.iter().enumerate() {
-            match find(
-                services,
-                host,
-                &object.key.namespace,
-                &options.cluster_domain,
-            ) {
-                Some(service) => {
-                    compiled.made_of(&service.fqdn, &object.key);
-                    virtual_services
-                        .entry(service.fqdn.clone())
-                        .or_insert((object, spec));
-                }
-                None => {
-                    findings.push(unknown_host(object, &format!("spec.hosts[{index}]"), host));
-                }
-            }
-        }
-    }
-    let routers = routers(objects, services, options, compiled, findings);
+    let intent = Intent {
+        attachments: gateway::attach(objects, services, options, compiled, findings),
+        grants: gateway::Grants::collect(objects),
+        virtual_services: virtual_service::collect(objects, services, options, compiled, findings),
+        routers: routers(objects, services, options, compiled, findings),
+    };
     for service in services.values() {
-        let declared = match virtual_services.get(&service.fqdn) {
-            Some((object, spec)) => Declared::VirtualService(object, spec),
-            None => match routers.get(&service.fqdn) {
-                Some((object, spec)) => Declared::ServiceRouter(object, spec),
-                None => Declared::Nothing,
-            },
-        };
-        for (number, port) in service.ports.iter().enumerate() {
+        for port in &service.ports {
             let mut context = Context {
+                objects,
                 services,
                 options,
                 compiled,
-                // One report is enough, whatever the number of ports.
-                findings: if number == 0 {
-                    findings
-                } else {
-                    &mut Vec::new()
-                },
+                findings,
+                grants: &intent.grants,
                 service,
                 port,
-                origins: Vec::new(),
             };
-            let routes = context.routes(declared);
-            let origins = context.origins;
-            let name = format!("outbound|{}||{}", port.number, service.fqdn);
+            let declarations = context.declarations(&intent);
             let host = format!("{}:{}", service.fqdn, port.number);
-            let host = VirtualHost::new(host, domains(service, port, options), routes);
-            let config = RouteConfig::new(name.as_str(), vec![host]);
-            compiled.origins.insert(config.name.clone(), origins);
-            compiled.routes.insert(name.into(), Arc::new(config));
+            let routes = ScopedRoutes {
+                name: format!("outbound|{}||{}", port.number, service.fqdn).into(),
+                host: VirtualHost::new(host, domains(service, port, options), Vec::new()),
+                declarations,
+            };
+            compiled.add_routes(routes);
         }
+    }
+    for status in compiled.statuses.values_mut() {
+        status.finish();
     }
 }
 
@@ -125,6 +108,16 @@ fn routers<'o>(
     routers
 }
 
+/// An object that says where requests go, which another one says already.
+pub(super) fn passed_over(object: &Object, fqdn: &str, winner: &ObjectKey) -> Diagnostic {
+    let message = format!("requests to {fqdn} follow {winner}, which goes before this");
+    let help = "keep one of the two; docs/config-fields.md says which one goes before";
+    Diagnostic {
+        severity: Severity::Warning,
+        ..object.diagnose(PASSED_OVER, "spec", message, help)
+    }
+}
+
 /// All spellings, with and without the port; a client that dials the listener by another name
 /// still finds its one virtual host.
 fn domains(service: &ServiceInfo, port: &PortInfo, options: &CompileOptions) -> Vec<String> {
@@ -147,43 +140,76 @@ fn domains(service: &ServiceInfo, port: &PortInfo, options: &CompileOptions) -> 
 }
 
 pub(super) struct Context<'c> {
-    services: &'c BTreeMap<String, ServiceInfo>,
-    options: &'c CompileOptions,
-    compiled: &'c mut Compiled,
-    findings: &'c mut Vec<Diagnostic>,
+    pub(super) objects: &'c ObjectSet,
+    pub(super) services: &'c BTreeMap<String, ServiceInfo>,
+    pub(super) options: &'c CompileOptions,
+    pub(super) compiled: &'c mut Compiled,
+    pub(super) findings: &'c mut Vec<Diagnostic>,
+    pub(super) grants: &'c gateway::Grants,
     pub(super) service: &'c ServiceInfo,
-    port: &'c PortInfo,
-    /// Where each route is declared.
-    pub(super) origins: Vec<Option<RouteOrigin>>,
-}
-
-/// The object that says where a service's requests go.
-#[derive(Clone, Copy)]
-enum Declared<'d> {
-    Nothing,
-    VirtualService(&'d Arc<Object>, &'d VirtualService),
-    ServiceRouter(&'d Arc<Object>, &'d ServiceRouter),
+    pub(super) port: &'c PortInfo,
 }
 
 impl Context<'_> {
-    fn routes(&mut self, declared: Declared<'_>) -> Vec<Route> {
-        let (object, spec) = match declared {
-            Declared::Nothing => {
-                self.origins.push(None);
-                return vec![self.default_route()];
+    /// What holds for whom: routes of Gateway API before a VirtualService, that before Consul's
+    /// entries, and what is for fewer clients before what is for all.
+    fn declarations(&mut self, intent: &Intent<'_>) -> Vec<Declaration> {
+        let (fqdn, number) = (&self.service.fqdn, self.port.number);
+        let attached = intent.attachments.get(fqdn).map_or(&[][..], Vec::as_slice);
+        let attached: Vec<_> = attached.iter().filter(|held| held.is_on(number)).collect();
+        let consumers =
+            |held: &Attached<'_>| held.consumers(&self.service.namespace).map(str::to_owned);
+        let groups: BTreeSet<_> = attached.iter().map(|held| consumers(held)).collect();
+        let mut declarations = Vec::new();
+        // `None`, the producer's, is first in the set and comes last here.
+        for group in groups.into_iter().rev() {
+            let own = attached.iter().copied();
+            let own = own
+                .filter(|held| consumers(held) == group)
+                .collect::<Vec<_>>();
+            let winner = group.is_none().then(|| own[0].object().key.clone());
+            declarations.push(Declaration {
+                audience: group.map_or(Audience::All, |namespace| Audience::namespace(&namespace)),
+                routes: self.gateway_routes(own.into_iter()),
+            });
+            if let Some(winner) = winner {
+                self.passed_over(intent, &winner);
+                return declarations;
             }
-            Declared::ServiceRouter(object, spec) => return self.router(object, spec),
-            Declared::VirtualService(object, spec) => (object, spec),
+        }
+        let virtual_services = intent.virtual_services.get(fqdn);
+        for declared in virtual_services.into_iter().flatten() {
+            let routes = self.virtual_service(declared);
+            let audience = declared.audience.clone();
+            let is_for_all = audience == Audience::All;
+            declarations.push(Declaration { audience, routes });
+            if is_for_all {
+                let winner = &declared.object.key;
+                if let Some((object, _)) = intent.routers.get(fqdn) {
+                    self.findings.push(passed_over(object, fqdn, winner));
+                }
+                return declarations;
+            }
+        }
+        let routes = match intent.routers.get(fqdn) {
+            Some((object, spec)) => self.router(object, spec),
+            None => vec![DeclaredRoute::new(self.default_route(), None)],
         };
-        let mut routes = Vec::new();
-        for (index, http) in spec.http.iter().enumerate() {
-            self.route(object, http, &format!("spec.http[{index}]"), &mut routes);
-        }
-        if spec.http.is_empty() {
-            self.origins.push(None);
-            routes.push(self.default_route());
-        }
-        routes
+        declarations.push(Declaration {
+            audience: Audience::All,
+            routes,
+        });
+        declarations
+    }
+
+    /// Warns of what is not followed because routes of Gateway API are.
+    fn passed_over(&mut self, intent: &Intent<'_>, winner: &ObjectKey) {
+        let fqdn = &self.service.fqdn;
+        let virtual_services = intent.virtual_services.get(fqdn).into_iter().flatten();
+        let others = virtual_services.map(|declared| declared.object);
+        let others = others.chain(intent.routers.get(fqdn).map(|(object, _)| *object));
+        let findings = others.map(|object| passed_over(object, fqdn, winner));
+        self.findings.extend(findings.collect::<Vec<_>>());
     }
 
     /// Everything to the service itself.
@@ -196,7 +222,13 @@ impl Context<'_> {
         Route::new("default", RouteMatch::any(), RouteAction::Forward(forward))
     }
 
-    fn route(&mut self, object: &Object, http: &HttpRoute, field: &str, routes: &mut Vec<Route>) {
+    pub(super) fn route(
+        &mut self,
+        object: &Object,
+        http: &HttpRoute,
+        field: &str,
+        routes: &mut Vec<DeclaredRoute>,
+    ) {
         let action = match self.action(object, http, field) {
             Ok(action) => action,
             Err(reason) => RouteAction::Unsupported(reason),
@@ -209,7 +241,7 @@ impl Context<'_> {
                 continue;
             }
             match compile_match(declared) {
-                Ok(matcher) => matches.push(matcher),
+                Ok(matcher) => matches.push((matcher, clients_of(declared))),
                 Err((part, message)) => {
                     let field = format!("{field}.match[{index}].{part}");
                     self.findings
@@ -218,10 +250,10 @@ impl Context<'_> {
             }
         }
         if http.r#match.is_empty() {
-            matches.push(RouteMatch::any());
+            matches.push((RouteMatch::any(), None));
         }
         let count = matches.len();
-        for (index, matcher) in matches.into_iter().enumerate() {
+        for (index, (matcher, clients)) in matches.into_iter().enumerate() {
             let base = if http.name.is_empty() {
                 let number = field.trim_start_matches("spec.");
                 format!("{}/{number}", object.key.name)
@@ -233,10 +265,14 @@ impl Context<'_> {
             } else {
                 base
             };
-            self.origins.push(Some(RouteOrigin::new(object, field)));
-            routes.push(Route {
+            let route = Route {
                 headers: mutations.clone(),
                 ..Route::new(name, matcher, action.clone())
+            };
+            let origin = Some(RouteOrigin::new(object, field));
+            routes.push(DeclaredRoute {
+                clients,
+                ..DeclaredRoute::new(route, origin)
             });
         }
     }
@@ -258,7 +294,7 @@ impl Context<'_> {
                 "redirect".to_owned(),
                 "redirect and directResponse exclude each other".to_owned(),
             )),
-            (Some(declared), None) => redirect(declared)
+            (Some(declared), None) => redirect(declared, self.port.number)
                 .map(|redirect| RouteAction::Redirect(Box::new(redirect)))
                 .map_err(|(part, message)| (format!("redirect.{part}"), message)),
             (None, Some(declared)) => direct_response(declared)

@@ -9,10 +9,14 @@ use std::{
 
 use mesh_core::config::{HealthStatus, HttpVersion, LocalityId};
 
-use super::CompileOptions;
+use super::{
+    CompileOptions,
+    members::{add_registered, add_selected},
+};
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
     model::{EndpointSlice, Object, ObjectKey, ObjectSet, Service, ServiceEntry, Spec},
+    registry::Members,
 };
 
 /// Istio's annotation with a Service's accounts, separated by commas.
@@ -38,6 +42,42 @@ pub struct ServiceInfo {
     pub(super) accounts: BTreeSet<String>,
     pub(super) extra_names: Vec<String>,
     pub(super) is_external: bool,
+    /// Further ways to write the name.
+    pub(super) spellings: Vec<String>,
+    /// Which workloads are its endpoints, besides those that name it.
+    pub(super) selector: Option<WorkloadSelector>,
+    /// Port numbers at those, by service port number.
+    pub(super) target_ports: BTreeMap<u16, u16>,
+}
+
+/// Workloads by their labels.
+#[derive(Clone, Debug)]
+pub(super) struct WorkloadSelector {
+    pub(super) namespace: String,
+    labels: BTreeMap<String, String>,
+    /// Whether it selects instances that registered, too.
+    pub(super) of_registered: bool,
+}
+
+impl WorkloadSelector {
+    /// `None` without a label: that selects nothing.
+    fn new(
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        of_registered: bool,
+    ) -> Option<Self> {
+        (!labels.is_empty()).then(|| Self {
+            namespace: namespace.to_owned(),
+            labels: labels.clone(),
+            of_registered,
+        })
+    }
+
+    pub(super) fn has(&self, label: impl Fn(&str) -> Option<String>) -> bool {
+        self.labels
+            .iter()
+            .all(|(key, value)| label(key).as_ref() == Some(value))
+    }
 }
 
 /// A port of a service.
@@ -74,6 +114,8 @@ impl ServiceInfo {
             all.push((format!("{name}.{namespace}.svc"), 1));
             all.push((format!("{name}.{namespace}"), 1));
         }
+        let further = self.spellings.iter();
+        all.extend(further.map(|name| (name.to_ascii_lowercase(), 1)));
         all
     }
 
@@ -112,6 +154,7 @@ pub(super) fn unknown_host(object: &Object, field: &str, host: &str) -> Diagnost
 /// All services, by full name.
 pub(super) fn collect(
     objects: &ObjectSet,
+    members: &Members,
     options: &CompileOptions,
     findings: &mut Vec<Diagnostic>,
 ) -> BTreeMap<String, ServiceInfo> {
@@ -136,10 +179,12 @@ pub(super) fn collect(
             add_slice(object, slice, options, &mut services, findings);
         }
     }
+    add_registered(members, options, &mut services);
+    add_selected(objects, members, &mut services, findings);
     services
 }
 
-fn http_version(protocol: &str) -> HttpVersion {
+pub(super) fn http_version(protocol: &str) -> HttpVersion {
     let protocol = protocol.to_ascii_lowercase();
     let head = protocol.rsplit('/').next().unwrap_or_default();
     match head.split('-').next().unwrap_or_default() {
@@ -175,6 +220,12 @@ fn from_service(object: &Object, service: &Service, options: &CompileOptions) ->
             .collect(),
         ports: ports.collect(),
         objects: [object.key.clone()].into(),
+        selector: WorkloadSelector::new(&namespace, &service.selector, false),
+        target_ports: service
+            .ports
+            .iter()
+            .filter_map(|port| Some((port.port, port.target_number()?)))
+            .collect(),
         namespace,
         name,
         ..ServiceInfo::default()
@@ -219,6 +270,13 @@ fn from_entry(
             http_version: http_version(&port.protocol),
         })
         .collect();
+    let selector = entry.workload_selector.as_ref();
+    let own = &object.key.namespace;
+    info.selector = selector.and_then(|s| WorkloadSelector::new(own, &s.labels, true));
+    let targets = entry.ports.iter();
+    info.target_ports = targets
+        .filter_map(|port| Some((port.number, port.target_port?)))
+        .collect();
     for (index, endpoint) in entry.endpoints.iter().enumerate() {
         let Ok(ip) = endpoint.address.parse::<IpAddr>() else {
             let field = format!("spec.endpoints[{index}].address");
@@ -233,22 +291,27 @@ fn from_entry(
         if let Some(account) = &endpoint.service_account {
             info.accounts.insert(format!("ns/{namespace}/sa/{account}"));
         }
-        let mut place = endpoint.locality.as_deref().unwrap_or_default().split('/');
-        let mut next = || place.next().unwrap_or_default().to_owned();
         info.workloads.push(Workload {
             namespace: namespace.clone(),
             labels: endpoint.labels.clone(),
             addresses: addresses.collect(),
-            locality: LocalityId {
-                region: next(),
-                zone: next(),
-                sub_zone: next(),
-            },
+            locality: locality(endpoint.locality.as_deref()),
             weight: endpoint.weight.unwrap_or(1).max(1),
             health: HealthStatus::Healthy,
         });
     }
     info
+}
+
+/// `region/zone/sub_zone`.
+pub(super) fn locality(text: Option<&str>) -> LocalityId {
+    let mut place = text.unwrap_or_default().split('/');
+    let mut next = || place.next().unwrap_or_default().to_owned();
+    LocalityId {
+        region: next(),
+        zone: next(),
+        sub_zone: next(),
+    }
 }
 
 fn add_slice(

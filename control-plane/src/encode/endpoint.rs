@@ -82,6 +82,5 @@ fn endpoint(config: &Endpoint) -> LbEndpoint {
         health_status: health as i32,
         load_balancing_weight: Some(uint32(config.weight)),
         metadata: subset::metadata(&config.metadata),
-        ..LbEndpoint::default()
     }
 }

@@ -18,10 +18,11 @@ use envoy_types::pb::envoy::{
     },
 };
 use mesh_core::config::{
-    HeaderMatcher, HeaderPredicate, PathPattern, QueryMatcher, Regex, StringMatcher, StringPattern,
+    HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher, Regex, StringMatcher,
+    StringPattern,
 };
 
-use super::any;
+use super::{ClientClass, any};
 
 pub(super) fn string(matcher: &StringMatcher) -> ProtoStringMatcher {
     let pattern = match &matcher.pattern {
@@ -63,9 +64,17 @@ pub(super) fn header(matcher: &HeaderMatcher) -> ProtoHeaderMatcher {
     }
 }
 
-pub(super) fn path(pattern: &PathPattern) -> route_match::PathSpecifier {
+pub(super) fn path(path: &PathMatcher, class: ClientClass) -> route_match::PathSpecifier {
     use route_match::PathSpecifier as Specifier;
-    match pattern {
+    match &path.pattern {
+        // gRPC refuses a specifier that it does not know, and with it all routes (gRFC A28).
+        PathPattern::SeparatedPrefix(text) if class.is_grpc() => {
+            let case = if path.case_sensitive { "" } else { "(?i)" };
+            Specifier::SafeRegex(RegexMatcher {
+                regex: format!("{case}{}(/.*)?", Regex::escaped(text)),
+                ..RegexMatcher::default()
+            })
+        }
         PathPattern::Prefix(text) => Specifier::Prefix(text.clone()),
         PathPattern::SeparatedPrefix(text) => Specifier::PathSeparatedPrefix(text.clone()),
         PathPattern::Exact(text) => Specifier::Path(text.clone()),

@@ -72,7 +72,7 @@ fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
     };
     ProtoRoute {
         name: config.name.clone(),
-        r#match: Some(encode_match(&config.matcher)),
+        r#match: Some(encode_match(&config.matcher, class)),
         action: Some(action),
         request_headers_to_add: headers::request_add(config.headers.as_deref()),
         request_headers_to_remove: headers::request_remove(config.headers.as_deref()),
@@ -133,9 +133,9 @@ pub(super) fn percent(fraction: Fraction) -> FractionalPercent {
     }
 }
 
-fn encode_match(config: &RouteMatch) -> ProtoRouteMatch {
+fn encode_match(config: &RouteMatch, class: ClientClass) -> ProtoRouteMatch {
     ProtoRouteMatch {
-        path_specifier: Some(matcher::path(&config.path.pattern)),
+        path_specifier: Some(matcher::path(&config.path, class)),
         case_sensitive: (!config.path.case_sensitive).then_some(BoolValue { value: false }),
         headers: config.headers.iter().map(matcher::header).collect(),
         query_parameters: config.query_parameters.iter().map(matcher::query).collect(),

@@ -7,15 +7,6 @@ use serde::{Deserialize, Deserializer};
 /// A map of labels.
 type Labels = BTreeMap<String, String>;
 
-macro_rules! object {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, Deserialize)]
-        #[serde(default, rename_all = "camelCase")]
-        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
-    };
-}
-
 object! {
     /// Hosts with addresses.
     ServiceEntry {
@@ -31,6 +22,15 @@ object! {
         endpoints: Vec<WorkloadEntry>,
         /// Names that may appear in the endpoints' certificates, besides those of their accounts.
         subject_alt_names: Vec<String>,
+        /// Further endpoints, by label.
+        workload_selector: Option<WorkloadSelector>,
+    }
+}
+object! {
+    /// Workloads by label.
+    WorkloadSelector {
+        /// Labels that they have.
+        labels: Labels,
     }
 }
 object! {
@@ -70,6 +70,8 @@ object! {
         hosts: Vec<String>,
         /// Where it holds; none is the mesh.
         gateways: Vec<String>,
+        /// Namespaces whose clients follow it: `*`, `.` for its own, or a name; none is all.
+        export_to: Vec<String>,
         /// HTTP and gRPC routes.
         http: Vec<HttpRoute>,
     }
@@ -83,6 +85,8 @@ object! {
         r#match: Vec<HttpMatch>,
         /// Where to.
         route: Vec<RouteDestination>,
+        /// Another VirtualService whose routes stand in the place of this one.
+        delegate: Option<DelegateRef>,
         /// Answer with another address, instead of a destination.
         redirect: Option<HttpRedirect>,
         /// Answer without asking anybody, instead of a destination.
@@ -104,6 +108,15 @@ object! {
     }
 }
 object! {
+    /// A VirtualService without hosts.
+    DelegateRef {
+        /// Its name.
+        name: String,
+        /// Its namespace; default that of the object that refers to it.
+        namespace: Option<String>,
+    }
+}
+object! {
     /// Another address.
     HttpRedirect {
         /// Path.
@@ -112,6 +125,8 @@ object! {
         authority: Option<String>,
         /// Port.
         port: Option<u16>,
+        /// `FROM_REQUEST_PORT` or `FROM_PROTOCOL_DEFAULT`, instead of a port.
+        derive_port: Option<String>,
         /// Scheme.
         scheme: Option<String>,
         /// 301 (default), 302, 303, 307 or 308.
@@ -132,6 +147,8 @@ object! {
     HttpBody {
         /// As text.
         string: Option<String>,
+        /// In base64.
+        bytes: Option<String>,
     }
 }
 object! {
@@ -213,6 +230,10 @@ object! {
         ignore_uri_case: bool,
         /// Port that the client dialled.
         port: Option<u16>,
+        /// Labels that the client has.
+        source_labels: Labels,
+        /// Namespace that the client is in.
+        source_namespace: Option<String>,
     }
 }
 object! {

@@ -24,6 +24,28 @@ pub struct ServicePort {
     pub port: u16,
     /// Protocol above TCP, for example `grpc` or `kubernetes.io/h2c`.
     pub app_protocol: Option<String>,
+    /// Number or name at WorkloadEntries; endpoint slices have their own.
+    pub target_port: Option<TargetPort>,
+}
+
+impl ServicePort {
+    /// The number of `targetPort`, if it is one.
+    pub fn target_number(&self) -> Option<u16> {
+        match self.target_port {
+            Some(TargetPort::Number(number)) => Some(number),
+            Some(TargetPort::Name(_)) | None => None,
+        }
+    }
+}
+
+/// A port by number or name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum TargetPort {
+    /// Number.
+    Number(u16),
+    /// Name, which endpoint slices and WorkloadEntries give a number.
+    Name(String),
 }
 
 /// `discovery.k8s.io/v1` EndpointSlice. Its labels are its endpoints' labels.

@@ -4,7 +4,18 @@
 //! fields which are not here are never passed over in silence. What the fields mean together is
 //! compile's.
 
+/// A type that is read from YAML: what is absent is the default, and names are in camel case.
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(default, rename_all = "camelCase")]
+        pub struct $name { $($(#[$field_doc])* pub $field: $kind,)* }
+    };
+}
+
 mod consul;
+pub mod gateway;
 mod istio;
 mod kubernetes;
 
@@ -22,10 +33,11 @@ pub use consul::{
     ServiceRouter,
 };
 pub use istio::{
-    AuthorizationPolicy, DestinationRule, HeaderOperations, HeadersSpec, HttpDirectResponse,
-    HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls, Operation, OutlierSpec,
-    PeerAuthentication, Percent, Retries, RouteDestination, Rule, ServiceEntry, ServiceEntryPort,
-    Source, StringMatch, Subset, TrafficPolicy, VirtualService, Weighted, WorkloadEntry,
+    AuthorizationPolicy, DelegateRef, DestinationRule, HeaderOperations, HeadersSpec,
+    HttpDirectResponse, HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls,
+    Operation, OutlierSpec, PeerAuthentication, Percent, Retries, RouteDestination, Rule,
+    ServiceEntry, ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy, VirtualService,
+    Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 
@@ -51,7 +63,7 @@ impl fmt::Display for ObjectKey {
 
 /// `metadata` of an object. Other fields of it mean nothing to the mesh.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Metadata {
     /// Name.
     pub name: String,
@@ -61,6 +73,8 @@ pub struct Metadata {
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// When it was made, in RFC 3339; the older of two that contradict each other wins.
+    pub creation_timestamp: Option<String>,
 }
 
 /// Where an object is written.
@@ -134,6 +148,8 @@ pub struct Object {
     pub spec: Spec,
     /// What only some classes of clients honour.
     pub limits: Vec<Limit>,
+    /// Fields of routes that cannot be served; requests that such a route takes fail.
+    pub refused: Vec<String>,
 }
 
 /// A field that only some classes of clients honour.
@@ -195,8 +211,16 @@ pub enum Spec {
     EndpointSlice(EndpointSlice),
     /// Istio ServiceEntry.
     ServiceEntry(ServiceEntry),
+    /// Istio WorkloadEntry.
+    WorkloadEntry(WorkloadEntry),
     /// Istio VirtualService.
     VirtualService(VirtualService),
+    /// Gateway API HTTPRoute.
+    HttpRoute(gateway::HttpRoute),
+    /// Gateway API GRPCRoute.
+    GrpcRoute(gateway::GrpcRoute),
+    /// Gateway API ReferenceGrant.
+    ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
     /// Istio DestinationRule.

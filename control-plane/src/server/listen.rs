@@ -6,19 +6,25 @@
 
 use std::time::Duration;
 
+use axum::extract::ConnectInfo;
 use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::watch,
     task::JoinSet,
 };
 use tonic::{body::Body, service::Routes};
 use tower::ServiceBuilder;
+
+use super::ServerTls;
+use crate::ca::ConnectionPeer;
 
 /// Default of the longest life of a connection.
 pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60 * 60);
@@ -37,12 +43,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Becomes true when the connection that a request came on is to end.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionEnd(pub(super) watch::Receiver<bool>);
+pub(crate) struct ConnectionEnd(pub(crate) watch::Receiver<bool>);
 
-/// Serves `routes` until `shutdown` becomes true and all connections ended.
+/// Most connections at a time; more are closed at once.
+const CONNECTIONS_MAX: usize = 50_000;
+
+/// Serves `routes` until `shutdown` becomes true and all connections ended; over TLS if there is any.
 pub async fn serve(
     listener: TcpListener,
     routes: Routes,
+    tls: Option<ServerTls>,
     age_max: Duration,
     mut shutdown: watch::Receiver<bool>,
 ) {
@@ -55,7 +65,10 @@ pub async fn serve(
             _ = shutdown.wait_for(|shutdown| *shutdown) => break,
         };
         match accepted {
-            Ok((socket, _)) => {
+            Ok(_) if connections.len() >= CONNECTIONS_MAX => {
+                tracing::warn!("a connection was closed: {CONNECTIONS_MAX} are open");
+            }
+            Ok((socket, address)) => {
                 // Without it a small message could wait for the acknowledgement of another.
                 _ = socket.set_nodelay(true);
                 let mut bytes = [0; 4];
@@ -63,7 +76,23 @@ pub async fn serve(
                 _ = random.fill(&mut bytes);
                 let age = age(age_max, u32::from_le_bytes(bytes));
                 let shutdown = shutdown.clone();
-                connections.spawn(connection(socket, routes.clone(), age, shutdown));
+                let (routes, tls) = (routes.clone(), tls.clone());
+                connections.spawn(async move {
+                    let Some(tls) = tls else {
+                        let identity = None;
+                        let peer = ConnectionPeer { address, identity };
+                        return connection(socket, peer, routes, age, shutdown).await;
+                    };
+                    match tls.accept(socket).await {
+                        Ok((stream, identity)) => {
+                            let peer = ConnectionPeer { address, identity };
+                            connection(stream, peer, routes, age, shutdown).await;
+                        }
+                        Err(reason) => {
+                            tracing::info!(target: "audit", %address, reason, "connection refused");
+                        }
+                    }
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -82,7 +111,8 @@ fn age(max: Duration, random: u32) -> Duration {
 }
 
 async fn connection(
-    socket: TcpStream,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: ConnectionPeer,
     routes: Routes,
     age: Duration,
     mut shutdown: watch::Receiver<bool>,
@@ -91,6 +121,7 @@ async fn connection(
     let service = ServiceBuilder::new()
         .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(ConnectionEnd(ends.clone()));
+            request.extensions_mut().insert(peer.clone());
             request.map(Body::new)
         })
         .service(routes);
@@ -114,6 +145,51 @@ async fn connection(
         .is_err()
     {
         tracing::debug!("a connection was cut, because its calls did not end in time");
+    }
+}
+
+/// Serves HTTP/1.1 and HTTP/2 over TLS until it is dropped.
+pub async fn serve_https(listener: TcpListener, router: axum::Router, tls: ServerTls) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok(_) if connections.len() >= CONNECTIONS_MAX => {}
+            Ok((socket, address)) => {
+                let (router, tls) = (router.clone(), tls.clone());
+                connections.spawn(async move {
+                    let (stream, identity) = match tls.accept(socket).await {
+                        Ok(accepted) => accepted,
+                        Err(reason) => {
+                            tracing::info!(target: "audit", %address, reason, "connection refused");
+                            return;
+                        }
+                    };
+                    let peer = ConnectionPeer { address, identity };
+                    let service = ServiceBuilder::new()
+                        .map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+                            let extensions = request.extensions_mut();
+                            extensions.insert(ConnectInfo(peer.address));
+                            extensions.insert(peer.clone());
+                            request
+                        })
+                        .service(router);
+                    let mut builder = auto::Builder::new(TokioExecutor::new());
+                    builder.http1().timer(TokioTimer::new());
+                    let service = TowerToHyperService::new(service);
+                    _ = builder
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 

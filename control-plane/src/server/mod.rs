@@ -27,13 +27,16 @@ mod stream_tests;
 mod subscription;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tls;
 mod wire;
 
 pub use admit::Limits;
-pub use listen::{CONNECTION_AGE_MAX, serve};
+pub(crate) use listen::ConnectionEnd;
+pub use listen::{CONNECTION_AGE_MAX, serve, serve_https};
 pub use registry::Clients;
 pub use service::AdsService;
 pub use status::{ClientStatus, Progress, ResourceStatus, TypeStatus, Unfinished, Waited};
+pub use tls::{ServerTls, is_local};
 
 use std::sync::Arc;
 

@@ -26,6 +26,7 @@ use crate::{
     cache::{Client, ResourceType, Version, World},
     class::Classes,
     diagnostic::Diagnostic,
+    rotate::Confirmed,
 };
 
 /// Clients that one answer names; the others are counted.
@@ -252,6 +253,27 @@ impl Clients {
         }
         let mut found: Vec<_> = found.into_values().collect();
         found.retain(|status| wants(status.r#type, &status.name, &status.objects));
+        found
+    }
+
+    /// Which clients have accepted the trust bundle `name` with these roots.
+    pub(crate) fn confirmed(&self, name: &str, roots: &[bytes::Bytes]) -> Confirmed {
+        let newest = World::trust_version(roots);
+        let mut found = Confirmed::default();
+        for session in self.sessions() {
+            let mut has = None;
+            session.resources(&mut |seen| {
+                if seen.kind == ResourceType::Secret && seen.name == name {
+                    has = Some(seen.held.version == newest && seen.held.state == State::Acked);
+                }
+            });
+            let nodes = match has {
+                Some(true) => &mut found.yes,
+                Some(false) => &mut found.not_yet,
+                None => &mut found.unobserved,
+            };
+            nodes.insert(session.status().node);
+        }
         found
     }
 

@@ -33,7 +33,7 @@ use super::{
     wire::{self, SharedBytes},
 };
 use crate::{
-    ca::{Authority, Identity, Tokens},
+    ca::{Authority, Callers, ConnectionPeer, Identity},
     cache::World,
     metrics::Metrics,
 };
@@ -49,11 +49,13 @@ pub(super) struct Shared {
     pub(super) worlds: watch::Receiver<Option<Arc<World>>>,
     pub(super) shutdown: watch::Receiver<bool>,
     pub(super) authority: Arc<Authority>,
-    pub(super) tokens: Arc<Tokens>,
+    pub(super) callers: Arc<Callers>,
     pub(super) cert_ttl: Duration,
     pub(super) metrics: Metrics,
     pub(super) clients: Clients,
     pub(super) admission: Admission,
+    /// Nobody is served who does not prove who it is.
+    pub(super) needs_identity: bool,
 }
 
 /// Aggregated discovery, both variants.
@@ -64,41 +66,55 @@ pub struct AdsService {
 
 impl AdsService {
     /// Serves the newest of `worlds` until `shutdown` becomes true.
+    ///
+    /// With `needs_identity` a stream is refused whose client does not prove who it is; without, as
+    /// on a machine of its own, it is served what is not secret.
     pub fn new(
         worlds: watch::Receiver<Option<Arc<World>>>,
         shutdown: watch::Receiver<bool>,
-        (authority, tokens, cert_ttl): (Arc<Authority>, Arc<Tokens>, Duration),
+        (authority, callers, cert_ttl): (Arc<Authority>, Arc<Callers>, Duration),
         metrics: Metrics,
         (clients, limits): (Clients, Limits),
+        needs_identity: bool,
     ) -> Self {
         let shared = Shared {
             worlds,
             shutdown,
             authority,
-            tokens,
+            callers,
             cert_ttl,
             metrics,
             clients,
             admission: Admission::new(limits),
+            needs_identity,
         };
         Self {
             shared: Arc::new(shared),
         }
     }
 
-    /// Who the caller proves to be. Nobody in particular may still read what is not secret, so
-    /// that a client whose token expired keeps its configuration.
-    fn identity(&self, metadata: &MetadataMap) -> Option<Identity> {
-        let value = metadata.get("authorization")?;
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        let identity = scheme
-            .eq_ignore_ascii_case("bearer")
-            .then(|| self.shared.tokens.authenticate(token.trim()))
-            .flatten();
-        if identity.is_none() {
-            tracing::warn!("a client's join token is not known, or has expired");
+    /// Who the caller proves to be. Where identity is not needed, nobody in particular may still read
+    /// what is not secret, so that a client whose token expired keeps its configuration.
+    fn identity(
+        &self,
+        metadata: &MetadataMap,
+        peer: Option<&ConnectionPeer>,
+    ) -> Result<Option<Identity>, Status> {
+        let shared = &self.shared;
+        let is_anonymous = peer.is_none_or(|peer| peer.identity.is_none());
+        if is_anonymous && metadata.get("authorization").is_none() && !shared.needs_identity {
+            return Ok(None);
         }
-        identity
+        match shared.callers.authenticate(metadata, peer) {
+            Ok(caller) => Ok(Some(caller.identity)),
+            Err(reason) if shared.needs_identity => {
+                Err(Status::unauthenticated(reason.to_string()))
+            }
+            Err(reason) => {
+                tracing::warn!(%reason, "a client is served as nobody");
+                Ok(None)
+            }
+        }
     }
 
     fn open<V: Variant>(
@@ -110,12 +126,16 @@ impl AdsService {
         if shared.worlds.borrow().is_none() {
             return Err(Status::unavailable("the configuration is not read yet"));
         }
+        let identity = self.identity(
+            request.metadata(),
+            request.extensions().get::<ConnectionPeer>(),
+        )?;
         let place = shared.admission.admit(Instant::now()).inspect_err(|_| {
             shared.metrics.stream_refused();
         })?;
         let end = request.extensions_mut().remove::<ConnectionEnd>();
         let opened = Opened {
-            identity: self.identity(request.metadata()),
+            identity,
             end: end.map_or_else(|| watch::channel(false).1, |end| end.0),
             _place: place,
         };

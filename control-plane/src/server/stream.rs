@@ -141,10 +141,14 @@ impl<V: Variant> Stream<V> {
                     Ok(())
                 }
                 request = requests.next() => match request {
-                    Some(Ok(request)) => {
-                        self.request(request);
-                        Ok(())
-                    }
+                    Some(Ok(request)) => match self.request(request) {
+                        Ok(()) => Ok(()),
+                        Err(refusal) => {
+                            // A client that takes nothing is refused by the end of its stream.
+                            _ = responses.try_send(Err(refusal));
+                            break;
+                        }
+                    },
                     Some(Err(_)) | None => break,
                 },
                 room = responses.reserve(), if self.has_work => match room {
@@ -182,13 +186,15 @@ impl<V: Variant> Stream<V> {
         session.into_iter().chain(self.leaf.flatten()).min()
     }
 
-    fn request(&mut self, mut request: V::Request) {
+    /// # Errors
+    /// When the client claims to be somebody else than it proved to be.
+    fn request(&mut self, mut request: V::Request) -> Result<(), Status> {
         let node = V::node(&mut request);
         if !self.is_introduced {
-            self.introduce(node.unwrap_or_default());
+            self.introduce(node.unwrap_or_default())?;
         }
         let Some(heard) = self.session().hear(request) else {
-            return;
+            return Ok(());
         };
         self.has_work = true;
         let kind = heard.kind;
@@ -217,11 +223,18 @@ impl<V: Variant> Stream<V> {
         if wants_leaf && self.leaf.is_none() {
             self.issue();
         }
+        Ok(())
     }
 
     /// The client says who it is, once a stream.
-    fn introduce(&mut self, node: Node) {
+    fn introduce(&mut self, node: Node) -> Result<(), Status> {
         let client = client(node);
+        if let Some(identity) = &self.opened.identity {
+            check_claims(&client, identity).inspect_err(|refusal| {
+                let reason = refusal.message();
+                tracing::warn!(target: "audit", %identity, reason, "stream refused");
+            })?;
+        }
         let class = client.class;
         tracing::debug!(
             node = client.node_id,
@@ -247,6 +260,7 @@ impl<V: Variant> Stream<V> {
         }
         self.class = Some(class);
         self.is_introduced = true;
+        Ok(())
     }
 
     /// The next response; without one there is nothing to do until something happens.
@@ -317,7 +331,10 @@ impl<V: Variant> Stream<V> {
             self.leaf = Some(None);
             return;
         };
-        match self.shared.authority.issue(identity, self.shared.cert_ttl) {
+        let allowed = self.shared.callers.check_allowed(identity);
+        let issued =
+            allowed.and_then(|()| self.shared.authority.issue(identity, self.shared.cert_ttl));
+        match issued {
             Ok(issued) => {
                 let left = issued.not_after.duration_since(SystemTime::now());
                 let version = issued.serial.clone();
@@ -390,6 +407,26 @@ fn client(node: Node) -> Client {
         namespace,
         outbound_port: outbound_port.unwrap_or(ENVOY_OUTBOUND_PORT),
     }
+}
+
+/// What a node says of itself must fit what its client proved: names of the namespace decide what it
+/// is shown, and an id is what operators believe.
+fn check_claims(client: &Client, identity: &Identity) -> Result<(), Status> {
+    if client.namespace != identity.namespace {
+        return Err(Status::permission_denied(format!(
+            "node {:?} says that it is in namespace {:?}, its credential is of {identity}",
+            client.node_id, client.namespace
+        )));
+    }
+    let claimed = client.node_id.find("ns/").map(|at| &client.node_id[at..]);
+    let claimed = claimed.filter(|claimed| claimed.contains("/sa/"));
+    if claimed.is_some_and(|claimed| claimed != identity.to_string()) {
+        return Err(Status::permission_denied(format!(
+            "node {:?} names another identity than its credential, which is of {identity}",
+            client.node_id
+        )));
+    }
+    Ok(())
 }
 
 /// The namespace in a node id such as `web~ns/default/sa/web`.

@@ -25,7 +25,7 @@ use super::{
     *,
 };
 use crate::{
-    ca::{Authority, Tokens},
+    ca::{Authority, Callers, DenyList, Tokens},
     cache::Version,
     metrics::Metrics,
 };
@@ -56,7 +56,12 @@ impl Kit {
             worlds: rx,
             shutdown: watch::channel(false).1,
             authority: Arc::new(Authority::open(data.path(), "cluster.local", life).unwrap()),
-            tokens: Arc::new(Tokens::open(data.path()).unwrap()),
+            needs_identity: false,
+            callers: Arc::new(Callers::new(
+                Tokens::open(data.path()).unwrap(),
+                None,
+                DenyList::open(data.path()).unwrap(),
+            )),
             cert_ttl: life,
             metrics: metrics.clone(),
             clients: clients.clone(),

@@ -114,6 +114,7 @@ pub(super) fn close_guessed(place: &Place, before: &ObjectSet, loaded: &mut Load
         place: place.clone(),
         spec,
         limits: Vec::new(),
+        refused: Vec::new(),
     };
     close(Arc::new(object), loaded);
 }

@@ -82,7 +82,9 @@ impl LastGood {
     pub fn save(&mut self, objects: &ObjectSet) -> io::Result<()> {
         let mut result = Ok(());
         let mut wanted = HashMap::new();
-        let is_good = |object: &&Arc<Object>| !matches!(object.spec, Spec::Unreadable(_));
+        let is_good = |object: &&Arc<Object>| {
+            !matches!(object.spec, Spec::Unreadable(_)) && object.refused.is_empty()
+        };
         for object in objects.values().filter(is_good) {
             let (name, body) = (file_name(&object.key), body(&object.place));
             let checksum = xxh3_64(body.as_bytes());

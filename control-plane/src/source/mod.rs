@@ -23,7 +23,7 @@ mod urgent;
 pub use file::{FileSource, load_folder};
 pub use last_good::LastGood;
 pub use parse::load_text;
-pub(crate) use urgent::loses_endpoints;
+pub(crate) use urgent::{loses_endpoints, loses_members};
 
 use crate::{diagnostic::Diagnostic, model::ObjectSet};
 

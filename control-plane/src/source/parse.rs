@@ -106,11 +106,20 @@ pub(super) fn read_document(place: &Place, before: &ObjectSet, loaded: &mut Load
         place: place.clone(),
         spec: Spec::Unreadable(BTreeMap::new()),
         limits: Vec::new(),
+        refused: Vec::new(),
     };
     match read_spec(&mut object, &value, &mut loaded.diagnostics) {
-        Ok(()) => insert(object, before, loaded),
-        Err(Unusable) => stand_in(object, &value, before, loaded),
+        Ok(()) if object.refused.is_empty() || !is_held(&object, before) => {
+            insert(object, before, loaded);
+        }
+        Ok(()) | Err(Unusable) => stand_in(object, &value, before, loaded),
     }
+}
+
+/// Whether there is a version of it from before that is all good.
+fn is_held(object: &Object, before: &ObjectSet) -> bool {
+    let held = before.get(&object.key);
+    held.is_some_and(|held| held.refused.is_empty())
 }
 
 /// Without YAML nobody knows which objects were meant: those of the file stay.
@@ -158,8 +167,16 @@ fn read_spec(
         "Service" => read::<WithSpec<_>>(value).map(|object| Spec::Service(object.spec)),
         "EndpointSlice" => read(value).map(Spec::EndpointSlice),
         "ServiceEntry" => read::<WithSpec<_>>(value).map(|object| Spec::ServiceEntry(object.spec)),
+        "WorkloadEntry" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::WorkloadEntry(object.spec))
+        }
         "VirtualService" => {
             read::<WithSpec<_>>(value).map(|object| Spec::VirtualService(object.spec))
+        }
+        "HTTPRoute" => read::<WithSpec<_>>(value).map(|object| Spec::HttpRoute(object.spec)),
+        "GRPCRoute" => read::<WithSpec<_>>(value).map(|object| Spec::GrpcRoute(object.spec)),
+        "ReferenceGrant" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ReferenceGrant(object.spec))
         }
         "ServiceRouter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceRouter(object.spec))
@@ -220,7 +237,14 @@ fn check_fields(
 ) -> Result<(), Unusable> {
     let mut is_usable = true;
     for Finding { path, problem } in fields::check(&object.key.kind, value) {
-        is_usable &= !problem.is_error();
+        // A rule of a route that cannot be served fails what it matches, and that alone.
+        let is_rule = GATEWAY_ROUTES.contains(&object.key.kind.as_str())
+            && matches!(problem, Problem::Rejected(_))
+            && path.starts_with("spec.rules[");
+        if is_rule {
+            object.refused.push(path.clone());
+        }
+        is_usable &= is_rule || !problem.is_error();
         let name = path.rsplit('.').next().unwrap_or_default();
         findings.push(match problem {
             Problem::Unknown(near) => {
@@ -252,12 +276,19 @@ fn check_fields(
     if is_usable { Ok(()) } else { Err(Unusable) }
 }
 
+/// Routes of Gateway API, of which a rule can fail by itself.
+const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
+
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 8] = [
+pub(super) const GROUPS: [(&str, &str); 12] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
+    ("WorkloadEntry", "networking.istio.io"),
     ("VirtualService", "networking.istio.io"),
+    ("HTTPRoute", "gateway.networking.k8s.io"),
+    ("GRPCRoute", "gateway.networking.k8s.io"),
+    ("ReferenceGrant", "gateway.networking.k8s.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
     ("PeerAuthentication", "security.istio.io"),

@@ -19,7 +19,8 @@ use crate::{
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, ServiceRouter, VirtualService,
+        ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
+        gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
 
@@ -36,6 +37,10 @@ spec:
 kind: Service
 metadata: {name: svc}
 spec: {ports: [{name: grpc, port: 8080}]}
+---
+kind: VirtualService
+metadata: {name: child}
+spec: {http: [{route: [{destination: {host: greeter}}]}]}
 ";
 const SUBSETS: &str = "---
 kind: DestinationRule
@@ -44,7 +49,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 8] = [
+const OBJECTS: [(&str, &str); 12] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -60,9 +65,28 @@ const OBJECTS: [(&str, &str); 8] = [
          ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}",
     ),
     (
+        "WorkloadEntry",
+        "metadata: {name: a}\nspec: {address: 10.0.0.1}",
+    ),
+    (
         "VirtualService",
         "metadata: {name: a}\nspec: {hosts: [greeter], http: \
          [{route: [{destination: {host: greeter}}]}]}",
+    ),
+    (
+        "HTTPRoute",
+        "metadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: greeter}], \
+         rules: [{backendRefs: [{name: svc, port: 8080}]}]}",
+    ),
+    (
+        "GRPCRoute",
+        "metadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: greeter}], \
+         rules: [{backendRefs: [{name: svc, port: 8080}]}]}",
+    ),
+    (
+        "ReferenceGrant",
+        "metadata: {name: a}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, \
+         namespace: a}], to: [{group: '', kind: Service}]}",
     ),
     (
         "ServiceRouter",
@@ -80,10 +104,27 @@ const OBJECTS: [(&str, &str); 8] = [
     ),
 ];
 
-/// What must stand beside a field of a VirtualService.
-const BESIDE: [(&str, &str, &str); 11] = [
+/// Kinds of routes.
+const ROUTES: [&str; 4] = ["VirtualService", "HTTPRoute", "GRPCRoute", "ServiceRouter"];
+
+/// What must stand beside a field of a route.
+const BESIDE: [(&str, &str, &str); 17] = [
     ("[].redirect", "spec.http[].route", "[]"),
     ("[].directResponse", "spec.http[].route", "[]"),
+    ("[].delegate", "spec.http[].route", "[]"),
+    ("[].delegate", "spec.http[].delegate.name", "child"),
+    (
+        "matches[].headers",
+        "spec.rules[].matches[].headers[].name",
+        "a",
+    ),
+    (
+        "queryParams[]",
+        "spec.rules[].matches[].queryParams[].name",
+        "a",
+    ),
+    ("method.type", "spec.rules[].matches[].method.service", "a"),
+    ("requestRedirect", "spec.rules[].backendRefs", "[]"),
     (
         "[].directResponse",
         "spec.http[].directResponse.status",
@@ -122,6 +163,41 @@ const BESIDE: [(&str, &str, &str); 11] = [
         "a",
     ),
 ];
+
+/// What must stand in a filter beside a field of it: path and value.
+fn beside_in_filter(path: &str) -> Vec<(String, &'static str)> {
+    let (field, inside) = path.split_once('.').unwrap_or((path, ""));
+    let (kind, field) = match field {
+        "requestHeaderModifier" | "type" => ("RequestHeaderModifier", "requestHeaderModifier"),
+        "responseHeaderModifier" => ("ResponseHeaderModifier", field),
+        "requestMirror" => ("RequestMirror", field),
+        "requestRedirect" => ("RequestRedirect", field),
+        "urlRewrite" => ("URLRewrite", field),
+        _ => return Vec::new(),
+    };
+    let inner: &[(&str, &str)] = match inside {
+        "set[].value" => &[("set[].name", "x")],
+        "add[].value" => &[("add[].name", "x")],
+        "path.type" | "path.replaceFullPath" => &[
+            ("path.type", "ReplaceFullPath"),
+            ("path.replaceFullPath", "/"),
+        ],
+        "path.replacePrefixMatch" => &[("path.type", "ReplacePrefixMatch")],
+        "" if kind == "RequestHeaderModifier" => &[("remove", "[x]")],
+        inside if kind == "RequestMirror" => match inside {
+            "fraction.denominator" => &[
+                ("fraction.numerator", "1"),
+                ("backendRef.name", "svc"),
+                ("backendRef.port", "8080"),
+            ],
+            _ => &[("backendRef.name", "svc"), ("backendRef.port", "8080")],
+        },
+        _ => &[],
+    };
+    let inner = inner.iter();
+    let inner = inner.map(|(inside, value)| (format!("{field}.{inside}"), *value));
+    inner.chain([("type".to_owned(), kind)]).collect()
+}
 
 /// Writes `value` at `path`, with the first item of lists and some key of maps; where that is.
 fn write(at: &mut Value, path: &str, value: Value) -> String {
@@ -175,6 +251,7 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         EVERY_KIND => ("VirtualService", ""),
         "StringMatch" => ("VirtualService", "spec.http[].match[].uri."),
         "TrafficPolicy" => ("DestinationRule", "spec.trafficPolicy."),
+        "RouteFilter" => ("HTTPRoute", "spec.rules[].filters[]."),
         kind => (kind, ""),
     };
     let (_, text) = OBJECTS
@@ -189,17 +266,19 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             .iter()
             .any(|other| row.path.ends_with(other));
         let is_meant = row.path.contains(part) && !(is_other && path.ends_with("exact"));
-        if matches!(kind, "VirtualService" | "ServiceRouter") && is_meant {
+        if ROUTES.contains(&kind) && is_meant {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
+        }
+    }
+    if row.section == "RouteFilter" {
+        for (path, value) in beside_in_filter(&row.path) {
+            let value = serde_norway::from_str(value).unwrap();
+            write(&mut object, &format!("{prefix}{path}"), value);
         }
     }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);
-    let subsets = if matches!(kind, "VirtualService" | "ServiceRouter") {
-        SUBSETS
-    } else {
-        ""
-    };
+    let subsets = if ROUTES.contains(&kind) { SUBSETS } else { "" };
     let own = serde_norway::to_string(&object).unwrap();
     let loaded = load_text("t.yaml", &format!("{AROUND}{subsets}---\n{own}"));
     let (_, found) = compile(&loaded.objects, &CompileOptions::default());
@@ -302,7 +381,11 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("Service", fields_of::<Service>("spec")),
         ("EndpointSlice", fields_of::<EndpointSlice>("")),
         ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
+        ("WorkloadEntry", fields_of::<WorkloadEntry>("spec")),
         ("VirtualService", fields_of::<VirtualService>("spec")),
+        ("HTTPRoute", fields_of::<HttpRoute>("spec")),
+        ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
+        ("ReferenceGrant", fields_of::<ReferenceGrant>("spec")),
         ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
         (
@@ -329,8 +412,9 @@ fn the_model_and_the_page_have_the_same_fields() {
         model
             .iter()
             .any(|(section, paths)| match row.section.as_str() {
-                "StringMatch" | "TrafficPolicy" => {
-                    let inside = format!(".{}", row.path);
+                "StringMatch" | "TrafficPolicy" | "RouteFilter" => {
+                    let inside = row.path.trim_end_matches(['[', ']', '{', '}']);
+                    let inside = format!(".{inside}");
                     paths.iter().any(|path| path.ends_with(&inside))
                 }
                 own => {

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use crate::model::{Object, ObjectSet, Spec};
+use crate::{
+    model::{Object, ObjectSet, Spec},
+    registry::Members,
+};
 
 /// Whether an endpoint that could be used before cannot be any more.
 pub(crate) fn loses_endpoints(before: &ObjectSet, after: &ObjectSet) -> bool {
@@ -13,10 +16,19 @@ pub(crate) fn loses_endpoints(before: &ObjectSet, after: &ObjectSet) -> bool {
     })
 }
 
+/// Whether an instance that could be used before cannot be any more.
+pub(crate) fn loses_members(before: &Members, after: &Members) -> bool {
+    before.iter().any(|(id, held)| {
+        let new = after.get(id);
+        held.health.is_usable() && !new.is_some_and(|new| new.health.is_usable())
+    })
+}
+
 /// The addresses in an object that take requests.
 fn usable(object: &Object) -> BTreeSet<&str> {
     match &object.spec {
         Spec::ServiceEntry(entry) => entry.endpoints.iter().map(|e| &*e.address).collect(),
+        Spec::WorkloadEntry(entry) => [&*entry.address].into(),
         Spec::EndpointSlice(slice) => {
             let takes_requests = slice.endpoints.iter().filter(|endpoint| {
                 let conditions = endpoint.conditions;

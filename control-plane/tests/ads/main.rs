@@ -4,6 +4,7 @@
 mod broken;
 mod depth;
 mod kit;
+mod registry;
 
 use std::time::Duration;
 

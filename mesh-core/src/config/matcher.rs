@@ -42,6 +42,11 @@ impl Regex {
         })
     }
 
+    /// The source of an expression that matches `text` alone.
+    pub fn escaped(text: &str) -> String {
+        regex::escape(text)
+    }
+
     /// The expression as it was declared.
     pub fn as_str(&self) -> &str {
         &self.source

@@ -11,7 +11,7 @@
 use std::sync::{Mutex, OnceLock, PoisonError, atomic::Ordering::Relaxed};
 
 use crate::{
-    config::{CircuitBreakers, RetryBudget},
+    config::CircuitBreakers,
     shard::{self, Padded, Sharded},
     sync::{AtomicI32, AtomicI64, AtomicU32, AtomicU64},
 };
@@ -162,14 +162,23 @@ impl Circuit {
     }
 
     /// Takes a permit for a retry; give it back with [`release_retry`](Self::release_retry).
-    /// `false` when the budget's share is spent and its minimum is in flight.
-    pub fn try_acquire_retry(&self, budget: &RetryBudget) -> bool {
+    /// `false` when `max_retries`
+    /// are in flight, or where there is no such limit, when the budget's share is spent and its
+    /// minimum is in flight.
+    pub fn try_acquire_retry(&self, limits: &CircuitBreakers) -> bool {
         let in_flight = self.retries.fetch_add(1, Relaxed);
+        if let Some(limit) = limits.max_retries {
+            let is_permitted = in_flight < limit;
+            if !is_permitted {
+                self.retries.fetch_sub(1, Relaxed);
+            }
+            return is_permitted;
+        }
         if self.earned.fetch_sub(100, Relaxed) >= 100 {
             return true;
         }
         self.earned.fetch_add(100, Relaxed);
-        if in_flight < budget.min_retry_concurrency {
+        if in_flight < limits.retry_budget.min_retry_concurrency {
             return true;
         }
         self.retries.fetch_sub(1, Relaxed);
@@ -200,6 +209,7 @@ impl Circuit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RetryBudget;
 
     #[test]
     fn the_limit_holds_and_permits_come_back() {
@@ -260,19 +270,35 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_retries_holds_instead_of_the_budget() {
+        let circuit = Circuit::default();
+        let limits = CircuitBreakers {
+            max_retries: Some(1),
+            ..CircuitBreakers::default()
+        };
+        for _ in 0..100 {
+            assert!(circuit.try_acquire(&limits));
+        }
+        assert!(circuit.try_acquire_retry(&limits));
+        assert!(!circuit.try_acquire_retry(&limits), "whatever was earned");
+        circuit.release_retry();
+        assert!(circuit.try_acquire_retry(&limits));
+    }
+
+    #[test]
     fn the_budget_is_earned_by_requests_spent_by_retries_and_has_a_minimum() {
         let circuit = Circuit::default();
         let limits = CircuitBreakers {
             max_requests: u32::MAX,
+            retry_budget: RetryBudget {
+                percent: 20,
+                min_retry_concurrency: 3,
+            },
             ..CircuitBreakers::default()
-        };
-        let budget = RetryBudget {
-            percent: 20,
-            min_retry_concurrency: 3,
         };
         let retries = || {
             (0..1_000)
-                .filter(|_| circuit.try_acquire_retry(&budget))
+                .filter(|_| circuit.try_acquire_retry(&limits))
                 .count()
         };
         assert_eq!(retries(), 3, "the minimum, nothing was earned");

@@ -4,7 +4,9 @@
 //! to failures; that is outlier detection.
 
 mod circuit;
+mod connections;
 mod outlier;
 
 pub use circuit::{Circuit, RETRIES_EARNED_MAX};
+pub use connections::ConnectionCircuit;
 pub use outlier::{OutlierDetector, is_suspicious};

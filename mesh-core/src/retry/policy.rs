@@ -14,7 +14,8 @@ pub fn is_retriable(policy: &RetryPolicy, outcome: Outcome) -> bool {
         Outcome::Grpc(8) => RetryOn::RESOURCE_EXHAUSTED,
         Outcome::Grpc(13) => RetryOn::INTERNAL,
         Outcome::Grpc(14) => RetryOn::UNAVAILABLE,
-        Outcome::Grpc(_) => return false,
+        // Envoy: what overflows here would overflow again.
+        Outcome::Grpc(_) | Outcome::Overflow => return false,
         // gRPC users ask for UNAVAILABLE where Envoy users ask for connect-failure.
         Outcome::ConnectFailure => {
             RetryOn::CONNECT_FAILURE | RetryOn::SERVER_ERROR | RetryOn::UNAVAILABLE

@@ -32,6 +32,8 @@ pub struct Caller {
     pub source_ip: Option<IpAddr>,
     /// A number that its channel keeps, for `io.grpc.channel_id`.
     pub channel: Option<u64>,
+    /// The cluster of its session, by its index in the snapshot: taken if the route has it (gRFC A60).
+    pub cluster: Option<u32>,
 }
 
 /// What is to be done with a request.
@@ -126,7 +128,8 @@ pub struct GeneratedCookie {
 }
 
 impl GeneratedCookie {
-    pub(super) fn new(
+    /// Lives for `ttl`; zero is as long as its holder.
+    pub(crate) fn new(
         name: &str,
         value: &str,
         ttl: Duration,
@@ -297,7 +300,10 @@ impl<'t> Decision<'t> {
             hedge: None,
         };
         let Some(extras) = self.route.extras.as_deref() else {
-            forwarding.cluster = ChosenCluster::Index(forward.cluster(rng));
+            let index = caller.cluster.filter(|held| forward.has(*held));
+            forwarding.is_drawn &= index.is_none();
+            let index = index.unwrap_or_else(|| forward.cluster(rng));
+            forwarding.cluster = ChosenCluster::Index(index);
             return DecisionAction::Forward(forwarding);
         };
         let declared = &extras.forward;
@@ -313,10 +319,12 @@ impl<'t> Decision<'t> {
             name.clone_into(&mut self.cluster_name);
             forwarding.cluster = ChosenCluster::Named(name.to_owned());
         } else {
+            let held = caller.cluster.and_then(|held| forward.place_of(held));
             let number = number(extras, forwarding.hash, request);
-            forwarding.is_drawn &= number.is_none();
+            forwarding.is_drawn &= held.is_none() && number.is_none();
             let total = forward.total();
-            let place = forward.place(number.map_or_else(|| rng.below(total), |n| n % total));
+            let mut draw = || number.map_or_else(|| rng.below(total), |number| number % total);
+            let place = held.unwrap_or_else(|| forward.place(draw()));
             let (name, cluster) = &extras.clusters[place];
             name.as_str().clone_into(&mut self.cluster_name);
             self.place = Some(place);

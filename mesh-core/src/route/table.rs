@@ -126,6 +126,16 @@ impl ForwardAction {
             .min(self.clusters.len() - 1)
     }
 
+    /// Where a cluster is among the clusters.
+    pub(super) fn place_of(&self, index: u32) -> Option<usize> {
+        self.clusters.iter().position(|(_, held)| *held == index)
+    }
+
+    /// Whether it has this cluster.
+    pub(super) fn has(&self, index: u32) -> bool {
+        self.place_of(index).is_some()
+    }
+
     /// The index of the cluster at `place`.
     pub(super) fn cluster_at(&self, place: usize) -> u32 {
         self.clusters[place].1

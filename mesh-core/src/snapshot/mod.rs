@@ -108,6 +108,12 @@ impl ClusterSnapshot {
         self.picker.pick(&self.endpoints, context)
     }
 
+    /// Picks the endpoint of a session, and no other.
+    #[cold]
+    pub fn pick_only(&self, host: SocketAddr) -> PickResult {
+        self.pick_override(host).unwrap_or(PickResult::Fail)
+    }
+
     #[cold]
     fn pick_override(&self, host: SocketAddr) -> Option<PickResult> {
         let by_address = self.by_address.get_or_init(|| {

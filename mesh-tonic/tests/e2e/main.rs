@@ -2,6 +2,8 @@
 //! and failures under load.
 
 mod load;
+mod registry;
+mod rotation;
 mod traces;
 mod world;
 
@@ -454,8 +456,15 @@ async fn a_generated_client_works_in_a_spawned_task_and_deadlines_reach_the_serv
 
 /// A plain HTTP GET; the body.
 async fn get(address: SocketAddr, path: &str) -> String {
+    send(address, "GET", path, "").await
+}
+
+async fn send(address: SocketAddr, method: &str, path: &str, authorization: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         authorization: {authorization}\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

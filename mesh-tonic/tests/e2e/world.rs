@@ -21,7 +21,7 @@ use mesh_examples::greeter::{
     greeter_server::{Greeter, GreeterServer},
 };
 use mesh_tonic::{Channel, MeshExt};
-use mesh_tower::{Mesh, MeshBuilder, identity::PeerIdentity, telemetry::Telemetry};
+use mesh_tower::{Mesh, MeshBuilder, Registration, identity::PeerIdentity, telemetry::Telemetry};
 use mesh_xds_client::Bootstrap;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -139,6 +139,11 @@ impl World {
 
     /// What a member that is `account` and calls itself `node` starts from.
     pub(crate) fn bootstrap(&self, account: &str, node: &str, features: &[&str]) -> Bootstrap {
+        Bootstrap::from_json(&self.bootstrap_json(account, node, features)).unwrap()
+    }
+
+    /// The same as text, for another process.
+    pub(crate) fn bootstrap_json(&self, account: &str, node: &str, features: &[&str]) -> String {
         let token_file = self.dir.path().join(format!("{node}.token"));
         fs::write(&token_file, self.token(account)).unwrap();
         let server = |xds: &SocketAddr| {
@@ -164,7 +169,7 @@ impl World {
                 "default": {"plugin_name": "mesh_csr", "config": {"token_file": token_file}},
             },
         });
-        Bootstrap::from_json(&json.to_string()).unwrap()
+        json.to_string()
     }
 
     /// A greeter of the given version on a port of its own.
@@ -195,6 +200,16 @@ impl World {
         address: SocketAddr,
         version: &'static str,
     ) -> Server {
+        Self::serve_greeter(mesh, address, version, None)
+    }
+
+    /// A greeter that nobody declared: it registers itself.
+    pub(crate) fn serve_greeter(
+        mesh: Mesh,
+        address: SocketAddr,
+        version: &'static str,
+        registration: Option<Registration>,
+    ) -> Server {
         let listener = bind(address);
         let address = listener.local_addr().unwrap();
         let greeter = TestGreeter {
@@ -205,7 +220,12 @@ impl World {
         let served = Arc::clone(&greeter.served);
         let fail_next = Arc::clone(&greeter.fail_next);
         let routes = tonic::service::Routes::new(GreeterServer::new(greeter)).prepare();
-        let task = tokio::spawn(async move { mesh.serve(listener, routes).await });
+        let task = tokio::spawn(async move {
+            match registration {
+                Some(registration) => mesh.serve_as(registration, listener, routes).await,
+                None => mesh.serve(listener, routes).await,
+            }
+        });
         Server {
             address,
             fail_next,

@@ -14,5 +14,6 @@ mod plane;
 #[path = "../acceptance/resources.rs"]
 mod resources;
 mod scene;
+mod sessions;
 #[path = "../e2e/world.rs"]
 mod world;

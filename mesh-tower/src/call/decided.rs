@@ -12,6 +12,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use mesh_core::{
+    filter::Session,
     rng::SplitMix64,
     route::{
         Caller, ChosenCluster, CompiledAction, Decision, DecisionAction, Forwarding, RequestView,
@@ -40,9 +41,14 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
     protocol: Protocol,
     rng: &mut SplitMix64,
 ) -> Result<Chosen<'l, M>, Stop> {
+    let session = live.session(number);
+    let session = session.and_then(|config| Session::of(config, view));
     let caller = Caller {
         source_ip: crate::source_ip::of_process(),
         channel: Some(listener.channel()),
+        cluster: session
+            .as_ref()
+            .and_then(|session| live.find(session.cluster()?)),
     };
     let routes = &live.snapshot.routes;
     let decision = Box::new(routes.decide_route(number, view, &caller, rng));
@@ -93,6 +99,7 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
         cluster: live.clusters.get(cluster),
         filters: live.filters(number, cluster),
         decision: Some(decision),
+        session: session.map(Box::new),
     })
 }
 
@@ -118,6 +125,7 @@ fn answer(
 #[cold]
 pub(super) fn prepare<M: MakeEndpoint>(
     mut decision: Box<Decision<'_>>,
+    session: Option<Box<Session>>,
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
@@ -153,8 +161,11 @@ pub(super) fn prepare<M: MakeEndpoint>(
         route: None,
         affinity: Affinity {
             hash: forwarding.hash,
-            override_host: None,
+            override_host: session
+                .as_ref()
+                .and_then(|session| Some((session.endpoint()?, session.is_strict()))),
         },
+        session,
         dialled: original.filter(|_| forwarding.authority_of_endpoint),
         mirrors: forwarding.mirrors.into_iter().cloned().collect(),
         hedge: forwarding.hedge,

@@ -25,7 +25,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
     config::RetryPolicy,
-    filter::Filters,
+    filter::{Filters, Session},
     outcome::Outcome,
     rng::SplitMix64,
     route::{CompiledRoute, Decision, ForwardAction, RequestView},
@@ -285,7 +285,7 @@ fn proceed<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
-        match decided::prepare(decision, listener, live, outgoing) {
+        match decided::prepare(decision, chosen.session, listener, live, outgoing) {
             Ok(extras) => in_flight.extras = Some(extras),
             Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
         }
@@ -325,6 +325,7 @@ struct Chosen<'l, M: MakeEndpoint> {
     cluster: &'l Arc<ClusterRuntime<M>>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
+    session: Option<Box<Session>>,
     /// What the request meets before it is sent.
     filters: Option<&'l Filters>,
 }
@@ -428,7 +429,8 @@ fn choose<'l, M: MakeEndpoint>(
             format!("listener {name}: no route of virtual host {host} matches {method} {path}"),
         )));
     };
-    match route.plain() {
+    let plain = route.plain().filter(|_| live.session(number).is_none());
+    match plain {
         Some(forward) => {
             let cluster = forward.cluster(rng);
             Ok(Chosen {
@@ -436,6 +438,7 @@ fn choose<'l, M: MakeEndpoint>(
                 forward,
                 cluster: live.clusters.get(cluster),
                 decision: None,
+                session: None,
                 filters: live.filters(number, cluster),
             })
         }

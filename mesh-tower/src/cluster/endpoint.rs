@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::Response;
 use mesh_core::{
     config::Cluster,
+    health::ConnectionCircuit,
     stats::{Connectivity, EndpointStats},
 };
 use tokio::sync::Notify;
@@ -88,13 +89,18 @@ pub struct EndpointContext {
     pub(crate) signals: Arc<Signals>,
 }
 
-/// Who is told that an endpoint has changed.
+/// What the endpoints of a cluster share: who is told that one has changed, and how many connections
+/// there are.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
     /// Requests that wait for an endpoint.
     pub(crate) waiting: Notify,
     /// The task that maintains the cluster.
     pub(crate) maintenance: Notify,
+    /// Limits on connections and on requests that wait for one.
+    pub(crate) connections: ConnectionCircuit,
+    /// A connection has ended: there may be another one.
+    pub(crate) freed: Notify,
 }
 
 impl EndpointContext {

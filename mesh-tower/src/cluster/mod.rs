@@ -10,6 +10,7 @@ mod runtime;
 mod slot;
 mod state;
 
+pub(crate) use endpoint::Signals;
 pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub(crate) use registry::{BoundClusters, ClusterRegistry};
 pub(crate) use runtime::ClusterRuntime;

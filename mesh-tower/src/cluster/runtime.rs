@@ -44,6 +44,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let snapshot = Arc::clone(current.borrow_and_update().get());
         let (source, followed) = watch::channel(current);
         let signals = Arc::<Signals>::default();
+        set_limits(&signals, &snapshot);
         let services = bind(&snapshot, &[], &*make, &signals);
         let calls = metrics.cluster(handle.name.as_str());
         calls.set_endpoints(&snapshot);
@@ -127,6 +128,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
 
     fn update(self: &Arc<Self>, snapshot: &Arc<ClusterSnapshot>) {
         let held = Arc::clone(&self.load().services);
+        set_limits(&self.signals, snapshot);
         let services = bind(snapshot, &held, &*self.make, &self.signals);
         let load = Arc::clone(&self.load.lock().unwrap_or_else(PoisonError::into_inner));
         for shard in self.state.iter() {
@@ -199,6 +201,12 @@ async fn follow<M: MakeEndpoint>(
         };
         runtime.update(&snapshot);
         due = Some(Instant::now());
+    }
+}
+
+fn set_limits(signals: &Signals, snapshot: &ClusterSnapshot) {
+    if let Ok(config) = &snapshot.config {
+        signals.connections.set_limits(&config.circuit_breakers);
     }
 }
 

@@ -93,5 +93,8 @@ pub(super) fn bind<M: MakeEndpoint>(
 
 /// Whether connections made for one config serve the other.
 fn connects_alike(a: &Cluster, b: &Cluster) -> bool {
-    a.tls == b.tls && a.http_version == b.http_version && a.connect_timeout == b.connect_timeout
+    a.tls == b.tls
+        && a.http_version == b.http_version
+        && a.connect_timeout == b.connect_timeout
+        && a.connection == b.connection
 }

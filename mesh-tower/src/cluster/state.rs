@@ -33,8 +33,8 @@ use crate::{
 pub(crate) struct Affinity {
     /// The hash of its route's policies.
     pub(crate) hash: Option<u64>,
-    /// The endpoint of its session.
-    pub(crate) override_host: Option<SocketAddr>,
+    /// The endpoint of its session, and whether no other will do.
+    pub(crate) override_host: Option<(SocketAddr, bool)>,
 }
 
 impl Affinity {
@@ -155,7 +155,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// [`release_retry`](Self::release_retry).
     pub(crate) fn acquire_retry(&self) -> bool {
         let limits = self.limits();
-        limits.is_ok_and(|limits| self.totals.circuit.try_acquire_retry(&limits.retry_budget))
+        limits.is_ok_and(|limits| self.totals.circuit.try_acquire_retry(limits))
     }
 
     /// Gives back the permit of [`acquire_retry`](Self::acquire_retry).
@@ -176,7 +176,17 @@ impl<M: MakeEndpoint> ClusterState<M> {
         let snapshot = &self.snapshot;
         let mut context = PickContext::new(rng, previous);
         context.hash = affinity.hash;
-        context.override_host = affinity.override_host;
+        if let Some((host, is_strict)) = affinity.override_host {
+            if is_strict {
+                return match snapshot.pick_only(host) {
+                    PickResult::Endpoint(index) => Some(Ok(index as u32)),
+                    PickResult::Queue => None,
+                    PickResult::Fail => Some(Err(self.session_lost(host))),
+                };
+            }
+            // As in Envoy, whoever tries again goes elsewhere.
+            context.override_host = previous.is_empty().then_some(host);
+        }
         if self.observes() {
             context.now = Some(Instant::now().into_std());
         }
@@ -206,7 +216,8 @@ impl<M: MakeEndpoint> ClusterState<M> {
         latency: Option<Duration>,
         report: Option<&LoadReport>,
     ) {
-        let observation = latency.map(|latency| Observation {
+        let observed = latency.filter(|_| verdict != Verdict::NotAsked);
+        let observation = observed.map(|latency| Observation {
             now: Instant::now().into_std(),
             latency,
             is_success: verdict == Verdict::Success,
@@ -240,6 +251,18 @@ impl<M: MakeEndpoint> ClusterState<M> {
             named: &named,
         };
         self.load.record_metrics(endpoint, &metrics);
+    }
+
+    #[cold]
+    fn session_lost(&self, host: SocketAddr) -> Error {
+        Error::new(
+            ErrorKind::NoEndpoint,
+            format!(
+                "cluster {}: endpoint {host} of the session cannot be used, and no other will do \
+                 (strict)",
+                self.name()
+            ),
+        )
     }
 
     fn no_endpoint(&self) -> Error {

@@ -6,10 +6,12 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use mesh_core::config::TcpKeepalive;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -17,6 +19,7 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
+use super::permit::{ConnectionPermit, Connections};
 use crate::{
     BoxError,
     cluster::EndpointContext,
@@ -27,14 +30,11 @@ use crate::{
 /// Sent data that stays unacknowledged this long ends the connection (`TCP_USER_TIMEOUT`), as gRPC
 /// sets it beside its keepalive.
 pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
-/// Idle time after which a connection is probed (`TCP_KEEPIDLE`).
-pub const KEEPALIVE_TIME: Duration = Duration::from_secs(20);
-/// Time between probes (`TCP_KEEPINTVL`); as many as the kernel says go unanswered before the end.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How to reach one endpoint.
 pub(super) struct Dialer {
     pub(super) context: EndpointContext,
+    pub(super) connections: Connections,
     tls: Tls,
 }
 
@@ -57,26 +57,39 @@ impl Dialer {
                 Tls::On(Box::new(sessions))
             }
         };
-        Self { context, tls }
+        Self {
+            connections: Connections::new(Arc::clone(&context.signals)),
+            context,
+            tls,
+        }
     }
 
     /// Connects within the cluster's connect timeout. `alpn` is offered where there is TLS.
     ///
     /// # Errors
     /// When the connection or the handshake fails; never falls back to plaintext.
-    pub(super) async fn dial(&self, alpn: Alpn) -> Result<Stream, BoxError> {
+    pub(super) async fn dial(
+        &self,
+        alpn: Alpn,
+        permit: ConnectionPermit,
+    ) -> Result<Stream, BoxError> {
         let limit = self.context.cluster.connect_timeout;
-        timeout(limit, self.connect(alpn))
+        let io = timeout(limit, self.connect(alpn))
             .await
-            .unwrap_or_else(|_| Err(format!("no connection within {limit:?}").into()))
+            .unwrap_or_else(|_| Err(format!("no connection within {limit:?}").into()))?;
+        Ok(Stream {
+            io,
+            _permit: permit,
+        })
     }
 
-    async fn connect(&self, alpn: Alpn) -> Result<Stream, BoxError> {
+    async fn connect(&self, alpn: Alpn) -> Result<Io, BoxError> {
         let tcp = TcpStream::connect(self.context.address).await?;
         tcp.set_nodelay(true)?;
-        find_the_dead(&tcp);
+        let keepalive = self.context.cluster.connection.tcp_keepalive;
+        find_the_dead(&tcp, keepalive.unwrap_or_default());
         match &self.tls {
-            Tls::Off => Ok(Stream::Plain(tcp)),
+            Tls::Off => Ok(Io::Plain(tcp)),
             Tls::Unusable => Err(
                 "the cluster asks for mTLS and this process has no identity: configure the \
                      certificate provider `default` in the bootstrap"
@@ -85,7 +98,7 @@ impl Dialer {
             Tls::On(sessions) => {
                 let session = sessions.iter().find(|(offered, _)| *offered == alpn);
                 let (_, tls) = session.ok_or("no TLS session for the protocol")?;
-                Ok(Stream::Tls(Box::new(
+                Ok(Io::Tls(Box::new(
                     tls.connect(tcp, self.context.address).await?,
                 )))
             }
@@ -94,11 +107,14 @@ impl Dialer {
 }
 
 /// Lets the kernel find out that the peer vanished. A kernel that cannot is worse, not wrong.
-fn find_the_dead(tcp: &TcpStream) {
+fn find_the_dead(tcp: &TcpStream, config: TcpKeepalive) {
     let socket = socket2::SockRef::from(tcp);
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(KEEPALIVE_TIME)
-        .with_interval(KEEPALIVE_INTERVAL);
+    let mut keepalive = socket2::TcpKeepalive::new()
+        .with_time(config.time)
+        .with_interval(config.interval);
+    if let Some(probes) = config.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
     _ = socket.set_tcp_keepalive(&keepalive);
     #[cfg(target_os = "linux")]
     {
@@ -106,8 +122,13 @@ fn find_the_dead(tcp: &TcpStream) {
     }
 }
 
-/// A connection.
-pub(super) enum Stream {
+/// A connection, with its permit.
+pub(super) struct Stream {
+    io: Io,
+    _permit: ConnectionPermit,
+}
+
+enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -115,9 +136,9 @@ pub(super) enum Stream {
 impl Stream {
     /// Whether the peer chose HTTP/2 in the handshake; `None` without TLS.
     pub(super) fn negotiated_http2(&self) -> Option<bool> {
-        match self {
-            Self::Plain(_) => None,
-            Self::Tls(stream) => Some(stream.get_ref().1.alpn_protocol() == Some(b"h2")),
+        match &self.io {
+            Io::Plain(_) => None,
+            Io::Tls(stream) => Some(stream.get_ref().1.alpn_protocol() == Some(b"h2")),
         }
     }
 }
@@ -128,9 +149,9 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -141,9 +162,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -152,30 +173,30 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.io {
+            Io::Plain(stream) => stream.is_write_vectored(),
+            Io::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

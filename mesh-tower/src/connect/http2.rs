@@ -7,6 +7,10 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker, ready},
 };
 
@@ -20,7 +24,12 @@ use http::{
 };
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::dial::Stream;
+use mesh_core::config::{ConnectionOptions, Http2Options};
+
+use super::{
+    dial::Stream,
+    driver::{Driver, Streams},
+};
 use crate::{
     Body, BoxError, Outgoing,
     error::{DispatchError, DispatchErrorKind},
@@ -41,6 +50,40 @@ pub(super) struct Connection {
     handle: SendRequest<Bytes>,
     /// Whether it is the keeper's, and so what makes its endpoint ready.
     pub(super) is_kept: bool,
+    streams: Arc<Streams>,
+    /// Streams that were begun while the endpoint was [crowded](super::crowd).
+    pub(super) counted: AtomicU32,
+    quota: Option<Quota>,
+}
+
+/// Requests that a connection takes in all (`max_requests_per_connection`).
+struct Quota {
+    taken: AtomicU32,
+    max: u32,
+}
+
+/// What a connection's quota says of a request.
+pub(super) enum Admission {
+    Yes,
+    /// Yes, and it is time for another connection.
+    Renew,
+    No,
+}
+
+impl Quota {
+    fn admit(&self) -> Admission {
+        let taken = self.taken.fetch_add(1, Relaxed);
+        // A tenth before the end: the next connection is there when this one is used up.
+        let renew_at = self.max - (self.max / 10).max(1);
+        match taken {
+            taken if taken >= self.max => {
+                self.taken.store(self.max, Relaxed);
+                Admission::No
+            }
+            taken if taken == renew_at => Admission::Renew,
+            _ => Admission::Yes,
+        }
+    }
 }
 
 /// Speaks HTTP/2 on `stream`. The second half must be polled for anything to happen; it ends with the
@@ -48,16 +91,36 @@ pub(super) struct Connection {
 pub(super) async fn handshake(
     stream: Stream,
     is_kept: bool,
-) -> Result<(Connection, h2::client::Connection<Stream, Bytes>), BoxError> {
+    options: &ConnectionOptions,
+) -> Result<(Connection, Driver), BoxError> {
+    let Http2Options {
+        max_concurrent_streams,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        keepalive,
+    } = options.http2;
     let (handle, connection) = h2::client::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(initial_stream_window_size.unwrap_or(STREAM_WINDOW))
+        .initial_connection_window_size(initial_connection_window_size.unwrap_or(CONNECTION_WINDOW))
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_MAX)
         .enable_push(false)
         .handshake(stream)
         .await?;
-    Ok((Connection { handle, is_kept }, connection))
+    let streams = Streams::new(max_concurrent_streams);
+    let driver = Driver::new(connection, keepalive, Arc::clone(&streams));
+    let quota = options.max_requests_per_connection.map(|max| Quota {
+        taken: AtomicU32::new(0),
+        max,
+    });
+    let connection = Connection {
+        handle,
+        is_kept,
+        streams,
+        counted: AtomicU32::new(0),
+        quota,
+    };
+    Ok((connection, driver))
 }
 
 impl Connection {
@@ -66,6 +129,21 @@ impl Connection {
         let mut cx = Context::from_waker(Waker::noop());
         // A clone has no stream of its own that it would wait for.
         !matches!(self.handle.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    /// Streams that may be open at a time.
+    #[inline]
+    pub(super) fn streams_max(&self) -> u32 {
+        self.streams.max()
+    }
+
+    /// Whether it takes one more request, of all that it may take.
+    #[inline]
+    pub(super) fn admit(&self) -> Admission {
+        match &self.quota {
+            None => Admission::Yes,
+            Some(quota) => quota.admit(),
+        }
     }
 
     /// Begins a stream with `request`.

@@ -1,12 +1,12 @@
 //! The task of one endpoint: connect, drive, reconnect.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use mesh_core::{config::HttpVersion, rng::Rng, stats::Connectivity};
 use tokio::time::{Instant, sleep};
 
-use super::{dial::Stream, endpoint::Shared, http1::Pooled, http2};
-use crate::{BoxError, rng, tls::Alpn};
+use super::{dial::Stream, driver::Driver, http1::Pooled, http2, shared::Shared};
+use crate::{BoxError, rng, tls::Alpn, within::within};
 
 /// First pause after a failed connect; gRPC's connection backoff.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
@@ -65,29 +65,47 @@ async fn connect(shared: &Arc<Shared>) -> Result<Ended, BoxError> {
         HttpVersion::Http1 => Alpn::Http1,
         HttpVersion::ByRequest => Alpn::Either,
     };
-    let stream = shared.dialer.dial(alpn).await?;
+    let permit = shared.dialer.connections.permit_kept();
+    let stream = shared.dialer.dial(alpn, permit).await?;
     let is_http2 = match context.cluster.http_version {
         HttpVersion::Http2 => true,
         HttpVersion::Http1 => false,
         HttpVersion::ByRequest => stream.negotiated_http2().unwrap_or(false),
     };
     if is_http2 {
-        return keep_http2(shared, stream).await;
+        return keep_http2(shared, stream, alpn).await;
     }
     // HTTP/1.1 connections come and go with requests: the first one only shows that the endpoint
     // takes connections. A request that cannot connect asks for the next look.
     shared.http1.put(Pooled::handshake(stream).await?);
     shared.set_connectivity(Connectivity::Ready);
-    shared.reconnect.notified().await;
+    loop {
+        let look_again = shared.http1.reap().map(|pause| Instant::now() + pause);
+        if within(look_again, shared.reconnect.notified())
+            .await
+            .is_some()
+        {
+            break;
+        }
+    }
     shared.set_connectivity(Connectivity::Connecting);
     Ok(Ended::Asked)
 }
 
-async fn keep_http2(shared: &Arc<Shared>, stream: Stream) -> Result<Ended, BoxError> {
-    let (connection, driver) = http2::handshake(stream, true).await?;
-    let held = shared.put_http2(connection);
+/// How often an idle timeout looks at its connection.
+const IDLE_LOOKS: u32 = 4;
+
+async fn keep_http2(shared: &Arc<Shared>, stream: Stream, alpn: Alpn) -> Result<Ended, BoxError> {
+    let options = &shared.dialer.context.cluster.connection;
+    let (connection, driver) = http2::handshake(stream, true, options).await?;
+    let mut held = shared.put_http2(connection);
     shared.set_connectivity(Connectivity::Ready);
     let mut driver = Box::pin(driver);
+    let mut renewal = None;
+    let aged = |from: Instant| options.max_connection_duration.map(|age| from + age);
+    let mut due = aged(Instant::now());
+    let idle_timeout = options.idle_timeout.filter(|timeout| !timeout.is_zero());
+    let mut idle = Idle::new(shared);
     loop {
         tokio::select! {
             ended = &mut driver => {
@@ -95,7 +113,7 @@ async fn keep_http2(shared: &Arc<Shared>, stream: Stream) -> Result<Ended, BoxEr
                     tracing::debug!(
                         target: "mesh::connect",
                         endpoint = %shared.dialer.context.address,
-                        error = &error as &dyn std::error::Error,
+                        error = &*error as &dyn std::error::Error,
                         "connection lost"
                     );
                 }
@@ -111,6 +129,32 @@ async fn keep_http2(shared: &Arc<Shared>, stream: Stream) -> Result<Ended, BoxEr
                 drop(tokio::spawn(driver));
                 break;
             }
+            () = sleep_until(due), if renewal.is_none() => {
+                renewal = Some(Box::pin(another(shared, alpn)));
+            }
+            () = shared.renew.notified(), if renewal.is_none() => {
+                renewal = Some(Box::pin(another(shared, alpn)));
+            }
+            made = poll_some(&mut renewal) => {
+                renewal = None;
+                let Ok((connection, its_driver)) = made else {
+                    due = Some(Instant::now() + pause(1));
+                    continue;
+                };
+                // The old one is left to its streams only now that there is another.
+                held = shared.put_http2(connection);
+                drop(tokio::spawn(std::mem::replace(&mut driver, Box::pin(its_driver))));
+                due = aged(Instant::now());
+            }
+            () = sleep_until(idle_timeout.map(|timeout| Instant::now() + timeout / IDLE_LOOKS)) => {
+                if idle.is_over(shared) {
+                    shared.rest(&held);
+                    drop(tokio::spawn(driver));
+                    shared.reconnect.notified().await;
+                    shared.set_connectivity(Connectivity::Connecting);
+                    return Ok(Ended::Asked);
+                }
+            }
         }
     }
     shared.set_connectivity(Connectivity::Connecting);
@@ -118,8 +162,80 @@ async fn keep_http2(shared: &Arc<Shared>, stream: Stream) -> Result<Ended, BoxEr
     Ok(Ended::Lost)
 }
 
+/// A connection that takes the place of one that is still good.
+async fn another(
+    shared: &Arc<Shared>,
+    alpn: Alpn,
+) -> Result<(http2::Connection, Driver), BoxError> {
+    let permit = shared.dialer.connections.permit_kept();
+    let stream = shared.dialer.dial(alpn, permit).await?;
+    let options = &shared.dialer.context.cluster.connection;
+    http2::handshake(stream, true, options).await
+}
+
+/// Tells whether requests have come.
+struct Idle {
+    seen: u64,
+    /// Looks in a row that saw none.
+    looks: u32,
+}
+
+impl Idle {
+    fn new(shared: &Shared) -> Self {
+        Self {
+            seen: Self::ended(shared),
+            looks: 0,
+        }
+    }
+
+    fn ended(shared: &Shared) -> u64 {
+        let stats = &shared.dialer.context.stats;
+        stats.succeeded() + stats.failed()
+    }
+
+    fn is_over(&mut self, shared: &Shared) -> bool {
+        let ended = Self::ended(shared);
+        let is_used = shared.in_flight() > 0 || ended != self.seen;
+        self.looks = if is_used { 0 } else { self.looks + 1 };
+        self.seen = ended;
+        self.looks >= IDLE_LOOKS
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn poll_some<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
 fn pause(failures: u32) -> Duration {
     let nominal = BACKOFF_BASE.mul_f64(BACKOFF_FACTOR.powi(failures.min(32) as i32 - 1));
     let jitter = 1.0 - BACKOFF_JITTER + 2.0 * BACKOFF_JITTER * rng::fork().unit();
     nominal.min(BACKOFF_MAX).mul_f64(jitter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_grows_to_its_bound_and_is_spread() {
+        for (failures, nominal) in [(1, 1.0), (2, 1.6), (3, 2.56), (40, 15.0), (u32::MAX, 15.0)] {
+            let pauses: Vec<_> = (0..200).map(|_| pause(failures).as_secs_f64()).collect();
+            let within = |pause: &f64| (0.8 * nominal..=1.2 * nominal).contains(pause);
+            assert!(pauses.iter().all(within), "{failures}: {pauses:?}");
+            // Processes that lost the same server do not come back at the same moment.
+            let (low, high) = (0.9 * nominal, 1.1 * nominal);
+            assert!(pauses.iter().any(|pause| *pause < low), "{failures}");
+            assert!(pauses.iter().any(|pause| *pause > high), "{failures}");
+        }
+    }
 }

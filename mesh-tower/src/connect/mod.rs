@@ -3,15 +3,19 @@
 //! Stages 11 and 12. Each endpoint has one keeper task that connects, drives the HTTP/2 connection
 //! and reconnects; a request becomes a stream on it, without a queue or a task of its own.
 
+mod crowd;
 mod dial;
+mod driver;
 mod endpoint;
 mod http1;
 mod http2;
 mod keeper;
+mod permit;
+mod shared;
 
 use std::fmt;
 
-pub use dial::{KEEPALIVE_INTERVAL, KEEPALIVE_TIME, UNACKNOWLEDGED_MAX};
+pub use dial::UNACKNOWLEDGED_MAX;
 pub use endpoint::{HyperBody, HyperEndpoint, HyperExchange};
 
 use crate::{

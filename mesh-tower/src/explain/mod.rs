@@ -202,6 +202,7 @@ pub(crate) fn explain<M: MakeEndpoint>(
         let caller = Caller {
             source_ip: crate::source_ip::of_process(),
             channel: Some(listener.channel()),
+            cluster: None,
         };
         let mut rng = SplitMix64::new(0);
         let decision = snapshot

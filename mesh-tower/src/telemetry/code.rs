@@ -168,6 +168,7 @@ impl From<Outcome> for Code {
             Outcome::Refused => Self::Refused,
             Outcome::Reset => Self::Reset,
             Outcome::PerTryTimeout => Self::Timeout,
+            Outcome::Overflow => Self::Overload,
         }
     }
 }

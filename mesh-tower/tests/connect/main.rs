@@ -1,5 +1,6 @@
 //! Endpoints over real sockets: protocols, reuse, and servers that come and go under load.
 
+mod pool;
 mod server;
 
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};

@@ -19,7 +19,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     task::{JoinHandle, JoinSet},
 };
 
@@ -27,9 +27,71 @@ pub(crate) struct TestServer {
     address: SocketAddr,
     pub(crate) connections: Arc<AtomicUsize>,
     pub(crate) served: Arc<AtomicUsize>,
+    /// The most connections that were open at a time.
+    pub(crate) most_open: Arc<AtomicUsize>,
+    /// The most requests that came on one connection.
+    pub(crate) most_requests: Arc<AtomicUsize>,
+    pub(crate) gate: Arc<Gate>,
+    seen: Seen,
     progress: Arc<Notify>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+}
+
+/// How a server is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settings {
+    /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
+    pub(crate) max_streams: Option<u32>,
+}
+
+/// What a server has seen.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    connections: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    most_open: Arc<AtomicUsize>,
+    most_requests: Arc<AtomicUsize>,
+    served: Arc<AtomicUsize>,
+}
+
+/// Holds requests at the server.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    is_open: watch::Sender<bool>,
+    held: watch::Sender<usize>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            is_open: watch::Sender::new(true),
+            held: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        self.is_open.send_replace(false);
+    }
+
+    pub(crate) fn open(&self) {
+        self.is_open.send_replace(true);
+    }
+
+    /// Waits until it holds `count` requests.
+    pub(crate) async fn has(&self, count: usize) {
+        let mut held = self.held.subscribe();
+        held.wait_for(|held| *held >= count).await.unwrap();
+    }
+
+    async fn pass(&self) {
+        let mut is_open = self.is_open.subscribe();
+        self.held.send_modify(|held| *held += 1);
+        is_open.wait_for(|is_open| *is_open).await.unwrap();
+        self.held.send_modify(|held| *held -= 1);
+    }
 }
 
 impl TestServer {
@@ -37,25 +99,36 @@ impl TestServer {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
+    pub(crate) async fn start_with(set: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::default();
+        set(&mut settings);
+        Self::start_as(SocketAddr::from(([127, 0, 0, 1], 0)), settings).await
+    }
+
     pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        Self::start_as(address, Settings::default()).await
+    }
+
+    async fn start_as(address: SocketAddr, settings: Settings) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(address).unwrap();
         let listener = socket.listen(1024).unwrap();
         let address = listener.local_addr().unwrap();
-        let (connections, served) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let seen = Seen::default();
+        let gate = Arc::<Gate>::default();
         let progress = Arc::new(Notify::new());
         let (stop, stopped) = oneshot::channel();
-        let state = (
-            Arc::clone(&connections),
-            Arc::clone(&served),
-            Arc::clone(&progress),
-        );
-        let task = tokio::spawn(serve(listener, state, stopped));
+        let state = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
+        let task = tokio::spawn(serve(listener, settings, state, stopped));
         Self {
             address,
-            connections,
-            served,
+            connections: Arc::clone(&seen.connections),
+            served: Arc::clone(&seen.served),
+            most_open: Arc::clone(&seen.most_open),
+            most_requests: Arc::clone(&seen.most_requests),
+            gate,
+            seen,
             progress,
             stop,
             task,
@@ -79,6 +152,19 @@ impl TestServer {
         }
     }
 
+    /// Waits until `count` connections are open.
+    pub(crate) async fn has_open(&self, count: usize) {
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if self.seen.open.load(Relaxed) == count {
+                return;
+            }
+            progress.await;
+        }
+    }
+
     /// Stops taking connections, says so on the open ones, and waits for them.
     pub(crate) async fn stop(self) -> SocketAddr {
         self.stop.send(()).unwrap();
@@ -94,11 +180,12 @@ impl TestServer {
     }
 }
 
-type State = (Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<Notify>);
+type State = (Seen, Arc<Notify>, Arc<Gate>);
 
 async fn serve(
     listener: TcpListener,
-    (connections, served, progress): State,
+    settings: Settings,
+    (seen, progress, gate): State,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let graceful = GracefulShutdown::new();
@@ -110,22 +197,38 @@ async fn serve(
             _ = &mut stopped => break,
         };
         stream.set_nodelay(true).unwrap();
-        connections.fetch_add(1, Relaxed);
-        let (served, progress) = (Arc::clone(&served), Arc::clone(&progress));
+        seen.connections.fetch_add(1, Relaxed);
+        let open = seen.open.fetch_add(1, Relaxed) + 1;
+        seen.most_open.fetch_max(open, Relaxed);
+        let requests = Arc::<AtomicUsize>::default();
+        let (seen, progress, gate) = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
+        let closed = (Arc::clone(&seen.open), Arc::clone(&progress));
         let service = service_fn(move |request| {
-            let (served, progress) = (Arc::clone(&served), Arc::clone(&progress));
+            let (seen, progress, gate) = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
+            let requests = requests.fetch_add(1, Relaxed) + 1;
+            seen.most_requests.fetch_max(requests, Relaxed);
             async move {
+                gate.pass().await;
                 let response = answer(request).await;
-                served.fetch_add(1, Relaxed);
+                seen.served.fetch_add(1, Relaxed);
                 progress.notify_waiters();
                 Ok::<_, Infallible>(response)
             }
         });
-        let builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        if let Some(max) = settings.max_streams {
+            builder.http2().max_concurrent_streams(max);
+        }
         let connection = builder
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
-        tasks.spawn(graceful.watch(connection));
+        let connection = graceful.watch(connection);
+        tasks.spawn(async move {
+            _ = connection.await;
+            let (open, progress) = closed;
+            open.fetch_sub(1, Relaxed);
+            progress.notify_waiters();
+        });
     }
     drop(listener);
     graceful.shutdown().await;

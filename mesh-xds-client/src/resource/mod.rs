@@ -8,6 +8,7 @@
 
 mod balance;
 mod cluster;
+mod connection;
 mod discovery;
 mod endpoint;
 mod filter;

@@ -1,6 +1,8 @@
 //! What objects mean together.
 
+mod gateway;
 mod routes;
+mod visibility;
 
 use mesh_core::config::*;
 

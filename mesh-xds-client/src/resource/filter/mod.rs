@@ -12,6 +12,7 @@ mod header_mutation;
 mod local_ratelimit;
 mod rate_limit;
 mod rbac;
+mod stateful_session;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -52,7 +53,7 @@ struct FilterType {
 }
 
 /// What is known.
-const TYPES: [FilterType; 7] = [
+const TYPES: [FilterType; 8] = [
     rbac::TYPE,
     fault::TYPE,
     local_ratelimit::TYPE,
@@ -60,6 +61,7 @@ const TYPES: [FilterType; 7] = [
     cors::TYPE,
     header_mutation::TYPE,
     buffer::TYPE,
+    stateful_session::TYPE,
 ];
 
 const BOTH: &[Side] = &[Side::Client, Side::Server];

@@ -2,6 +2,7 @@
 
 mod balance;
 mod cluster;
+mod connection;
 mod discovery;
 mod endpoint;
 mod extras;

@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::{
     config::{
         common::mutation_rules::v3::{HeaderMutation as Mutation, header_mutation},
-        core::v3::RuntimeFractionalPercent,
+        core::v3::{RuntimeFractionalPercent, TypedExtensionConfig},
         route::v3::{
             RateLimit,
             rate_limit::{
@@ -29,10 +29,15 @@ use envoy_types::pb::envoy::{
                 fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
                 header_mutation::v3::{HeaderMutation, Mutations},
                 local_ratelimit::v3::LocalRateLimit,
+                stateful_session::v3::StatefulSession,
             },
         },
+        http::stateful_session::cookie::v3::CookieBasedSessionState,
     },
-    r#type::v3::{FractionalPercent, TokenBucket},
+    r#type::{
+        http::v3::Cookie,
+        v3::{FractionalPercent, TokenBucket},
+    },
 };
 
 use super::{
@@ -247,4 +252,19 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         max_request_bytes: uint32(1),
     };
     add(t, "", k, &buffer, |m| on_server(any(&m)));
+    let in_session = |state: CookieBasedSessionState| StatefulSession {
+        session_state: Some(TypedExtensionConfig {
+            name: "cookie".into(),
+            typed_config: Some(any(&state)),
+        }),
+        ..StatefulSession::default()
+    };
+    let state = CookieBasedSessionState {
+        cookie: Some(Cookie {
+            name: "c".into(),
+            ..Cookie::default()
+        }),
+    };
+    add(t, "", k, &in_session(state.clone()), |m| on_client(any(&m)));
+    add(t, "", k, &state, |m| on_client(any(&in_session(m))));
 }

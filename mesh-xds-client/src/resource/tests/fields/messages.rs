@@ -51,7 +51,7 @@ use envoy_types::pb::envoy::{
 
 use super::{
     super::*,
-    filters,
+    clusters, filters,
     probe::{Fate, probe},
     routes,
 };
@@ -273,6 +273,7 @@ pub(super) fn table() -> Table {
         })
     });
     balance(t);
+    clusters::connections(t);
     add(t, "", Kind::Cluster, &Thresholds::default(), |m| {
         any(&ClusterProto {
             circuit_breakers: Some(CircuitBreakers {
@@ -543,7 +544,7 @@ fn eds() -> EdsClusterConfig {
     }
 }
 
-fn cluster() -> ClusterProto {
+pub(super) fn cluster() -> ClusterProto {
     use envoy_types::pb::envoy::config::cluster::v3::cluster::ClusterDiscoveryType;
     ClusterProto {
         name: "c".into(),

@@ -1,5 +1,6 @@
 //! Every field of every supported resource has a fate, and docs/xds-fields.md says which.
 
+mod clusters;
 mod filters;
 mod messages;
 mod probe;
@@ -33,6 +34,9 @@ const NOTES: &[(&str, &[&str])] = &[
             "RetryPolicy retriable_status_codes",
             "WeightedCluster clusters",
             "Cluster circuit_breakers",
+            "Cluster common_http_protocol_options",
+            "Cluster upstream_connection_options",
+            "HttpProtocolOptions common_http_protocol_options",
             "Cluster lb_config.LeastRequestLbConfig",
             "Cluster lb_config.RoundRobinLbConfig",
             "Cluster common_lb_config",
@@ -66,6 +70,7 @@ const NOTES: &[(&str, &[&str])] = &[
             "RateLimit.Action.HeaderValueMatch expect_match",
             "AdaptiveConcurrency concurrency_limit_exceeded_status",
             "AdaptiveConcurrency enabled",
+            "StatefulSession session_state",
         ],
     ),
     (
@@ -146,6 +151,21 @@ const NOTES: &[(&str, &[&str])] = &[
             "RouteConfiguration max_direct_response_body_size_bytes",
             "RouteConfiguration validate_clusters",
             "Cluster cleanup_interval",
+            "Http2ProtocolOptions (of clusters) disallow_obs_text",
+            "Http2ProtocolOptions (of clusters) enable_huffman_encoding",
+            "Http2ProtocolOptions (of clusters) hpack_table_size",
+            "Http2ProtocolOptions (of clusters) max_consecutive_inbound_frames_with_empty_payload",
+            "Http2ProtocolOptions (of clusters) max_header_field_size_kb",
+            "Http2ProtocolOptions (of clusters) max_inbound_priority_frames_per_stream",
+            "Http2ProtocolOptions (of clusters) max_inbound_window_update_frames_per_data_frame_sent",
+            "Http2ProtocolOptions (of clusters) max_metadata_size",
+            "Http2ProtocolOptions (of clusters) max_outbound_control_frames",
+            "Http2ProtocolOptions (of clusters) max_outbound_frames",
+            "Http2ProtocolOptions (of clusters) override_stream_error_on_invalid_http_message",
+            "Http2ProtocolOptions (of clusters) stream_error_on_invalid_http_messaging",
+            "Http2ProtocolOptions (of clusters) stream_reset_burst",
+            "Http2ProtocolOptions (of clusters) stream_reset_rate",
+            "Http2ProtocolOptions (of clusters) use_oghttp2_codec",
             "Cluster per_connection_buffer_high_watermark_timeout",
             "Cluster per_connection_buffer_limit_bytes",
             "Cluster wait_for_warm_on_init",
