@@ -34,6 +34,8 @@ pub enum Verdict {
     GatewayFailure,
     /// It did not answer.
     LocalFailure,
+    /// Nothing: another attempt answered first.
+    Abandoned,
     /// It was not asked.
     NotAsked,
 }
@@ -68,5 +70,18 @@ impl Outcome {
     /// Whether the server never saw the request, so that sending it again is always safe.
     pub fn never_sent(self) -> bool {
         matches!(self, Self::ConnectFailure | Self::Refused | Self::Overflow)
+    }
+}
+
+/// The gRPC status of a response that has none but its HTTP status (gRPC, "HTTP to gRPC Status Code
+/// Mapping").
+pub fn grpc_status_of(http: u16) -> u32 {
+    match http {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
     }
 }

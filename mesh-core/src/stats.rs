@@ -101,6 +101,7 @@ impl Streaks {
     fn after(self, verdict: Verdict) -> Self {
         match verdict {
             Verdict::Success => Self::default(),
+            Verdict::Abandoned => self,
             Verdict::LocalFailure => Self {
                 any: self.any + 1,
                 any_gateway: self.any_gateway + 1,
@@ -161,7 +162,7 @@ impl EndpointStats {
 
     #[cold]
     fn count_failure(&self, verdict: Verdict) {
-        if verdict == Verdict::NotAsked {
+        if matches!(verdict, Verdict::NotAsked | Verdict::Abandoned) {
             return;
         }
         self.failed.fetch_add(1, Relaxed);

@@ -54,6 +54,8 @@ pub enum ErrorKind {
     Reset,
     /// An attempt took longer than its limit.
     PerTryTimeout,
+    /// Nothing was sent or received for longer than the limit.
+    IdleTimeout,
 }
 
 /// Where an [`Error`] comes from.
@@ -76,7 +78,9 @@ impl From<ErrorKind> for Code {
             | ErrorKind::Unsupported
             | ErrorKind::NoEndpoint => Self::Unroutable,
             ErrorKind::CircuitOpen | ErrorKind::Dropped => Self::Overload,
-            ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => Self::Timeout,
+            ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout | ErrorKind::IdleTimeout => {
+                Self::Timeout
+            }
             ErrorKind::Connect => Self::ConnectFailure,
             ErrorKind::Refused => Self::Refused,
             ErrorKind::Reset => Self::Reset,
@@ -128,7 +132,8 @@ impl Error {
             | ErrorKind::Connect
             | ErrorKind::Refused
             | ErrorKind::Reset
-            | ErrorKind::PerTryTimeout => Origin::Upstream,
+            | ErrorKind::PerTryTimeout
+            | ErrorKind::IdleTimeout => Origin::Upstream,
         }
     }
 
@@ -136,7 +141,10 @@ impl Error {
     pub fn is_retry_safe(&self) -> bool {
         !matches!(
             self.inner.kind,
-            ErrorKind::Reset | ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout
+            ErrorKind::Reset
+                | ErrorKind::DeadlineExceeded
+                | ErrorKind::PerTryTimeout
+                | ErrorKind::IdleTimeout
         )
     }
 

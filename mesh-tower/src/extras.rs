@@ -13,8 +13,9 @@ use mesh_core::{
     route::{RequestView, ResponseChanges},
     snapshot::Snapshot,
 };
+use tokio::time::Instant;
 
-use crate::{cluster::Affinity, head::Head, outgoing::Outgoing};
+use crate::{body::Activity, cluster::Affinity, head::Head, outgoing::Outgoing};
 
 /// What few calls have.
 #[derive(Default)]
@@ -28,20 +29,46 @@ pub(crate) struct CallExtras {
     /// The authority that was dialled, where each attempt goes to the hostname of its endpoint.
     pub(crate) dialled: Option<Authority>,
     /// Copies to send, drawn already.
-    #[allow(dead_code, reason = "decided, and not executed yet")]
     pub(crate) mirrors: Vec<Mirror>,
     /// Attempts side by side.
-    #[allow(dead_code, reason = "decided, and not executed yet")]
     pub(crate) hedge: Option<HedgePolicy>,
-    /// Limit without data; zero is none, `None` the listener's.
-    #[allow(dead_code, reason = "decided, and not executed yet")]
-    pub(crate) idle_timeout: Option<Duration>,
+    /// Limits of streams without data.
+    pub(crate) idle: Option<Idle>,
     /// Changes of the response's headers.
     pub(crate) response: Option<ResponseRules>,
     /// Of filters that limit the calls at a time; a call that is read to its end is a sample.
     pub(crate) permits: Vec<ConcurrencyPermit>,
     /// A cookie that the response sets.
     pub(crate) cookie: Option<HeaderValue>,
+}
+
+/// How long nothing may be sent or received.
+pub(crate) struct Idle {
+    pub(crate) activity: Arc<Activity>,
+    /// Then the call ends (`idle_timeout`).
+    pub(crate) stream: Option<Duration>,
+    /// Then the attempt ends (`per_try_idle_timeout`).
+    pub(crate) attempt: Option<Duration>,
+}
+
+impl Idle {
+    /// Watches the request's body.
+    pub(crate) fn watch(outgoing: &mut Outgoing<'_>) -> Self {
+        let activity = Activity::begin(Instant::now());
+        outgoing.body_mut().watch(&activity);
+        Self {
+            activity,
+            stream: None,
+            attempt: None,
+        }
+    }
+
+    /// When the call ends if nothing happens; an attempt whose response has begun is all of it.
+    pub(crate) fn stream_at(&self, is_responding: bool) -> Option<Instant> {
+        let attempt = self.attempt.filter(|_| is_responding);
+        let limit = self.stream.into_iter().chain(attempt).min()?;
+        self.activity.last().checked_add(limit)
+    }
 }
 
 /// How the response's headers change.
@@ -53,6 +80,11 @@ pub(crate) struct ResponseRules {
 }
 
 impl CallExtras {
+    /// Whether the call's attempts run where they can be side by side and timers are looked at.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.hedge.is_some() || self.idle.is_some()
+    }
+
     /// Makes the changes that each attempt gets. The same request may come again.
     #[cold]
     pub(crate) fn change_attempt<'h>(

@@ -46,13 +46,16 @@ pub mod telemetry;
 pub mod tls;
 mod within;
 
-pub use body::{Body, REPLAY_BYTES_MAX};
-pub use call::{CONNECTING_WAIT_MAX, ResponseFuture, TRANSPARENT_RETRIES_MAX};
+pub use body::{Body, MIRROR_LAG_BYTES_MAX, REPLAY_BYTES_MAX};
+pub use call::{
+    CONNECTING_WAIT_MAX, MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX,
+    ResponseFuture, TRANSPARENT_RETRIES_MAX,
+};
 pub use cluster::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
 pub use error::{
     AsError, BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin, ShowError,
 };
-pub use ext::SelectedEndpoint;
+pub use ext::{ClusterInFlight, SelectedEndpoint};
 #[cfg(feature = "xds")]
 pub use http_client::{AUTHORITIES_MAX, HttpClient};
 pub use listener::{FIRST_CONFIG_WAIT_MAX, NAMED_CLUSTER_WAIT_MAX, NAMED_CLUSTERS_WAITING_MAX};

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use mesh_core::outcome::grpc_status_of;
 
 use crate::{
     ResponseBody,
@@ -40,7 +41,7 @@ impl LocalReply {
                 let grpc = HeaderValue::from_static("application/grpc");
                 headers.insert(header::CONTENT_TYPE, grpc);
                 if grpc_status(headers).is_none() {
-                    let status = grpc_status_of(self.status);
+                    let status = grpc_status_of(self.status.as_u16());
                     headers.insert("grpc-status", HeaderValue::from(status));
                 }
                 if !self.body.is_empty() {
@@ -78,17 +79,5 @@ impl LocalReply {
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response
-    }
-}
-
-/// The gRPC status of an HTTP status (gRPC, "HTTP to gRPC Status Code Mapping").
-pub(crate) fn grpc_status_of(status: StatusCode) -> u32 {
-    match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
     }
 }

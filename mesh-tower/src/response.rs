@@ -114,15 +114,33 @@ impl<M: MakeEndpoint, S: ShowError> ResponseBody<M, S> {
         })
     }
 
-    /// Whether the deadline passed; registers for it otherwise.
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.in_flight.as_ref().and_then(|call| call.deadline) else {
-            return false;
+    /// What passed, of the deadline and the limit without data; registers for both otherwise.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<ErrorKind> {
+        let Some(call) = &self.in_flight else {
+            return Poll::Pending;
         };
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        sleep.as_mut().poll(cx).is_ready()
+        loop {
+            let idle_at = call.idle_at(true);
+            let all = [
+                call.deadline.map(|at| (at, ErrorKind::DeadlineExceeded)),
+                idle_at.map(|at| (at, ErrorKind::IdleTimeout)),
+            ];
+            let Some((at, kind)) = all.into_iter().flatten().min_by_key(|(at, _)| *at) else {
+                return Poll::Pending;
+            };
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            // Data may have moved the limit.
+            if sleep.deadline() != at {
+                sleep.as_mut().reset(at);
+            }
+            std::task::ready!(sleep.as_mut().poll(cx));
+            // Something may have been sent in between.
+            if kind == ErrorKind::DeadlineExceeded || call.idle_at(true) == idle_at {
+                return Poll::Ready(kind);
+            }
+        }
     }
 }
 
@@ -144,6 +162,9 @@ impl<M: MakeEndpoint, S: ShowError> Body for ResponseBody<M, S> {
         };
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(call) = &this.in_flight {
+                    call.touch();
+                }
                 if let Some(trailers) = frame.trailers_ref() {
                     this.end(Some(trailers));
                 } else if this.is_end_stream() {
@@ -160,12 +181,16 @@ impl<M: MakeEndpoint, S: ShowError> Body for ResponseBody<M, S> {
                 this.end(None);
                 Poll::Ready(None)
             }
-            Poll::Pending if this.is_late(cx) => {
-                let message = "the deadline passed before the end of the response";
-                let error = this.fail(ErrorKind::DeadlineExceeded, message, None);
-                Poll::Ready(Some(Err(error)))
+            Poll::Pending => {
+                let kind = std::task::ready!(this.poll_late(cx));
+                let message = match kind {
+                    ErrorKind::IdleTimeout => {
+                        "nothing was sent or received within the idle timeout"
+                    }
+                    _ => "the deadline passed before the end of the response",
+                };
+                Poll::Ready(Some(Err(this.fail(kind, message, None))))
             }
-            Poll::Pending => Poll::Pending,
         }
     }
 

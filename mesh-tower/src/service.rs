@@ -15,7 +15,7 @@ use mesh_core::snapshot::SnapshotReader;
 use tower::Service;
 
 use crate::{
-    Body, BoxError, Error, Outgoing, ResponseBody, ResponseFuture, ShowError,
+    Body, BoxError, ClusterInFlight, Error, Outgoing, ResponseBody, ResponseFuture, ShowError,
     call::{CallOptions, start},
     cluster::{ClusterRegistry, MakeEndpoint},
     explain::{CallExplanation, explain},
@@ -73,6 +73,15 @@ impl<M: MakeEndpoint> MeshService<M> {
     /// The dialled name.
     pub fn name(&self) -> &str {
         self.listener.name()
+    }
+
+    /// What a cluster's calls hold at the moment, those of other services of the same
+    /// [`Mesh`](crate::Mesh) included; `None` when no route of this service names the cluster.
+    pub fn in_flight(&self, cluster: &str) -> Option<ClusterInFlight> {
+        let live = self.listener.load();
+        let live = live.ready()?;
+        let state = live.clusters.get(live.find(cluster)?).load();
+        Some(state.in_flight())
     }
 
     /// Waits for the first configuration.

@@ -97,7 +97,7 @@ pub enum MirrorTarget {
     Header(HeaderName),
 }
 
-/// Attempts side by side (`RouteAction.hedge_policy`).
+/// Attempts side by side (`RouteAction.hedge_policy`, and the mesh's own `HedgePolicy`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HedgePolicy {
     /// Attempts that begin at once. Default 1.
@@ -106,6 +106,63 @@ pub struct HedgePolicy {
     pub additional_request_chance: Fraction,
     /// Whether the per-try timeout starts another attempt and leaves the first one running.
     pub on_per_try_timeout: bool,
+    /// When another attempt begins because there is no response yet; `None` for never. Not in xDS.
+    pub delay: Option<HedgeDelay>,
+    /// Attempts that are under way at most, [`HEDGE_ATTEMPTS_MAX`] at most.
+    pub attempts_max: u32,
+}
+
+/// Most attempts side by side that a policy may ask for (gRFC A6: five in all).
+pub const HEDGE_ATTEMPTS_MAX: u32 = 5;
+
+impl Default for HedgePolicy {
+    /// One attempt, never another.
+    fn default() -> Self {
+        Self {
+            initial_requests: 1,
+            additional_request_chance: Fraction::NONE,
+            on_per_try_timeout: false,
+            delay: None,
+            attempts_max: HEDGE_ATTEMPTS_MAX,
+        }
+    }
+}
+
+/// How long an attempt may be without a response before another one begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HedgeDelay {
+    /// This long.
+    Fixed(Duration),
+    /// As long as this share of the cluster's attempts took lately, and not less than `min`.
+    Percentile {
+        /// Which share.
+        percentile: Percentile,
+        /// Not less than this, and this while there are too few attempts to know.
+        min: Duration,
+    },
+}
+
+/// A share of ordered values, in thousandths of a percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percentile(u32);
+
+impl Percentile {
+    /// `percent` must be above 0 and below 100.
+    pub fn new(percent: f64) -> Option<Self> {
+        let thousandths = (percent * 1e3).round();
+        (thousandths > 0.0 && thousandths < 1e5).then_some(Self(thousandths as u32))
+    }
+
+    /// In percent.
+    pub fn percent(self) -> f64 {
+        f64::from(self.0) / 1e3
+    }
+
+    /// The number, counted from 1, of the value among `total` ordered ones.
+    pub(crate) fn rank(self, total: u32) -> u32 {
+        let rank = (u64::from(total) * u64::from(self.0)).div_ceil(100_000);
+        rank as u32
+    }
 }
 
 /// A cluster and its share.

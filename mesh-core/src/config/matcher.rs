@@ -356,6 +356,9 @@ pub struct Fraction {
 }
 
 impl Fraction {
+    /// Nothing.
+    pub const NONE: Self = Self { per_million: 0 };
+
     /// `numerator / denominator`, capped at 1. `None` when `denominator` is 0.
     pub fn new(numerator: u32, denominator: u32) -> Option<Self> {
         let scaled = (u64::from(numerator) * 1_000_000).checked_div(u64::from(denominator))?;

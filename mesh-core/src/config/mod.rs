@@ -47,8 +47,8 @@ pub use filter::{
     RateLimitDescriptor, StatefulSession, TokenBucket,
 };
 pub use forward::{
-    ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror, MirrorTarget,
-    WeighBy, WeightedCluster,
+    ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
+    MaxStreamDuration, Mirror, MirrorTarget, Percentile, WeighBy, WeightedCluster,
 };
 pub use hash_policy::{HashPolicy, HashSource};
 pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};

@@ -177,6 +177,11 @@ impl RetryOn {
         (set, unknown)
     }
 
+    /// The conditions of both.
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether any condition of `other` is in this set.
     pub fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -196,7 +201,7 @@ impl RetryOn {
 impl std::ops::BitOr for RetryOn {
     type Output = Self;
     fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        self.or(other)
     }
 }
 

@@ -108,7 +108,7 @@ pub struct Forwarding<'t> {
     /// When to try again.
     pub retry: Option<&'t RetryPolicy>,
     /// Attempts side by side.
-    pub hedge: Option<HedgePolicy>,
+    pub hedge: Option<&'t HedgePolicy>,
 }
 
 /// A cluster, by what is known of it.
@@ -310,7 +310,7 @@ impl<'t> Decision<'t> {
         (forwarding.hash, forwarding.cookie) =
             hash::hash(&declared.hash_policy, request, caller, rng);
         forwarding.idle_timeout = declared.idle_timeout;
-        forwarding.hedge = declared.hedge;
+        forwarding.hedge = declared.hedge.as_ref();
         let mut own_host = None;
         if let Some(header) = &declared.cluster_header {
             let Some(name) = request.headers.get(header).and_then(|v| v.to_str().ok()) else {

@@ -78,6 +78,13 @@ impl Features {
         Feature::HeaderMutations,
         Feature::StickyWeights,
         Feature::HashPolicy,
+        Feature::Mirror,
+        Feature::Hedge,
+        Feature::IdleTimeout,
+        Feature::RetriableHeaders,
+        Feature::RateLimitedBackoff,
+        Feature::PerTryIdleTimeout,
+        Feature::HostPredicates,
     ]);
     /// All.
     pub const ALL: Self = Self::of(Feature::ALL);

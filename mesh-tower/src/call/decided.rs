@@ -6,6 +6,8 @@
 //!
 //! [`RouteTable::decide_route`]: mesh_core::route::RouteTable::decide_route
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode, Uri, header,
@@ -23,7 +25,7 @@ use super::{Chosen, Stop};
 use crate::{
     cluster::{Affinity, MakeEndpoint},
     error::{Error, ErrorKind},
-    extras::{CallExtras, ResponseRules},
+    extras::{CallExtras, Idle, ResponseRules},
     head::Head,
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
@@ -168,12 +170,20 @@ pub(super) fn prepare<M: MakeEndpoint>(
         session,
         dialled: original.filter(|_| forwarding.authority_of_endpoint),
         mirrors: forwarding.mirrors.into_iter().cloned().collect(),
-        hedge: forwarding.hedge,
-        idle_timeout: forwarding.idle_timeout,
+        hedge: forwarding.hedge.copied(),
+        idle: idle(forwarding.idle_timeout, outgoing),
         response,
         permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
     }))
+}
+
+/// Watches the request's body where there is a limit without data.
+fn idle(limit: Option<Duration>, outgoing: &mut Outgoing<'_>) -> Option<Idle> {
+    let limit = limit.filter(|limit| !limit.is_zero())?;
+    let mut idle = Idle::watch(outgoing);
+    idle.stream = Some(limit);
+    Some(idle)
 }
 
 /// The URI after the rewrites; `None` when it stays.

@@ -98,8 +98,10 @@ impl<M: MakeEndpoint, S: ShowError> Future for ResponseFuture<M, S> {
         let result = match exchange.poll_response(cx) {
             Poll::Ready(Ok(response)) => {
                 let protocol = this.in_flight.as_ref().map(|call| call.protocol);
-                let outcome = classify(&response, protocol.unwrap_or(Protocol::Http));
-                if (this.again.is_none() || outcome.is_success())
+                let protocol = protocol.unwrap_or(Protocol::Http);
+                let outcome = classify(&response, protocol);
+                let is_rejected = |again: &Again| again.rejects(&response, outcome, protocol);
+                if !this.again.as_deref().is_some_and(is_rejected)
                     && let Some(in_flight) = this.in_flight.take()
                 {
                     *this.exchange = None;
@@ -127,7 +129,7 @@ impl<M: MakeEndpoint, S: ShowError> Future for ResponseFuture<M, S> {
             unreachable!("it is there as long as the exchange")
         };
         let outcome = result.outcome(in_flight.protocol);
-        let is_last = outcome.is_success() || this.again.is_none() && !result.is_unsent();
+        let is_last = this.again.is_none() && !result.is_unsent();
         // Also resets a stream that took too long.
         *this.exchange = None;
         if is_last {

@@ -19,12 +19,12 @@ mod attempts;
 mod decided;
 mod filtered;
 mod future;
+mod mirror;
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Request, Response, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::{
-    config::RetryPolicy,
     filter::{Filters, Session},
     outcome::Outcome,
     rng::SplitMix64,
@@ -32,14 +32,17 @@ use mesh_core::{
 };
 use tokio::time::Instant;
 
-use self::attempts::{Attempts, Next};
-pub use self::{attempts::TRANSPARENT_RETRIES_MAX, future::ResponseFuture};
+use self::attempts::{Again, Attempts, Next};
+pub use self::{
+    attempts::TRANSPARENT_RETRIES_MAX,
+    future::ResponseFuture,
+    mirror::{MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX},
+};
 use crate::{
     Body, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     error::{AsError, DispatchError, Error, ErrorKind},
-    head::Head,
     headers::find,
     in_flight::InFlight,
     listener::{ListenerRuntime, LiveSnapshot, NAMED_CLUSTER_WAIT_MAX},
@@ -94,13 +97,6 @@ impl<M: MakeEndpoint> AttemptResult<M> {
             Self::TimedOut => Outcome::PerTryTimeout,
         }
     }
-}
-
-/// What a call needs to be repeated. Only a call with a retry policy has it.
-struct Again {
-    policy: RetryPolicy,
-    head: Head,
-    replay: crate::body::Replay,
 }
 
 /// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
@@ -290,6 +286,12 @@ fn proceed<M: MakeEndpoint, S>(
             Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
         }
     }
+    if let Some(extras) = &mut in_flight.extras
+        && !extras.mirrors.is_empty()
+    {
+        let mirrors = std::mem::take(&mut extras.mirrors);
+        mirror::send_all(listener, live, &mirrors, &in_flight, outgoing);
+    }
     if options.reports_endpoint {
         let extras = in_flight.extras.get_or_insert_default();
         extras.route = Some(Arc::clone(&chosen.route.name));
@@ -299,8 +301,19 @@ fn proceed<M: MakeEndpoint, S>(
     let mut again = None;
     let mut until = in_flight.deadline;
     if let Some(policy) = &forward.retry {
-        again = Some(Box::new(Again::keep(policy, outgoing)));
+        in_flight.watch_attempts(policy, outgoing);
+        again = Some(Box::new(Again::keep(Some(policy), outgoing)));
         until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
+    }
+    if let Some(extras) = &in_flight.extras
+        && extras.is_watched()
+    {
+        if extras.hedge.is_some() && again.is_none() {
+            again = Some(Box::new(Again::keep(None, outgoing)));
+        }
+        let request = outgoing.take_absolute();
+        let attempts = Attempts::new(in_flight, again, until);
+        return ResponseFuture::later(attempts.run(Next::Send(request)));
     }
     match in_flight.state.pick(rng, &[], in_flight.affinity()) {
         Some(Ok(endpoint)) => {
@@ -443,18 +456,6 @@ fn choose<'l, M: MakeEndpoint>(
             })
         }
         None => decided::decide(listener, live, number, &view, protocol, rng),
-    }
-}
-
-impl Again {
-    /// Keeps the head of a request and makes its body one that can be sent again.
-    fn keep(policy: &RetryPolicy, outgoing: &mut Outgoing<'_>) -> Self {
-        outgoing.make_absolute(Scheme::HTTP, || None);
-        Self {
-            policy: policy.clone(),
-            head: Head::of(outgoing.head()),
-            replay: outgoing.body_mut().share(),
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What outlives snapshots of one cluster: circuit, connections, and who waits for them.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -52,6 +52,8 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             name: handle.name.clone(),
             circuit: Circuit::default(),
             calls,
+            mirrors: AtomicU32::new(0),
+            latencies: OnceLock::new(),
         });
         let runtime = Arc::new_cyclic(|runtime| {
             let state = || {

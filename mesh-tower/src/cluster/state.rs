@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,6 +17,7 @@ use mesh_core::{
     load::{BackendMetrics, ClusterLoad, DropSource},
     observed::{LoadReport, Observation},
     outcome::Verdict,
+    retry::Latencies,
     rng::Rng,
     snapshot::ClusterSnapshot,
 };
@@ -24,6 +28,7 @@ use super::{
     slot::{EndpointSlot, Services},
 };
 use crate::{
+    ClusterInFlight,
     error::{Error, ErrorKind},
     telemetry::metrics::CallMetrics,
 };
@@ -50,6 +55,10 @@ pub(crate) struct ClusterTotals {
     pub(super) name: ClusterName,
     pub(super) circuit: Circuit,
     pub(super) calls: Arc<CallMetrics>,
+    /// Copies that the cluster gets at the moment.
+    pub(super) mirrors: AtomicU32,
+    /// What hedge policies learn; made by the first that does.
+    pub(super) latencies: OnceLock<Box<Latencies>>,
 }
 
 impl DropSource for ClusterTotals {
@@ -77,6 +86,38 @@ impl<M: MakeEndpoint> ClusterState<M> {
     /// Counters of the calls to this cluster.
     pub(crate) fn calls(&self) -> &CallMetrics {
         &self.totals.calls
+    }
+
+    /// What the calls hold.
+    pub(crate) fn in_flight(&self) -> ClusterInFlight {
+        let endpoints = self.snapshot.endpoints.iter();
+        ClusterInFlight {
+            requests: self.totals.circuit.requests(),
+            retries: self.totals.circuit.retries(),
+            mirrors: self.totals.mirrors.load(Relaxed),
+            attempts: endpoints.map(|endpoint| endpoint.stats.in_flight()).sum(),
+        }
+    }
+
+    /// Takes a permit for one copy, `false` when `max` are under way. Give it back with
+    /// [`release_mirror`](Self::release_mirror).
+    pub(crate) fn acquire_mirror(&self, max: u32) -> bool {
+        let mirrors = &self.totals.mirrors;
+        let is_taken = mirrors.fetch_add(1, Relaxed) < max;
+        if !is_taken {
+            mirrors.fetch_sub(1, Relaxed);
+        }
+        is_taken
+    }
+
+    /// Gives back the permit of [`acquire_mirror`](Self::acquire_mirror).
+    pub(crate) fn release_mirror(&self) {
+        self.totals.mirrors.fetch_sub(1, Relaxed);
+    }
+
+    /// How long the attempts of hedged calls take.
+    pub(crate) fn latencies(&self) -> &Latencies {
+        self.totals.latencies.get_or_init(Box::default)
     }
 
     /// An endpoint, by the index that [`pick`](Self::pick) gave.
@@ -220,7 +261,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
         let observation = observed.map(|latency| Observation {
             now: Instant::now().into_std(),
             latency,
-            is_success: verdict == Verdict::Success,
+            is_success: matches!(verdict, Verdict::Success | Verdict::Abandoned),
             report,
         });
         if let Some(report) = report {

@@ -6,13 +6,11 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-
-use mesh_core::filter::Answer;
+use mesh_core::{filter::Answer, outcome::grpc_status_of};
 
 use super::body::ServedBody;
 use crate::{
     headers::percent_encode,
-    local_reply::grpc_status_of,
     telemetry::{Code, Protocol},
 };
 
@@ -67,7 +65,9 @@ impl Refusal {
         let status = answer.status;
         Self {
             status,
-            grpc: answer.grpc_status.unwrap_or_else(|| grpc_status_of(status)),
+            grpc: answer
+                .grpc_status
+                .unwrap_or_else(|| grpc_status_of(status.as_u16())),
             message: Cow::Borrowed(answer.body),
             headers: Some(Box::new(answer.headers)),
         }

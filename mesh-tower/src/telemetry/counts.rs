@@ -25,6 +25,39 @@ const BOUNDS_MS: [u64; 14] = [
 /// One for each bound and one for what is above all of them.
 const BUCKETS: usize = BOUNDS_MS.len() + 1;
 
+/// What is sent beyond the first attempt of each call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extra {
+    /// An attempt by the retry policy.
+    Retry,
+    /// An attempt of a request that never left.
+    Transparent,
+    /// An attempt beside others, by the hedge policy.
+    Hedge,
+    /// A retry or hedge that the budget had no room for.
+    OverBudget,
+    /// A copy, by a mirror policy.
+    Mirror,
+    /// A copy that was not sent, or was given up.
+    MirrorDropped,
+}
+
+const EXTRAS: usize = 6;
+
+impl Extra {
+    /// The name of its span event.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Transparent => "transparent_retry",
+            Self::Hedge => "hedge",
+            Self::OverBudget => "over_budget",
+            Self::Mirror => "mirror",
+            Self::MirrorDropped => "mirror_dropped",
+        }
+    }
+}
+
 /// Calls to one cluster, or requests to this server.
 #[derive(Default)]
 pub(super) struct Counts {
@@ -35,7 +68,7 @@ pub(super) struct Counts {
 #[derive(Default)]
 struct Shard {
     started: AtomicU64,
-    retries: AtomicU64,
+    extra: [AtomicU64; EXTRAS],
     ended: [AtomicU64; CODES],
     grpc: DurationShard,
     http: DurationShard,
@@ -58,8 +91,8 @@ impl Counts {
         self.local().started.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn retry(&self) {
-        self.local().retries.fetch_add(1, Relaxed);
+    pub(super) fn extra(&self, extra: Extra) {
+        self.local().extra[extra as usize].fetch_add(1, Relaxed);
     }
 
     #[inline]
@@ -81,7 +114,9 @@ impl Counts {
     pub(super) fn add_to(&self, totals: &mut Totals) {
         for shard in self.shards.get().iter().flat_map(|shards| shards.iter()) {
             totals.started += shard.started.load(Relaxed);
-            totals.retries += shard.retries.load(Relaxed);
+            for (total, extra) in totals.extra.iter_mut().zip(&shard.extra) {
+                *total += extra.load(Relaxed);
+            }
             for (total, ended) in totals.ended.iter_mut().zip(&shard.ended) {
                 *total += ended.load(Relaxed);
             }
@@ -101,13 +136,17 @@ impl fmt::Debug for Counts {
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     pub(super) started: u64,
-    pub(super) retries: u64,
+    extra: [u64; EXTRAS],
     ended: [u64; CODES],
     pub(super) grpc: Durations,
     pub(super) http: Durations,
 }
 
 impl Totals {
+    pub(super) fn extra(&self, extra: Extra) -> u64 {
+        self.extra[extra as usize]
+    }
+
     pub(super) fn in_flight(&self) -> u64 {
         // An end may have been seen whose start was not.
         self.started.saturating_sub(self.ended.iter().sum())

@@ -24,7 +24,7 @@ use prometheus_client::{
 use super::control_plane::ControlPlaneSeries;
 use super::{
     code::{Code, Protocol},
-    counts::{Counts, Totals},
+    counts::{Counts, Extra, Totals},
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -173,9 +173,9 @@ impl CallMetrics {
         self.counts.finish(protocol, code, latency);
     }
 
-    /// Counts an attempt after the first.
-    pub fn retry(&self) {
-        self.counts.retry();
+    /// Counts what is sent beyond the first attempt of a call.
+    pub(crate) fn extra(&self, extra: Extra) {
+        self.counts.extra(extra);
     }
 
     /// Shows the counters of the endpoints in `snapshot` as this cluster's.
@@ -193,6 +193,40 @@ impl fmt::Debug for CallMetrics {
         write!(f, "CallMetrics({})", self.cluster)
     }
 }
+
+/// What is sent beyond the first attempts (A96 has the first three as `grpc.client.call.*`).
+const EXTRAS: [(&str, Extra, &str); 6] = [
+    (
+        "mesh_client_retries",
+        Extra::Retry,
+        "Attempts by the retry policy",
+    ),
+    (
+        "mesh_client_transparent_retries",
+        Extra::Transparent,
+        "Attempts of requests that never left",
+    ),
+    (
+        "mesh_client_hedges",
+        Extra::Hedge,
+        "Attempts beside others, by the hedge policy",
+    ),
+    (
+        "mesh_client_retries_over_budget",
+        Extra::OverBudget,
+        "Retries and hedges that the budget had no room for",
+    ),
+    (
+        "mesh_client_mirrors",
+        Extra::Mirror,
+        "Copies that were sent, by the cluster that gets them",
+    ),
+    (
+        "mesh_client_mirrors_dropped",
+        Extra::MirrorDropped,
+        "Copies that were not sent or given up, by the cluster that should get them",
+    ),
+];
 
 /// Everything about the calling side, gathered when it is asked for.
 #[derive(Debug)]
@@ -255,14 +289,12 @@ impl Collector for ClientSeries {
             let labels = [("cluster", cluster.as_str())];
             gauge(metric.encode_family(&labels)?, totals.calls.in_flight())?;
         }
-        let help = "Attempts after the first";
-        let mut metric = describe(encoder, "mesh_client_retries", help, MetricType::Counter)?;
-        for (cluster, totals) in &totals {
-            counter(
-                &mut metric,
-                &[("cluster", cluster.as_str())],
-                totals.calls.retries,
-            )?;
+        for (name, extra, help) in EXTRAS {
+            let mut metric = describe(encoder, name, help, MetricType::Counter)?;
+            for (cluster, totals) in &totals {
+                let count = totals.calls.extra(extra);
+                counter(&mut metric, &[("cluster", cluster.as_str())], count)?;
+            }
         }
         let help = "Attempts by endpoint and outcome";
         let name = "mesh_client_endpoint_requests";
@@ -430,7 +462,7 @@ mod tests {
         for _ in 0..3 {
             cluster.start();
         }
-        cluster.retry();
+        cluster.extra(Extra::Retry);
         cluster.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(7));
         cluster.finish(Protocol::Http, Code::Http(503), Duration::from_secs(60));
         other.start();

@@ -23,9 +23,11 @@ pub(crate) use code::grpc_status;
 pub use code::{Code, Protocol};
 #[cfg(feature = "xds")]
 pub(crate) use control_plane::{ControlPlaneRows, Labels};
+pub(crate) use counts::Extra;
 pub use export::{TelemetryBuilder, TelemetryError};
 pub use metrics::Metrics;
 pub use serve::serve_metrics;
+pub(crate) use span::AttemptSpan;
 pub use span::{CallHead, CallSpan, InContext, ServerHead, ServerSpan};
 
 /// Where spans and metrics go. Clones share everything; the default exports no spans.

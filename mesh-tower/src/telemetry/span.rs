@@ -27,7 +27,7 @@ use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
 use pin_project_lite::pin_project;
 
-use super::{Code, Protocol, Telemetry, Tracing, code::grpc_name};
+use super::{Code, Extra, Protocol, Telemetry, Tracing, code::grpc_name};
 
 /// What a server span is made from.
 #[derive(Clone, Copy, Debug)]
@@ -248,6 +248,22 @@ pub struct CallSpan {
     inner: Option<Box<Call>>,
 }
 
+/// The span of an attempt that is not its call's current one.
+#[must_use]
+pub(crate) struct AttemptSpan {
+    /// `None` when the trace is not recorded.
+    context: Option<Context>,
+}
+
+impl AttemptSpan {
+    /// Ends the span.
+    pub(crate) fn end(self, code: Code) {
+        if let Some(context) = &self.context {
+            end_span(context, code, code.is_client_error());
+        }
+    }
+}
+
 struct Call {
     tracing: Arc<Tracing>,
     protocol: Protocol,
@@ -295,6 +311,44 @@ impl CallSpan {
     ) {
         if let Some(call) = &mut self.inner {
             call.attempt = call.start_attempt(number, cluster, endpoint, headers);
+        }
+    }
+
+    /// Begins the span of an attempt beside others, see [`start_attempt`](Self::start_attempt).
+    pub(crate) fn start_attempt_beside(
+        &self,
+        number: u32,
+        cluster: &str,
+        endpoint: SocketAddr,
+        headers: &mut HeaderMap,
+    ) -> AttemptSpan {
+        let call = self.inner.as_ref();
+        AttemptSpan {
+            context: call.and_then(|call| call.start_attempt(number, cluster, endpoint, headers)),
+        }
+    }
+
+    /// Takes the span of the current attempt.
+    pub(crate) fn detach_attempt(&mut self) -> AttemptSpan {
+        AttemptSpan {
+            context: self.inner.as_mut().and_then(|call| call.attempt.take()),
+        }
+    }
+
+    /// Makes the span that of the current attempt.
+    pub(crate) fn adopt_attempt(&mut self, span: AttemptSpan) {
+        if let Some(call) = &mut self.inner {
+            call.attempt = span.context;
+        }
+    }
+
+    /// Notes another attempt as an event.
+    pub(crate) fn note_extra(&self, extra: Extra, reason: &'static str) {
+        if let Some(call) = &self.inner
+            && call.described.is_some()
+        {
+            let reason = KeyValue::new("mesh.reason", reason);
+            call.context.span().add_event(extra.label(), vec![reason]);
         }
     }
 

@@ -2,6 +2,11 @@
 
 mod balance;
 mod forward;
+mod hedging;
+mod idle;
+mod mirrors;
+mod permits;
+mod retries;
 mod stub;
 
 use std::{net::SocketAddr, time::Duration};

@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,6 +21,7 @@ use mesh_tower::{
     Body, BoxExchange, DispatchError, DispatchErrorKind, EndpointContext, EndpointService,
     MakeEndpoint, Outgoing,
 };
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 /// What an endpoint was asked.
 pub(crate) struct Asked {
@@ -36,6 +40,22 @@ pub(crate) enum Answer {
     Unsent(Request<Body>),
     Trailers(HeaderMap),
     StalledBody,
+    /// Reads the request and never answers.
+    Swallow(Request<Body>),
+    /// Reads the request, keeps its body, and answers 200.
+    Keep(Request<Body>, Arc<Mutex<Bytes>>),
+    /// Reads the request, never answers, and tells when it breaks off.
+    Report(Request<Body>, Arc<AtomicBool>),
+    /// A byte after each pause, so often.
+    Ticks(Duration, u32),
+    /// Never answers, and holds this as long as it could.
+    Held(crate::hedging::Held),
+}
+
+impl Asked {
+    pub(crate) fn into_request(self) -> Request<Body> {
+        self.request
+    }
 }
 
 impl Answer {
@@ -203,6 +223,29 @@ impl Answer {
                 Err(DispatchError::new(kind, "closed by the test").unsent(request))
             }
             Self::Trailers(trailers) => Ok(Response::new(StubBody::Trailers(trailers))),
+            Self::Swallow(request) => {
+                _ = request.into_body().collect().await;
+                std::future::pending().await
+            }
+            Self::Keep(request, kept) => {
+                let whole = request.into_body().collect().await;
+                *kept.lock().unwrap() = whole.unwrap().to_bytes();
+                Ok(Response::new(StubBody::Full(Full::default())))
+            }
+            Self::Report(request, broke_off) => {
+                let whole = request.into_body().collect().await;
+                broke_off.store(whole.is_err(), Relaxed);
+                std::future::pending().await
+            }
+            Self::Ticks(pause, left) => {
+                let mut ticks = tokio::time::interval_at(Instant::now() + pause, pause.max(TICK));
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                Ok(Response::new(StubBody::Ticks(Box::new(ticks), left)))
+            }
+            Self::Held(held) => {
+                let _held = held;
+                std::future::pending().await
+            }
             Self::StalledBody => Ok(Response::new(StubBody::Stalled)),
         }
     }
@@ -212,7 +255,11 @@ pub(crate) enum StubBody {
     Full(Full<Bytes>),
     Trailers(HeaderMap),
     Stalled,
+    Ticks(Box<Interval>, u32),
 }
+
+/// The shortest pause of an interval.
+const TICK: Duration = Duration::from_millis(1);
 
 impl http_body::Body for StubBody {
     type Data = Bytes;
@@ -230,6 +277,12 @@ impl http_body::Body for StubBody {
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
             Self::Stalled => Poll::Pending,
+            Self::Ticks(_, 0) => Poll::Ready(None),
+            Self::Ticks(ticks, left) => {
+                std::task::ready!(ticks.poll_tick(cx));
+                *left -= 1;
+                Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+            }
         }
     }
 

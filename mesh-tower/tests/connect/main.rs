@@ -1,5 +1,7 @@
 //! Endpoints over real sockets: protocols, reuse, and servers that come and go under load.
 
+mod attempts;
+mod backend;
 mod pool;
 mod server;
 

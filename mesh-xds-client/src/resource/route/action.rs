@@ -251,6 +251,7 @@ pub(super) fn hedge_policy(sink: &mut Sink, proto: &HedgeProto) -> Option<HedgeP
             initial_requests,
             additional_request_chance: chance?,
             on_per_try_timeout: proto.hedge_on_per_try_timeout,
+            ..HedgePolicy::default()
         })
     })
 }

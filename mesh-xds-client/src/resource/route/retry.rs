@@ -67,8 +67,8 @@ pub(super) fn retry_policy(sink: &mut Sink, proto: &RetryProto) -> Option<Option
         retry_on.intersects(ON_HEADERS | RetryOn::ENVOY_RATE_LIMITED),
     );
     sink.ignore([(
-        "retry_on (reset-before-request, http3-post-connect-failure)",
-        retry_on.intersects(RetryOn::RESET_BEFORE_REQUEST | RetryOn::HTTP3_POST_CONNECT_FAILURE),
+        "retry_on (http3-post-connect-failure)",
+        retry_on.intersects(RetryOn::HTTP3_POST_CONNECT_FAILURE),
     )]);
     for code in &proto.retriable_status_codes {
         match u16::try_from(*code) {
@@ -178,13 +178,17 @@ fn host_predicate(
                 extras.avoid_previous_hosts = true;
             } else if is::<OmitCanaryHostsPredicate>(any) {
                 extras.avoid_canary_hosts = true;
+                sink.ignore([("typed_config (omit_canary_hosts)", true)]);
             } else {
                 sink.ignore([("typed_config", true)]);
             }
         }
         // The older form says it by name alone.
         None if proto.name.ends_with("previous_hosts") => extras.avoid_previous_hosts = true,
-        None if proto.name.ends_with("omit_canary_hosts") => extras.avoid_canary_hosts = true,
+        None if proto.name.ends_with("omit_canary_hosts") => {
+            extras.avoid_canary_hosts = true;
+            sink.ignore([("name (omit_canary_hosts)", true)]);
+        }
         None => sink.ignore([("name", true)]),
     }
     None

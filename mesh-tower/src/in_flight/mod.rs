@@ -3,23 +3,28 @@
 //! Stage 13. The permits, the endpoint's load, counters and spans have one owner: whoever drops it
 //! ends the call. Dropped without having been ended it means that the caller went away.
 
+mod attempt;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Response};
 use mesh_core::{
+    config::RetryPolicy,
     observed::LoadReport,
     outcome::{Outcome, Verdict},
 };
 use tokio::time::Instant;
 
+pub(crate) use self::attempt::{Attempt, RetryPermit};
+
 use crate::{
     Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
     cluster::{Affinity, ClusterState, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
-    extras::CallExtras,
+    extras::{CallExtras, Idle},
     orca::load_report,
     outgoing::Outgoing,
-    telemetry::{CallSpan, Code, Protocol, grpc_status},
+    telemetry::{CallSpan, Code, Extra, Protocol, grpc_status},
 };
 
 /// One call that holds a permit.
@@ -177,12 +182,72 @@ impl<M: MakeEndpoint> InFlight<M> {
     /// Makes the changes that the call's extras ask for.
     #[cold]
     fn finish_head<B>(&self, response: &mut Response<B>) {
+        self.touch();
         if let Some(extras) = &self.extras {
             extras.apply(response, self.endpoint(), self.state.name());
         }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);
         }
+    }
+
+    /// Watches the request's body where the policy limits attempts without data.
+    #[inline]
+    pub(crate) fn watch_attempts(&mut self, policy: &RetryPolicy, outgoing: &mut Outgoing<'_>) {
+        let limit = policy.extras.as_ref();
+        if let Some(limit) = limit.and_then(|extras| extras.per_try_idle_timeout) {
+            let idle = &mut self.extras.get_or_insert_default().idle;
+            let idle = idle.get_or_insert_with(|| Idle::watch(outgoing));
+            idle.attempt = Some(limit);
+        }
+    }
+
+    fn idle(&self) -> Option<&Idle> {
+        self.extras.as_ref()?.idle.as_ref()
+    }
+
+    /// Something was received.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        if let Some(idle) = self.idle() {
+            idle.activity.touch();
+        }
+    }
+
+    /// When the call ends if nothing is sent or received.
+    #[inline]
+    pub(crate) fn idle_at(&self, is_responding: bool) -> Option<Instant> {
+        self.idle()?.stream_at(is_responding)
+    }
+
+    /// When an attempt with this limit ends if nothing is sent or received.
+    pub(crate) fn attempt_idle_at(
+        &self,
+        limit: Option<Duration>,
+        began: Instant,
+    ) -> Option<Instant> {
+        let last = self.idle()?.activity.last();
+        last.max(began).checked_add(limit?)
+    }
+
+    /// Nothing was sent or received for too long.
+    pub(crate) fn idle_error(&self) -> Error {
+        let name = self.state.name();
+        let reason =
+            format!("cluster {name}: nothing was sent or received within the idle timeout");
+        Error::new(ErrorKind::IdleTimeout, reason)
+    }
+
+    /// Counts an attempt beyond the first, and notes it in the call's span.
+    pub(crate) fn note_extra(&self, extra: Extra, reason: &'static str) {
+        self.state.calls().extra(extra);
+        self.span.note_extra(extra, reason);
+    }
+
+    /// Runs `f` with the call's span as the current one.
+    pub(crate) fn within_span<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _current = self.span.context().map(|context| context.clone().attach());
+        f()
     }
 
     /// What decides about the endpoint besides the cluster's policy.
