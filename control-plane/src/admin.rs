@@ -27,8 +27,9 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     ca::{self, CaError, ConnectionPeer, Identity},
-    cache::Version,
+    cache::{Version, World},
     diagnostic::Diagnostic,
+    explain::{ExplainRequest, explain_compiled},
     metrics::Metrics,
     registry::{Registry, consul},
     rotate::Rotator,
@@ -59,6 +60,8 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
+    /// Served at `/v1/explain` and `/v1/routes`.
+    pub world: watch::Receiver<Option<Arc<World>>>,
     /// Services register there by Consul's API.
     pub registry: Registry,
     /// Served at `/v1/ca/rotation`.
@@ -115,7 +118,7 @@ impl std::fmt::Debug for AdminKey {
 }
 
 /// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
-/// `/v1/wait` and `/v1/ca/rotation`.
+/// `/v1/wait`, `/v1/explain`, `/v1/routes` and `/v1/ca/rotation`.
 pub fn router(state: AdminState) -> Router {
     let registry = consul::router(state.registry.clone());
     Router::new()
@@ -126,6 +129,8 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/clients", get(clients))
         .route("/v1/resources", get(resources))
         .route("/v1/wait", get(wait))
+        .route("/v1/explain", get(explain))
+        .route("/v1/routes", get(routes))
         .route("/v1/ca/rotation", get(rotation).post(rotate))
         .with_state(state.clone())
         .merge(registry)
@@ -193,6 +198,33 @@ async fn wait(State(state): State<AdminState>, Query(by): Parameters) -> Respons
         Progress::Unknown => StatusCode::NOT_FOUND,
     };
     (status, Json(waited)).into_response()
+}
+
+/// What becomes of a request: `?method=` and `?url=`, `?headers=` with one header a line, `?from=`
+/// with the client's `NAMESPACE/KEY=VALUE,…`. 404: nothing is served yet.
+async fn explain(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let of = |name: &str| by.get(name).map_or("", String::as_str);
+    let request = ExplainRequest::parse(of("method"), of("url"), of("headers"), of("from"));
+    let request = match request {
+        Ok(request) => request,
+        Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+    };
+    let Some(world) = state.world.borrow().clone() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    Json(explain_compiled(world.compiled(), &request)).into_response()
+}
+
+/// What became of the routes of Gateway API; `?object=` selects one, for example
+/// `HTTPRoute default/greeter`.
+async fn routes(State(state): State<AdminState>, Query(by): Parameters) -> Response {
+    let Some(world) = state.world.borrow().clone() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let wanted = by.get("object");
+    let all = world.compiled().statuses.values();
+    let all = all.filter(|status| wanted.is_none_or(|object| status.object == *object));
+    Json(all.collect::<Vec<_>>()).into_response()
 }
 
 async fn rotation(State(state): State<AdminState>) -> Response {
@@ -298,6 +330,7 @@ mod tests {
             ready: is_ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
+            world: watch::channel(None).1,
             registry: Registry::open(MemoryStore::default()).unwrap(),
             rotator: None,
             key: None,
@@ -323,6 +356,13 @@ mod tests {
             "/v1/resources",
         ] {
             assert_eq!(status(path).await, StatusCode::OK, "{path}");
+        }
+        for path in ["/v1/explain?method=GET&url=http%3A%2F%2Fa%2F", "/v1/routes"] {
+            assert_eq!(
+                status(path).await,
+                StatusCode::NOT_FOUND,
+                "nothing is served"
+            );
         }
         let nothing = status("/v1/wait?timeout=1ms").await;
         assert_eq!(nothing, StatusCode::NOT_FOUND, "nothing was published");

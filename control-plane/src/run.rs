@@ -253,7 +253,7 @@ impl ControlPlaneBuilder {
         });
         let (xds_tls, http_tls) = (xds_tls?, http_tls?);
         let ads = AdsService::new(
-            worlds,
+            worlds.clone(),
             is_shutdown.clone(),
             (Arc::clone(&authority), Arc::clone(&callers), cert_ttl),
             metrics.clone(),
@@ -273,18 +273,19 @@ impl ControlPlaneBuilder {
                 ready: is_ready,
                 diagnostics,
                 clients: clients.clone(),
+                world: worlds,
                 registry: registry.clone(),
                 rotator: Some(rotator),
                 key: Some(AdminKey::open(&data_dir)?),
             },
         ));
+        let leases = LeaseService::new(registry, Arc::clone(&callers), xds_tls.is_some());
         let csr = CertificateService::new(
             authority,
             Arc::clone(&callers),
             IssuanceLimits::default(),
             metrics.clone(),
         );
-        let leases = LeaseService::new(registry, callers, xds_tls.is_some());
         let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(
             xds,

@@ -497,3 +497,54 @@ fn a_change_of_roots_goes_on_after_a_restart_and_can_be_turned_back() {
     authority.abort_rotation().unwrap();
     assert_eq!((signs(&authority), trusts(&authority)), (new, 1));
 }
+
+/// Everything that is logged in this process, however little it matters.
+fn logged() -> &'static std::sync::Mutex<Vec<u8>> {
+    use tracing_subscriber::{filter::LevelFilter, fmt};
+    static LOG: std::sync::Mutex<Vec<u8>> = std::sync::Mutex::new(Vec::new());
+    struct Writer;
+    impl std::io::Write for Writer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            LOG.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let builder = fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_writer(|| Writer);
+    // Another test of this binary may have been first.
+    _ = builder.with_ansi(false).try_init();
+    &LOG
+}
+
+#[tokio::test]
+async fn no_token_and_no_key_is_logged_and_every_answer_is_audited() {
+    let log = logged();
+    let mut kit = Kit::start().await;
+    let (token, wrong) = (kit.token(), "0123456789".repeat(6));
+    let key = KeyPair::generate().unwrap();
+    let csr = csr(&key);
+    kit.ask(Some(&format!("Bearer {token}")), csr.clone(), 600)
+        .await
+        .unwrap();
+    for (authorization, csr) in [(&wrong, csr), (&token, "x".to_owned())] {
+        let authorization = format!("Bearer {authorization}");
+        kit.ask(Some(&authorization), csr, 600).await.unwrap_err();
+    }
+    let text = String::from_utf8_lossy(&log.lock().unwrap()).into_owned();
+    for audited in [
+        "certificate issued",
+        "key_sha256",
+        "result=\"unauthenticated\"",
+        "result=\"invalid\"",
+    ] {
+        assert!(text.contains(audited), "{audited}");
+    }
+    for secret in [&token, &wrong, &key.serialize_pem()] {
+        assert!(!text.contains(secret.trim()), "a secret is in the log");
+    }
+}

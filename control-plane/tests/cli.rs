@@ -304,3 +304,122 @@ async fn roots_are_changed_from_the_command_line_with_progress() {
     assert_ne!(before, root().collect::<Vec<_>>());
     running.shutdown().await;
 }
+
+const ROUTES: &str = "kind: Service
+metadata: {name: echo, namespace: shop}
+spec: {ports: [{name: http, port: 80}]}
+---
+kind: DestinationRule
+metadata: {name: echo, namespace: shop}
+spec: {host: echo, trafficPolicy: {loadBalancer: {simple: RANDOM}}}
+---
+kind: HTTPRoute
+metadata: {name: bad, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: echo}]
+  rules: [{backendRefs: [{name: echo, port: 80, weight: 9}, {name: gone, port: 80}]}]
+---
+kind: HTTPRoute
+metadata: {name: good, namespace: test}
+spec:
+  parentRefs: [{group: '', kind: Service, name: echo, namespace: shop}]
+  rules:
+  - matches: [{path: {value: /t}}]
+    timeouts: {request: 2s}
+    backendRefs: [{name: echo, namespace: shop, port: 80}]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_explains_what_a_directory_does() {
+    let (folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(folder.path().join("routes.yaml"), ROUTES).unwrap();
+    let any = ([127, 0, 0, 1], 0).into();
+    let running = control_plane::ControlPlane::builder(folder.path(), data.path())
+        .xds_listen(any)
+        .http_listen(any)
+        .start()
+        .await
+        .unwrap();
+    let path = folder.path().to_str().unwrap().to_owned();
+    let server = format!("http://{}", running.http_addr());
+    let ask = async |arguments: &[&str], code: i32| {
+        let mut answers = Vec::new();
+        for of in [["--config", &path], ["--server", &server]] {
+            let all: Vec<_> = arguments
+                .iter()
+                .chain(&of)
+                .map(ToString::to_string)
+                .collect();
+            let output = tokio::task::spawn_blocking(move || {
+                run(&all.iter().map(String::as_str).collect::<Vec<_>>())
+            });
+            let output = output.await.unwrap();
+            let errors = text(&output.stderr);
+            assert_eq!(
+                output.status.code(),
+                Some(code),
+                "{arguments:?} {of:?}: {errors}"
+            );
+            answers.push(text(&output.stdout));
+        }
+        assert_eq!(answers[0], answers[1], "{arguments:?}");
+        answers.swap_remove(0)
+    };
+    let url = "http://echo.shop/t?a=b";
+    let said = ask(
+        &[
+            "explain",
+            "GET",
+            url,
+            "-H",
+            "x: a, b",
+            "--from",
+            "test/app=web",
+        ],
+        0,
+    )
+    .await;
+    for expected in [
+        "route good/rules[0]: taken (HTTPRoute test/good spec.rules[0], ",
+        "routes.yaml:20)",
+        "timeout: 2s",
+        "balancing: Random",
+        "from DestinationRule shop/echo, ",
+        "routes.yaml:5",
+        "route bad/rules[0]: not tried: what is for fewer clients goes before it",
+    ] {
+        assert!(said.contains(expected), "{expected} in\n{said}");
+    }
+    let said = ask(&["explain", "GET", url, "-o", "json"], 0).await;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["tried"][0]["why"], "taken by 100000 of a million");
+    assert_eq!(
+        said["left_out"][0]["why"],
+        "not tried: it is for clients of namespace test"
+    );
+    assert_eq!(said["left_out"][0]["origin"]["line"], 20);
+    let said = ask(
+        &["explain", "GET", "http://echo.shop/x", "--from", "test"],
+        1,
+    )
+    .await;
+    assert!(said.contains("no route takes it"), "{said}");
+
+    let said = ask(&["status"], 1).await;
+    for expected in [
+        "HTTPRoute shop/bad (",
+        "    ResolvedRefs False, BackendNotFound: there is no Service shop/gone",
+        "  Service shop/echo\n    Accepted True, Accepted",
+    ] {
+        assert!(said.contains(expected), "{expected} in\n{said}");
+    }
+    let said = ask(&["status", "HTTPRoute test/good", "-o", "json"], 0).await;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        said[0]["parents"][0]["conditions"][1]["type"],
+        "ResolvedRefs"
+    );
+    running.shutdown().await;
+    let both = run(&["status", "--config", "a", "--server", "http://b"]);
+    assert_eq!(both.status.code(), Some(2), "one of the two");
+}

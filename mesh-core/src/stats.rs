@@ -29,6 +29,17 @@ pub enum Connectivity {
     TransientFailure = 3,
 }
 
+/// What active health checks say of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckedHealth {
+    /// There is none, or it succeeds.
+    Healthy,
+    /// The first one has not ended yet: requests wait.
+    Unchecked,
+    /// It fails: requests go elsewhere.
+    Unhealthy,
+}
+
 /// The bit beside the connectivity that keeps an endpoint from being ready: one comparison tells
 /// both.
 const EJECTED: u8 = 0x80;
@@ -38,6 +49,32 @@ const PROBE: u8 = 0x40;
 
 const FLAGS: u8 = EJECTED | PROBE;
 
+/// The bit of an endpoint that fails too often to be chosen while there are others.
+const FAILING: u8 = 0x20;
+
+/// The bit of an endpoint whose health checks fail.
+const UNHEALTHY: u8 = 0x10;
+
+/// The bit of an endpoint that waits for its first health check.
+const UNCHECKED: u8 = 0x08;
+
+const NOT_CONNECTIVITY: u8 = FLAGS | FAILING | UNHEALTHY | UNCHECKED;
+
+/// Where the level of failures is, beside the streaks.
+const LEVEL_SHIFT: u32 = 60;
+/// What a failure adds to the level; a success takes one away. An endpoint that fails more than one
+/// request in five rises.
+const LEVEL_STEP: u64 = 4;
+/// From this level on the endpoint is failing.
+const LEVEL_FAILING: u64 = 8;
+const LEVEL_MAX: u64 = 12;
+/// The level of one that is tried again: a failure more, and it is failing.
+const LEVEL_ON_TRIAL: u64 = 6;
+
+/// Requests in flight that being [failing](EndpointStats::is_failing) counts as. Others are preferred
+/// up to this much, so that few good endpoints are not drowned by what many bad ones would get.
+pub const FAILING_PENALTY: u32 = 256;
+
 /// What is known of one endpoint. Belongs to the endpoint's address, not to a snapshot.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -45,7 +82,7 @@ pub struct EndpointStats {
     in_flight: AtomicU32,
     /// Connectivity, and whether it is ejected.
     state: AtomicU8,
-    /// Failures in a row, see [`Streaks`].
+    /// Failures in a row, see [`Streaks`], and the level of failures.
     streaks: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
@@ -142,35 +179,81 @@ impl EndpointStats {
 
     /// A request that began has ended.
     pub fn end(&self, success: bool) {
-        self.end_as(if success {
+        _ = self.end_as(if success {
             Verdict::Success
         } else {
             Verdict::ServerFailure
         });
     }
 
-    /// A request that began has ended.
+    /// A request that began has ended. Returns whether the endpoint is [failing](Self::is_failing)
+    /// since this one.
     #[inline]
-    pub fn end_as(&self, verdict: Verdict) {
+    pub fn end_as(&self, verdict: Verdict) -> bool {
         self.in_flight.fetch_sub(1, Relaxed);
         if verdict != Verdict::Success {
             return self.count_failure(verdict);
         }
         self.succeeded.fetch_add(1, Relaxed);
-        self.clear_streaks();
+        // In steady state this is a read.
+        if self.streaks.load(Relaxed) != 0 {
+            self.recover();
+        }
+        false
+    }
+
+    /// A success ends all streaks and lowers the level of failures.
+    #[cold]
+    fn recover(&self) {
+        let lower = |word: u64| Some((word >> LEVEL_SHIFT).saturating_sub(1) << LEVEL_SHIFT);
+        _ = self.streaks.fetch_update(Relaxed, Relaxed, lower);
     }
 
     #[cold]
-    fn count_failure(&self, verdict: Verdict) {
+    fn count_failure(&self, verdict: Verdict) -> bool {
         if matches!(verdict, Verdict::NotAsked | Verdict::Abandoned) {
-            return;
+            return false;
         }
         self.failed.fetch_add(1, Relaxed);
         if verdict == Verdict::LocalFailure {
             self.failed_local.fetch_add(1, Relaxed);
         }
-        let longer = |word| Some(Streaks::unpack(word).after(verdict).pack());
-        _ = self.streaks.fetch_update(Relaxed, Relaxed, longer);
+        let raised = |word: u64| ((word >> LEVEL_SHIFT) + LEVEL_STEP).min(LEVEL_MAX);
+        let longer = |word| {
+            let streaks = Streaks::unpack(word).after(verdict).pack();
+            Some(streaks | raised(word) << LEVEL_SHIFT)
+        };
+        let before = self.streaks.fetch_update(Relaxed, Relaxed, longer);
+        let is_failing = before.is_ok_and(|word| raised(word) >= LEVEL_FAILING);
+        is_failing && self.state.fetch_or(FAILING, Relaxed) & FAILING == 0
+    }
+
+    /// Whether it fails so many requests that it gets none while there are others. Unlike an ejection
+    /// this needs no configuration, counts for nothing where all endpoints fail, and ends by itself.
+    #[inline]
+    pub fn is_failing(&self) -> bool {
+        self.state.load(Relaxed) & FAILING != 0
+    }
+
+    /// Lets requests try it again; only the [`Maintainer`](crate::snapshot::Maintainer) does this.
+    pub(crate) fn try_again(&self) {
+        let on_trial = |word: u64| {
+            let streaks = word & !(u64::MAX << LEVEL_SHIFT);
+            Some(streaks | LEVEL_ON_TRIAL << LEVEL_SHIFT)
+        };
+        _ = self.streaks.fetch_update(Relaxed, Relaxed, on_trial);
+        self.state.fetch_and(!FAILING, Relaxed);
+    }
+
+    /// Requests in flight, and more where it is [failing](Self::is_failing).
+    #[inline]
+    pub(crate) fn load(&self) -> u32 {
+        let penalty = if self.is_failing() {
+            FAILING_PENALTY
+        } else {
+            0
+        };
+        self.in_flight().saturating_add(penalty)
     }
 
     /// Failures in a row.
@@ -179,12 +262,9 @@ impl EndpointStats {
     }
 
     /// Counts failures in a row from the beginning.
-    #[inline]
     pub fn clear_streaks(&self) {
-        // In steady state this is a read.
-        if self.streaks.load(Relaxed) != 0 {
-            self.streaks.store(0, Relaxed);
-        }
+        let level = |word: u64| Some(word >> LEVEL_SHIFT << LEVEL_SHIFT);
+        _ = self.streaks.fetch_update(Relaxed, Relaxed, level);
     }
 
     /// Requests that ended well, since the process started.
@@ -205,12 +285,18 @@ impl EndpointStats {
     /// Whether a request can be sent: it is connected and not ejected.
     #[inline]
     pub fn is_ready(&self) -> bool {
+        self.state.load(Relaxed) & !FAILING == Connectivity::Ready as u8
+    }
+
+    /// Whether it is ready, and not failing: what nearly all are, in one comparison.
+    #[inline]
+    pub(crate) fn is_good(&self) -> bool {
         self.state.load(Relaxed) == Connectivity::Ready as u8
     }
 
     /// Current connectivity.
     pub fn connectivity(&self) -> Connectivity {
-        match self.state.load(Relaxed) & !FLAGS {
+        match self.state.load(Relaxed) & !NOT_CONNECTIVITY {
             0 => Connectivity::Idle,
             1 => Connectivity::Connecting,
             2 => Connectivity::Ready,
@@ -218,19 +304,25 @@ impl EndpointStats {
         }
     }
 
-    /// The connectivity as requests see it: an ejected endpoint cannot be used (gRFC A50).
+    /// The connectivity as requests see it: an ejected endpoint (gRFC A50) and one whose health checks
+    /// fail cannot be used; one that waits for its first check is as one that connects.
     pub fn availability(&self) -> Connectivity {
-        if self.is_ejected() {
+        let state = self.state.load(Relaxed);
+        if state & (EJECTED | UNHEALTHY) != 0 {
             return Connectivity::TransientFailure;
+        }
+        if state & UNCHECKED != 0 {
+            return Connectivity::Connecting;
         }
         self.connectivity()
     }
 
     /// Sets the connectivity; only the owner of the connection does this.
     pub fn set_connectivity(&self, connectivity: Connectivity) {
-        let change = |state| Some(state & FLAGS | connectivity as u8);
+        let change = |state| Some(state & NOT_CONNECTIVITY | connectivity as u8);
         let before = self.state.fetch_update(Relaxed, Relaxed, change);
-        let was_ready = before.is_ok_and(|state| state & !FLAGS == Connectivity::Ready as u8);
+        let was_ready =
+            before.is_ok_and(|state| state & !NOT_CONNECTIVITY == Connectivity::Ready as u8);
         if connectivity == Connectivity::Ready
             && !was_ready
             && let Some(observed) = self.observed.get()
@@ -253,6 +345,17 @@ impl EndpointStats {
         }
     }
 
+    /// Sets what its active health checks say; only they do this.
+    pub fn set_checked(&self, health: CheckedHealth) {
+        let bits = match health {
+            CheckedHealth::Healthy => 0,
+            CheckedHealth::Unchecked => UNCHECKED,
+            CheckedHealth::Unhealthy => UNHEALTHY,
+        };
+        let change = |state| Some(state & !(UNHEALTHY | UNCHECKED) | bits);
+        _ = self.state.fetch_update(Relaxed, Relaxed, change);
+    }
+
     /// Lets one request through although it is ejected; only the sweep does this.
     pub fn ask_probe(&self) {
         self.state.fetch_or(PROBE, Relaxed);
@@ -260,7 +363,7 @@ impl EndpointStats {
 
     /// Whether one request may go there although it is ejected.
     pub fn wants_probe(&self) -> bool {
-        self.state.load(Relaxed) == FLAGS | Connectivity::Ready as u8
+        self.state.load(Relaxed) & !FAILING == FLAGS | Connectivity::Ready as u8
     }
 
     /// Takes the place of that one request; `false` when another one has.

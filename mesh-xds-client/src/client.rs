@@ -33,7 +33,7 @@ use crate::{
     metrics::MetricsReader,
     registry::{self, Registration, RegistrationHandle},
     resource::canonical,
-    transport::{KeepAlive, StreamStatus, csds::StatusService, node},
+    transport::{KeepAlive, StreamStatus, csds::StatusService, node, own::OwnCertificate},
     watch::{InboundState, InboundWatch, TrustBundleWatch, Watch},
     watcher::{ResourceWatcher, watcher},
 };
@@ -58,6 +58,8 @@ struct Shared {
     metrics: MetricsReader,
     bootstrap: Bootstrap,
     identity_file: Option<PathBuf>,
+    /// What connections to control planes show.
+    own: OwnCertificate,
     next_id: AtomicU64,
 }
 
@@ -173,6 +175,7 @@ impl XdsClientBuilder {
             freshness,
             metrics: metrics.clone(),
         };
+        let own = options.connection.own.clone();
         let driver = Driver::new(&bootstrap, queue, reports, options);
         let shared = Arc::new(Shared {
             commands,
@@ -181,6 +184,7 @@ impl XdsClientBuilder {
             metrics,
             bootstrap,
             identity_file,
+            own,
             next_id: AtomicU64::new(0),
         });
         Ok((XdsClient { shared }, driver))
@@ -208,6 +212,7 @@ impl XdsClient {
                     backoff_base: BACKOFF_BASE,
                     backoff_cap: BACKOFF_CAP,
                     keep_alive: KeepAlive::default(),
+                    own: OwnCertificate::default(),
                     variant: None,
                 },
                 seed: seed(),
@@ -325,7 +330,9 @@ impl XdsClient {
         let mut config = self.shared.bootstrap.config_of(provider)?;
         config.file.clone_from(&self.shared.identity_file);
         config.owner.clone_from(&self.shared.bootstrap.node.id);
-        Ok(CertificateClient::start(config))
+        let certificate = CertificateClient::start(config);
+        self.shared.own.set(certificate.clone());
+        Ok(certificate)
     }
 
     /// Reads the files of a provider of the bootstrap, again and again; `None` when it has none
@@ -347,7 +354,11 @@ impl XdsClient {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn register(&self, registration: &Registration) -> RegistrationHandle {
-        registry::start(&self.shared.bootstrap, registration)
+        registry::start(
+            &self.shared.bootstrap,
+            registration,
+            self.shared.own.clone(),
+        )
     }
 
     /// How the stream is doing.

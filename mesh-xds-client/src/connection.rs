@@ -23,7 +23,10 @@ use crate::{
     dump::ServerDump,
     graph::Source,
     metrics::ServerMetrics,
-    transport::{self, AdsStream, Connected, KeepAlive, StreamStatus, backoff::Backoff, node},
+    transport::{
+        self, AdsStream, Connected, KeepAlive, StreamStatus, backoff::Backoff, node,
+        own::OwnCertificate,
+    },
     watcher::{Gate, PROCESSING_WARN_AFTER},
 };
 
@@ -31,11 +34,12 @@ use crate::{
 const FIRST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a stream is kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ConnectionOptions {
     pub(crate) backoff_base: Duration,
     pub(crate) backoff_cap: Duration,
     pub(crate) keep_alive: KeepAlive,
+    pub(crate) own: OwnCertificate,
     /// `None` is as the server's features say.
     pub(crate) variant: Option<Variant>,
 }
@@ -49,6 +53,7 @@ pub(crate) struct Connection {
     pub(crate) last_nack: Option<String>,
     pub(crate) metrics: ServerMetrics,
     keep_alive: KeepAlive,
+    own: OwnCertificate,
     link: Link,
     backoff: Backoff,
     status: StreamStatus,
@@ -124,6 +129,7 @@ impl Connection {
             machine,
             last_nack: None,
             keep_alive: options.keep_alive,
+            own: options.own.clone(),
             link: Link::Waiting(Instant::now()),
             backoff: Backoff::new(options.backoff_base, options.backoff_cap),
             status: StreamStatus::Connecting,
@@ -276,7 +282,7 @@ impl Connection {
         let server = Arc::clone(&self.server);
         self.link = Link::Connecting {
             since: Instant::now(),
-            attempt: transport::connect(server, self.keep_alive).boxed(),
+            attempt: transport::connect(server, self.keep_alive, self.own.clone()).boxed(),
         };
     }
 

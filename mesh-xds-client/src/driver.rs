@@ -156,7 +156,7 @@ impl Driver {
                 first.unwrap_or_default(),
                 rng.next_u64(),
             ),
-            load: Load::new(bootstrap, options.connection, &mut rng),
+            load: Load::new(bootstrap, options.connection.clone(), &mut rng),
             resolver: Resolver::new(
                 options.lookup,
                 Backoff::new(

@@ -84,6 +84,7 @@ impl Load {
             server,
             node,
             keep_alive: self.options.keep_alive,
+            own: self.options.own.clone(),
             backoff: Backoff::new(self.options.backoff_base, self.options.backoff_cap),
             rng: SplitMix64::new(self.rng.next_u64()),
             sources: reader,

@@ -17,7 +17,7 @@ use tonic::{Streaming, metadata::MetadataValue};
 use crate::{
     BACKOFF_BASE, Bootstrap,
     bootstrap::{CertificateProvider, Server},
-    transport::{self, KeepAlive, backoff::Backoff},
+    transport::{self, KeepAlive, backoff::Backoff, own::OwnCertificate},
 };
 
 /// Generated from `mesh/registry/v1/registry.proto`.
@@ -228,7 +228,11 @@ impl RegistrationHandle {
 ///
 /// # Panics
 /// Outside of a tokio runtime.
-pub(crate) fn start(bootstrap: &Bootstrap, registration: &Registration) -> RegistrationHandle {
+pub(crate) fn start(
+    bootstrap: &Bootstrap,
+    registration: &Registration,
+    own: OwnCertificate,
+) -> RegistrationHandle {
     let (leave, leaves) = watch::channel(false);
     let (status, status_rx) = watch::channel(RegistrationStatus::Pending);
     let token_file = bootstrap
@@ -241,6 +245,7 @@ pub(crate) fn start(bootstrap: &Bootstrap, registration: &Registration) -> Regis
     let lease = Lease {
         servers: bootstrap.servers.iter().cloned().map(Arc::new).collect(),
         token_file,
+        own,
         instance: registration.to_proto(bootstrap),
         lease: registration.lease,
         leaves,
@@ -257,6 +262,7 @@ struct Lease {
     servers: Vec<Arc<Server>>,
     /// Says who we are, where the connection's own credentials do not.
     token_file: Option<std::path::PathBuf>,
+    own: OwnCertificate,
     instance: proto::Instance,
     lease: Duration,
     leaves: watch::Receiver<bool>,
@@ -320,8 +326,10 @@ impl Lease {
             leave: false,
         };
         _ = requests.try_send(first);
+        let own = self.own.clone();
         let opened = async {
-            let connected = transport::connect(Arc::clone(server), KeepAlive::default()).await?;
+            let connected = transport::connect(Arc::clone(server), KeepAlive::default(), own);
+            let connected = connected.await?;
             let mut call = connected.call(ReceiverStream::new(rx));
             if let Some(token) = token
                 && !call.metadata().contains_key("authorization")

@@ -35,7 +35,7 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use futures_util::Stream;
-use mesh_core::config::{ClusterEndpoints, TrustBundle};
+use mesh_core::config::{ClusterEndpoints, LocalityId, TrustBundle};
 use prost::Message;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -432,6 +432,7 @@ fn client(node: Node) -> Client {
         node_id: node.id,
         namespace: "default".to_owned(),
         labels: BTreeMap::new(),
+        locality: LocalityId::default(),
         outbound_port: port.unwrap_or_default(),
     }
 }

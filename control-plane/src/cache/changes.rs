@@ -3,13 +3,13 @@
 //! Most changes are about few clients: the others find out here, without looking at everything they
 //! have.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::collections::HashSet;
 
 use super::{Client, ENVOY_OUTBOUND, INBOUND_PREFIX, ResourceType};
-use crate::{compile::Compiled, encode::ClientClass};
+use crate::{
+    compile::{Compiled, changed},
+    encode::ClientClass,
+};
 
 /// Names of what came, went or changed.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(crate) struct Changes {
 impl Changes {
     pub(super) fn between(before: &Compiled, after: &Compiled, is_same_trust: bool) -> Self {
         Self {
-            clusters: changed(&before.clusters, &after.clusters),
-            endpoints: changed(&before.endpoints, &after.endpoints),
+            clusters: before.changed_clusters(after),
+            endpoints: before.changed_endpoints(after),
             routes: &changed(&before.routes, &after.routes)
                 | &changed(&before.scoped, &after.scoped),
             names: !before.has_same_names(after),
@@ -62,14 +62,4 @@ impl Changes {
             ResourceType::Route => self.names || !self.routes.is_empty(),
         }
     }
-}
-
-fn changed<K: Ord + ToString, V: PartialEq>(
-    before: &BTreeMap<K, Arc<V>>,
-    after: &BTreeMap<K, Arc<V>>,
-) -> HashSet<String> {
-    let differs = |(key, value): &(&K, &Arc<V>)| before.get(key) != Some(*value);
-    let new = after.iter().filter(differs).map(|(key, _)| key);
-    let gone = before.keys().filter(|key| !after.contains_key(key));
-    new.chain(gone).map(ToString::to_string).collect()
 }

@@ -22,7 +22,7 @@ impl World {
         }
         match kind {
             ResourceType::Cluster => {
-                let config = self.compiled.clusters.get(name)?;
+                let (_, config) = self.compiled.cluster(name, client)?;
                 let needs = config.tls.is_some().then_some(Feature::Mtls);
                 needs.filter(lacks)
             }

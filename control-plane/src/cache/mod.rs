@@ -30,7 +30,7 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use mesh_core::config::{
-    Cluster, LbPolicy, ListenerKind, RouteConfig, RouteSource, Secret, TrustBundle,
+    Cluster, LbPolicy, ListenerKind, LocalityId, RouteConfig, RouteSource, Secret, TrustBundle,
 };
 use prost::{Message as _, Name};
 
@@ -41,7 +41,7 @@ pub use version::{Version, combined_version, input_version};
 
 use crate::{
     class::Release,
-    compile::{Compiled, View, Viewer},
+    compile::{Compiled, ROUTE_KINDS, View, Viewer},
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
 };
@@ -130,6 +130,8 @@ pub struct Client {
     pub namespace: String,
     /// Select policies of servers whose address is not known.
     pub labels: BTreeMap<String, String>,
+    /// Where it runs.
+    pub locality: LocalityId,
     /// Where Envoy's outbound listener listens.
     pub outbound_port: u16,
 }
@@ -139,6 +141,7 @@ impl<'c> From<&'c Client> for Viewer<'c> {
         Self {
             namespace: &client.namespace,
             labels: &client.labels,
+            locality: &client.locality,
         }
     }
 }
@@ -248,10 +251,7 @@ impl World {
         };
         let objects = host.and_then(|host| self.compiled.objects.get(&host));
         let wants = |object: &&ObjectKey| match (kind, object.kind.as_str()) {
-            (
-                ResourceType::Cluster | ResourceType::Endpoints,
-                "VirtualService" | "HTTPRoute" | "GRPCRoute" | "ServiceRouter",
-            ) => false,
+            (ResourceType::Cluster | ResourceType::Endpoints, kind) => !ROUTE_KINDS.contains(&kind),
             (ResourceType::Route, "DestinationRule" | "EndpointSlice") => false,
             (ResourceType::Listener, kind) => matches!(kind, "Service" | "ServiceEntry"),
             _ => true,
@@ -298,10 +298,10 @@ impl World {
         match kind {
             ResourceType::Listener => self.listener(client, name),
             ResourceType::Cluster => {
-                let config = self.compiled.clusters.get(name)?;
+                let (own, config) = self.compiled.cluster(name, client)?;
                 let needs = balancer(&config.lb_policy);
                 if needs.is_none_or(|feature| client.has(feature)) {
-                    return Some(self.shared((class, kind), name, "", &config, || {
+                    return Some(self.shared((class, kind), name, &own, &config, || {
                         any(&encode::cluster(config, class))
                     }));
                 }
@@ -310,16 +310,18 @@ impl World {
                     lb_policy: LbPolicy::RoundRobin,
                     ..Cluster::clone(config)
                 };
-                Some(
-                    self.shared((class, kind), name, "round robin", &config, || {
-                        any(&encode::cluster(&config, class))
-                    }),
-                )
+                Some(self.shared(
+                    (class, kind),
+                    name,
+                    &format!("{own} round robin"),
+                    &config,
+                    || any(&encode::cluster(&config, class)),
+                ))
             }
             ResourceType::Endpoints => {
-                let config = self.compiled.endpoints.get(name)?;
-                Some(self.shared((class, kind), name, "", &config, || {
-                    any(&encode::endpoints(config))
+                let (own, config) = self.compiled.endpoints(name, client)?;
+                Some(self.shared((class, kind), name, &own, &config, || {
+                    any(&encode::endpoints(&config))
                 }))
             }
             ResourceType::Route if class == ClientClass::Envoy && name == ENVOY_OUTBOUND => {

@@ -1,7 +1,9 @@
 //! The command line: what can be asked, and what is done then.
 //!
-//! `report` prints findings, `bootstrap` makes the file that clients start from, `ca` changes roots.
+//! `report` prints findings, `ask` what is made of routes, `bootstrap` makes the file that clients start
+//! from, `ca` changes roots.
 
+mod ask;
 mod bootstrap;
 mod ca;
 mod report;
@@ -16,8 +18,7 @@ use crate::{
     ca::{Authority, Identity, JwtOptions, TokenUse, create_token_for},
     cache::input_version,
     class::ClientClass,
-    compile::CompileOptions,
-    explain::{ExplainRequest, explain},
+    explain::parse_header,
     server::is_local,
     source::load_folder,
     value,
@@ -55,14 +56,30 @@ enum Command {
         /// For example `http://greeter.default:8080/a?b=c`; the host is the name that clients dial.
         url: http::Uri,
         /// A header, as in `canary: true`.
-        #[arg(short = 'H', long = "header", value_parser = header)]
+        #[arg(short = 'H', long = "header", value_parser = parse_header)]
         headers: Vec<(http::HeaderName, http::HeaderValue)>,
-        /// Directory with YAML files.
-        #[arg(long)]
-        config: PathBuf,
+        #[command(flatten)]
+        of: Where,
         /// Namespace of the client.
-        #[arg(long, default_value = "default")]
+        #[arg(long, default_value = "default", conflicts_with = "from")]
         namespace: String,
+        /// The client, as `NAMESPACE/KEY=VALUE,...` with its labels.
+        #[arg(long)]
+        from: Option<String>,
+        /// How to print.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Says what became of the routes of Gateway API; exits with 1 when one is not accepted, or refers
+    /// to what it cannot.
+    Status {
+        /// For example `HTTPRoute default/greeter`; default all.
+        object: Option<String>,
+        #[command(flatten)]
+        of: Where,
+        /// How to print.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: Output,
     },
     /// Prints the version of a directory, to wait for at `/v1/wait?version=`.
     Version {
@@ -80,6 +97,21 @@ enum Command {
     Ca(ca::Ca),
     /// Prints a bootstrap for a workload.
     Bootstrap(Bootstrap),
+}
+
+/// What is asked: a directory, or who serves it.
+#[derive(Debug, clap::Args)]
+struct Where {
+    /// Directory with YAML files.
+    #[arg(long, required_unless_present = "server", conflicts_with = "server")]
+    config: Option<PathBuf>,
+    /// Admin API of a running control plane, for example `http://127.0.0.1:18001`.
+    #[arg(long)]
+    server: Option<http::Uri>,
+    /// The server's data directory, which holds the key of its admin API; not needed on its own
+    /// machine.
+    #[arg(long, requires = "server")]
+    data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -214,23 +246,16 @@ impl Cli {
                 method,
                 url,
                 headers,
-                config,
+                of,
                 namespace,
+                from,
+                output,
             } => {
-                let mut map = http::HeaderMap::new();
-                for (name, value) in headers {
-                    map.append(name, value);
-                }
-                let request = ExplainRequest {
-                    method,
-                    url,
-                    headers: map,
-                    namespace,
-                };
-                let (text, is_routed) = explain(&config, &CompileOptions::default(), &request)
-                    .with_context(|| config.display().to_string())?;
-                print!("{text}");
-                Ok(u8::from(!is_routed))
+                let from = from.unwrap_or(namespace);
+                ask::explain(&of, &method, &url, &headers, &from, output).await
+            }
+            Command::Status { object, of, output } => {
+                ask::status(&of, object.as_deref(), output).await
             }
             Command::Version { directory } => {
                 let loaded =
@@ -279,23 +304,6 @@ impl Cli {
             }
         }
     }
-}
-
-/// A header, as people write it.
-fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
-    let (name, value) = text
-        .split_once(':')
-        .ok_or_else(|| format!("{text:?} has no colon: write NAME: VALUE"))?;
-    let wrong = |what| format!("{text:?}: {what}");
-    Ok((
-        name.trim()
-            .parse()
-            .map_err(|_| wrong("is not the name of a header"))?,
-        value
-            .trim()
-            .parse()
-            .map_err(|_| wrong("is not the value of a header"))?,
-    ))
 }
 
 /// NAMESPACE/SERVICE_ACCOUNT.

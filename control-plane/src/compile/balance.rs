@@ -1,28 +1,65 @@
-//! Slow start and passive health, from a DestinationRule.
+//! Balancing, slow start and passive health, from a DestinationRule.
 //!
 //! As Istio has them: success rates do not eject, kinds of failures in a row that are set to 0 do not
 //! either, and without `minHealthPercent` there is no panic.
 
 use std::time::Duration;
 
-use mesh_core::config::{Cluster, Consecutive, OutlierDetection, SlowStart};
+use mesh_core::config::{Cluster, Consecutive, HashPolicy, LbPolicy, OutlierDetection, SlowStart};
 
+use super::{
+    clusters::default_lb,
+    hashing::consistent_hash,
+    locality::{self, Setting},
+};
 use crate::{
     model::{LoadBalancer, OutlierSpec},
     value,
 };
 
 /// Takes the field and what is wrong there.
-type Wrong<'w> = dyn FnMut(&str, String) + 'w;
+pub(super) type Wrong<'w> = dyn FnMut(&str, String) + 'w;
 
-pub(super) fn slow_start(spec: &LoadBalancer, wrong: &mut Wrong<'_>) -> Option<SlowStart> {
+/// Applies a balancer; what it asks of routes, and of endpoints.
+pub(super) fn apply(
+    spec: &LoadBalancer,
+    cluster: &mut Cluster,
+    wrong: &mut Wrong<'_>,
+) -> (Option<HashPolicy>, Option<Setting>) {
+    match spec.simple.as_deref() {
+        None | Some("UNSPECIFIED") => {}
+        Some("ROUND_ROBIN") => cluster.lb_policy = LbPolicy::RoundRobin,
+        Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = default_lb(),
+        Some("RANDOM") => cluster.lb_policy = LbPolicy::Random,
+        Some(other) => wrong("simple", format!("{other} is not supported")),
+    }
+    let mut hash = None;
+    if let Some(hashing) = &spec.consistent_hash
+        && let Some((balancer, policy)) = consistent_hash(hashing, wrong)
+    {
+        if spec.simple.is_some() {
+            wrong(
+                "simple",
+                "there is a consistentHash, which is followed".to_owned(),
+            );
+        }
+        cluster.lb_policy = balancer;
+        hash = Some(policy);
+    }
+    if let Some(slow_start) = slow_start(spec, wrong) {
+        cluster.common_lb_config.slow_start = Some(slow_start);
+    }
+    let setting = spec.locality_lb_setting.as_ref();
+    let setting = setting.and_then(|spec| locality::setting(spec, wrong));
+    cluster.common_lb_config.locality_weighted |= matches!(setting, Some(Setting::Distribute(_)));
+    (hash, setting)
+}
+
+fn slow_start(spec: &LoadBalancer, wrong: &mut Wrong<'_>) -> Option<SlowStart> {
     let warmup = spec.warmup.as_ref();
     let (field, window) = match warmup.and_then(|warmup| warmup.duration.as_deref()) {
-        Some(window) => ("loadBalancer.warmup.duration", window),
-        None => (
-            "loadBalancer.warmupDurationSecs",
-            spec.warmup_duration_secs.as_deref()?,
-        ),
+        Some(window) => ("warmup.duration", window),
+        None => ("warmupDurationSecs", spec.warmup_duration_secs.as_deref()?),
     };
     let window = duration(field, window, wrong).filter(|window| !window.is_zero())?;
     let mut slow_start = SlowStart::new(window);
@@ -32,7 +69,7 @@ pub(super) fn slow_start(spec: &LoadBalancer, wrong: &mut Wrong<'_>) -> Option<S
             slow_start.min_weight_percent = percent;
         }
         Some(percent) => {
-            let field = "loadBalancer.warmup.minimumPercent";
+            let field = "warmup.minimumPercent";
             wrong(field, format!("{percent} is not 0 to 100"));
         }
     }
@@ -42,7 +79,7 @@ pub(super) fn slow_start(spec: &LoadBalancer, wrong: &mut Wrong<'_>) -> Option<S
             slow_start.aggression = aggression;
         }
         Some(aggression) => {
-            let field = "loadBalancer.warmup.aggression";
+            let field = "warmup.aggression";
             wrong(field, format!("{aggression} is not above 0"));
         }
     }
@@ -53,28 +90,17 @@ pub(super) fn apply_outliers(spec: &OutlierSpec, cluster: &mut Cluster, wrong: &
     let mut config = OutlierDetection::default();
     config.success_rate.enforcing = 0;
     config.success_rate.enforcing_local_origin = 0;
-    set(&mut config.consecutive_5xx, spec.consecutive_5xx_errors);
+    let any = spec.consecutive_5xx_errors.or(spec.consecutive_errors);
+    set(&mut config.consecutive_5xx, any);
     let gateway = spec.consecutive_gateway_errors;
-    match (gateway, spec.consecutive_errors) {
-        (None, Some(old)) => {
-            set(&mut config.consecutive_gateway_failure, Some(old));
-            if spec.consecutive_5xx_errors.is_none() {
-                config.consecutive_5xx.enforcing = 0;
-            }
-        }
-        (gateway, _) => set(&mut config.consecutive_gateway_failure, gateway),
-    }
+    set(&mut config.consecutive_gateway_failure, gateway);
     config.split_external_local_origin_errors = spec.split_external_local_origin_errors;
     let local = spec.consecutive_local_origin_failures;
     set(&mut config.consecutive_local_origin_failure, local);
     for (field, text, place) in [
+        ("interval", &spec.interval, &mut config.interval),
         (
-            "outlierDetection.interval",
-            &spec.interval,
-            &mut config.interval,
-        ),
-        (
-            "outlierDetection.baseEjectionTime",
+            "baseEjectionTime",
             &spec.base_ejection_time,
             &mut config.base_ejection_time,
         ),
@@ -92,7 +118,7 @@ pub(super) fn apply_outliers(spec: &OutlierSpec, cluster: &mut Cluster, wrong: &
         None => {}
         Some(percent @ 0..=100) => config.max_ejection_percent = percent,
         Some(percent) => {
-            let field = "outlierDetection.maxEjectionPercent";
+            let field = "maxEjectionPercent";
             wrong(field, format!("{percent} is not 0 to 100"));
         }
     }
@@ -102,7 +128,7 @@ pub(super) fn apply_outliers(spec: &OutlierSpec, cluster: &mut Cluster, wrong: &
             cluster.common_lb_config.healthy_panic_threshold = Some(percent);
         }
         Some(percent) => {
-            let field = "outlierDetection.minHealthPercent";
+            let field = "minHealthPercent";
             wrong(field, format!("{percent} is not 0 to 100"));
         }
     }
@@ -123,7 +149,7 @@ fn set(kind: &mut Consecutive, threshold: Option<u32>) {
     }
 }
 
-fn duration(field: &str, text: &str, wrong: &mut Wrong<'_>) -> Option<Duration> {
+pub(super) fn duration(field: &str, text: &str, wrong: &mut Wrong<'_>) -> Option<Duration> {
     match value::duration(text) {
         Ok(duration) => Some(duration),
         Err(message) => {

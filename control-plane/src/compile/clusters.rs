@@ -9,25 +9,28 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, Cluster, ClusterEndpoints, Endpoint, LbPolicy, LocalityEndpoints,
-    LocalityId, StringMatcher, StringPattern, TrustSource, UpstreamTls,
+    CertificateSource, Cluster, ClusterEndpoints, Endpoint, HashPolicy, LbPolicy,
+    LocalityEndpoints, LocalityId, StringMatcher, StringPattern, TrustSource, UpstreamTls,
 };
 
 use super::{
     CompileOptions, Compiled, balance,
+    locality::{Placed, Setting},
+    policy::{self, Effective},
+    pool,
+    scoped::ClientMatch,
     security::MtlsMode,
     services::{PortInfo, ServiceInfo, Workload},
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic},
     model::{DestinationRule, Object, TrafficPolicy},
-    value,
 };
 
 /// Istio's label of workloads that take mTLS.
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// What balances unless a rule says otherwise, as in Istio.
-fn default_lb() -> LbPolicy {
+pub(super) fn default_lb() -> LbPolicy {
     LbPolicy::least_request(2)
 }
 
@@ -77,37 +80,81 @@ fn parts<'p>(
     std::iter::once(all).chain(subsets).collect()
 }
 
+/// The DestinationRules of a service: one for all clients, and those for some.
+#[derive(Debug, Default)]
+pub(super) struct Rules<'r> {
+    pub(super) of_all: Option<DeclaredRule<'r>>,
+    pub(super) of_some: Vec<DeclaredRule<'r>>,
+}
+
+pub(super) type DeclaredRule<'r> = (&'r Arc<Object>, &'r DestinationRule);
+
 /// The clusters of all ports and parts of a service.
 pub(super) fn compile(
     service: &ServiceInfo,
-    rule: Option<(&Arc<Object>, &DestinationRule)>,
+    rules: &Rules<'_>,
     options: &CompileOptions,
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
 ) {
     let nothing = BTreeMap::new();
+    let rule = rules.of_all;
     let parts = parts(rule.map(|(_, rule)| rule), &nothing);
     for port in &service.ports {
         for part in &parts {
             let name = cluster_name(port.number, part.name, &service.fqdn);
             let members: Vec<_> = service.workloads.iter().filter(|w| part.has(w)).collect();
-            let mut cluster = Cluster {
-                lb_policy: default_lb(),
-                http_version: port.http_version,
-                ..Cluster::new(name.as_str())
+            let place = Port {
+                service,
+                port,
+                subset: part.name,
+                members: &members,
             };
-            let mut mode = None;
-            for (field, policy) in &part.policies {
-                if let Some((object, _)) = rule {
-                    mode = apply_policy(object, field, policy, &mut cluster, findings).or(mode);
-                }
+            let object = rule.map(|(object, _)| object);
+            let made = cluster(
+                &place,
+                (object, &part.policies),
+                options,
+                compiled,
+                findings,
+            );
+            let endpoints = endpoints(&name, &members, port.number);
+            if let Some(setting) = made.setting {
+                let placed = Placed::new(setting, endpoints.clone(), &members, port.number);
+                compiled
+                    .placed
+                    .insert(name.as_str().into(), Arc::new(placed));
             }
-            let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, &members, port, compiled));
-            cluster.tls = is_mtls.then(|| upstream_tls(service, port, part.name, options));
+            if let Some(hash) = made.hash {
+                compiled.hashing.insert(name.as_str().into(), hash);
+            }
+            for (object, own) in &rules.of_some {
+                let client = ClientMatch::of(object, own);
+                let policies = own.traffic_policy.as_ref();
+                let field = "spec.trafficPolicy".to_owned();
+                let policies: Vec<_> = policies.map(|policy| (field, policy)).into_iter().collect();
+                let own = cluster(
+                    &place,
+                    (Some(object), &policies),
+                    options,
+                    compiled,
+                    findings,
+                );
+                if own.hash.is_some() || own.setting.is_some() {
+                    let field = "spec.trafficPolicy.loadBalancer";
+                    let message = "consistentHash and localityLbSetting hold for all clients";
+                    let help = "write them into the rule without a workloadSelector";
+                    findings.push(object.diagnose(BAD_VALUE, field, message, help));
+                }
+                compiled
+                    .own_clusters
+                    .entry(name.as_str().into())
+                    .or_default()
+                    .push((client, Arc::new(own.cluster)));
+            }
             compiled
                 .clusters
-                .insert(name.as_str().into(), Arc::new(cluster));
-            let endpoints = endpoints(&name, &members, port.number);
+                .insert(name.as_str().into(), Arc::new(made.cluster));
             compiled
                 .endpoints
                 .insert(name.as_str().into(), Arc::new(endpoints));
@@ -115,72 +162,105 @@ pub(super) fn compile(
     }
 }
 
-/// Applies a traffic policy; what it says of mTLS.
-fn apply_policy(
+/// A port of a part of a service.
+struct Port<'p> {
+    service: &'p ServiceInfo,
+    port: &'p PortInfo,
+    subset: &'p str,
+    members: &'p [&'p Workload],
+}
+
+/// A cluster, and what it asks of routes and endpoints.
+struct Made {
+    cluster: Cluster,
+    hash: Option<HashPolicy>,
+    setting: Option<Setting>,
+}
+
+fn cluster(
+    place: &Port<'_>,
+    (object, policies): (Option<&Arc<Object>>, &[(String, &TrafficPolicy)]),
+    options: &CompileOptions,
+    compiled: &Compiled,
+    findings: &mut Vec<Diagnostic>,
+) -> Made {
+    let Port {
+        service,
+        port,
+        subset,
+        members,
+    } = *place;
+    let name = cluster_name(port.number, subset, &service.fqdn);
+    let mut made = Made {
+        cluster: Cluster {
+            lb_policy: default_lb(),
+            http_version: port.http_version,
+            ..Cluster::new(name)
+        },
+        hash: None,
+        setting: None,
+    };
+    let mut mode = None;
+    if let Some(object) = object {
+        let policies = policies.iter().map(|(field, policy)| (&**field, *policy));
+        let policy = policy::effective(policies, port.number);
+        mode = apply(object, &policy, &mut made, findings);
+    }
+    let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, members, port, compiled));
+    made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, subset, options));
+    made
+}
+
+/// Applies what holds; what it says of mTLS.
+fn apply(
     object: &Object,
-    place: &str,
-    policy: &TrafficPolicy,
-    cluster: &mut Cluster,
+    policy: &Effective<'_>,
+    made: &mut Made,
     findings: &mut Vec<Diagnostic>,
 ) -> Option<bool> {
-    let mut wrong = |field: &str, message: String| {
-        let field = format!("{place}.{field}");
+    let mut wrong_at = |place: &str, field: &str, message: String| {
+        let field = match field {
+            "" => place.to_owned(),
+            field => format!("{place}.{field}"),
+        };
         findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
     };
-    let simple = policy
-        .load_balancer
-        .as_ref()
-        .and_then(|lb| lb.simple.as_deref());
-    match simple {
-        None | Some("UNSPECIFIED") => {}
-        Some("ROUND_ROBIN") => cluster.lb_policy = LbPolicy::RoundRobin,
-        Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = default_lb(),
-        Some("RANDOM") => cluster.lb_policy = LbPolicy::Random,
-        Some(other) => wrong("loadBalancer.simple", format!("{other} is not supported")),
+    let cluster = &mut made.cluster;
+    if let Some((place, spec)) = &policy.load_balancer {
+        let wrong = &mut |field: &str, message| wrong_at(place, field, message);
+        let (hash, setting) = balance::apply(spec, cluster, wrong);
+        (made.hash, made.setting) = (hash, setting);
     }
-    if let Some(balancer) = &policy.load_balancer
-        && let Some(slow_start) = balance::slow_start(balancer, &mut wrong)
-    {
-        cluster.common_lb_config.slow_start = Some(slow_start);
+    if let Some((place, spec)) = &policy.outlier_detection {
+        balance::apply_outliers(spec, cluster, &mut |field, message| {
+            wrong_at(place, field, message);
+        });
     }
-    if let Some(spec) = &policy.outlier_detection {
-        balance::apply_outliers(spec, cluster, &mut wrong);
+    if let Some((place, spec)) = &policy.connection_pool {
+        pool::apply(spec, cluster, &mut |field, message| {
+            wrong_at(place, field, message);
+        });
     }
-    let pool = policy.connection_pool.as_ref();
-    if let Some(limit) = pool
-        .and_then(|p| p.http.as_ref())
-        .and_then(|http| http.http2_max_requests)
-    {
-        cluster.circuit_breakers.max_requests = limit;
-    }
-    let timeout = pool
-        .and_then(|p| p.tcp.as_ref())
-        .and_then(|tcp| tcp.connect_timeout.as_deref());
-    match timeout.map(value::duration) {
-        Some(Ok(timeout)) => cluster.connect_timeout = timeout,
-        Some(Err(message)) => wrong("connectionPool.tcp.connectTimeout", message),
-        None => {}
-    }
-    if let Some(budget) = &policy.retry_budget {
+    if let Some((place, budget)) = &policy.retry_budget {
+        // A share of the requests instead of a number.
+        cluster.circuit_breakers.max_retries = None;
         let held = &mut cluster.circuit_breakers.retry_budget;
         held.min_retry_concurrency = budget
             .min_retry_concurrency
             .unwrap_or(held.min_retry_concurrency);
         match budget.percent {
             Some(percent) if (0.0..=100.0).contains(&percent) => held.percent = percent as u32,
-            Some(percent) => wrong("retryBudget.percent", format!("{percent} is not 0 to 100")),
+            Some(percent) => wrong_at(place, "percent", format!("{percent} is not 0 to 100")),
             None => {}
         }
     }
-    match policy.tls.as_ref().map(|tls| tls.mode.as_str()) {
-        None => None,
-        Some("DISABLE") => Some(false),
-        Some("ISTIO_MUTUAL") => Some(true),
-        Some(other) => {
-            wrong(
-                "tls.mode",
-                format!("{other:?} is not supported: mTLS is used"),
-            );
+    let (place, tls) = policy.tls.as_ref()?;
+    match tls.mode.as_str() {
+        "DISABLE" => Some(false),
+        "ISTIO_MUTUAL" => Some(true),
+        other => {
+            let message = format!("{other:?} is not supported: mTLS is used");
+            wrong_at(place, "mode", message);
             // Never less than was asked for.
             Some(true)
         }
@@ -212,7 +292,15 @@ fn takes_mtls(
             .mode(&service.namespace, &BTreeMap::new(), port.number);
         return mode == MtlsMode::Strict;
     }
+    let is_strict = |namespace: &str| {
+        let mode = compiled
+            .security
+            .mode(namespace, &BTreeMap::new(), port.number);
+        mode == MtlsMode::Strict
+    };
     members.iter().all(|workload| match mode(workload) {
+        // Labels that it gave itself do not take it out of its namespace's policy.
+        _ if workload.is_registered && is_strict(&workload.namespace) => true,
         MtlsMode::Strict => true,
         MtlsMode::Permissive => workload
             .labels
@@ -222,7 +310,7 @@ fn takes_mtls(
     })
 }
 
-fn upstream_tls(
+pub(super) fn upstream_tls(
     service: &ServiceInfo,
     port: &PortInfo,
     subset: &str,
@@ -254,7 +342,7 @@ fn upstream_tls(
     }
 }
 
-fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
+pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
     let mut localities = BTreeMap::<&LocalityId, LocalityEndpoints>::new();
     let mut seen = BTreeSet::new();
     for workload in members {

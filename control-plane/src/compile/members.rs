@@ -112,6 +112,7 @@ fn registered(member: &Member, ports: &[PortInfo]) -> Workload {
         },
         weight: member.weight,
         health: member.health,
+        is_registered: true,
     }
 }
 
@@ -200,5 +201,6 @@ fn add_entry(service: &mut ServiceInfo, object: &Object, entry: &WorkloadEntry, 
         locality: super::services::locality(entry.locality.as_deref()),
         weight: entry.weight.unwrap_or(1).max(1),
         health: HealthStatus::Healthy,
+        is_registered: false,
     });
 }

@@ -5,11 +5,16 @@
 //! objects always give the same result.
 
 mod balance;
+mod changed;
 mod clusters;
 mod consul;
 mod delegate;
 mod gateway;
+mod hashing;
+mod locality;
 mod members;
+mod policy;
+mod pool;
 mod route_action;
 mod route_match;
 mod routes;
@@ -31,17 +36,23 @@ use std::{
 use mesh_core::{
     ClusterName, EndpointsName, RouteConfigName,
     config::{
-        ApiListener, Cluster, ClusterEndpoints, Listener, ListenerKind, RouteConfig, RouteSource,
+        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, Route,
+        RouteAction, RouteConfig, RouteSource,
     },
 };
 
 use crate::{
-    diagnostic::Diagnostic,
-    model::{Object, ObjectKey, ObjectSet, Spec},
+    diagnostic::{BAD_VALUE, Diagnostic},
+    model::{ClientSelector, DestinationRule, Object, ObjectKey, ObjectSet, Spec},
     registry::Members,
 };
+pub(crate) use changed::changed;
+use clusters::Rules;
 pub use gateway::{Condition, ParentStatus, RouteStatus};
+use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+use scoped::ClientMatch;
+use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
@@ -86,6 +97,14 @@ pub struct Compiled {
     pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
     /// Where each route of each configuration is declared; `None` for one that nobody declared.
     pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
+    /// File and line of each object.
+    places: BTreeMap<ObjectKey, (Arc<str>, usize)>,
+    /// Clusters of which some clients get another: the first that is for a client.
+    own_clusters: BTreeMap<ClusterName, Vec<(ClientMatch, Arc<Cluster>)>>,
+    /// Endpoints that clients in other places get in another order.
+    placed: BTreeMap<EndpointsName, Arc<Placed>>,
+    /// What routes to a cluster hash.
+    hashing: BTreeMap<ClusterName, HashPolicy>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
     security: SecurityPolicies,
@@ -141,8 +160,13 @@ pub fn compile_with(
     let mut findings = Vec::new();
     let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, members, options, &mut findings);
+    let place = |object: &Arc<Object>| (Arc::clone(&object.place.file), object.place.line);
+    let places = objects
+        .iter()
+        .map(|(key, object)| (key.clone(), place(object)));
     let mut compiled = Compiled {
         security,
+        places: places.collect(),
         ..Compiled::default()
     };
     for service in services.values() {
@@ -155,7 +179,8 @@ pub fn compile_with(
                 compiled.names.insert(spelling, service.fqdn.clone());
             }
         }
-        for workload in &service.workloads {
+        // One that registered could say that it is at somebody's address, to be judged in its place.
+        for workload in service.workloads.iter().filter(|w| !w.is_registered) {
             for address in workload.addresses.values() {
                 compiled
                     .workloads
@@ -174,22 +199,29 @@ pub fn compile_with(
             }
         }
     }
-    let mut rules = BTreeMap::new();
+    let mut rules = BTreeMap::<String, Rules<'_>>::new();
     for object in objects.values() {
         if let Spec::DestinationRule(rule) = &object.spec {
             let namespace = &object.key.namespace;
             match services::find(&services, &rule.host, namespace, &options.cluster_domain) {
                 Some(service) => {
                     compiled.made_of(&service.fqdn, &object.key);
-                    rules.insert(service.fqdn.clone(), (object, rule));
+                    let rules = rules.entry(service.fqdn.clone()).or_default();
+                    let has_labels = |s: &ClientSelector| !s.match_labels.is_empty();
+                    if rule.workload_selector.as_ref().is_some_and(has_labels) {
+                        rules.of_some.push((object, rule));
+                        findings.extend(subsets_of_some(object, rule));
+                    } else {
+                        rules.of_all = Some((object, rule));
+                    }
                 }
                 None => findings.push(services::unknown_host(object, "spec.host", &rule.host)),
             }
         }
     }
     for service in services.values() {
-        let rule = rules.get(&service.fqdn).copied();
-        clusters::compile(service, rule, options, &mut compiled, &mut findings);
+        let rules = rules.remove(&service.fqdn).unwrap_or_default();
+        clusters::compile(service, &rules, options, &mut compiled, &mut findings);
     }
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
     compiled.services = services;
@@ -197,6 +229,23 @@ pub fn compile_with(
     let mut seen = HashSet::new();
     findings.retain(|finding| seen.insert(finding.clone()));
     (compiled, findings)
+}
+
+/// Kinds that say where requests go, and nothing of clusters.
+pub(crate) const ROUTE_KINDS: [&str; 5] = [
+    "VirtualService",
+    "HTTPRoute",
+    "GRPCRoute",
+    "ServiceRouter",
+    "ServiceSplitter",
+];
+
+/// Subsets are for all clients, as routes to them are.
+fn subsets_of_some(object: &Object, rule: &DestinationRule) -> Option<Diagnostic> {
+    let help = "write them into a rule without a workloadSelector";
+    let message = "subsets hold for all clients: those here are not used";
+    let finding = object.diagnose(BAD_VALUE, "spec.subsets", message, help);
+    (!rule.subsets.is_empty()).then_some(finding)
 }
 
 impl Compiled {
@@ -261,6 +310,29 @@ impl Compiled {
         })
     }
 
+    /// What is declared for a name's routes, but not for this client.
+    pub(crate) fn left_out(&self, name: &str, viewer: Viewer<'_>) -> Vec<LeftOut> {
+        let scoped = self.scoped.get(name);
+        scoped.map_or_else(Vec::new, |scoped| scoped.left_out(viewer))
+    }
+
+    /// The objects that a cluster is made of, and where they are.
+    pub(crate) fn origins_of_cluster(&self, name: &str) -> Vec<RouteOrigin> {
+        let fqdn = name.rsplit('|').next().unwrap_or_default();
+        let objects = self.objects.get(fqdn).into_iter().flatten();
+        let objects = objects.filter(|key| !ROUTE_KINDS.contains(&key.kind.as_str()));
+        let origin = |key: &ObjectKey| {
+            let (file, line) = self.places.get(key)?;
+            Some(RouteOrigin {
+                object: key.clone(),
+                field: String::new(),
+                file: Arc::clone(file),
+                line: *line,
+            })
+        };
+        objects.filter_map(origin).collect()
+    }
+
     /// Equal for clients for which the same holds everywhere.
     pub(crate) fn view_key<'v>(&self, viewer: impl Into<Viewer<'v>>) -> String {
         let viewer = viewer.into();
@@ -270,7 +342,56 @@ impl Compiled {
             .collect()
     }
 
-    fn add_routes(&mut self, routes: ScopedRoutes) {
+    /// Names of clusters that some client gets otherwise than before.
+    pub(crate) fn changed_clusters(&self, after: &Self) -> HashSet<String> {
+        let mut found = changed(&self.clusters, &after.clusters);
+        found.extend(changed(&self.own_clusters, &after.own_clusters));
+        found
+    }
+
+    /// Names of endpoints that some client gets otherwise than before.
+    pub(crate) fn changed_endpoints(&self, after: &Self) -> HashSet<String> {
+        let mut found = changed(&self.endpoints, &after.endpoints);
+        found.extend(changed(&self.placed, &after.placed));
+        found
+    }
+
+    /// A cluster as a client gets it, with what tells apart clients that get another.
+    pub(crate) fn cluster<'v>(
+        &self,
+        name: &str,
+        viewer: impl Into<Viewer<'v>>,
+    ) -> Option<(String, &Arc<Cluster>)> {
+        let viewer = viewer.into();
+        let own = self.own_clusters.get(name).into_iter().flatten();
+        let mut own = own.enumerate();
+        match own.find(|(_, (clients, _))| clients.has(viewer)) {
+            Some((index, (_, cluster))) => Some((index.to_string(), cluster)),
+            None => Some((String::new(), self.clusters.get(name)?)),
+        }
+    }
+
+    /// Endpoints as a client gets them, with what tells apart clients that get others.
+    pub(crate) fn endpoints<'v>(
+        &self,
+        name: &str,
+        viewer: impl Into<Viewer<'v>>,
+    ) -> Option<(String, Arc<ClusterEndpoints>)> {
+        let viewer = viewer.into();
+        match self.placed.get(name) {
+            Some(placed) => Some((placed.key(viewer), Arc::new(placed.view(viewer)))),
+            None => Some((String::new(), Arc::clone(self.endpoints.get(name)?))),
+        }
+    }
+
+    fn add_routes(&mut self, mut routes: ScopedRoutes) {
+        for declared in routes
+            .declarations
+            .iter_mut()
+            .flat_map(|held| &mut held.routes)
+        {
+            self.hash(&mut declared.route);
+        }
         let name = routes.name.clone();
         let View {
             config, origins, ..
@@ -279,6 +400,24 @@ impl Compiled {
         self.routes.insert(name.clone(), config);
         if !routes.is_same_for_all() {
             self.scoped.insert(name, Arc::new(routes));
+        }
+    }
+
+    /// Routes to what balances by hash say what is hashed, unless they do already.
+    fn hash(&self, route: &mut Route) {
+        let RouteAction::Forward(forward) = &mut route.action else {
+            return;
+        };
+        let policies = forward
+            .clusters
+            .iter()
+            .map(|part| self.hashing.get(&part.name));
+        let Some(policy) = policies.flatten().next() else {
+            return;
+        };
+        let extras = forward.extras.get_or_insert_default();
+        if extras.hash_policy.is_empty() {
+            extras.hash_policy.push(policy.clone());
         }
     }
 

@@ -13,6 +13,7 @@ use mesh_core::config::{
 use super::{
     CompileOptions, Compiled, RouteOrigin,
     clusters::cluster_name,
+    consul::{self, ConsulEntries},
     gateway::{self, Attached},
     route_action::{
         compile_retries, default_retries, direct_response, headers, redirect, rewrite, share,
@@ -24,10 +25,7 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, PASSED_OVER, Severity, UNKNOWN_REFERENCE},
-    model::{
-        HeadersSpec, HttpRoute, Object, ObjectKey, ObjectSet, Percent, ServiceRouter, Spec,
-        Weighted,
-    },
+    model::{HeadersSpec, HttpRoute, Object, ObjectKey, ObjectSet, Percent, Weighted},
     value,
 };
 
@@ -36,7 +34,7 @@ struct Intent<'o> {
     attachments: gateway::Attachments<'o>,
     grants: gateway::Grants,
     virtual_services: VirtualServices<'o>,
-    routers: Routers<'o>,
+    consul: ConsulEntries<'o>,
 }
 
 pub(super) fn compile(
@@ -50,8 +48,10 @@ pub(super) fn compile(
         attachments: gateway::attach(objects, services, options, compiled, findings),
         grants: gateway::Grants::collect(objects),
         virtual_services: virtual_service::collect(objects, services, options, compiled, findings),
-        routers: routers(objects, services, options, compiled, findings),
+        consul: ConsulEntries::collect(objects, services, options, compiled, findings),
     };
+    let around = consul::Surroundings { services, options };
+    intent.consul.resolve(&around, compiled, findings);
     for service in services.values() {
         for port in &service.ports {
             let mut context = Context {
@@ -77,35 +77,6 @@ pub(super) fn compile(
     for status in compiled.statuses.values_mut() {
         status.finish();
     }
-}
-
-type Routers<'o> = BTreeMap<String, (&'o Arc<Object>, &'o ServiceRouter)>;
-
-/// The service-router of each service, by the service's full name. A VirtualService goes before.
-fn routers<'o>(
-    objects: &'o ObjectSet,
-    services: &BTreeMap<String, ServiceInfo>,
-    options: &CompileOptions,
-    compiled: &mut Compiled,
-    findings: &mut Vec<Diagnostic>,
-) -> Routers<'o> {
-    let mut routers = Routers::new();
-    for object in objects.values() {
-        let Spec::ServiceRouter(spec) = &object.spec else {
-            continue;
-        };
-        let (name, namespace) = (&object.key.name, &object.key.namespace);
-        match find(services, name, namespace, &options.cluster_domain) {
-            Some(service) => {
-                compiled.made_of(&service.fqdn, &object.key);
-                routers
-                    .entry(service.fqdn.clone())
-                    .or_insert((object, spec));
-            }
-            None => findings.push(unknown_host(object, "metadata.name", name)),
-        }
-    }
-    routers
 }
 
 /// An object that says where requests go, which another one says already.
@@ -185,15 +156,15 @@ impl Context<'_> {
             declarations.push(Declaration { audience, routes });
             if is_for_all {
                 let winner = &declared.object.key;
-                if let Some((object, _)) = intent.routers.get(fqdn) {
-                    self.findings.push(passed_over(object, fqdn, winner));
-                }
+                let others = intent.consul.of(fqdn);
+                let findings = others.map(|object| passed_over(object, fqdn, winner));
+                self.findings.extend(findings);
                 return declarations;
             }
         }
-        let routes = match intent.routers.get(fqdn) {
-            Some((object, spec)) => self.router(object, spec),
-            None => vec![DeclaredRoute::new(self.default_route(), None)],
+        let routes = match intent.consul.routers.get(fqdn) {
+            Some((object, spec)) => self.router(object, spec, &intent.consul),
+            None => vec![self.consul_default(&intent.consul)],
         };
         declarations.push(Declaration {
             audience: Audience::All,
@@ -207,7 +178,7 @@ impl Context<'_> {
         let fqdn = &self.service.fqdn;
         let virtual_services = intent.virtual_services.get(fqdn).into_iter().flatten();
         let others = virtual_services.map(|declared| declared.object);
-        let others = others.chain(intent.routers.get(fqdn).map(|(object, _)| *object));
+        let others = others.chain(intent.consul.of(fqdn));
         let findings = others.map(|object| passed_over(object, fqdn, winner));
         self.findings.extend(findings.collect::<Vec<_>>());
     }

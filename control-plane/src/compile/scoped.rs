@@ -7,15 +7,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
 use mesh_core::{
     RouteConfigName,
-    config::{Route, RouteConfig, VirtualHost},
+    config::{LocalityId, Route, RouteConfig, VirtualHost},
 };
 
 use super::RouteOrigin;
+use crate::model::{DestinationRule, Object};
 
 /// What a client says of itself.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +26,15 @@ pub struct Viewer<'v> {
     pub namespace: &'v str,
     /// Its labels.
     pub labels: &'v BTreeMap<String, String>,
+    /// Where it is.
+    pub locality: &'v LocalityId,
 }
 
+static NOWHERE: LocalityId = LocalityId {
+    region: String::new(),
+    zone: String::new(),
+    sub_zone: String::new(),
+};
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
 impl<'v> From<&'v str> for Viewer<'v> {
@@ -34,6 +43,7 @@ impl<'v> From<&'v str> for Viewer<'v> {
         Self {
             namespace,
             labels: &NO_LABELS,
+            locality: &NOWHERE,
         }
     }
 }
@@ -104,7 +114,16 @@ pub(super) struct ClientMatch {
 }
 
 impl ClientMatch {
-    fn has(&self, viewer: Viewer<'_>) -> bool {
+    /// The clients of a DestinationRule with a selector.
+    pub(super) fn of(object: &Object, rule: &DestinationRule) -> Self {
+        let selector = rule.workload_selector.as_ref();
+        Self {
+            namespace: Some(object.key.namespace.clone()),
+            labels: selector.map_or_else(BTreeMap::new, |own| own.match_labels.clone()),
+        }
+    }
+
+    pub(super) fn has(&self, viewer: Viewer<'_>) -> bool {
         let namespace = self.namespace.as_deref();
         namespace.is_none_or(|namespace| namespace == viewer.namespace)
             && self
@@ -162,7 +181,66 @@ pub struct View {
     pub origins: Vec<Option<RouteOrigin>>,
 }
 
+impl fmt::Display for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all clients"),
+            Self::Namespaces(names) => {
+                let names: Vec<_> = names.iter().map(String::as_str).collect();
+                write!(f, "clients of namespace {}", names.join(", "))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ClientMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("clients")?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, " of namespace {namespace}")?;
+        }
+        for (key, value) in &self.labels {
+            write!(f, " with {key}={value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A route that a client does not get: its name, why, and where it is declared.
+pub(crate) type LeftOut = (String, String, Option<RouteOrigin>);
+
 impl ScopedRoutes {
+    /// What is declared, but not for this client.
+    pub(super) fn left_out(&self, viewer: Viewer<'_>) -> Vec<LeftOut> {
+        let mut all = Vec::new();
+        let mut is_chosen = false;
+        for held in &self.declarations {
+            let is_for = held.audience.has(viewer.namespace);
+            let is_it = is_for && !is_chosen;
+            let reason = match is_for {
+                true => "what is for fewer clients goes before it".to_owned(),
+                false => format!("it is for {}", held.audience),
+            };
+            is_chosen |= is_for;
+            for declared in &held.routes {
+                let reason = match &declared.clients {
+                    Some(clients) if is_it && !clients.has(viewer) => {
+                        format!("it is for {clients}")
+                    }
+                    _ if is_it => continue,
+                    _ => reason.clone(),
+                };
+                let name = declared.route.name.clone();
+                all.push((
+                    name,
+                    format!("not tried: {reason}"),
+                    declared.origin.clone(),
+                ));
+            }
+        }
+        all
+    }
+
     /// Whether the same holds for all clients.
     pub(super) fn is_same_for_all(&self) -> bool {
         let mut all = self.declarations.iter().flat_map(|held| &held.routes);

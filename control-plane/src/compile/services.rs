@@ -103,6 +103,8 @@ pub struct Workload {
     pub(super) locality: LocalityId,
     pub(super) weight: u32,
     pub(super) health: HealthStatus,
+    /// It registered: nobody but itself says what it is.
+    pub(super) is_registered: bool,
 }
 
 impl ServiceInfo {
@@ -298,6 +300,7 @@ fn from_entry(
             locality: locality(endpoint.locality.as_deref()),
             weight: endpoint.weight.unwrap_or(1).max(1),
             health: HealthStatus::Healthy,
+            is_registered: false,
         });
     }
     info
@@ -368,6 +371,7 @@ fn add_slice(
             },
             weight: 1,
             health,
+            is_registered: false,
         });
     }
 }

@@ -63,10 +63,13 @@ fn http_check(config: &HttpHealthCheck) -> ProtoHttp {
         }),
         ..HeaderValueOption::default()
     };
-    let statuses = config.expected_statuses.iter().map(|range| Int64Range {
-        start: range.start.into(),
-        end: range.end.into(),
-    });
+    let statuses = |ranges: &[std::ops::Range<u16>]| {
+        let range = |range: &std::ops::Range<u16>| Int64Range {
+            start: range.start.into(),
+            end: range.end.into(),
+        };
+        ranges.iter().map(range).collect()
+    };
     let method = match config.method {
         http::Method::GET => RequestMethod::MethodUnspecified,
         ref other => RequestMethod::from_str_name(other.as_str()).unwrap_or_default(),
@@ -81,7 +84,8 @@ fn http_check(config: &HttpHealthCheck) -> ProtoHttp {
         method: method as i32,
         codec_client_type: codec as i32,
         request_headers_to_add: config.headers.iter().map(header).collect(),
-        expected_statuses: statuses.collect(),
+        expected_statuses: statuses(&config.expected_statuses),
+        retriable_statuses: statuses(&config.retriable_statuses),
         ..ProtoHttp::default()
     }
 }

@@ -1,5 +1,7 @@
 //! Consul's objects, as far as they are honoured.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::HeaderOperations;
@@ -96,6 +98,8 @@ pub struct RouterDestination {
     pub prefix_rewrite: Option<String>,
     /// Limit over all attempts.
     pub request_timeout: Option<String>,
+    /// Limit of a stream without data.
+    pub idle_timeout: Option<String>,
     /// Retries.
     pub num_retries: Option<u32>,
     /// Retry when no connection can be made.
@@ -108,4 +112,131 @@ pub struct RouterDestination {
     pub request_headers: Option<HeaderOperations>,
     /// Changes of the response's headers.
     pub response_headers: Option<HeaderOperations>,
+}
+
+object! {
+    /// Shares of the requests to the service that has the object's name.
+    ServiceSplitter {
+        /// Their weights sum up to 100.
+        splits: Vec<Split>,
+    }
+}
+object! {
+    /// A share.
+    Split {
+        /// Percentage, in steps of 0.01.
+        weight: f64,
+        /// Service; default the object's own.
+        service: Option<String>,
+        /// Subset of it.
+        service_subset: Option<String>,
+        /// Changes of the request's headers.
+        request_headers: Option<HeaderOperations>,
+        /// Changes of the response's headers.
+        response_headers: Option<HeaderOperations>,
+    }
+}
+object! {
+    /// What the name of a service stands for.
+    ServiceResolver {
+        /// Limit of connecting.
+        connect_timeout: Option<String>,
+        /// Limit over all attempts, unless a route says another.
+        request_timeout: Option<String>,
+        /// Subset of those that ask for none.
+        default_subset: Option<String>,
+        /// Parts by name.
+        subsets: BTreeMap<String, ResolverSubset>,
+        /// Another service in its place.
+        redirect: Option<ResolverRedirect>,
+        /// Where requests go when a subset has no healthy endpoint, by subset; `*` is all.
+        failover: BTreeMap<String, ResolverFailover>,
+        /// Balancing.
+        load_balancer: Option<ResolverBalancer>,
+    }
+}
+object! {
+    /// A part of a service.
+    ResolverSubset {
+        /// Expression over `Service.Meta`; none is everything.
+        filter: Option<String>,
+        /// Leave out what is draining.
+        only_passing: bool,
+    }
+}
+object! {
+    /// Another service.
+    ResolverRedirect {
+        /// Service; default the object's own.
+        service: Option<String>,
+        /// Subset of it.
+        service_subset: Option<String>,
+    }
+}
+object! {
+    /// Other services, in order.
+    ResolverFailover {
+        /// Service; default the object's own.
+        service: Option<String>,
+        /// Subset of it.
+        service_subset: Option<String>,
+        /// Several, instead of one.
+        targets: Vec<ResolverRedirect>,
+    }
+}
+object! {
+    /// Balancing.
+    ResolverBalancer {
+        /// `random`, `round_robin`, `least_request`, `ring_hash` or `maglev`.
+        policy: Option<String>,
+        /// Of `ring_hash`.
+        ring_hash_config: Option<RingHashConfig>,
+        /// Of `least_request`.
+        least_request_config: Option<LeastRequestConfig>,
+        /// What requests have in common that go to one endpoint.
+        hash_policies: Vec<ResolverHash>,
+    }
+}
+object! {
+    /// Size of the ring.
+    RingHashConfig {
+        /// Fewest entries.
+        minimum_ring_size: Option<u64>,
+        /// Most entries.
+        maximum_ring_size: Option<u64>,
+    }
+}
+object! {
+    /// Choices.
+    LeastRequestConfig {
+        /// How many endpoints are compared; default 2.
+        choice_count: Option<u32>,
+    }
+}
+object! {
+    /// A part of a request.
+    ResolverHash {
+        /// `header`, `cookie` or `query_parameter`.
+        field: Option<String>,
+        /// Its name.
+        field_value: Option<String>,
+        /// The cookie that is made for who has none.
+        cookie_config: Option<CookieConfig>,
+        /// The client's address.
+        #[serde(rename = "sourceIP")]
+        source_ip: bool,
+        /// Whether what comes behind is left out when there is this.
+        terminal: bool,
+    }
+}
+object! {
+    /// A cookie.
+    CookieConfig {
+        /// It lives as long as the client.
+        session: bool,
+        /// How long it lives.
+        ttl: Option<String>,
+        /// Its path.
+        path: Option<String>,
+    }
 }

@@ -15,6 +15,7 @@ macro_rules! object {
 }
 
 mod consul;
+mod destination_rule;
 pub mod gateway;
 mod istio;
 mod kubernetes;
@@ -29,14 +30,18 @@ use crate::{
 };
 
 pub use consul::{
+    ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
-    ServiceRouter,
+    ServiceResolver, ServiceRouter, ServiceSplitter, Split,
+};
+pub use destination_rule::{
+    BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
+    LocalityLbSpec, OutlierSpec, PortPolicy, Subset, TlsSpec, TrafficPolicy,
 };
 pub use istio::{
-    AuthorizationPolicy, DelegateRef, DestinationRule, HeaderOperations, HeadersSpec,
-    HttpDirectResponse, HttpMatch, HttpRedirect, HttpRewrite, HttpRoute, LoadBalancer, Mtls,
-    Operation, OutlierSpec, PeerAuthentication, Percent, Retries, RouteDestination, Rule,
-    ServiceEntry, ServiceEntryPort, Source, StringMatch, Subset, TrafficPolicy, VirtualService,
+    AuthorizationPolicy, DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch,
+    HttpRedirect, HttpRewrite, HttpRoute, Mtls, Operation, PeerAuthentication, Percent, Retries,
+    RouteDestination, Rule, ServiceEntry, ServiceEntryPort, Source, StringMatch, VirtualService,
     Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
@@ -223,6 +228,10 @@ pub enum Spec {
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
+    /// Consul service-splitter.
+    ServiceSplitter(ServiceSplitter),
+    /// Consul service-resolver.
+    ServiceResolver(ServiceResolver),
     /// Istio DestinationRule.
     DestinationRule(DestinationRule),
     /// Istio PeerAuthentication.

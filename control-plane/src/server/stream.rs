@@ -399,7 +399,13 @@ fn client(node: Node) -> Client {
             .map(|version| (version.major_number, version.minor_number)),
         None => None,
     };
+    let locality = node.locality.unwrap_or_default();
     Client {
+        locality: mesh_core::config::LocalityId {
+            region: locality.region,
+            zone: locality.zone,
+            sub_zone: locality.sub_zone,
+        },
         class,
         release,
         labels: labels.collect(),

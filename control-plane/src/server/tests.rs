@@ -56,6 +56,7 @@ pub(crate) fn client(class: ClientClass) -> Client {
         node_id: "n".into(),
         namespace: "default".into(),
         labels: BTreeMap::new(),
+        locality: Default::default(),
         outbound_port: 1,
     }
 }

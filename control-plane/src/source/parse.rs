@@ -181,6 +181,12 @@ fn read_spec(
         "ServiceRouter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceRouter(object.spec))
         }
+        "ServiceSplitter" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceSplitter(object.spec))
+        }
+        "ServiceResolver" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceResolver(object.spec))
+        }
         "DestinationRule" => {
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
@@ -280,7 +286,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 12] = [
+pub(super) const GROUPS: [(&str, &str); 14] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -290,6 +296,8 @@ pub(super) const GROUPS: [(&str, &str); 12] = [
     ("GRPCRoute", "gateway.networking.k8s.io"),
     ("ReferenceGrant", "gateway.networking.k8s.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
+    ("ServiceSplitter", "consul.hashicorp.com"),
+    ("ServiceResolver", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),

@@ -19,7 +19,8 @@ use crate::{
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, ServiceRouter, VirtualService, WorkloadEntry,
+        ServiceEntry, ServiceResolver, ServiceRouter, ServiceSplitter, VirtualService,
+        WorkloadEntry,
         gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -49,7 +50,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 12] = [
+const OBJECTS: [(&str, &str); 14] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -93,6 +94,11 @@ const OBJECTS: [(&str, &str); 12] = [
         "metadata: {name: greeter}\nspec: {routes: [{destination: {service: greeter}}]}",
     ),
     (
+        "ServiceSplitter",
+        "metadata: {name: greeter}\nspec: {splits: [{weight: 100}]}",
+    ),
+    ("ServiceResolver", "metadata: {name: greeter}\nspec: {}"),
+    (
         "DestinationRule",
         "metadata: {name: a}\nspec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}], \
          trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
@@ -105,13 +111,69 @@ const OBJECTS: [(&str, &str); 12] = [
 ];
 
 /// Kinds of routes.
-const ROUTES: [&str; 4] = ["VirtualService", "HTTPRoute", "GRPCRoute", "ServiceRouter"];
+const ROUTES: [&str; 6] = [
+    "VirtualService",
+    "HTTPRoute",
+    "GRPCRoute",
+    "ServiceRouter",
+    "ServiceSplitter",
+    "ServiceResolver",
+];
+
+/// What must stand beside a field of a load balancer.
+const BESIDE_BALANCER: [(&str, &str, &str); 6] = [
+    (
+        "consistentHash.httpCookie",
+        "consistentHash.httpCookie.name",
+        "a",
+    ),
+    (
+        "consistentHash.ringHash",
+        "consistentHash.httpHeaderName",
+        "a",
+    ),
+    (
+        "consistentHash.maglev",
+        "consistentHash.httpHeaderName",
+        "a",
+    ),
+    (
+        "consistentHash.minimum",
+        "consistentHash.httpHeaderName",
+        "a",
+    ),
+    (
+        "localityLbSetting.distribute[].from",
+        "localityLbSetting.distribute[].to.b",
+        "100",
+    ),
+    (
+        "localityLbSetting.distribute[].to",
+        "localityLbSetting.distribute[].from",
+        "a",
+    ),
+];
 
 /// What must stand beside a field of a route.
-const BESIDE: [(&str, &str, &str); 17] = [
+const BESIDE: [(&str, &str, &str); 20] = [
     ("[].redirect", "spec.http[].route", "[]"),
     ("[].directResponse", "spec.http[].route", "[]"),
     ("[].delegate", "spec.http[].route", "[]"),
+    (
+        "hashPolicies[]",
+        "spec.loadBalancer.hashPolicies[].field",
+        "header",
+    ),
+    (
+        "hashPolicies[]",
+        "spec.loadBalancer.hashPolicies[].fieldValue",
+        "x",
+    ),
+    (
+        "cookieConfig",
+        "spec.loadBalancer.hashPolicies[].field",
+        "cookie",
+    ),
     ("[].delegate", "spec.http[].delegate.name", "child"),
     (
         "matches[].headers",
@@ -251,6 +313,10 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         EVERY_KIND => ("VirtualService", ""),
         "StringMatch" => ("VirtualService", "spec.http[].match[].uri."),
         "TrafficPolicy" => ("DestinationRule", "spec.trafficPolicy."),
+        "LoadBalancer" => ("DestinationRule", "spec.trafficPolicy.loadBalancer."),
+        "ConnectionPool" => ("DestinationRule", "spec.trafficPolicy.connectionPool."),
+        "OutlierDetection" => ("DestinationRule", "spec.trafficPolicy.outlierDetection."),
+        "ClientTls" => ("DestinationRule", "spec.trafficPolicy.tls."),
         "RouteFilter" => ("HTTPRoute", "spec.rules[].filters[]."),
         kind => (kind, ""),
     };
@@ -275,6 +341,18 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             let value = serde_norway::from_str(value).unwrap();
             write(&mut object, &format!("{prefix}{path}"), value);
         }
+    }
+    for (_, path, value) in BESIDE_BALANCER
+        .iter()
+        .filter(|(part, ..)| row.section == "LoadBalancer" && row.path.starts_with(part))
+    {
+        let value = serde_norway::from_str(value).unwrap();
+        write(&mut object, &format!("{prefix}{path}"), value);
+    }
+    if row.path.starts_with("spec.workloadSelector") && kind == "DestinationRule" {
+        // Subsets are for all clients.
+        let spec = object["spec"].as_mapping_mut().expect("a spec");
+        spec.remove("subsets");
     }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);
@@ -387,6 +465,8 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
         ("ReferenceGrant", fields_of::<ReferenceGrant>("spec")),
         ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
+        ("ServiceSplitter", fields_of::<ServiceSplitter>("spec")),
+        ("ServiceResolver", fields_of::<ServiceResolver>("spec")),
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
         (
             "PeerAuthentication",
@@ -412,7 +492,8 @@ fn the_model_and_the_page_have_the_same_fields() {
         model
             .iter()
             .any(|(section, paths)| match row.section.as_str() {
-                "StringMatch" | "TrafficPolicy" | "RouteFilter" => {
+                "StringMatch" | "TrafficPolicy" | "RouteFilter" | "LoadBalancer"
+                | "ConnectionPool" | "OutlierDetection" | "ClientTls" => {
                     let inside = row.path.trim_end_matches(['[', ']', '{', '}']);
                     let inside = format!(".{inside}");
                     paths.iter().any(|path| path.ends_with(&inside))
@@ -461,6 +542,10 @@ impl<'de> de::Deserializer<'de> for Probe<'_> {
         visitor.visit_u32(1)
     }
 
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_u64(1)
+    }
+
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_f64(1.0)
     }
@@ -495,7 +580,7 @@ impl<'de> de::Deserializer<'de> for Probe<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u64 u128 f32 char str string bytes byte_buf unit unit_struct
+        i8 i16 i32 i64 i128 u8 u128 f32 char str string bytes byte_buf unit unit_struct
         newtype_struct tuple tuple_struct enum identifier ignored_any
     }
 }

@@ -230,7 +230,7 @@ impl WeightedLeastRequest {
     }
 
     fn load(&self, endpoints: &[ClusterEndpoint], index: usize) -> f64 {
-        let in_flight = f64::from(endpoints[index].stats.in_flight());
+        let in_flight = f64::from(endpoints[index].stats.load());
         let bias = self.config.active_request_bias;
         let in_flight = if bias == 1.0 {
             in_flight

@@ -19,13 +19,14 @@ pub struct HealthCheck {
     pub interval_jitter: Duration,
     /// Up to this percentage of the interval is added to it as well. Default 0.
     pub interval_jitter_percent: u32,
-    /// Checks in a row that fail before a healthy endpoint is unhealthy; not 0. An endpoint that
-    /// has not passed one yet, and HTTP 503, need one.
+    /// Checks in a row that fail before a healthy endpoint is unhealthy; not 0. A status that is neither
+    /// expected nor retriable makes it so at once.
     pub unhealthy_threshold: u32,
     /// Checks in a row that succeed before an unhealthy endpoint is healthy; not 0. The first check
     /// of all needs one.
     pub healthy_threshold: u32,
-    /// Interval while no request was ever sent to the cluster. Default 60 s.
+    /// Interval while no request was ever sent to the cluster, in Envoy. Here such a cluster has no
+    /// checks at all. Default 60 s.
     pub no_traffic_interval: Duration,
     /// Whether checks of one endpoint share a connection. Default `true`.
     pub reuse_connection: bool,
@@ -90,6 +91,9 @@ pub struct HttpHealthCheck {
     pub headers: http::HeaderMap,
     /// Statuses that are healthy. Default 200 alone.
     pub expected_statuses: Vec<Range<u16>>,
+    /// Statuses that fail a check, and make an endpoint unhealthy only after `unhealthy_threshold` of
+    /// them; all others do at once. Default none.
+    pub retriable_statuses: Vec<Range<u16>>,
     /// Whether HTTP/2 is spoken. Default `false`.
     pub is_http2: bool,
 }

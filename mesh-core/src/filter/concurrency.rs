@@ -115,7 +115,7 @@ impl ConcurrencyController {
     ///
     /// # Errors
     /// The answer of a request above the limit.
-    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<ConcurrencyPermit, Answer> {
+    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<ConcurrencyPermit, Box<Answer>> {
         self.look_at_timers(now);
         let limit = self.limit();
         let more = |in_flight| (in_flight < limit).then_some(in_flight + 1);
@@ -124,7 +124,7 @@ impl ConcurrencyController {
                 controller: Arc::clone(self),
                 began: now,
             }),
-            Err(_) => Err(Answer::new(status_of(self.config.status), BODY)),
+            Err(_) => Err(Box::new(Answer::new(status_of(self.config.status), BODY))),
         }
     }
 

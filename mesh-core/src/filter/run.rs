@@ -164,7 +164,7 @@ impl<'f> Run<'f> {
                     self.passed.permits.push(permit);
                     None
                 }
-                Err(answer) => self.answer(filter, FilterAction::ConcurrencyLimited, answer),
+                Err(answer) => self.answer(filter, FilterAction::ConcurrencyLimited, *answer),
             },
             FilterKind::Cors(cors) => match cors.decide(request, rng) {
                 CorsDecision::Ignored => None,

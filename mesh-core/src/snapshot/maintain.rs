@@ -3,15 +3,25 @@
 //! Stage: beside the requests. One [`Maintainer`] per cluster, owned by whoever follows the cluster's
 //! snapshots; it has no clock and no task.
 
-use std::time::Instant;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::ClusterSnapshot;
 use crate::{health::OutlierDetector, rng::SplitMix64};
+
+/// How long an endpoint is left alone that [fails](crate::stats::EndpointStats::is_failing) too many
+/// requests.
+pub const FAILING_TIME: Duration = Duration::from_secs(3);
 
 /// Drives what a cluster does over time. Outlives snapshots.
 #[derive(Debug)]
 pub struct Maintainer {
     detector: OutlierDetector,
+    /// When endpoints that are failing are tried again.
+    trials: HashMap<SocketAddr, Instant>,
     rng: SplitMix64,
 }
 
@@ -20,6 +30,7 @@ impl Maintainer {
     pub fn new(seed: u64) -> Self {
         Self {
             detector: OutlierDetector::default(),
+            trials: HashMap::new(),
             rng: SplitMix64::new(seed),
         }
     }
@@ -39,6 +50,30 @@ impl Maintainer {
             .detector
             .advance(outliers, &endpoints, now, &mut self.rng);
         let refresh = cluster.picker.refresh(&cluster.endpoints, now);
-        ejection.into_iter().chain(refresh).min()
+        let trial = self.try_again(cluster, now);
+        ejection.into_iter().chain(refresh).chain(trial).min()
+    }
+
+    /// Has endpoints that were failing long enough tried again; returns when the next one is.
+    fn try_again(&mut self, cluster: &ClusterSnapshot, now: Instant) -> Option<Instant> {
+        let failing = cluster.endpoints.iter().filter(|e| e.stats.is_failing());
+        let failing: Vec<_> = failing.collect();
+        if failing.is_empty() {
+            self.trials.clear();
+            return None;
+        }
+        let mut trials = HashMap::new();
+        for endpoint in failing {
+            let address = endpoint.address;
+            let due = self.trials.get(&address).copied();
+            let due = due.unwrap_or_else(|| now + FAILING_TIME);
+            if due <= now {
+                endpoint.stats.try_again();
+            } else {
+                trials.insert(address, due);
+            }
+        }
+        self.trials = trials;
+        self.trials.values().min().copied()
     }
 }

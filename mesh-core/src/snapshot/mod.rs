@@ -17,7 +17,7 @@ pub use crate::balance::ClusterEndpoint;
 pub use compile::{ClusterTree, Compiler, ConfigTree};
 pub use drops::Drops;
 pub use lazy::LazySnapshot;
-pub use maintain::Maintainer;
+pub use maintain::{FAILING_TIME, Maintainer};
 pub use store::{ClusterRequests, ListenerState, SnapshotReader, SnapshotWriter, pair};
 
 use std::{
@@ -136,7 +136,10 @@ impl ClusterSnapshot {
     pub fn wants_maintenance(&self) -> bool {
         let config = self.config.as_ref().ok();
         let is_watched = config.is_some_and(|config| config.outlier_detection.is_some());
-        is_watched || matches!(self.picker, Picker::Other(_))
+        let is_failing = |endpoint: &ClusterEndpoint| endpoint.stats.is_failing();
+        is_watched
+            || matches!(self.picker, Picker::Other(_))
+            || self.endpoints.iter().any(is_failing)
     }
 
     /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.
@@ -151,7 +154,7 @@ impl ClusterSnapshot {
         observation: Option<&Observation<'_>>,
     ) -> bool {
         let stats = &self.endpoints[endpoint].stats;
-        stats.end_as(verdict);
+        let fell_ill = stats.end_as(verdict);
         if let Some(observation) = observation {
             self.picker.observe(&self.endpoints, endpoint, observation);
         }
@@ -159,8 +162,8 @@ impl ClusterSnapshot {
             return false;
         };
         match &config.outlier_detection {
-            Some(config) => is_suspicious(config, stats),
-            None => false,
+            Some(config) => fell_ill || is_suspicious(config, stats),
+            None => fell_ill,
         }
     }
 }

@@ -210,6 +210,62 @@ fn a_gray_endpoint_gets_a_hundredth_after_two_seconds() {
 }
 
 #[test]
+fn by_the_default_policy_alone_an_endpoint_that_fails_often_gets_a_hundredth() {
+    for (gray_name, behaviour) in grays() {
+        let ended = play(&gray(behaviour), &find("least request"), None);
+        let share = gray_share(&ended);
+        assert!(share <= 1.0, "{share:.2} % when it {gray_name}");
+    }
+    let dead = Behaviour {
+        failing: 1.0,
+        ..Behaviour::working(5 * MS)
+    };
+    let share = gray_share(&play(&gray(dead), &find("least request"), None));
+    assert!(share <= 0.2, "{share:.2} % when it fails everything");
+}
+
+#[test]
+fn by_the_default_policy_an_endpoint_that_recovered_has_its_share_again() {
+    let healthy = Behaviour::working(5 * MS);
+    let failing = Behaviour {
+        failing: 0.5,
+        ..healthy
+    };
+    let mut scenario = gray(failing);
+    scenario.changes.push((5 * SECOND, 0, healthy));
+    let ended = play(&scenario, &find("least request"), None);
+    let after = ended.iter().filter(|ended| ended.sent >= 10 * SECOND);
+    let share =
+        after.clone().filter(|ended| ended.server == 0).count() as f64 / after.count() as f64;
+    assert!((0.08..=0.12).contains(&share), "{share}");
+}
+
+#[test]
+fn by_the_default_policy_a_cluster_that_fails_as_a_whole_is_shared_evenly() {
+    let failing = Behaviour {
+        failing: 0.5,
+        ..Behaviour::working(5 * MS)
+    };
+    let scenario = Scenario {
+        servers: vec![failing; 10],
+        changes: Vec::new(),
+        ..gray(failing)
+    };
+    let ended = play(&scenario, &find("least request"), None);
+    for server in 0..10 {
+        let count = ended.iter().filter(|ended| ended.server == server).count();
+        let share = count as f64 / ended.len() as f64;
+        assert!((0.07..=0.13).contains(&share), "{server}: {share}");
+    }
+    // It does not get slower either: nobody is flooded.
+    assert!(
+        quantile(&ended, 0.99) < 60 * MS,
+        "{:?}",
+        quantile(&ended, 0.99)
+    );
+}
+
+#[test]
 fn the_report_is_written_when_asked_for() {
     if std::env::var_os("MESH_UPDATE_DOCS").is_none() {
         return;

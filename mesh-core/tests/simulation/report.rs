@@ -29,8 +29,8 @@ what a pick costs is in [benchmarks.md](benchmarks.md).
 const CHOICE: &str = "
 ## Which one
 
-* **least request** is the default of our control plane: it needs nothing from servers and does well
-  unless an endpoint fails fast, which looks like being fast. Outlier detection is for that.
+* **least request** is the default of our control plane: it needs nothing from servers. An endpoint that
+  fails more than a fifth of its requests counts as busy, and is tried again after three seconds.
 * **peak EWMA** also avoids endpoints that are slow or fail, after one slow or failed answer. Take it for
   services whose endpoints differ, or where nothing ejects.
 * **Prequal** takes the fastest of those that are not busy. It is for servers that differ, and needs

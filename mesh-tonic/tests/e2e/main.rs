@@ -4,6 +4,7 @@
 mod load;
 mod registry;
 mod rotation;
+mod secured;
 mod traces;
 mod world;
 

@@ -15,10 +15,7 @@ use mesh_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{
-    Beginning, CallOptions, CallResult, Chosen, Stop, choose, deadline, proceed, read, start_span,
-    unknown_cluster,
-};
+use super::{Beginning, CallOptions, CallResult, Chosen, Stop, choose, deadline, proceed, read};
 use crate::{
     Body,
     cluster::MakeEndpoint,
@@ -27,7 +24,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::{CallSpan, Protocol},
+    telemetry::{CallHead, CallSpan, Protocol},
     within::within,
 };
 
@@ -39,49 +36,45 @@ pub(super) async fn send<M: MakeEndpoint>(
     options: CallOptions,
     mut drawn: SplitMix64,
 ) -> CallResult<M> {
-    let live = listener.load_full();
-    let Some(live) = live.ready() else {
-        let name = listener.name();
-        let reason = format!("listener {name}: its configuration has just been withdrawn");
-        return Err(Error::new(ErrorKind::NoConfig, reason));
-    };
     let mut outgoing = Outgoing::new(request, None);
     let (protocol, timeout) = read(&outgoing.head().headers);
     let timeout = timeout.cloned();
     let Beginning { started, now, span } = beginning;
-    let mut span = span.unwrap_or_else(|| start_span(&listener, &outgoing, protocol));
-    let chosen = match choose(&listener, live, &outgoing, protocol, &mut drawn) {
-        Ok(chosen) => chosen,
-        Err(stop) => {
-            stop.end(&mut span, protocol);
-            return match stop {
-                Stop::Failed(error) => Err(error),
-                Stop::Answered(reply) => Ok(reply.into_response()),
-                // The configuration has changed in between.
-                Stop::Unknown(cluster) => {
-                    let error = unknown_cluster(&cluster);
-                    span.end(error.kind().into());
-                    Err(error)
-                }
-                Stop::Filtered => unreachable!("a choice has its filters"),
-            };
+    let span = match span {
+        Some(span) => span,
+        None => {
+            let telemetry = listener.telemetry();
+            telemetry.start_call_span(|| CallHead::of(listener.name(), outgoing.head(), protocol))
         }
     };
-    let deadline = deadline(chosen.forward, timeout.as_ref(), [started, now]);
-    let call = Filtered {
+    let live = listener.load_full();
+    let mut call = Filtered {
         listener: &listener,
-        live,
         protocol,
-        deadline,
+        deadline: None,
         span,
     };
-    call.send(chosen, &mut outgoing, started, options, drawn)
+    let name = listener.name();
+    let Some(live) = live.ready() else {
+        let reason = format!("listener {name}: its configuration has just been withdrawn");
+        return call.fail(Error::new(ErrorKind::NoConfig, reason));
+    };
+    let chosen = match choose(&listener, live, &outgoing, protocol, &mut drawn) {
+        Ok(chosen) => chosen,
+        Err(Stop::Failed(error)) => return call.fail(error),
+        Err(Stop::Answered(reply)) => return call.reply(*reply),
+        Err(Stop::Unknown(_) | Stop::Filtered) => {
+            let reason = format!("listener {name}: its clusters have just changed");
+            return call.fail(Error::new(ErrorKind::NoRoute, reason));
+        }
+    };
+    call.deadline = deadline(chosen.forward, timeout.as_ref(), [started, now]);
+    call.send(live, chosen, &mut outgoing, started, options, drawn)
         .await
 }
 
 struct Filtered<'l, M: MakeEndpoint> {
     listener: &'l ListenerRuntime<M>,
-    live: &'l LiveSnapshot<M>,
     protocol: Protocol,
     deadline: Option<Instant>,
     span: CallSpan,
@@ -90,6 +83,7 @@ struct Filtered<'l, M: MakeEndpoint> {
 impl<M: MakeEndpoint> Filtered<'_, M> {
     async fn send(
         mut self,
+        live: &LiveSnapshot<M>,
         chosen: Chosen<'_, M>,
         outgoing: &mut Outgoing<'_>,
         started: Instant,
@@ -142,16 +136,15 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
         }
         let Self {
             listener,
-            live,
             protocol,
             deadline,
             span,
         } = self;
         let in_flight = InFlight::begin(state, started, deadline, protocol, span);
         let now = Instant::now();
-        let sent = proceed::<M, AsError>(
-            listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
-        );
+        let permitted = (in_flight, chosen);
+        let sent =
+            proceed::<M, AsError>(listener, live, outgoing, now, options, permitted, &mut rng);
         let mut response = sent.await?;
         let status = response.status();
         passed.respond(status, response.headers_mut());
@@ -184,6 +177,10 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
         }
         let mut reply = reply.spoken(self.protocol, is_head);
         passed.respond(reply.status, &mut reply.headers);
+        self.reply(reply)
+    }
+
+    fn reply(&mut self, reply: LocalReply) -> CallResult<M> {
         self.span.end(reply.code(self.protocol));
         Ok(reply.into_response())
     }

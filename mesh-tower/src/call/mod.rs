@@ -215,68 +215,46 @@ fn start_at<M: MakeEndpoint, S>(
     let drawn = rng.clone();
     let (in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
         Ok(permitted) => permitted,
-        Err((stop, span)) => {
-            let beginning = Beginning { started, now, span };
-            return stopped(listener, outgoing, stop, beginning, options, drawn);
-        }
-    };
-    proceed(
-        listener, live, outgoing, now, options, in_flight, chosen, &mut rng,
-    )
-}
-
-/// A call that ends before anybody is asked, or goes on in a future of its own. `drawn` is as it was
-/// when the route was chosen.
-#[cold]
-fn stopped<M: MakeEndpoint, S>(
-    listener: &Arc<ListenerRuntime<M>>,
-    outgoing: &mut Outgoing<'_>,
-    stop: Stop,
-    beginning: Beginning,
-    options: CallOptions,
-    drawn: SplitMix64,
-) -> ResponseFuture<M, S> {
-    let cluster = match stop {
-        Stop::Failed(error) => return ResponseFuture::failed(error),
-        Stop::Answered(reply) => return ResponseFuture::answered(reply.into_response()),
-        Stop::Filtered => {
-            let request = outgoing.take_absolute();
+        Err((Stop::Filtered, span)) => {
             let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
             let filtered = filtered::send(listener, request, beginning, options, drawn);
             return ResponseFuture::later(filtered);
         }
-        Stop::Unknown(cluster) => cluster,
-    };
-    // One that was known for a moment is not waited for again and again.
-    if beginning.now.duration_since(beginning.started) >= NAMED_CLUSTER_WAIT_MAX {
-        let error = unknown_cluster(&cluster);
-        if let Some(mut span) = beginning.span {
-            span.end(error.kind().into());
+        Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
+        Err((Stop::Answered(reply), _)) => return ResponseFuture::answered(reply.into_response()),
+        // One that was known for a moment is not waited for again and again.
+        Err((Stop::Unknown(cluster), mut span))
+            if now.duration_since(started) >= NAMED_CLUSTER_WAIT_MAX =>
+        {
+            let reason = format!("cluster {cluster:?}, which a header names, does not stay known");
+            span.end(ErrorKind::NoRoute.into());
+            return ResponseFuture::failed(Error::new(ErrorKind::NoRoute, reason));
         }
-        return ResponseFuture::failed(error);
-    }
-    let request = outgoing.take_absolute();
-    let listener = Arc::clone(listener);
-    let named = start_when_named(listener, request, cluster, beginning, options);
-    ResponseFuture::later(named)
-}
-
-fn unknown_cluster(name: &str) -> Error {
-    let reason = format!("cluster {name:?}, which a header names, does not stay known");
-    Error::new(ErrorKind::NoRoute, reason)
+        Err((Stop::Unknown(cluster), span)) => {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            let span = Some(span);
+            let beginning = Beginning { started, now, span };
+            let named = start_when_named(listener, request, cluster, beginning, options);
+            return ResponseFuture::later(named);
+        }
+    };
+    let permitted = (in_flight, chosen);
+    proceed(listener, live, outgoing, now, options, permitted, &mut rng)
 }
 
 /// Stages 11 and 12: sends a request that has its permit, at `now`.
 #[inline]
-#[allow(clippy::too_many_arguments, reason = "what a call is made of")]
 fn proceed<M: MakeEndpoint, S>(
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     now: Instant,
     options: CallOptions,
-    mut in_flight: InFlight<M>,
-    chosen: Chosen<'_, M>,
+    (mut in_flight, chosen): (InFlight<M>, Chosen<'_, M>),
     rng: &mut SplitMix64,
 ) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
@@ -370,16 +348,23 @@ fn permit<'l, M: MakeEndpoint>(
     outgoing: &Outgoing<'_>,
     beginning: Beginning,
     rng: &mut SplitMix64,
-) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, Option<CallSpan>)> {
+) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, CallSpan)> {
     let Beginning { started, now, span } = beginning;
     let headers = &outgoing.head().headers;
     let (protocol, timeout) = read(headers);
-    let chosen = choose(listener, live, outgoing, protocol, rng);
-    if chosen.as_ref().is_ok_and(|chosen| chosen.filters.is_some()) {
-        return Err((Stop::Filtered, span));
-    }
-    let mut span = span.unwrap_or_else(|| start_span(listener, outgoing, protocol));
-    let permitted = chosen.and_then(|chosen| {
+    let begin = || {
+        listener.telemetry().start_call_span(|| {
+            let name = listener.name();
+            let mut head = CallHead::of(name, outgoing.head(), protocol);
+            head.authority = outgoing.authority().unwrap_or(name);
+            head
+        })
+    };
+    let mut span = span.unwrap_or_else(begin);
+    let permitted = choose(listener, live, outgoing, protocol, rng).and_then(|chosen| {
+        if chosen.filters.is_some() {
+            return Err(Stop::Filtered);
+        }
         let state = chosen.cluster.load();
         state.acquire(rng).map_err(Stop::Failed)?;
         Ok((chosen, state))
@@ -388,26 +373,12 @@ fn permit<'l, M: MakeEndpoint>(
         Ok(permitted) => permitted,
         Err(stop) => {
             stop.end(&mut span, protocol);
-            return Err((stop, Some(span)));
+            return Err((stop, span));
         }
     };
     let deadline = deadline(chosen.forward, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
-}
-
-#[inline]
-fn start_span<M: MakeEndpoint>(
-    listener: &ListenerRuntime<M>,
-    outgoing: &Outgoing<'_>,
-    protocol: Protocol,
-) -> CallSpan {
-    listener.telemetry().start_call_span(|| {
-        let name = listener.name();
-        let mut head = CallHead::of(name, outgoing.head(), protocol);
-        head.authority = outgoing.authority().unwrap_or(name);
-        head
-    })
 }
 
 /// When a call ends: the caller's deadline, or the route's limit from `now` on.

@@ -4,6 +4,7 @@
 //! what must outlive snapshots: the circuit and the connections. The request path loads one
 //! pointer; a follower task makes and drops endpoints.
 
+mod check;
 mod endpoint;
 mod registry;
 mod runtime;

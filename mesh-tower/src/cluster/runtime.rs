@@ -17,6 +17,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     ClusterState, EndpointService, MakeEndpoint,
+    check::HealthChecks,
     endpoint::Signals,
     slot::{EndpointSlot, bind, by_address, is_among},
     state::ClusterTotals,
@@ -30,6 +31,7 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     /// The same for all, but a call's reference count is its thread's own.
     state: Sharded<ArcSwap<ClusterState<M>>>,
     pub(super) signals: Arc<Signals>,
+    checks: HealthChecks,
     /// For load reports; another one, as the source is, after the cluster left and came back.
     load: Mutex<Arc<ClusterLoad>>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
@@ -70,11 +72,14 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 totals: Arc::clone(&totals),
                 make,
                 signals,
+                checks: HealthChecks::default(),
                 load: Mutex::new(Arc::clone(&handle.load)),
                 source,
             }
         });
         runtime.tell_load_to(&handle.load);
+        let (make, signals) = (&runtime.make, &runtime.signals);
+        runtime.checks.follow(&snapshot, make, signals);
         runtime.connect_all(&snapshot, &services);
         let signals = Arc::clone(&runtime.signals);
         tokio::spawn(follow(Arc::downgrade(&runtime), followed, signals));
@@ -143,6 +148,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
             }));
         }
         self.totals.calls.set_endpoints(snapshot);
+        self.checks.follow(snapshot, &self.make, &self.signals);
         self.connect_all(snapshot, &services);
         let kept = by_address(&services);
         for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {

@@ -106,7 +106,7 @@ pub(super) fn find(shared: &Arc<Shared>, first: Option<&Arc<Connection>>, waitin
         _ => more.iter().find(|connection| has_room(connection, 0)),
     };
     // With nothing counted nobody would tell of room: the connection itself keeps the request.
-    let found = found.or(first.filter(|_| all == 0));
+    let found = found.or_else(|| first.filter(|_| all == 0));
     match found {
         Some(connection) => {
             connection.counted.fetch_add(1, Relaxed);

@@ -63,6 +63,11 @@ impl Identity {
         self.certificate.borrow().clone()
     }
 
+    /// The certificate, as it changes.
+    pub fn certificates(&self) -> watch::Receiver<Option<Arc<Certificate>>> {
+        self.certificate.clone()
+    }
+
     /// The roots of handshakes that begin now.
     pub fn trust(&self) -> Option<Arc<TrustBundle>> {
         self.trust.borrow().clone()

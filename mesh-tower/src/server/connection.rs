@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     MeshApplication, Shared,
-    inbound::{Inbound, Security, Transport},
+    inbound::{Chain, Inbound, Security, Transport},
     request,
 };
 use crate::{
@@ -123,9 +123,20 @@ pub(super) async fn serve<A: MeshApplication>(
     match established {
         Ok(Stream::Silent) => {}
         Ok(Stream::Plain(stream)) => {
+            shared.accepted("none");
+            // Who is left to move before a port can be STRICT.
+            if shared
+                .inbound
+                .load()
+                .chain(Transport::Tls)
+                .is_some_and(Chain::is_mutual)
+            {
+                tracing::info!(target: "mesh::server", %remote, %local, "plaintext, where mTLS is taken");
+            }
             drive(connection(Transport::Raw, None), application, stream, drain).await;
         }
         Ok(Stream::Tls(stream, peer)) => {
+            shared.accepted(if peer.is_some() { "mutual_tls" } else { "tls" });
             drive(connection(Transport::Tls, peer), application, stream, drain).await;
         }
         Err(refused) => {

@@ -278,6 +278,11 @@ impl Shared {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
+    fn accepted(&self, security: &str) {
+        let metrics = self.options.telemetry.metrics();
+        metrics.server().connection_accepted(security);
+    }
+
     fn refused(&self, refused: &connection::Refused) {
         self.options
             .telemetry

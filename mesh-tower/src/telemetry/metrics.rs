@@ -339,6 +339,7 @@ pub struct ServerMetrics {
     counts: Arc<Counts>,
     denied: Family<Labels<1>, Counter>,
     refused_connections: Family<Labels<1>, Counter>,
+    connections: Family<Labels<1>, Counter>,
 }
 
 impl ServerMetrics {
@@ -347,6 +348,7 @@ impl ServerMetrics {
             counts: Arc::default(),
             denied: Family::default(),
             refused_connections: Family::default(),
+            connections: Family::default(),
         };
         registry.register_collector(Box::new(ServerSeries(Arc::clone(&metrics.counts))));
         registry.register(
@@ -358,6 +360,11 @@ impl ServerMetrics {
             "mesh_server_refused_connections",
             "Connections refused before any request",
             metrics.refused_connections.clone(),
+        );
+        registry.register(
+            "mesh_server_connections",
+            "Connections accepted: mutual_tls, tls (without a certificate of the client), none",
+            metrics.connections.clone(),
         );
         metrics
     }
@@ -378,6 +385,13 @@ impl ServerMetrics {
     pub fn denied(&self, policy: Option<&str>) {
         let labels = [("policy", policy.unwrap_or(NO_POLICY).to_owned())];
         self.denied.get_or_create_owned(&labels).inc();
+    }
+
+    /// Counts a connection that was accepted, by how it is secured: `mutual_tls`, `tls` or `none`.
+    pub fn connection_accepted(&self, security: &str) {
+        self.connections
+            .get_or_create_owned(&[("connection_security_policy", security.to_owned())])
+            .inc();
     }
 
     /// Counts a connection that was refused before any request.

@@ -115,6 +115,7 @@ impl ClientTls {
         let verifier = ServerVerifier {
             roots: root_store(trust)?,
             subject_alt_names: self.settings.subject_alt_names.clone(),
+            trust_domain: certificate.map(|held| held.spiffe_id().trust_domain().to_owned()),
             algorithms: provider.signature_verification_algorithms,
         };
         let builder = ClientConfig::builder_with_provider(provider)

@@ -16,7 +16,7 @@ use std::{error, fmt, io, sync::Arc, time::SystemTime};
 
 use mesh_core::config::{CertificateSource, TrustBundle, TrustSource};
 use rustls::{
-    AlertDescription, CertificateError, RootCertStore, SupportedProtocolVersion,
+    AlertDescription, CertificateError, PeerIncompatible, RootCertStore, SupportedProtocolVersion,
     crypto::CryptoProvider,
 };
 use rustls_pki_types::CertificateDer;
@@ -68,13 +68,17 @@ pub enum TlsErrorKind {
     UnknownIssuer,
     /// No subject alternative name of the peer is one we expect.
     SubjectAltName,
+    /// The peer is of another trust domain than we are.
+    TrustDomain,
     /// A client came without a certificate where one is required.
     NoCertificate,
     /// A certificate is bad for another reason.
     BadCertificate,
     /// No common protocol inside TLS.
     NoApplicationProtocol,
-    /// The peer does not speak the TLS that we do, or breaks its rules.
+    /// The peer does not speak TLS 1.3, or somebody in between made it say so.
+    Version,
+    /// The peer breaks the rules of TLS.
     Protocol,
     /// The connection ended.
     Io,
@@ -91,9 +95,11 @@ impl TlsErrorKind {
             Self::NotYetValid => "certificate_not_yet_valid",
             Self::UnknownIssuer => "unknown_issuer",
             Self::SubjectAltName => "subject_alt_name",
+            Self::TrustDomain => "trust_domain",
             Self::NoCertificate => "no_certificate",
             Self::BadCertificate => "bad_certificate",
             Self::NoApplicationProtocol => "no_application_protocol",
+            Self::Version => "tls_version",
             Self::Protocol => "protocol",
             Self::Io => "io",
         }
@@ -177,6 +183,13 @@ fn classify(error: &rustls::Error) -> (TlsErrorKind, bool) {
         E::NoCertificatesPresented => (TlsErrorKind::NoCertificate, false),
         E::NoApplicationProtocol => (TlsErrorKind::NoApplicationProtocol, false),
         E::AlertReceived(alert) => (classify_alert(*alert), true),
+        E::PeerIncompatible(
+            PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls13RequiredForQuic
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => (TlsErrorKind::Version, false),
         _ => (TlsErrorKind::Protocol, false),
     }
 }
@@ -188,6 +201,7 @@ fn classify_certificate(error: &CertificateError) -> TlsErrorKind {
         E::NotValidYet | E::NotValidYetContext { .. } => TlsErrorKind::NotYetValid,
         // A root of the same name with another key, as after a change of roots.
         E::UnknownIssuer | E::BadSignature => TlsErrorKind::UnknownIssuer,
+        E::Other(other) if other.0.is::<verify::OtherTrustDomain>() => TlsErrorKind::TrustDomain,
         E::Other(other) if other.0.is::<verify::NoExpectedName>() => TlsErrorKind::SubjectAltName,
         _ => TlsErrorKind::BadCertificate,
     }
@@ -200,6 +214,7 @@ fn classify_alert(alert: AlertDescription) -> TlsErrorKind {
         A::CertificateExpired => TlsErrorKind::Expired,
         A::UnknownCA => TlsErrorKind::UnknownIssuer,
         A::NoApplicationProtocol => TlsErrorKind::NoApplicationProtocol,
+        A::ProtocolVersion => TlsErrorKind::Version,
         // rustls sends `decrypt_error` for a certificate with another key's signature.
         A::DecryptError
         | A::BadCertificate

@@ -17,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Alpn, TlsError, TlsErrorKind, VERSIONS, check_certificate_source, check_not_expired,
-    demanded_trust, provider, root_store, unreadable, unusable,
+    demanded_trust, provider, root_store, unreadable, unusable, verify::ClientVerifier,
 };
 use crate::identity::{Certificate, Identity, Leaf, PeerIdentity};
 
@@ -142,7 +142,10 @@ impl ServerTls {
                     true => builder,
                     false => builder.allow_unauthenticated(),
                 };
-                builder.build().map_err(unusable)?
+                Arc::new(ClientVerifier {
+                    chain: builder.build().map_err(unusable)?,
+                    trust_domain: certificate.spiffe_id().trust_domain().to_owned(),
+                })
             }
         };
         let mut config = ServerConfig::builder_with_provider(provider)

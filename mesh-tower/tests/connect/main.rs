@@ -2,6 +2,7 @@
 
 mod attempts;
 mod backend;
+mod check;
 mod pool;
 mod server;
 

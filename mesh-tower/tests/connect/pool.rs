@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, time::timeout};
 use super::{server::Gate, *};
 
 /// Tests wait this long for what must happen.
-const MUST_HAPPEN: Duration = Duration::from_secs(20);
+pub(super) const MUST_HAPPEN: Duration = Duration::from_secs(20);
 
 fn cluster(
     addresses: &[SocketAddr],

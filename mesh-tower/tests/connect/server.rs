@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -27,6 +27,8 @@ pub(crate) struct TestServer {
     address: SocketAddr,
     pub(crate) connections: Arc<AtomicUsize>,
     pub(crate) served: Arc<AtomicUsize>,
+    /// What it answers to health checks.
+    pub(crate) is_healthy: Arc<AtomicBool>,
     /// The most connections that were open at a time.
     pub(crate) most_open: Arc<AtomicUsize>,
     /// The most requests that came on one connection.
@@ -43,6 +45,8 @@ pub(crate) struct TestServer {
 pub(crate) struct Settings {
     /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
     pub(crate) max_streams: Option<u32>,
+    /// What it answers to health checks at first.
+    pub(crate) is_sick: bool,
 }
 
 /// What a server has seen.
@@ -119,7 +123,13 @@ impl TestServer {
         let gate = Arc::<Gate>::default();
         let progress = Arc::new(Notify::new());
         let (stop, stopped) = oneshot::channel();
-        let state = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
+        let is_healthy = Arc::new(AtomicBool::new(!settings.is_sick));
+        let state = (
+            seen.clone(),
+            Arc::clone(&progress),
+            Arc::clone(&gate),
+            Arc::clone(&is_healthy),
+        );
         let task = tokio::spawn(serve(listener, settings, state, stopped));
         Self {
             address,
@@ -127,6 +137,7 @@ impl TestServer {
             served: Arc::clone(&seen.served),
             most_open: Arc::clone(&seen.most_open),
             most_requests: Arc::clone(&seen.most_requests),
+            is_healthy,
             gate,
             seen,
             progress,
@@ -180,12 +191,12 @@ impl TestServer {
     }
 }
 
-type State = (Seen, Arc<Notify>, Arc<Gate>);
+type State = (Seen, Arc<Notify>, Arc<Gate>, Arc<AtomicBool>);
 
 async fn serve(
     listener: TcpListener,
     settings: Settings,
-    (seen, progress, gate): State,
+    (seen, progress, gate, is_healthy): State,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let graceful = GracefulShutdown::new();
@@ -202,12 +213,18 @@ async fn serve(
         seen.most_open.fetch_max(open, Relaxed);
         let requests = Arc::<AtomicUsize>::default();
         let (seen, progress, gate) = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
+        let is_healthy = Arc::clone(&is_healthy);
         let closed = (Arc::clone(&seen.open), Arc::clone(&progress));
         let service = service_fn(move |request| {
             let (seen, progress, gate) = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
             let requests = requests.fetch_add(1, Relaxed) + 1;
             seen.most_requests.fetch_max(requests, Relaxed);
+            let is_healthy = Arc::clone(&is_healthy);
             async move {
+                if let Some(health) = health(&request, is_healthy.load(Relaxed)) {
+                    return Ok(health);
+                }
+                let answer = async |request| answer(request).await.map(Full::from);
                 gate.pass().await;
                 let response = answer(request).await;
                 seen.served.fetch_add(1, Relaxed);
@@ -234,7 +251,25 @@ async fn serve(
     graceful.shutdown().await;
 }
 
-async fn answer(request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// The answer to a health check, if it is one.
+fn health(request: &Request<Incoming>, is_healthy: bool) -> Option<Response<Full<Bytes>>> {
+    let response = Response::builder();
+    Some(match request.uri().path() {
+        "/healthz" => {
+            let status = if is_healthy { 200 } else { 503 };
+            response.status(status).body(Full::default()).unwrap()
+        }
+        "/grpc.health.v1.Health/Check" => {
+            let status = if is_healthy { 1 } else { 2 };
+            let frame = Bytes::from(vec![0, 0, 0, 0, 2, 0x08, status]);
+            let response = response.header("grpc-status", "0");
+            response.body(Full::from(frame)).unwrap()
+        }
+        _ => return None,
+    })
+}
+
+async fn answer(request: Request<Incoming>) -> Response<Bytes> {
     let version = request.version();
     let path = request.uri().path_and_query().unwrap().to_string();
     let host = match request.uri().authority() {
@@ -242,11 +277,8 @@ async fn answer(request: Request<Incoming>) -> Response<Full<Bytes>> {
         None => request.headers()[header::HOST].to_str().unwrap().to_owned(),
     };
     let Ok(body) = request.into_body().collect().await else {
-        return Response::builder()
-            .status(400)
-            .body(Full::default())
-            .unwrap();
+        return Response::builder().status(400).body(Bytes::new()).unwrap();
     };
     let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-    Response::new(Full::from(format!("{version:?} {path} host={host} {body}")))
+    Response::new(format!("{version:?} {path} host={host} {body}").into())
 }

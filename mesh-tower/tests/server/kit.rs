@@ -75,9 +75,22 @@ impl Ca {
     }
 
     pub(crate) fn issue_until(&self, id: &str, not_after: SystemTime) -> Certificate {
+        self.issue_between(
+            id,
+            SystemTime::now() - Duration::from_secs(86_400),
+            not_after,
+        )
+    }
+
+    pub(crate) fn issue_between(
+        &self,
+        id: &str,
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Certificate {
         let key = rcgen::KeyPair::generate().expect("key");
         let mut params = rcgen::CertificateParams::default();
-        params.not_before = (SystemTime::now() - Duration::from_secs(86_400)).into();
+        params.not_before = not_before.into();
         params.not_after = not_after.into();
         params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().expect("IA5"))];
         let leaf = params.signed_by(&key, &self.issuer).expect("leaf");

@@ -1,6 +1,7 @@
 //! The serving side over real sockets: mutual TLS, authorisation, deadlines, life cycle, telemetry.
 
 mod authorization;
+mod before_tls;
 mod deadline;
 mod kit;
 mod lifecycle;

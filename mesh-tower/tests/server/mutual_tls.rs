@@ -83,6 +83,10 @@ async fn a_permissive_server_serves_both() {
         tls.get("/who").await.expect("answer").text(),
         format!("{ALICE} none")
     );
+    for count in ["\"none\"} 2", "\"mutual_tls\"} 1"] {
+        let name = "mesh_server_connections_total{connection_security_policy=";
+        world.counted(&format!("{name}{count}")).await;
+    }
 }
 
 #[tokio::test]
@@ -126,8 +130,21 @@ async fn clients_that_cannot_be_trusted_are_refused_with_the_reason() {
     let expired = Identity::fixed(ca.issue_until(ALICE, past), ca.bundle());
     let unknown = Identity::fixed(stranger.issue(ALICE), ca.bundle());
     let forged = Identity::fixed(namesake.issue(ALICE), ca.bundle());
+    let hour = Duration::from_secs(3600);
+    let tomorrow = SystemTime::now() + 24 * hour;
+    let early = ca.issue_between(ALICE, SystemTime::now() + hour, tomorrow);
+    let early = Identity::fixed(early, ca.bundle());
+    let foreign = Identity::fixed(ca.issue("spiffe://other.domain/ns/a/sa/b"), ca.bundle());
     for (identity, anonymous, kind, reason) in [
         (expired, false, TlsErrorKind::Expired, "certificate_expired"),
+        // TLS has no alert for this one: rustls says that the certificate has expired.
+        (
+            early,
+            false,
+            TlsErrorKind::Expired,
+            "certificate_not_yet_valid",
+        ),
+        (foreign, false, TlsErrorKind::BadCertificate, "trust_domain"),
         (
             unknown,
             false,
@@ -268,4 +285,62 @@ async fn a_root_is_replaced_without_losing_a_connection() {
     let refused = refusal(&world, old_client, false).await;
     assert_eq!(refused.kind(), TlsErrorKind::UnknownIssuer, "{refused}");
     assert!(live.get("/").await.is_ok() && next.get("/").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_server_of_another_trust_domain_is_refused_unless_it_is_expected_by_name() {
+    let ca = Ca::new();
+    let world = World::start(&ca, listener(Mode::Strict, &[])).await;
+    const OTHER: &str = "spiffe://other.domain/ns/a/sa/b";
+    let hour = Duration::from_secs(3600);
+    world
+        .certificate
+        .send_replace(Some(Arc::new(ca.issue(OTHER))));
+    let error = |names: &'static [&'static str]| {
+        let tls = ClientTls::new(&upstream(names), ca.identity(ALICE), Alpn::Http2);
+        async move {
+            Client::with_tls(world.addr, &tls)
+                .await
+                .err()
+                .map(|e| e.kind())
+        }
+    };
+    assert_eq!(error(&[]).await, Some(TlsErrorKind::TrustDomain));
+    assert_eq!(error(&[SERVER]).await, Some(TlsErrorKind::TrustDomain));
+    // The server refuses us then: we are of another trust domain than it.
+    assert_eq!(error(&[OTHER]).await, None);
+
+    let begins = SystemTime::now() + hour;
+    let early = ca.issue_between(SERVER, begins, begins + hour);
+    world.certificate.send_replace(Some(Arc::new(early)));
+    assert_eq!(error(&[SERVER]).await, Some(TlsErrorKind::NotYetValid));
+    let ended = ca.issue_until(SERVER, SystemTime::now() - hour);
+    world.certificate.send_replace(Some(Arc::new(ended)));
+    assert_eq!(error(&[SERVER]).await, Some(TlsErrorKind::Expired));
+}
+
+/// A client of bare rustls, which is what somebody else would use.
+async fn handshake_of(world: &World, versions: &[&'static rustls::SupportedProtocolVersion]) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let tcp = TcpStream::connect(world.addr).await.expect("connect");
+    let name = rustls_pki_types::ServerName::try_from("a").expect("name");
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    within(connector.connect(name, tcp))
+        .await
+        .expect_err("refused");
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_an_older_tls_is_refused_as_such() {
+    let ca = Ca::new();
+    let world = World::start(&ca, listener(Mode::Strict, &[])).await;
+    handshake_of(&world, &[&rustls::version::TLS12]).await;
+    world
+        .counted("mesh_server_refused_connections_total{reason=\"tls_version\"} 1")
+        .await;
 }

@@ -28,7 +28,7 @@ use keep::Keep;
 
 use crate::{
     bootstrap::{ChannelCredentials, Server, ServerUri},
-    transport::{self, KeepAlive, backoff::Backoff},
+    transport::{self, KeepAlive, backoff::Backoff, own::OwnCertificate},
 };
 
 mod proto {
@@ -280,9 +280,10 @@ impl CertificateClient {
         let mut server = Server::new(self.config.server.clone());
         server.channel = self.config.channel.clone();
         let answer = async {
-            let channel = transport::connect(Arc::new(server), KeepAlive::default())
-                .await?
-                .channel;
+            // What we are proves who asks for what we will be.
+            let own = OwnCertificate::of(self.tx.borrow().clone());
+            let connected = transport::connect(Arc::new(server), KeepAlive::default(), own);
+            let channel = connected.await?.channel;
             let mut client =
                 proto::istio_certificate_service_client::IstioCertificateServiceClient::new(
                     channel,

@@ -8,6 +8,7 @@ pub(crate) mod backoff;
 pub(crate) mod csds;
 pub(crate) mod lrs;
 pub(crate) mod node;
+pub(crate) mod own;
 mod secure;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -21,6 +22,8 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
+
+use own::OwnCertificate;
 
 use crate::{
     ads::{Request, Response, Variant},
@@ -73,10 +76,11 @@ impl Default for KeepAlive {
     }
 }
 
-/// Connects to `server`.
+/// Connects to `server`; over TLS with our own certificate, where the bootstrap names no other.
 pub(crate) async fn connect(
     server: Arc<Server>,
     keep_alive: KeepAlive,
+    own: OwnCertificate,
 ) -> Result<Connected, String> {
     let endpoint = Endpoint::from_shared(server.uri.http_uri())
         .map_err(|e| e.to_string())?
@@ -89,7 +93,7 @@ pub(crate) async fn connect(
         .keep_alive_while_idle(true);
     let channel = match (&server.channel, server.uri.unix_path()) {
         (ChannelCredentials::Tls(files), _) => {
-            secure::connect(&endpoint, &server.uri, files).await?
+            secure::connect(&endpoint, &server.uri, files, &own).await?
         }
         (ChannelCredentials::Insecure, None) => endpoint.connect().await.map_err(|e| chain(&e))?,
         (ChannelCredentials::Insecure, Some(path)) => {

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
-use super::chain;
+use super::{chain, own::OwnCertificate};
 use crate::bootstrap::{CallCredentials, ServerUri, TlsFiles};
 
 /// Connects over TLS. The server must prove the name it is dialled by.
@@ -24,12 +24,13 @@ pub(super) async fn connect(
     endpoint: &Endpoint,
     uri: &ServerUri,
     files: &TlsFiles,
+    own: &OwnCertificate,
 ) -> Result<Channel, String> {
     let Some((authority, host)) = uri.host() else {
         return Err(format!("{uri}: TLS over a Unix socket is not supported"));
     };
     let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host:?}: {e}"))?;
-    let config = Arc::new(config(files).await?);
+    let config = Arc::new(config(files, own).await?);
     let authority = authority.to_owned();
     let connector = tower::service_fn(move |_| {
         let (authority, name) = (authority.clone(), name.clone());
@@ -45,7 +46,7 @@ pub(super) async fn connect(
     connected.map_err(|e| chain(&e))
 }
 
-async fn config(files: &TlsFiles) -> Result<ClientConfig, String> {
+async fn config(files: &TlsFiles, own: &OwnCertificate) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     match &files.ca_certificate_file {
         Some(file) => {
@@ -75,7 +76,12 @@ async fn config(files: &TlsFiles) -> Result<ClientConfig, String> {
                 .with_client_auth_cert(chain, pem)
                 .map_err(|e| in_file(certificate, &e))?
         }
-        (None, None) => builder.with_no_client_auth(),
+        (None, None) => match own.get().await {
+            None => builder.with_no_client_auth(),
+            Some(own) => builder
+                .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
+                .map_err(|e| format!("our own certificate: {e}"))?,
+        },
         _ => return Err("certificate_file and private_key_file go together".into()),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];

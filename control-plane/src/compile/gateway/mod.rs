@@ -282,6 +282,7 @@ fn own_extras(
     host_rewrite: Option<String>,
 ) -> Option<Box<ClusterExtras>> {
     let extras = ClusterExtras {
+        metadata_match: Default::default(),
         headers,
         host_rewrite,
         ..ClusterExtras::default()

@@ -1,6 +1,9 @@
 //! What objects mean together.
 
+mod consul;
+mod destination;
 mod gateway;
+mod members;
 mod routes;
 mod visibility;
 
@@ -242,8 +245,8 @@ fn a_destination_rule_says_when_endpoints_are_ejected_and_how_new_ones_begin() {
     assert_eq!(cluster.common_lb_config.healthy_panic_threshold, Some(40));
     let (old, _) = rule("{outlierDetection: {consecutiveErrors: 7}}");
     let outliers = old.outlier_detection.clone().unwrap();
-    assert_eq!(outliers.consecutive_gateway_failure.threshold, 7);
-    assert_eq!(outliers.consecutive_5xx.enforcing, 0);
+    assert_eq!(outliers.consecutive_5xx.threshold, 7);
+    assert_eq!(outliers.consecutive_gateway_failure.enforcing, 0);
     let (warm, _) =
         rule("{loadBalancer: {warmup: {duration: 60s, aggression: 2, minimumPercent: 5}}}");
     let expected = SlowStart {

@@ -5,7 +5,10 @@ use super::*;
 const ROUTES: &str = "outbound|8080||greeter.default.svc.cluster.local";
 
 fn viewer<'v>(namespace: &'v str, labels: &'v BTreeMap<String, String>) -> Viewer<'v> {
-    Viewer { namespace, labels }
+    Viewer {
+        labels,
+        ..namespace.into()
+    }
 }
 
 /// The names of the routes that a client gets.

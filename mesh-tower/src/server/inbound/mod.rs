@@ -166,6 +166,14 @@ impl Chain {
         }
     }
 
+    /// Whether clients prove who they are.
+    pub(super) fn is_mutual(&self) -> bool {
+        match &self.security {
+            Security::Tls(tls) => tls.settings().require_client_certificate,
+            Security::Plaintext | Security::Unusable => false,
+        }
+    }
+
     /// Finds the request's route and its filters.
     pub(super) fn route(&self, request: &RequestView<'_>) -> Routed<'_> {
         let unrouted = |refusal| Routed {

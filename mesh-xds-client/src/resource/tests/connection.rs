@@ -99,7 +99,7 @@ fn limits_and_ages_of_connections_are_read_and_a_budget_wins_over_a_number_of_re
     };
     let with = |thresholds: &Thresholds| ClusterProto {
         circuit_breakers: Some(CircuitBreakers {
-            thresholds: vec![thresholds.clone()],
+            thresholds: vec![*thresholds],
             per_host_thresholds: vec![Thresholds {
                 max_connections: number(4),
                 ..Thresholds::default()
@@ -161,7 +161,8 @@ fn http2_settings_are_read_within_their_bounds_and_refused_with_their_path_beyon
     assert_eq!(keepalive.interval, Duration::from_secs(30));
     assert_eq!(keepalive.interval_jitter_percent, 15, "Envoy's default");
 
-    let wrong: [(&str, fn(&mut Http2ProtocolOptions)); 5] = [
+    type Change = fn(&mut Http2ProtocolOptions);
+    let wrong: [(&str, Change); 5] = [
         ("max_concurrent_streams", |o| {
             o.max_concurrent_streams = number(0)
         }),

@@ -21,7 +21,7 @@ use mesh_core::rng::SplitMix64;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{KeepAlive, backoff::Backoff, connect};
+use super::{KeepAlive, backoff::Backoff, connect, own::OwnCertificate};
 use crate::bootstrap::Server;
 pub(crate) use count::Counted;
 pub(crate) use source::{LoadSource, Sources, SourcesReader, sources};
@@ -37,6 +37,7 @@ pub(crate) struct Reporter {
     pub(crate) server: Arc<Server>,
     pub(crate) node: Node,
     pub(crate) keep_alive: KeepAlive,
+    pub(crate) own: OwnCertificate,
     pub(crate) backoff: Backoff,
     pub(crate) rng: SplitMix64,
     pub(crate) sources: SourcesReader,
@@ -61,7 +62,8 @@ impl Reporter {
 
     /// One stream; `Ok` when there is nothing to report any more.
     async fn stream(&mut self) -> Result<(), String> {
-        let connected = connect(Arc::clone(&self.server), self.keep_alive).await?;
+        let connected =
+            connect(Arc::clone(&self.server), self.keep_alive, self.own.clone()).await?;
         let (requests, queue) = mpsc::channel(2);
         let first = LoadStatsRequest {
             node: Some(self.node.clone()),

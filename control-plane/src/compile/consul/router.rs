@@ -6,28 +6,33 @@ use http::Method;
 use mesh_core::config::{
     Forward, ForwardExtras, HeaderMatcher, HeaderMutations, HeaderPredicate, PathMatcher,
     PathPattern, PathRewrite, QueryMatcher, RETRIES_MAX, Regex, RetryOn, RetryPolicy, Route,
-    RouteAction, RouteMatch, StringMatcher, StringPattern, WeightedCluster,
+    RouteAction, RouteMatch, StringMatcher, StringPattern,
 };
 
 use super::{
-    RouteOrigin,
-    route_action::{default_retries, headers},
-    route_match::Wrong,
-    routes::Context,
-    scoped::DeclaredRoute,
+    super::{
+        RouteOrigin,
+        route_action::{default_retries, headers},
+        route_match::Wrong,
+        routes::Context,
+        scoped::DeclaredRoute,
+    },
+    ConsulEntries, Target,
 };
 use crate::{
-    model::{
-        HeadersSpec, Object, RouterDestination, RouterHttpMatch, RouterText, ServiceRouter,
-        Weighted,
-    },
+    model::{HeadersSpec, Object, RouterDestination, RouterHttpMatch, RouterText, ServiceRouter},
     value,
 };
 
 impl Context<'_> {
     /// The routes of a service-router. A route that cannot be read fails its requests, or is left
     /// out when it is not known which they are.
-    pub(super) fn router(&mut self, object: &Object, spec: &ServiceRouter) -> Vec<DeclaredRoute> {
+    pub(in super::super) fn router(
+        &mut self,
+        object: &Object,
+        spec: &ServiceRouter,
+        entries: &ConsulEntries<'_>,
+    ) -> Vec<DeclaredRoute> {
         let mut routes = Vec::new();
         for (index, declared) in spec.routes.iter().enumerate() {
             let field = format!("spec.routes[{index}]");
@@ -44,7 +49,7 @@ impl Context<'_> {
             };
             let place = format!("{field}.destination");
             let (action, mutations) =
-                match self.router_destination(object, &declared.destination, &place) {
+                match self.router_destination(object, &declared.destination, &place, entries) {
                     Ok((forward, mutations)) => (RouteAction::Forward(forward), mutations),
                     Err((part, message)) => {
                         self.wrong(object, &format!("{place}.{part}"), &message);
@@ -62,7 +67,7 @@ impl Context<'_> {
             let origin = RouteOrigin::new(object, &field);
             routes.push(DeclaredRoute::new(route, Some(origin)));
         }
-        routes.push(DeclaredRoute::new(self.default_route(), None));
+        routes.push(self.consul_default(entries));
         routes
     }
 
@@ -71,18 +76,22 @@ impl Context<'_> {
         object: &Object,
         declared: &RouterDestination,
         field: &str,
+        entries: &ConsulEntries<'_>,
     ) -> Result<(Forward, HeaderMutations), Wrong> {
-        let own = || self.service.fqdn.clone();
-        let destination = Weighted {
-            host: declared.service.clone().unwrap_or_else(own),
-            subset: declared.service_subset.clone(),
-            port: None,
+        let target = Target {
+            service: declared.service.as_deref(),
+            subset: declared.service_subset.as_deref(),
+            names: [format!("{field}.service"), format!("{field}.serviceSubset")],
         };
-        let names = [format!("{field}.service"), format!("{field}.serviceSubset")];
-        let cluster = self.destination_named(object, &destination, &names[0], &names[1]);
+        let legs = self.legs(object, &target, entries);
         let timeout = match declared.request_timeout.as_deref().map(value::duration) {
             Some(Ok(timeout)) => Some(timeout).filter(|timeout| !timeout.is_zero()),
             Some(Err(message)) => return Err(("requestTimeout".to_owned(), message)),
+            None => legs.timeout,
+        };
+        let idle_timeout = match declared.idle_timeout.as_deref().map(value::duration) {
+            Some(Ok(timeout)) => Some(timeout),
+            Some(Err(message)) => return Err(("idleTimeout".to_owned(), message)),
             None => None,
         };
         let spec = HeadersSpec {
@@ -98,17 +107,17 @@ impl Context<'_> {
             (part, message)
         })?;
         let rewrite = declared.prefix_rewrite.clone().map(PathRewrite::Prefix);
-        let extras = rewrite.map(|rewrite| {
-            Box::new(ForwardExtras {
-                path_rewrite: Some(rewrite),
-                ..ForwardExtras::default()
-            })
-        });
+        let extras = ForwardExtras {
+            path_rewrite: rewrite,
+            idle_timeout,
+            hash_policy: legs.hash_policy,
+            ..ForwardExtras::default()
+        };
         let forward = Forward {
-            clusters: vec![WeightedCluster::new(cluster, 1)],
+            clusters: legs.clusters,
             timeout,
             retry: retries(declared)?,
-            extras,
+            extras: (extras != ForwardExtras::default()).then(|| Box::new(extras)),
             ..Forward::default()
         };
         Ok((forward, mutations))
