@@ -91,6 +91,8 @@ pub struct ForwardAction {
     pub timeout: Option<Duration>,
     /// Limit of the stream's life; `None` for no limit (gRFC A31).
     pub stream_limit: Option<Duration>,
+    /// The same for what is not gRPC, to which the maximum of gRPC's header says nothing.
+    pub http_stream_limit: Option<Duration>,
     /// When to try again.
     pub retry: Option<RetryPolicy>,
 }
@@ -353,15 +355,14 @@ fn compile_forward(
     }
     // gRFC A31: the header's maximum replaces the others even when it is zero; zero is no limit.
     let limits = forward.max_stream_duration.unwrap_or_default();
-    let stream_limit = limits
-        .grpc_timeout_header_max
-        .or(limits.max_stream_duration)
-        .or(listener_limit)
-        .filter(|limit| !limit.is_zero());
+    let declared = limits.max_stream_duration.or(listener_limit);
+    let stream_limit = limits.grpc_timeout_header_max.or(declared);
+    let is_limit = |limit: &Duration| !limit.is_zero();
     Ok(ForwardAction {
         clusters: clusters.into(),
         timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),
-        stream_limit,
+        stream_limit: stream_limit.filter(is_limit),
+        http_stream_limit: declared.filter(is_limit),
         retry: forward.retry.clone(),
     })
 }

@@ -376,7 +376,7 @@ fn permit<'l, M: MakeEndpoint>(
             return Err((stop, span));
         }
     };
-    let deadline = deadline(chosen.forward, timeout, [started, now]);
+    let deadline = deadline(chosen.forward, protocol, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
 }
@@ -385,10 +385,15 @@ fn permit<'l, M: MakeEndpoint>(
 #[inline]
 fn deadline(
     forward: &ForwardAction,
+    protocol: Protocol,
     timeout: Option<&HeaderValue>,
     [started, now]: [Instant; 2],
 ) -> Option<Instant> {
-    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_stream = match protocol {
+        Protocol::Grpc => forward.stream_limit,
+        Protocol::Http => forward.http_stream_limit,
+    };
+    let limit = earlier(forward.timeout, of_stream);
     let of_route = limit.and_then(|limit| now.checked_add(limit));
     earlier(asked_deadline(timeout, started), of_route)
 }
