@@ -34,7 +34,7 @@ use crate::{
     registry::{Registry, consul},
     rotate::Rotator,
     server::{Clients, Progress},
-    value,
+    services, value,
 };
 
 /// The media type Prometheus asks for.
@@ -60,7 +60,7 @@ pub struct AdminState {
     pub diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
     /// Served at `/v1/clients`, `/v1/resources` and `/v1/wait`.
     pub clients: Clients,
-    /// Served at `/v1/explain` and `/v1/routes`.
+    /// Served at `/v1/explain` and `/v1/routes`, and with the registry at `/v1/services`.
     pub world: watch::Receiver<Option<Arc<World>>>,
     /// Services register there by Consul's API.
     pub registry: Registry,
@@ -118,7 +118,7 @@ impl std::fmt::Debug for AdminKey {
 }
 
 /// The routes `/healthz`, `/readyz`, `/metrics`, `/v1/diagnostics`, `/v1/clients`, `/v1/resources`,
-/// `/v1/wait`, `/v1/explain`, `/v1/routes` and `/v1/ca/rotation`.
+/// `/v1/services`, `/v1/wait`, `/v1/explain`, `/v1/routes` and `/v1/ca/rotation`.
 pub fn router(state: AdminState) -> Router {
     let registry = consul::router(state.registry.clone());
     Router::new()
@@ -128,6 +128,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/diagnostics", get(diagnostics))
         .route("/v1/clients", get(clients))
         .route("/v1/resources", get(resources))
+        .route("/v1/services", get(services))
         .route("/v1/wait", get(wait))
         .route("/v1/explain", get(explain))
         .route("/v1/routes", get(routes))
@@ -175,6 +176,17 @@ async fn resources(State(state): State<AdminState>, Query(by): Parameters) -> im
     let all = found.len();
     found.truncate(LISTED_MAX);
     Json(json!({"resources": found, "all": all}))
+}
+
+/// `?service=` selects by `NAME` or `NAMESPACE/NAME`.
+async fn services(State(state): State<AdminState>, Query(by): Parameters) -> impl IntoResponse {
+    let world = state.world.borrow().clone();
+    let compiled = world.as_ref().map(|world| world.compiled());
+    let wanted = by.get("service").map(String::as_str);
+    let mut found = services::list(&state.registry, compiled, wanted);
+    let all = found.len();
+    found.truncate(LISTED_MAX);
+    Json(json!({"services": found, "all": all}))
 }
 
 /// `?version=` is what to wait for, as `control-plane version` prints it, else the newest; and
@@ -354,6 +366,7 @@ mod tests {
             "/v1/diagnostics",
             "/v1/clients",
             "/v1/resources",
+            "/v1/services",
         ] {
             assert_eq!(status(path).await, StatusCode::OK, "{path}");
         }

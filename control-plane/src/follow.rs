@@ -12,9 +12,10 @@ use tokio::{sync::watch, time::sleep_until};
 use crate::{
     cache::{TRUST_BUNDLE, World},
     class::Classes,
-    compile::{CompileOptions, compile_with},
+    compile::{CompileOptions, KeySets, compile_with, key_sets},
     debounce::Debounce,
     diagnostic::{Diagnostic, Severity},
+    keys::Wanted,
     metrics::Metrics,
     model::ObjectSet,
     registry::Members,
@@ -67,6 +68,7 @@ impl Follower {
         mut self,
         mut loaded: watch::Receiver<Arc<Loaded>>,
         source: FileSource,
+        (wanted, mut keys): (watch::Sender<Wanted>, watch::Receiver<KeySets>),
         mut shutdown: watch::Receiver<bool>,
     ) {
         let mut classes = self.clients.classes();
@@ -94,9 +96,20 @@ impl Follower {
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     let current = loaded.borrow().clone();
                     self.publish(&current);
+                    wanted.send_if_modified(|held| {
+                        let now = key_sets(&current.objects);
+                        let is_new = *held != now;
+                        *held = now;
+                        is_new
+                    });
                     let waited = debounce.published(Instant::now());
                     self.metrics.triggered(trigger, waited);
                     trigger = "config";
+                }
+                Ok(()) = keys.changed() => {
+                    self.options.keys = keys.borrow_and_update().clone();
+                    trigger = "keys";
+                    debounce.changed(Instant::now(), false);
                 }
                 Ok(()) = self.roots.changed() => {
                     let current = loaded.borrow().clone();

@@ -22,12 +22,14 @@ pub mod diagnostic;
 pub mod encode;
 pub mod explain;
 mod follow;
+mod keys;
 pub mod metrics;
 pub mod model;
 pub mod registry;
 pub mod rotate;
 mod run;
 pub mod server;
+pub mod services;
 pub mod source;
 mod value;
 

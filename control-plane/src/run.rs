@@ -19,9 +19,10 @@ use crate::{
         IstioCertificateServiceServer, JwtOptions, JwtVerifier, Tokens,
     },
     cache::Version,
-    compile::CompileOptions,
+    compile::{CompileOptions, key_sets},
     diagnostic::Diagnostic,
     follow::Follower,
+    keys::{self, Keys, Trust},
     metrics::Metrics,
     registry::{FileStore, LeaseService, Registry, proto::registry_server::RegistryServer},
     rotate::Rotator,
@@ -37,6 +38,8 @@ pub const HTTP_PORT: u16 = 18_001;
 pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the last good objects are in the data directory.
 const OBJECTS: &str = "objects";
+/// Where the keys of issuers are in it.
+const KEYS: &str = "keys.json";
 /// What services said of themselves, in the data directory.
 const REGISTRATIONS: &str = "registrations.log";
 /// Longest request for a certificate that is read.
@@ -63,6 +66,8 @@ impl ControlPlane {
             connection_age: CONNECTION_AGE_MAX,
             limits: Limits::default(),
             options: CompileOptions::default(),
+            jwks_ca_file: None,
+            jwks_refresh: keys::REFRESH,
             ca_dir: None,
             jwt: None,
             tls: Tls::default(),
@@ -84,6 +89,8 @@ pub struct ControlPlaneBuilder {
     connection_age: Duration,
     limits: Limits,
     options: CompileOptions,
+    jwks_ca_file: Option<PathBuf>,
+    jwks_refresh: Duration,
     ca_dir: Option<PathBuf>,
     jwt: Option<JwtOptions>,
     tls: Tls,
@@ -152,6 +159,18 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// PEM roots of those who serve the keys of issuers (`jwksUri`). Default: the system's.
+    pub fn jwks_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.jwks_ca_file = Some(file.into());
+        self
+    }
+
+    /// How often the keys of issuers are fetched again. Default 5 minutes.
+    pub fn jwks_refresh(mut self, period: Duration) -> Self {
+        self.jwks_refresh = period;
+        self
+    }
+
     /// Signs with an intermediate in this directory: `ca-key.pem`, `ca-cert.pem`, `cert-chain.pem`
     /// and `root-cert.pem`. Default: a root of its own in the data directory.
     pub fn ca_dir(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -196,7 +215,9 @@ impl ControlPlaneBuilder {
             cert_ttl,
             connection_age,
             limits,
-            options,
+            mut options,
+            jwks_ca_file,
+            jwks_refresh,
             ca_dir,
             jwt,
             tls,
@@ -216,6 +237,13 @@ impl ControlPlaneBuilder {
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
+        let trust = Trust::open(jwks_ca_file.as_deref()).context("roots of issuers")?;
+        let mut keys = Keys::open(data_dir.join(KEYS), trust, jwks_refresh)
+            .with_context(|| format!("keys of issuers in {}", data_dir.display()))?;
+        // Servers that believe a token must not be told otherwise because we start.
+        let wanted = key_sets(&loaded.borrow().objects);
+        keys.fetch(&wanted).await;
+        options.keys = keys.held().clone();
         let registrations = data_dir.join(REGISTRATIONS);
         let registry = Registry::open(FileStore::new(&registrations))
             .with_context(|| format!("registrations in {}", registrations.display()))?;
@@ -244,7 +272,12 @@ impl ControlPlaneBuilder {
         follower.publish(&loaded.borrow().clone());
         ready.send_replace(true);
         let mut tasks = JoinSet::new();
-        tasks.spawn(follower.follow(loaded, source, is_shutdown.clone()));
+        let (wanted, is_wanted) = watch::channel(wanted);
+        let (fetched, are_fetched) = watch::channel(keys.held().clone());
+        let keys = keys.follow(is_wanted, fetched);
+        tasks.spawn(keys);
+        let of_issuers = (wanted, are_fetched);
+        tasks.spawn(follower.follow(loaded, source, of_issuers, is_shutdown.clone()));
         let [xds_tls, http_tls] = [xds_addr, http_addr].map(|address| {
             let is_on = tls.is_on(address);
             let secured =

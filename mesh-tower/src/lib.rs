@@ -29,6 +29,7 @@ mod headers;
 mod http_client;
 pub mod identity;
 mod in_flight;
+mod jwt;
 mod listener;
 mod local_reply;
 #[cfg(feature = "xds")]

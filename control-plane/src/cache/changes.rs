@@ -56,7 +56,10 @@ impl Changes {
     pub(crate) fn touches_any(&self, kind: ResourceType) -> bool {
         match kind {
             ResourceType::Secret => self.trust,
-            ResourceType::Cluster => !self.clusters.is_empty(),
+            // Who sees what decides which, and so do routes.
+            ResourceType::Cluster => {
+                !self.clusters.is_empty() || self.names || !self.routes.is_empty()
+            }
             ResourceType::Endpoints => !self.endpoints.is_empty(),
             ResourceType::Listener => self.names || self.policies,
             ResourceType::Route => self.names || !self.routes.is_empty(),

@@ -40,7 +40,7 @@ impl World {
                 let needs_tls = chains.iter().all(|chain| chain.tls.is_some());
                 let needs_rbac = chains
                     .iter()
-                    .any(|chain| chain.filters.iter().any(|filter| filter.rbac().is_some()));
+                    .any(|chain| chain.filters.iter().any(|filter| filter.is_security()));
                 let needs = [(needs_tls, unknown[0]), (needs_rbac, unknown[1])];
                 let mut needs = needs.into_iter().filter(|(is_needed, _)| *is_needed);
                 needs.find_map(|(_, feature)| Some(feature).filter(lacks))

@@ -277,12 +277,7 @@ impl World {
     pub fn wildcard(&self, client: &Client, kind: ResourceType) -> Vec<String> {
         match (kind, client.class) {
             (ResourceType::Listener, ClientClass::Envoy) => vec![ENVOY_OUTBOUND.to_owned()],
-            (ResourceType::Cluster, ClientClass::Envoy) => self
-                .compiled
-                .clusters
-                .keys()
-                .map(ToString::to_string)
-                .collect(),
+            (ResourceType::Cluster, ClientClass::Envoy) => self.compiled.visible_clusters(client),
             _ => Vec::new(),
         }
     }

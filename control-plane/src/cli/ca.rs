@@ -19,7 +19,7 @@ use crate::{HTTP_PORT, admin::AdminKey};
 /// How often progress is asked for.
 const LOOK: Duration = Duration::from_millis(500);
 /// Longest answer that is read.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Longest wait for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -105,41 +105,58 @@ impl Server {
     }
 
     async fn ask(&self, method: Method, query: &str) -> anyhow::Result<Value> {
-        let path = format!("/v1/ca/rotation{query}");
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.send(method, &path)).await;
-        let place = format!("control plane at {}", self.http);
-        let (status, body) = answer.with_context(|| place.clone())?.context(place)?;
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        if !status.is_success() {
-            bail!(
-                "{status}: {}",
-                body["error"].as_str().unwrap_or("no reason given")
-            );
-        }
-        Ok(body)
-    }
-
-    async fn send(&self, method: Method, path: &str) -> anyhow::Result<(http::StatusCode, Bytes)> {
         let key = AdminKey::read(&self.data_dir)
             .with_context(|| format!("admin.key in {}", self.data_dir.display()))?;
-        let stream = TcpStream::connect(self.http).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.http.to_string())
-            .header(header::AUTHORIZATION, format!("Bearer {}", key.trim()))
-            .body(Empty::<Bytes>::new())?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await;
-        connection.abort();
-        let body = body.map_err(|error| anyhow::anyhow!("its answer: {error}"))?;
-        Ok((status, body.to_bytes()))
+        let path = format!("/v1/ca/rotation{query}");
+        ask(self.http, Some(&key), method, &path).await
     }
+}
+
+/// Asks a control plane's admin endpoint, with its key where that is known.
+pub(super) async fn ask(
+    http: SocketAddr,
+    key: Option<&str>,
+    method: Method,
+    path: &str,
+) -> anyhow::Result<Value> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, send(http, key, method, path)).await;
+    let place = format!("control plane at {http}");
+    let (status, body) = answer.with_context(|| place.clone())?.context(place)?;
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if !status.is_success() {
+        bail!(
+            "{status}: {}",
+            body["error"].as_str().unwrap_or("no reason given")
+        );
+    }
+    Ok(body)
+}
+
+async fn send(
+    http: SocketAddr,
+    key: Option<&str>,
+    method: Method,
+    path: &str,
+) -> anyhow::Result<(http::StatusCode, Bytes)> {
+    let stream = TcpStream::connect(http).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, http.to_string());
+    if let Some(key) = key {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.trim()));
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await;
+    connection.abort();
+    let body = body.map_err(|error| anyhow::anyhow!("its answer: {error}"))?;
+    Ok((status, body.to_bytes()))
 }
 
 /// Progress in a line.

@@ -1,12 +1,13 @@
 //! The command line: what can be asked, and what is done then.
 //!
 //! `report` prints findings, `ask` what is made of routes, `bootstrap` makes the file that clients start
-//! from, `ca` changes roots.
+//! from, `ca` changes roots, `services` lists instances.
 
 mod ask;
 mod bootstrap;
 mod ca;
 mod report;
+mod services;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -95,6 +96,8 @@ enum Command {
     /// The roots that everybody trusts.
     #[command(subcommand)]
     Ca(ca::Ca),
+    /// Lists every instance of every service, its health and why.
+    Services(services::Services),
     /// Prints a bootstrap for a workload.
     Bootstrap(Bootstrap),
 }
@@ -284,6 +287,7 @@ impl Cli {
                 Ok(0)
             }
             Command::Ca(ca) => ca.run().await,
+            Command::Services(services) => services.run().await,
             Command::Cert(Cert::Issue {
                 workload,
                 data_dir,

@@ -166,6 +166,11 @@ impl Placed {
         }
     }
 
+    /// How much more than its share a priority takes.
+    pub(super) fn spill_over(&mut self, factor: Option<u32>) {
+        self.all.overprovisioning_factor = factor;
+    }
+
     /// Equal for clients that get the same.
     pub(super) fn key(&self, viewer: Viewer<'_>) -> String {
         match &self.setting {

@@ -4,17 +4,23 @@
 //! a security object that cannot be used closes its own target. It does no I/O, and the same
 //! objects always give the same result.
 
+mod authorization;
 mod balance;
+mod balancer_policy;
 mod changed;
+mod claims;
 mod clusters;
 mod consul;
 mod delegate;
 mod gateway;
 mod hashing;
+mod intentions;
 mod locality;
 mod members;
+mod mesh_policy;
 mod policy;
 mod pool;
+mod request_auth;
 mod route_action;
 mod route_match;
 mod routes;
@@ -22,9 +28,11 @@ mod rules;
 mod scoped;
 mod security;
 mod services;
+mod target;
 #[cfg(test)]
 mod tests;
 mod virtual_service;
+mod visibility;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -51,11 +59,14 @@ use clusters::Rules;
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+pub use request_auth::KeySets;
+pub(crate) use request_auth::key_sets;
 use scoped::ClientMatch;
 use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
-use security::SecurityPolicies;
+use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
+use visibility::Visibility;
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug)]
@@ -66,6 +77,9 @@ pub struct CompileOptions {
     pub cluster_domain: String,
     /// Policies in this namespace are for all. Default `istio-system`.
     pub root_namespace: String,
+    /// Keys of issuers, by the addresses that RequestAuthentications name. Default none: tokens
+    /// whose keys are not here are refused.
+    pub keys: KeySets,
 }
 
 impl Default for CompileOptions {
@@ -74,6 +88,7 @@ impl Default for CompileOptions {
             trust_domain: "cluster.local".into(),
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            keys: KeySets::new(),
         }
     }
 }
@@ -107,7 +122,10 @@ pub struct Compiled {
     hashing: BTreeMap<ClusterName, HashPolicy>,
     names: BTreeMap<String, String>,
     workloads: BTreeMap<SocketAddr, Workload>,
+    /// The services that each address is part of.
+    memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
     security: SecurityPolicies,
+    visibility: Visibility,
 }
 
 /// Where a route is declared.
@@ -158,14 +176,16 @@ pub fn compile_with(
     options: &CompileOptions,
 ) -> (Compiled, Vec<Diagnostic>) {
     let mut findings = Vec::new();
-    let security = SecurityPolicies::collect(objects, options, &mut findings);
     let services = services::collect(objects, members, options, &mut findings);
+    let security = SecurityPolicies::collect(objects, &services, options, &mut findings);
     let place = |object: &Arc<Object>| (Arc::clone(&object.place.file), object.place.line);
     let places = objects
         .iter()
         .map(|(key, object)| (key.clone(), place(object)));
+    let visibility = Visibility::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
         security,
+        visibility,
         places: places.collect(),
         ..Compiled::default()
     };
@@ -182,6 +202,8 @@ pub fn compile_with(
         // One that registered could say that it is at somebody's address, to be judged in its place.
         for workload in service.workloads.iter().filter(|w| !w.is_registered) {
             for address in workload.addresses.values() {
+                let memberships = compiled.memberships.entry(*address).or_default();
+                memberships.insert(service.fqdn.clone());
                 compiled
                     .workloads
                     .entry(*address)
@@ -196,6 +218,18 @@ pub fn compile_with(
                         }
                     })
                     .or_insert_with(|| workload.clone());
+            }
+        }
+    }
+    // Nobody declared who is at the address of one that registered; then what it says of itself closes
+    // more than nothing would.
+    let declared: HashSet<_> = compiled.memberships.keys().copied().collect();
+    for service in services.values() {
+        for workload in service.workloads.iter().filter(|w| w.is_registered) {
+            let addresses = workload.addresses.values();
+            for address in addresses.filter(|address| !declared.contains(address)) {
+                let memberships = compiled.memberships.entry(*address).or_default();
+                memberships.insert(service.fqdn.clone());
             }
         }
     }
@@ -223,6 +257,7 @@ pub fn compile_with(
         let rules = rules.remove(&service.fqdn).unwrap_or_default();
         clusters::compile(service, &rules, options, &mut compiled, &mut findings);
     }
+    balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
     compiled.services = services;
     // One mistake may be met once for each port, subset or host.
@@ -264,6 +299,9 @@ impl Compiled {
         };
         let service = self.service(host, viewer.namespace)?;
         let port = service.port(port)?;
+        if !self.visibility.sees(viewer, service, port.number) {
+            return None;
+        }
         let routes = RouteSource::Rds(format!("outbound|{}||{}", port.number, service.fqdn).into());
         let api = ApiListener {
             routes,
@@ -284,7 +322,9 @@ impl Compiled {
                 .map(|(fqdn, service)| (fqdn.clone(), service.ports.clone()))
                 .collect::<Vec<_>>()
         };
-        self.names == other.names && ports(self) == ports(other)
+        self.names == other.names
+            && ports(self) == ports(other)
+            && self.visibility == other.visibility
     }
 
     /// Whether all servers are judged alike.
@@ -295,7 +335,9 @@ impl Compiled {
                 .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
                 .collect::<Vec<_>>()
         };
-        self.security == other.security && judged(self) == judged(other)
+        self.security == other.security
+            && self.memberships == other.memberships
+            && judged(self) == judged(other)
     }
 
     /// The routes of a name as a client gets them.
@@ -337,9 +379,36 @@ impl Compiled {
     pub(crate) fn view_key<'v>(&self, viewer: impl Into<Viewer<'v>>) -> String {
         let viewer = viewer.into();
         let views = self.scoped.values();
-        views
-            .map(|routes| routes.view(Some(viewer)).key + " ")
-            .collect()
+        let views = views.map(|routes| routes.view(Some(viewer)).key + " ");
+        views.collect::<String>() + &self.visibility.key(viewer)
+    }
+
+    /// The clusters of the services that a client sees, and of those that their routes lead to.
+    pub(crate) fn visible_clusters<'v>(&self, viewer: impl Into<Viewer<'v>>) -> Vec<String> {
+        let viewer = viewer.into();
+        let mut names = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        for service in self.services.values() {
+            for port in &service.ports {
+                if !self.visibility.sees(viewer, service, port.number) {
+                    continue;
+                }
+                seen.insert((service.fqdn.as_str(), port.number));
+                let name = format!("outbound|{}||{}", port.number, service.fqdn);
+                if let Some(view) = self.view(&name, viewer) {
+                    names.extend(view.config.clusters());
+                }
+            }
+        }
+        let of_services = self.clusters.keys().filter(|name| {
+            let mut parts = name.as_str().split('|').skip(1);
+            let port = parts.next().and_then(|port| port.parse().ok());
+            let fqdn = parts.last().unwrap_or_default();
+            port.is_some_and(|port| seen.contains(&(fqdn, port)))
+        });
+        names.extend(of_services.map(ToString::to_string));
+        names.retain(|name| self.clusters.contains_key(name.as_str()));
+        names.into_iter().collect()
     }
 
     /// Names of clusters that some client gets otherwise than before.
@@ -438,24 +507,29 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Vec<ObjectKey> {
-        let (namespace, labels) = self.judged_as(address, namespace, labels);
-        self.security.objects(&namespace, &labels)
+        let workload = self.judged_as(address, namespace, labels);
+        self.security.objects(&workload)
     }
 
-    /// The namespace and labels of the workload at `address`.
+    /// The workload at `address`.
     fn judged_as(
         &self,
         address: SocketAddr,
         namespace: &str,
         labels: &BTreeMap<String, String>,
-    ) -> (String, BTreeMap<String, String>) {
+    ) -> Judged {
         let mut labels = labels.clone();
         let mut namespace = namespace.to_owned();
         if let Some(workload) = self.workloads.get(&address) {
             namespace.clone_from(&workload.namespace);
             labels.extend(workload.labels.clone());
         }
-        (namespace, labels)
+        let services = self.memberships.get(&address).cloned().unwrap_or_default();
+        Judged {
+            namespace,
+            labels,
+            services,
+        }
     }
 
     /// The service that a client in `namespace` means with `host`.
@@ -477,8 +551,8 @@ impl Compiled {
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Listener {
-        let (namespace, labels) = self.judged_as(address, namespace, labels);
+        let workload = self.judged_as(address, namespace, labels);
         self.security
-            .inbound_listener(requested, address, &namespace, &labels)
+            .inbound_listener(requested, address, &workload)
     }
 }

@@ -52,6 +52,7 @@ pub(super) fn compile(
     };
     let around = consul::Surroundings { services, options };
     intent.consul.resolve(&around, compiled, findings);
+    gateway::apply_policies(objects, services, options, compiled, findings);
     for service in services.values() {
         for port in &service.ports {
             let mut context = Context {

@@ -1,31 +1,40 @@
 //! What servers ask of connections and requests.
 //!
 //! PeerAuthentication: the port beats the workload beats the namespace beats the mesh; unset is
-//! PERMISSIVE, as in Istio. AuthorizationPolicy: AUDIT, then DENY, then ALLOW; as soon as one ALLOW
-//! policy selects a workload, what none allows is refused. Objects that cannot be used close what
-//! they select.
+//! PERMISSIVE, as in Istio. Requests: the path is normalised, tokens are verified, then AUDIT, DENY
+//! and ALLOW rules are asked; as soon as one ALLOW policy or intention is for a workload, or the mesh
+//! denies by default, what none allows is refused. Objects that cannot be used close what they select.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, HttpFilter, InboundListener, Listener,
-    ListenerKind, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    RouteSource, TransportMatch, TrustSource, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, FilterConfig, HttpFilter, InboundListener,
+    JwtAuthn, JwtProvider, Listener, ListenerKind, Rbac, RbacAction, RbacPolicy, Route,
+    RouteAction, RouteConfig, RouteMatch, RouteSource, ShadowRules, TransportMatch, TrustSource,
+    VirtualHost,
 };
 
 use super::{
     CompileOptions,
-    rules::{anything, compile_rule},
+    authorization::{self, Authorization, closed_for_all},
+    intentions::{self, Intentions},
+    mesh_policy::{self, MeshWide},
+    request_auth,
+    services::ServiceInfo,
 };
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic, FAILS_CLOSED, Severity},
-    model::{AuthorizationPolicy, Mtls, Object, ObjectKey, ObjectSet, PeerAuthentication, Spec},
+    diagnostic::{Diagnostic, FAILS_CLOSED},
+    model::{Mtls, Object, ObjectKey, ObjectSet, PeerAuthentication, SECURITY_KINDS, Spec},
 };
 
-type Labels = BTreeMap<String, String>;
+/// Name of the filter that verifies tokens.
+const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
 
-/// Istio's annotation of policies that are only logged.
-const DRY_RUN: &str = "istio.io/dry-run";
+type Labels = BTreeMap<String, String>;
 
 /// What a server takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +53,30 @@ pub(super) struct SecurityPolicies {
     root_namespace: String,
     authentication: Vec<Scoped<Authentication>>,
     authorization: Vec<Scoped<Authorization>>,
+    tokens: Vec<Scoped<Vec<JwtProvider>>>,
+    intentions: Intentions,
+    mesh: MeshWide,
 }
 
 /// Something for the workloads that it selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Scoped<T> {
-    name: String,
-    namespace: String,
-    labels: Labels,
-    value: T,
+pub(super) struct Scoped<T> {
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) labels: Labels,
+    /// Only workloads of these services, by full name; `None` for all.
+    pub(super) services: Option<BTreeSet<String>>,
+    pub(super) value: T,
+}
+
+/// The workload that a server is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Judged {
+    pub(super) namespace: String,
+    pub(super) labels: Labels,
+    /// Full names of the services that it is part of.
+    pub(super) services: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,13 +87,14 @@ struct Authentication {
     ports: BTreeMap<u16, Option<MtlsMode>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Authorization {
-    action: RbacAction,
-    rules: Vec<RbacPolicy>,
-}
-
 impl<T> Scoped<T> {
+    /// Whether it is about a workload, its services considered.
+    fn is_for(&self, root: &str, workload: &Judged) -> bool {
+        let is_of = |services: &BTreeSet<String>| !services.is_disjoint(&workload.services);
+        self.selects(root, &workload.namespace, &workload.labels)
+            && self.services.as_ref().is_none_or(is_of)
+    }
+
     fn selects(&self, root: &str, namespace: &str, labels: &Labels) -> bool {
         (self.namespace == namespace || self.namespace == root)
             && self
@@ -87,12 +112,18 @@ impl<T> Scoped<T> {
 impl SecurityPolicies {
     pub(super) fn collect(
         objects: &ObjectSet,
+        services: &BTreeMap<String, ServiceInfo>,
         options: &CompileOptions,
         findings: &mut Vec<Diagnostic>,
     ) -> Self {
         let mut policies = Self {
             root_namespace: options.root_namespace.clone(),
             ..Self::default()
+        };
+        let names = |object: &Object, host: &str| -> Option<String> {
+            let namespace = &object.key.namespace;
+            let found = super::services::find(services, host, namespace, &options.cluster_domain);
+            Some(found?.fqdn.clone())
         };
         for object in objects.values() {
             match &object.spec {
@@ -102,9 +133,28 @@ impl SecurityPolicies {
                         .push(authentication(object, spec, findings));
                 }
                 Spec::AuthorizationPolicy(spec) => {
+                    let scoped = authorization::compile(object, spec, options, &names, findings);
+                    policies.authorization.push(scoped);
+                }
+                Spec::RequestAuthentication(spec) => {
+                    match request_auth::compile(object, spec, options, &names, findings) {
+                        Ok(scoped) => policies.tokens.push(scoped),
+                        Err(closed) => policies.authorization.push(closed),
+                    }
+                }
+                Spec::ServiceIntentions(spec) => {
+                    let (found, closed) =
+                        intentions::compile(object, spec, options, &names, findings);
+                    policies.intentions.extend(found);
+                    policies.authorization.extend(closed);
+                }
+                Spec::MeshPolicy(spec) => {
                     policies
-                        .authorization
-                        .push(authorization(object, spec, options, findings));
+                        .mesh
+                        .add(mesh_policy::compile(object, spec, findings));
+                }
+                Spec::Unreadable(_) if object.key.kind == "MeshPolicy" => {
+                    policies.mesh.add(MeshWide::closed());
                 }
                 Spec::Unreadable(labels) if object.key.kind == "PeerAuthentication" => {
                     let value = Authentication {
@@ -149,37 +199,42 @@ impl SecurityPolicies {
     }
 
     /// The objects that hold for a workload.
-    pub(super) fn objects(&self, namespace: &str, labels: &Labels) -> Vec<ObjectKey> {
+    pub(super) fn objects(&self, workload: &Judged) -> Vec<ObjectKey> {
+        fn keys<T>(list: &[Scoped<T>], root: &str, workload: &Judged) -> Vec<ObjectKey> {
+            let found = list.iter().filter(|scoped| scoped.is_for(root, workload));
+            let key = |scoped: &Scoped<T>| ObjectKey {
+                kind: scoped.kind.to_owned(),
+                namespace: scoped.namespace.clone(),
+                name: scoped.name.clone(),
+            };
+            found.map(key).collect()
+        }
         let root = &self.root_namespace;
-        let key = |kind: &str, name: &str, namespace: &str| ObjectKey {
-            kind: kind.to_owned(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        let selected = |scoped: &&Scoped<Authentication>| scoped.selects(root, namespace, labels);
-        let authentication = self.authentication.iter().filter(selected);
-        let authentication =
-            authentication.map(|scoped| key("PeerAuthentication", &scoped.name, &scoped.namespace));
-        let selected = |scoped: &&Scoped<Authorization>| scoped.selects(root, namespace, labels);
-        let authorization = self.authorization.iter().filter(selected);
-        let authorization =
-            authorization.map(|scoped| key("AuthorizationPolicy", &scoped.name, &scoped.namespace));
-        authentication.chain(authorization).collect()
+        let mut all = keys(&self.authentication, root, workload);
+        all.extend(keys(&self.tokens, root, workload));
+        all.extend(keys(&self.authorization, root, workload));
+        all.extend(self.intentions.objects(workload));
+        all
     }
 
     pub(super) fn inbound_listener(
         &self,
         requested: &str,
         address: SocketAddr,
-        namespace: &str,
-        labels: &Labels,
+        workload: &Judged,
     ) -> Listener {
-        let rbac = self.rbac(namespace, labels);
+        let mut filters = HttpFilter::of_rbac(&self.rbac(workload));
+        if let Some(tokens) = self.jwt(workload) {
+            // Rules are about what tokens say.
+            let tokens = FilterConfig::JwtAuthn(tokens);
+            filters.insert(0, HttpFilter::new(JWT_FILTER, tokens));
+        }
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,
             tls,
-            filters: HttpFilter::of_rbac(&rbac),
+            path_normalization: self.mesh.path_normalization(),
+            filters: filters.clone(),
             routes: serve_everything(),
         };
         let mtls = || {
@@ -191,7 +246,7 @@ impl SecurityPolicies {
                 require_client_certificate: true,
             })
         };
-        let filter_chains = match self.mode(namespace, labels, address.port()) {
+        let filter_chains = match self.mode(&workload.namespace, &workload.labels, address.port()) {
             MtlsMode::Strict => vec![chain("mtls", TransportMatch::Tls, mtls())],
             MtlsMode::Disable => vec![chain("plaintext", TransportMatch::Any, None)],
             MtlsMode::Permissive => vec![
@@ -209,40 +264,81 @@ impl SecurityPolicies {
         }
     }
 
-    fn rbac(&self, namespace: &str, labels: &Labels) -> Vec<Rbac> {
+    /// Whose tokens a workload believes.
+    fn jwt(&self, workload: &Judged) -> Option<Arc<JwtAuthn>> {
+        let selected = self.tokens.iter();
+        let selected = selected.filter(|scoped| scoped.is_for(&self.root_namespace, workload));
+        let providers: Vec<_> = selected.flat_map(|scoped| scoped.value.clone()).collect();
+        (!providers.is_empty()).then(|| Arc::new(JwtAuthn { providers }))
+    }
+
+    fn rbac(&self, workload: &Judged) -> Vec<Rbac> {
         let mut filters = Vec::new();
+        let intended = self.intentions.policies(workload);
         for action in [RbacAction::Log, RbacAction::Deny, RbacAction::Allow] {
             let selected: Vec<_> = self
                 .authorization
                 .iter()
                 .filter(|scoped| scoped.value.action == action)
-                .filter(|scoped| scoped.selects(&self.root_namespace, namespace, labels))
+                .filter(|scoped| scoped.is_for(&self.root_namespace, workload))
                 .collect();
-            if selected.is_empty() {
-                continue;
-            }
-            let mut policies = BTreeMap::new();
-            for scoped in selected {
-                for (index, rule) in scoped.value.rules.iter().enumerate() {
-                    let name = format!("{}/{}[{index}]", scoped.namespace, scoped.name);
-                    policies.insert(name, rule.clone());
-                }
-            }
+            let rules = |is_dry_run: bool| -> BTreeMap<String, RbacPolicy> {
+                let scoped = selected.iter();
+                let scoped = scoped.filter(|scoped| scoped.value.is_dry_run == is_dry_run);
+                scoped.flat_map(|scoped| named_rules(scoped)).collect()
+            };
+            let mut policies = rules(false);
+            let is_enforced = selected.iter().any(|scoped| !scoped.value.is_dry_run);
             // Without any rule DENY and AUDIT match nothing, and ALLOW allows nothing.
-            if action == RbacAction::Allow || !policies.is_empty() {
-                filters.push(Rbac { action, policies });
+            let mut decides = !policies.is_empty() || is_enforced && action == RbacAction::Allow;
+            match (action, &intended) {
+                (RbacAction::Deny, Some(intended)) => policies.extend(intended.deny.clone()),
+                (RbacAction::Allow, Some(intended)) => {
+                    policies.extend(intended.allow.clone());
+                    decides |= intended.allows;
+                }
+                _ => {}
+            }
+            decides |= !policies.is_empty();
+            decides |= action == RbacAction::Allow && self.mesh.default_deny;
+            let shadow = selected.iter().any(|scoped| scoped.value.is_dry_run);
+            let shadow = shadow.then(|| {
+                Box::new(ShadowRules {
+                    action,
+                    policies: rules(true),
+                })
+            });
+            if decides {
+                let rules = Rbac::new(action, policies);
+                filters.push(Rbac { shadow, ..rules });
+            } else if shadow.is_some() {
+                let rules = Rbac::without_rules();
+                filters.push(Rbac { shadow, ..rules });
             }
         }
         filters
     }
 }
 
-fn scoped<T>(object: &Object, labels: Labels, value: T) -> Scoped<T> {
+fn named_rules(scoped: &Scoped<Authorization>) -> Vec<(String, RbacPolicy)> {
+    let rules = scoped.value.rules.iter().enumerate();
+    let named = rules.map(|(index, rule)| {
+        let name = format!("{}/{}[{index}]", scoped.namespace, scoped.name);
+        (name, rule.clone())
+    });
+    named.collect()
+}
+
+pub(super) fn scoped<T>(object: &Object, labels: Labels, value: T) -> Scoped<T> {
     let (name, namespace) = (object.key.name.clone(), object.key.namespace.clone());
+    let mut kinds = SECURITY_KINDS.into_iter();
+    let kind = kinds.find(|kind| *kind == object.key.kind);
     Scoped {
+        kind: kind.unwrap_or("AuthorizationPolicy"),
         name,
         namespace,
         labels,
+        services: None,
         value,
     }
 }
@@ -294,70 +390,4 @@ fn authentication(
         ports,
     };
     scoped(object, labels, value)
-}
-
-fn authorization(
-    object: &Object,
-    spec: &AuthorizationPolicy,
-    options: &CompileOptions,
-    findings: &mut Vec<Diagnostic>,
-) -> Scoped<Authorization> {
-    let labels = spec.selector.clone().unwrap_or_default().match_labels;
-    if object
-        .metadata
-        .annotations
-        .get(DRY_RUN)
-        .is_some_and(|value| value == "true")
-    {
-        let field = format!("metadata.annotations.{DRY_RUN}");
-        findings.push(Diagnostic {
-            severity: Severity::Warning,
-            ..object.diagnose(
-                BAD_VALUE,
-                &field,
-                "there is no dry run: the policy is enforced",
-                "",
-            )
-        });
-    }
-    let mut closed = |field: &str, message: String, help: &str| {
-        findings.push(object.diagnose(FAILS_CLOSED, field, message, help));
-    };
-    let action = match spec.action.as_deref() {
-        None | Some("ALLOW") => RbacAction::Allow,
-        Some("DENY") => RbacAction::Deny,
-        Some("AUDIT") => RbacAction::Log,
-        Some(other) => {
-            let help = "write ALLOW, DENY or AUDIT";
-            closed(
-                "spec.action",
-                format!("{other:?} is not supported: its target is closed"),
-                help,
-            );
-            return scoped(object, labels, closed_for_all());
-        }
-    };
-    let mut rules = Vec::new();
-    for (index, rule) in spec.rules.iter().enumerate() {
-        match compile_rule(rule, options) {
-            Ok(policy) => rules.push(policy),
-            Err((part, message)) => {
-                let field = format!("spec.rules[{index}].{part}");
-                findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
-                // A broken ALLOW rule allows nothing; a broken DENY rule refuses everything.
-                if action == RbacAction::Deny {
-                    rules.push(anything());
-                }
-            }
-        }
-    }
-    scoped(object, labels, Authorization { action, rules })
-}
-
-/// Refuses everything, whatever other policies allow: nobody knows what this one would refuse.
-fn closed_for_all() -> Authorization {
-    Authorization {
-        action: RbacAction::Deny,
-        rules: vec![anything()],
-    }
 }

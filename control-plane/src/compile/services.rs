@@ -107,6 +107,23 @@ pub struct Workload {
     pub(super) is_registered: bool,
 }
 
+impl Workload {
+    /// Whether it registered by itself.
+    pub fn is_registered(&self) -> bool {
+        self.is_registered
+    }
+
+    /// What is declared of its health.
+    pub fn health(&self) -> HealthStatus {
+        self.health
+    }
+
+    /// Its share.
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+}
+
 impl ServiceInfo {
     /// All ways to write the name, with 0 for the name in full.
     pub(super) fn spellings(&self, cluster_domain: &str) -> Vec<(String, u8)> {

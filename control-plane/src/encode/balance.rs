@@ -80,6 +80,23 @@ pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
             })),
             ..Balance::default()
         },
+        LbPolicy::PeakEwma(config) if class == ClientClass::Rust => Balance {
+            load_balancing_policy: Some(by_locality(any_policy(&own::PeakEwma {
+                decay: time(config.decay),
+                default_rtt: time(config.default_rtt),
+                failure_penalty: time(config.failure_penalty),
+            }))),
+            ..Balance::default()
+        },
+        LbPolicy::Prequal(config) if class == ClientClass::Rust => Balance {
+            load_balancing_policy: Some(by_locality(any_policy(&own::Prequal {
+                choice_count: config.choice_count,
+                rif_quantile: Some(config.rif_quantile),
+                max_age: time(config.max_age),
+                failure_penalty: time(config.failure_penalty),
+            }))),
+            ..Balance::default()
+        },
         // Without a form on the wire, or not had by the class.
         LbPolicy::RoundRobin
         | LbPolicy::LeastRequest(_)
@@ -95,6 +112,22 @@ pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
             ..Balance::default()
         },
     }
+}
+
+/// Generated from `mesh/balance/v1/balance.proto`.
+mod own {
+    #![allow(
+        missing_docs,
+        unused_qualifications,
+        unreachable_pub,
+        clippy::all,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("mesh.balance.v1");
+}
+
+fn time(time: std::time::Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(time).ok()
 }
 
 /// Of the gRPCs, only Java has it (A48).

@@ -15,18 +15,21 @@ use envoy_types::pb::{
             http::router::v3::Router,
             network::http_connection_manager::v3::{
                 HttpConnectionManager, HttpFilter, Rds,
-                http_connection_manager::{CodecType, RouteSpecifier},
+                http_connection_manager::{
+                    CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
+                },
                 http_filter,
             },
         },
     },
-    google::protobuf::Any,
+    google::protobuf::{Any, BoolValue},
 };
 use mesh_core::config::{
-    FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
+    EscapedSlashes, FilterChain, FilterConfig, InboundListener, Listener, ListenerKind,
+    PathNormalization, RouteSource, TransportMatch,
 };
 
-use super::{ClientClass, ads, any, duration, rbac, route_config, socket, tls};
+use super::{ClientClass, ads, any, duration, jwt, rbac, route_config, socket, tls};
 
 const MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -103,13 +106,23 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         ..FilterChainMatch::default()
     });
     let filters = config.filters.iter().filter_map(|filter| {
-        let rules = filter.rbac()?;
-        Some(http_filter(
-            filter.name.to_string(),
-            any(&rbac::filter(rules)),
-        ))
+        let config = match &filter.config {
+            FilterConfig::Rbac(Some(rules)) => any(&rbac::filter(rules, class)),
+            FilterConfig::JwtAuthn(tokens) if class.is_grpc() => {
+                any(&rbac::filter(&jwt::refused(tokens), class))
+            }
+            FilterConfig::JwtAuthn(tokens) => any(&jwt::filter(tokens)),
+            _ => return None,
+        };
+        Some(http_filter(filter.name.to_string(), config))
     });
-    let manager = manager(&config.routes, filters.collect(), class);
+    let mut manager = manager(&config.routes, filters.collect(), class);
+    inbound_paths(&mut manager, config.path_normalization);
+    if class == ClientClass::Envoy {
+        // The caller is who is at the other end of the connection, whatever it says of itself.
+        manager.use_remote_address = Some(BoolValue { value: true });
+        manager.skip_xff_append = true;
+    }
     ProtoFilterChain {
         name: config.name.clone(),
         filter_chain_match: chain_match,
@@ -117,6 +130,20 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
         transport_socket: config.tls.as_ref().map(|tls| tls::downstream(tls, class)),
         ..ProtoFilterChain::default()
     }
+}
+
+fn inbound_paths(manager: &mut HttpConnectionManager, options: PathNormalization) {
+    let action = match options.escaped_slashes {
+        EscapedSlashes::Keep => PathWithEscapedSlashesAction::KeepUnchanged,
+        EscapedSlashes::Reject => PathWithEscapedSlashesAction::RejectRequest,
+        EscapedSlashes::Redirect => PathWithEscapedSlashesAction::UnescapeAndRedirect,
+        EscapedSlashes::Decode => PathWithEscapedSlashesAction::UnescapeAndForward,
+    };
+    manager.normalize_path = Some(BoolValue {
+        value: options.normalize,
+    });
+    manager.merge_slashes = options.merge_slashes;
+    manager.path_with_escaped_slashes_action = action as i32;
 }
 
 fn manager_filter(manager: &HttpConnectionManager) -> Filter {

@@ -11,15 +11,17 @@ use envoy_types::pb::envoy::{
     extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig,
     r#type::{
         matcher::v3::{
+            ListMatcher, MetadataMatcher as ProtoMetadataMatcher, OrMatcher,
             PathMatcher as ProtoPathMatcher, RegexMatcher, StringMatcher as ProtoStringMatcher,
-            path_matcher, string_matcher::MatchPattern,
+            ValueMatcher as ProtoValueMatcher, list_matcher, metadata_matcher, path_matcher,
+            string_matcher::MatchPattern, value_matcher,
         },
         v3::Int64Range,
     },
 };
 use mesh_core::config::{
-    HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher, Regex, StringMatcher,
-    StringPattern,
+    HeaderMatcher, HeaderPredicate, MetadataMatcher, PathMatcher, PathPattern, QueryMatcher, Regex,
+    StringMatcher, StringPattern, ValueMatcher,
 };
 
 use super::{ClientClass, any};
@@ -64,6 +66,40 @@ pub(super) fn header(matcher: &HeaderMatcher) -> ProtoHeaderMatcher {
     }
 }
 
+/// Lists of matchers, of which any must match in full, that mean what `matchers` do to a client that
+/// does not know `treat_missing_header_as_empty`, as no gRPC does: it never takes a missing header
+/// for a match, inverted or not, unless presence is asked for (gRFC A28).
+pub(super) fn without_missing_as_empty(matchers: &[HeaderMatcher]) -> Vec<Vec<HeaderMatcher>> {
+    let mut all: Vec<Vec<HeaderMatcher>> = vec![Vec::new()];
+    for matcher in matchers {
+        let plain = HeaderMatcher {
+            treat_missing_as_empty: false,
+            ..matcher.clone()
+        };
+        let takes_missing = matcher.treat_missing_as_empty && matcher.is_match(None);
+        let is_about_presence = matches!(matcher.predicate, HeaderPredicate::Present(_));
+        match (matcher.treat_missing_as_empty, takes_missing) {
+            // Every header is there, then: it always matches, or never.
+            (true, true) if is_about_presence => {}
+            (true, false) if is_about_presence => return Vec::new(),
+            (_, false) => all.iter_mut().for_each(|list| list.push(plain.clone())),
+            (_, true) => {
+                let absent = HeaderMatcher::new(&matcher.name, HeaderPredicate::Present(false));
+                let with = |other: &HeaderMatcher| {
+                    let lists = all.iter().cloned();
+                    let other = other.clone();
+                    lists.map(move |mut list| {
+                        list.push(other.clone());
+                        list
+                    })
+                };
+                all = with(&plain).chain(with(&absent)).collect();
+            }
+        }
+    }
+    all
+}
+
 pub(super) fn path(path: &PathMatcher, class: ClientClass) -> route_match::PathSpecifier {
     use route_match::PathSpecifier as Specifier;
     match &path.pattern {
@@ -102,5 +138,37 @@ pub(super) fn query(matcher: &QueryMatcher) -> QueryParameterMatcher {
 pub(super) fn url_path(matcher: &StringMatcher) -> ProtoPathMatcher {
     ProtoPathMatcher {
         rule: Some(path_matcher::Rule::Path(string(matcher))),
+    }
+}
+
+pub(super) fn metadata(matcher: &MetadataMatcher) -> ProtoMetadataMatcher {
+    use metadata_matcher::{PathSegment, path_segment::Segment};
+    let segment = |key: &String| PathSegment {
+        segment: Some(Segment::Key(key.clone())),
+    };
+    ProtoMetadataMatcher {
+        filter: matcher.filter.clone(),
+        path: matcher.path.iter().map(segment).collect(),
+        value: Some(value(&matcher.value)),
+        invert: matcher.invert,
+    }
+}
+
+fn value(matcher: &ValueMatcher) -> ProtoValueMatcher {
+    use value_matcher::{MatchPattern as Pattern, NullMatch};
+    let pattern = match matcher {
+        ValueMatcher::Present => Pattern::PresentMatch(true),
+        ValueMatcher::Null => Pattern::NullMatch(NullMatch {}),
+        ValueMatcher::Bool(wanted) => Pattern::BoolMatch(*wanted),
+        ValueMatcher::String(text) => Pattern::StringMatch(string(text)),
+        ValueMatcher::ListContains(one) => Pattern::ListMatch(Box::new(ListMatcher {
+            match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(value(one)))),
+        })),
+        ValueMatcher::Or(any) => Pattern::OrMatch(OrMatcher {
+            value_matchers: any.iter().map(value).collect(),
+        }),
+    };
+    ProtoValueMatcher {
+        match_pattern: Some(pattern),
     }
 }

@@ -11,6 +11,7 @@ mod connection;
 mod endpoint;
 mod headers;
 mod health_check;
+mod jwt;
 mod listener;
 mod matcher;
 mod rbac;

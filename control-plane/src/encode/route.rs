@@ -18,7 +18,8 @@ use envoy_types::pb::{
     google::protobuf::BoolValue,
 };
 use mesh_core::config::{
-    DirectResponse, Fraction, Redirect, RedirectPath, Route, RouteAction, RouteConfig, RouteMatch,
+    DirectResponse, Fraction, HeaderMatcher, Redirect, RedirectPath, Route, RouteAction,
+    RouteConfig, RouteMatch,
 };
 
 use super::{
@@ -35,7 +36,7 @@ pub fn route_config(config: &RouteConfig, class: ClientClass) -> RouteConfigurat
         routes: host
             .routes
             .iter()
-            .map(|route| encode_route(route, class))
+            .flat_map(|route| encode_routes(route, class))
             .collect(),
         request_headers_to_add: headers::request_add(host.headers.as_deref()),
         request_headers_to_remove: headers::request_remove(host.headers.as_deref()),
@@ -55,6 +56,21 @@ pub fn route_config(config: &RouteConfig, class: ClientClass) -> RouteConfigurat
         ignore_port_in_host_matching: config.ignore_port,
         ..RouteConfiguration::default()
     }
+}
+
+/// One route, but for gRPC where it takes several to say the same.
+fn encode_routes(config: &Route, class: ClientClass) -> Vec<ProtoRoute> {
+    let is_plain = |header: &HeaderMatcher| !header.treat_missing_as_empty;
+    if !class.is_grpc() || config.matcher.headers.iter().all(is_plain) {
+        return vec![encode_route(config, class)];
+    }
+    let alternatives = matcher::without_missing_as_empty(&config.matcher.headers);
+    let routes = alternatives.into_iter().map(|headers| {
+        let mut route = config.clone();
+        route.matcher.headers = headers;
+        encode_route(&route, class)
+    });
+    routes.collect()
 }
 
 fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {

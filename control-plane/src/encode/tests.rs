@@ -2,9 +2,13 @@
 
 use mesh_core::config::*;
 
-use envoy_types::pb::envoy::config::{
-    core::v3::{TransportSocket, transport_socket},
-    listener::v3::FilterChain as ProtoFilterChain,
+use envoy_types::pb::envoy::{
+    config::{
+        core::v3::{TransportSocket, transport_socket},
+        listener::v3::FilterChain as ProtoFilterChain,
+        route::v3::route_match::PathSpecifier,
+    },
+    r#type::matcher::v3::RegexMatcher,
 };
 
 use super::*;
@@ -95,10 +99,8 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
             roots: Some(TrustSource::Sds("ROOTCA".into())),
             require_client_certificate: true,
         }),
-        filters: HttpFilter::of_rbac(&[Rbac {
-            action: RbacAction::Allow,
-            policies: std::collections::BTreeMap::new(),
-        }]),
+        filters: HttpFilter::of_rbac(&[Rbac::new(RbacAction::Allow, Default::default())]),
+        path_normalization: PathNormalization::BASE,
         routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig::new("r", vec![]))),
     };
     Listener {
@@ -280,4 +282,43 @@ fn metadata_of_subsets_is_the_same_at_endpoints_and_in_routes() {
     let version = of_lb["version"].kind.clone();
     assert_eq!(version, Some(Kind::StringValue("v\"1".into())));
     assert_eq!(of_lb["canary"].kind, Some(Kind::BoolValue(true)));
+}
+
+#[test]
+fn what_grpc_does_not_know_of_matchers_is_said_in_what_it_knows() {
+    let without = |name: &str| HeaderMatcher {
+        invert: true,
+        treat_missing_as_empty: true,
+        ..HeaderMatcher::new(name, HeaderPredicate::String(StringMatcher::exact("x")))
+    };
+    let path = PathMatcher::new(PathPattern::SeparatedPrefix("/a.b".into()));
+    let matcher = RouteMatch {
+        headers: vec![without("h"), without("i")],
+        ..RouteMatch::path(path)
+    };
+    let action = RouteAction::Forward(Forward::to("c"));
+    let host = VirtualHost::new("h", ["*"], vec![Route::new("r", matcher, action)]);
+    let config = RouteConfig::new("r", vec![host]);
+    let envoy = route_config(&config, ClientClass::Envoy);
+    assert_eq!(envoy.virtual_hosts[0].routes.len(), 1);
+    let grpc = route_config(&config, ClientClass::GrpcGo);
+    // Each header is missing, or another.
+    assert_eq!(grpc.virtual_hosts[0].routes.len(), 4);
+    for route in &grpc.virtual_hosts[0].routes {
+        let matched = route.r#match.as_ref().unwrap();
+        assert!(
+            matched
+                .headers
+                .iter()
+                .all(|header| !header.treat_missing_header_as_empty)
+        );
+        let expected = RegexMatcher {
+            regex: r"/a\.b(/.*)?".to_owned(),
+            ..RegexMatcher::default()
+        };
+        assert_eq!(
+            matched.path_specifier,
+            Some(PathSpecifier::SafeRegex(expected))
+        );
+    }
 }

@@ -173,7 +173,6 @@ pub fn explain(
 /// Says what becomes of a request.
 pub fn explain_compiled(compiled: &Compiled, request: &ExplainRequest) -> Explained {
     let viewer = Viewer {
-        namespace: &request.namespace,
         labels: &request.labels,
         ..Viewer::from(&request.namespace)
     };
@@ -227,7 +226,7 @@ pub fn explain_compiled(compiled: &Compiled, request: &ExplainRequest) -> Explai
     match (explanation.host, explanation.route) {
         (Some(host), Some(route)) => {
             let route = &config.virtual_hosts[host].routes[route];
-            explained.taken = Some(Taken::new(compiled, route));
+            explained.taken = Some(Taken::new(compiled, route, viewer));
         }
         _ => explained.failure = Some("no route takes it: the call fails".to_owned()),
     }

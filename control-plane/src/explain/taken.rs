@@ -4,7 +4,7 @@ use mesh_core::config::{Cluster, Forward, Route, RouteAction};
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
-use crate::compile::Compiled;
+use crate::compile::{Compiled, Viewer};
 
 /// What a route does.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub struct TakenRetries {
 }
 
 impl Taken {
-    pub(super) fn new(compiled: &Compiled, route: &Route) -> Self {
+    pub(super) fn new(compiled: &Compiled, route: &Route, viewer: Viewer<'_>) -> Self {
         let mut taken = Self {
             route: route.name.clone(),
             ..Self::default()
@@ -67,7 +67,7 @@ impl Taken {
             taken.changed("headers", format!("{changes:?}"));
         }
         match &route.action {
-            RouteAction::Forward(forward) => taken.forward(compiled, forward),
+            RouteAction::Forward(forward) => taken.forward(compiled, forward, viewer),
             RouteAction::Redirect(redirect) => taken.answer = Some(format!("{redirect:?}")),
             RouteAction::DirectResponse(direct) => {
                 taken.answer = Some(format!("{} {:?}", direct.status, direct.body));
@@ -82,13 +82,13 @@ impl Taken {
         self.changes.push((what.to_owned(), how));
     }
 
-    fn forward(&mut self, compiled: &Compiled, forward: &Forward) {
+    fn forward(&mut self, compiled: &Compiled, forward: &Forward, viewer: Viewer<'_>) {
         let of: u64 = forward.clusters.iter().map(|c| u64::from(c.weight)).sum();
         for weighted in &forward.clusters {
             let name = weighted.name.as_str();
-            let held = compiled.endpoints.get(name);
-            let localities = held.map_or(&[][..], |held| &held.localities);
-            let cluster = compiled.clusters.get(name);
+            let held = compiled.endpoints(name, viewer).map(|(_, held)| held);
+            let localities = held.as_ref().map_or(&[][..], |held| &held.localities);
+            let cluster = compiled.cluster(name, viewer).map(|(_, cluster)| cluster);
             self.clusters.push(TakenCluster {
                 name: name.to_owned(),
                 weight: weighted.weight,

@@ -310,3 +310,47 @@ impl From<&MirrorRef> for BackendRef {
         }
     }
 }
+
+object! {
+    /// What holds for requests to Services, whatever route they took.
+    BackendTrafficPolicy {
+        /// The Services, of its own namespace.
+        target_refs: Vec<TargetRef>,
+        /// Limit on retries.
+        retry_constraint: Option<RetryConstraint>,
+    }
+}
+object! {
+    /// A Service.
+    TargetRef {
+        /// Empty.
+        group: String,
+        /// `Service`.
+        kind: String,
+        /// Its name.
+        name: String,
+    }
+}
+object! {
+    /// Limit on retries.
+    RetryConstraint {
+        /// Share of the requests.
+        budget: Option<RetryBudgetSpec>,
+        /// Retries that are always allowed.
+        min_retry_rate: Option<RetryRate>,
+    }
+}
+object! {
+    /// Share of the requests that may be retries.
+    RetryBudgetSpec {
+        /// Default 20.
+        percent: Option<u32>,
+    }
+}
+object! {
+    /// Retries that are always allowed.
+    RetryRate {
+        /// Default 10.
+        count: Option<u32>,
+    }
+}

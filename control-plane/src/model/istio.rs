@@ -24,6 +24,26 @@ object! {
         subject_alt_names: Vec<String>,
         /// Further endpoints, by label.
         workload_selector: Option<WorkloadSelector>,
+        /// Namespaces that see it: `*`, `.` for its own, or a name; none is all.
+        export_to: Vec<String>,
+    }
+}
+object! {
+    /// What clients see.
+    Sidecar {
+        /// Whose; none is all of the namespace.
+        workload_selector: Option<WorkloadSelector>,
+        /// What they see; none is everything.
+        egress: Vec<SidecarEgress>,
+    }
+}
+object! {
+    /// A part of what clients see.
+    SidecarEgress {
+        /// Of each service only this port.
+        port: Option<PortSelector>,
+        /// `NAMESPACE/HOST`, either with `*`.
+        hosts: Vec<String>,
     }
 }
 object! {
@@ -329,73 +349,5 @@ object! {
     Mtls {
         /// `UNSET`, `DISABLE`, `PERMISSIVE` or `STRICT`.
         mode: Option<String>,
-    }
-}
-object! {
-    /// Who may do what.
-    AuthorizationPolicy {
-        /// Which workloads; none is the namespace.
-        selector: Option<Selector>,
-        /// `ALLOW` (default), `DENY` or `AUDIT`.
-        action: Option<String>,
-        /// Any of these; none matches nothing.
-        rules: Vec<Rule>,
-    }
-}
-object! {
-    /// A rule; an empty one matches everything.
-    Rule {
-        /// Any of these.
-        from: Vec<From>,
-        /// Any of these.
-        to: Vec<To>,
-    }
-}
-object! {
-    /// Who.
-    From {
-        /// Who.
-        source: Source,
-    }
-}
-object! {
-    /// What.
-    To {
-        /// What.
-        operation: Operation,
-    }
-}
-object! {
-    /// All that are given.
-    Source {
-        /// `TRUST_DOMAIN/ns/NS/sa/SA`, with `*` first or last.
-        principals: Vec<String>,
-        /// None of these.
-        not_principals: Vec<String>,
-        /// Namespaces.
-        namespaces: Vec<String>,
-        /// None of these.
-        not_namespaces: Vec<String>,
-    }
-}
-object! {
-    /// All that are given.
-    Operation {
-        /// Authorities.
-        hosts: Vec<String>,
-        /// Ports.
-        ports: Vec<String>,
-        /// Methods.
-        methods: Vec<String>,
-        /// Paths.
-        paths: Vec<String>,
-        /// None of these.
-        not_hosts: Vec<String>,
-        /// None of these.
-        not_ports: Vec<String>,
-        /// None of these.
-        not_methods: Vec<String>,
-        /// None of these.
-        not_paths: Vec<String>,
     }
 }

@@ -14,11 +14,14 @@ macro_rules! object {
     };
 }
 
+mod authorization;
 mod consul;
 mod destination_rule;
 pub mod gateway;
+mod intentions;
 mod istio;
 mod kubernetes;
+mod mesh;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -29,6 +32,10 @@ use crate::{
     diagnostic::{CLASS_LIMIT, Diagnostic, Severity},
 };
 
+pub use authorization::{
+    AuthorizationPolicy, ClaimToHeader, Condition, From, JwtHeader, JwtRule, Operation,
+    RequestAuthentication, Rule, Source, TargetRef, To,
+};
 pub use consul::{
     ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
@@ -38,13 +45,16 @@ pub use destination_rule::{
     BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
     LocalityLbSpec, OutlierSpec, PortPolicy, Subset, TlsSpec, TrafficPolicy,
 };
+pub use intentions::{
+    IntentionDestination, IntentionHttp, IntentionPermission, IntentionSource, ServiceIntentions,
+};
 pub use istio::{
-    AuthorizationPolicy, DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch,
-    HttpRedirect, HttpRewrite, HttpRoute, Mtls, Operation, PeerAuthentication, Percent, Retries,
-    RouteDestination, Rule, ServiceEntry, ServiceEntryPort, Source, StringMatch, VirtualService,
-    Weighted, WorkloadEntry,
+    DelegateRef, HeaderOperations, HeadersSpec, HttpDirectResponse, HttpMatch, HttpRedirect,
+    HttpRewrite, HttpRoute, Mtls, PeerAuthentication, Percent, Retries, RouteDestination, Selector,
+    ServiceEntry, ServiceEntryPort, Sidecar, StringMatch, VirtualService, Weighted, WorkloadEntry,
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+pub use mesh::{BalancerPolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -209,6 +219,10 @@ impl Object {
 /// What an object says.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an object is behind a pointer of its own, and few are moved"
+)]
 pub enum Spec {
     /// Kubernetes Service.
     Service(Service),
@@ -218,12 +232,18 @@ pub enum Spec {
     ServiceEntry(ServiceEntry),
     /// Istio WorkloadEntry.
     WorkloadEntry(WorkloadEntry),
+    /// Our own balancers.
+    BalancerPolicy(BalancerPolicy),
     /// Istio VirtualService.
     VirtualService(VirtualService),
     /// Gateway API HTTPRoute.
     HttpRoute(gateway::HttpRoute),
     /// Gateway API GRPCRoute.
     GrpcRoute(gateway::GrpcRoute),
+    /// Gateway API XBackendTrafficPolicy.
+    BackendTrafficPolicy(gateway::BackendTrafficPolicy),
+    /// Istio Sidecar.
+    Sidecar(Sidecar),
     /// Gateway API ReferenceGrant.
     ReferenceGrant(gateway::ReferenceGrant),
     /// Consul service-router.
@@ -238,12 +258,24 @@ pub enum Spec {
     PeerAuthentication(PeerAuthentication),
     /// Istio AuthorizationPolicy.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// Istio RequestAuthentication.
+    RequestAuthentication(RequestAuthentication),
+    /// Consul service-intentions.
+    ServiceIntentions(ServiceIntentions),
+    /// Our MeshPolicy.
+    MeshPolicy(MeshPolicy),
     /// A security object that cannot be read: what these labels select is closed.
     Unreadable(BTreeMap<String, String>),
 }
 
 /// Kinds whose loss would open what they close.
-pub const SECURITY_KINDS: [&str; 2] = ["PeerAuthentication", "AuthorizationPolicy"];
+pub const SECURITY_KINDS: [&str; 5] = [
+    "PeerAuthentication",
+    "AuthorizationPolicy",
+    "RequestAuthentication",
+    "ServiceIntentions",
+    "MeshPolicy",
+];
 
 /// All objects, by key.
 pub type ObjectSet = BTreeMap<ObjectKey, Arc<Object>>;

@@ -45,7 +45,8 @@ pub use instance::{
 };
 pub(crate) use lease::proto;
 pub use lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, LeaseService};
-pub use report::InstanceReport;
+pub(crate) use report::word;
+pub use report::{CheckReport, InstanceReport};
 pub use store::{FileStore, MemoryStore, Record, Store};
 use table::Table;
 pub use table::{DRAIN, Member, Members, RESTART_GRACE, Unknown};

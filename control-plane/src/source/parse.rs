@@ -167,6 +167,9 @@ fn read_spec(
         "Service" => read::<WithSpec<_>>(value).map(|object| Spec::Service(object.spec)),
         "EndpointSlice" => read(value).map(Spec::EndpointSlice),
         "ServiceEntry" => read::<WithSpec<_>>(value).map(|object| Spec::ServiceEntry(object.spec)),
+        "BalancerPolicy" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::BalancerPolicy(object.spec))
+        }
         "WorkloadEntry" => {
             read::<WithSpec<_>>(value).map(|object| Spec::WorkloadEntry(object.spec))
         }
@@ -181,6 +184,10 @@ fn read_spec(
         "ServiceRouter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceRouter(object.spec))
         }
+        "XBackendTrafficPolicy" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::BackendTrafficPolicy(object.spec))
+        }
+        "Sidecar" => read::<WithSpec<_>>(value).map(|object| Spec::Sidecar(object.spec)),
         "ServiceSplitter" => {
             read::<WithSpec<_>>(value).map(|object| Spec::ServiceSplitter(object.spec))
         }
@@ -193,10 +200,22 @@ fn read_spec(
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
         }
+        "RequestAuthentication" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::RequestAuthentication(object.spec))
+        }
+        "ServiceIntentions" => {
+            read::<WithSpec<_>>(value).map(|object| Spec::ServiceIntentions(object.spec))
+        }
+        "MeshPolicy" => read::<WithSpec<_>>(value).map(|object| Spec::MeshPolicy(object.spec)),
         _ => read::<WithSpec<_>>(value).map(|object| Spec::AuthorizationPolicy(object.spec)),
     };
     match read {
-        Ok(spec) => object.spec = spec,
+        Ok(spec) => {
+            if let Spec::AuthorizationPolicy(policy) = &spec {
+                object.limits.extend(policy.limits());
+            }
+            object.spec = spec;
+        }
         Err((path, error)) => {
             let name = object.key.to_string();
             let place = &object.place;
@@ -286,21 +305,27 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 14] = [
+pub(super) const GROUPS: [(&str, &str); 20] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
     ("WorkloadEntry", "networking.istio.io"),
+    ("BalancerPolicy", "mesh"),
     ("VirtualService", "networking.istio.io"),
     ("HTTPRoute", "gateway.networking.k8s.io"),
     ("GRPCRoute", "gateway.networking.k8s.io"),
     ("ReferenceGrant", "gateway.networking.k8s.io"),
     ("ServiceRouter", "consul.hashicorp.com"),
+    ("XBackendTrafficPolicy", "gateway.networking.x-k8s.io"),
+    ("Sidecar", "networking.istio.io"),
     ("ServiceSplitter", "consul.hashicorp.com"),
     ("ServiceResolver", "consul.hashicorp.com"),
     ("DestinationRule", "networking.istio.io"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
+    ("RequestAuthentication", "security.istio.io"),
+    ("ServiceIntentions", "consul.hashicorp.com"),
+    ("MeshPolicy", "mesh"),
 ];
 
 fn read<T: DeserializeOwned>(value: &Value) -> Result<T, (String, serde_norway::Error)> {

@@ -18,10 +18,10 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, DestinationRule, EndpointSlice, Metadata, PeerAuthentication, Service,
-        ServiceEntry, ServiceResolver, ServiceRouter, ServiceSplitter, VirtualService,
-        WorkloadEntry,
-        gateway::{GrpcRoute, HttpRoute, ReferenceGrant},
+        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, MeshPolicy, Metadata,
+        PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceIntentions,
+        ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar, VirtualService, WorkloadEntry,
+        gateway::{BackendTrafficPolicy, GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
 
@@ -50,7 +50,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-const OBJECTS: [(&str, &str); 14] = [
+const OBJECTS: [(&str, &str); 20] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -64,6 +64,10 @@ const OBJECTS: [(&str, &str); 14] = [
         "ServiceEntry",
         "metadata: {name: a}\nspec: {hosts: [a.example.com], resolution: STATIC, \
          ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}",
+    ),
+    (
+        "BalancerPolicy",
+        "metadata: {name: a}\nspec: {host: greeter}",
     ),
     (
         "WorkloadEntry",
@@ -84,6 +88,11 @@ const OBJECTS: [(&str, &str); 14] = [
         "metadata: {name: a}\nspec: {parentRefs: [{group: '', kind: Service, name: greeter}], \
          rules: [{backendRefs: [{name: svc, port: 8080}]}]}",
     ),
+    (
+        "XBackendTrafficPolicy",
+        "metadata: {name: a}\nspec: {targetRefs: [{group: '', kind: Service, name: greeter}]}",
+    ),
+    ("Sidecar", "metadata: {name: a}\nspec: {}"),
     (
         "ReferenceGrant",
         "metadata: {name: a}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, \
@@ -108,6 +117,12 @@ const OBJECTS: [(&str, &str); 14] = [
         "AuthorizationPolicy",
         "metadata: {name: a}\nspec: {rules: [{}]}",
     ),
+    ("RequestAuthentication", "metadata: {name: a}\nspec: {}"),
+    (
+        "ServiceIntentions",
+        "metadata: {name: a}\nspec: {destination: {name: greeter}}",
+    ),
+    ("MeshPolicy", "metadata: {name: a}\nspec: {}"),
 ];
 
 /// Kinds of routes.
@@ -226,6 +241,118 @@ const BESIDE: [(&str, &str, &str); 20] = [
     ),
 ];
 
+/// What must stand beside a field of a security object.
+const BESIDE_SECURITY: [(&str, &str, &str, &str); 18] = [
+    (
+        "AuthorizationPolicy",
+        "targetRef.",
+        "spec.targetRef.name",
+        "greeter",
+    ),
+    (
+        "AuthorizationPolicy",
+        "targetRefs[]",
+        "spec.targetRefs[].name",
+        "greeter",
+    ),
+    (
+        "AuthorizationPolicy",
+        "when[]",
+        "spec.rules[].when[].key",
+        "source.ip",
+    ),
+    (
+        "AuthorizationPolicy",
+        "when[].key",
+        "spec.rules[].when[].values[]",
+        "192.0.2.1",
+    ),
+    (
+        "RequestAuthentication",
+        "targetRef.",
+        "spec.targetRef.name",
+        "greeter",
+    ),
+    (
+        "RequestAuthentication",
+        "targetRefs[]",
+        "spec.targetRefs[].name",
+        "greeter",
+    ),
+    (
+        "RequestAuthentication",
+        "jwtRules[]",
+        "spec.jwtRules[].issuer",
+        "https://a.example",
+    ),
+    (
+        "RequestAuthentication",
+        "jwtRules[]",
+        "spec.jwtRules[].jwks",
+        "'{\"keys\":[]}'",
+    ),
+    (
+        "RequestAuthentication",
+        "fromHeaders",
+        "spec.jwtRules[].fromHeaders[].name",
+        "a",
+    ),
+    (
+        "RequestAuthentication",
+        "ToHeaders",
+        "spec.jwtRules[].outputClaimToHeaders[].header",
+        "a",
+    ),
+    (
+        "RequestAuthentication",
+        "ToHeaders",
+        "spec.jwtRules[].outputClaimToHeaders[].claim",
+        "a",
+    ),
+    (
+        "ServiceIntentions",
+        "sources[]",
+        "spec.sources[].name",
+        "web",
+    ),
+    (
+        "ServiceIntentions",
+        "sources[].n",
+        "spec.sources[].action",
+        "allow",
+    ),
+    (
+        "ServiceIntentions",
+        "sources[].d",
+        "spec.sources[].action",
+        "allow",
+    ),
+    (
+        "ServiceIntentions",
+        "permissions[]",
+        "spec.sources[].permissions[].action",
+        "allow",
+    ),
+    (
+        "ServiceIntentions",
+        "header[]",
+        "spec.sources[].permissions[].http.header[].name",
+        "a",
+    ),
+    (
+        "ServiceIntentions",
+        "header[].name",
+        "spec.sources[].permissions[].http.header[].exact",
+        "a",
+    ),
+    (
+        "ServiceIntentions",
+        "invert",
+        "spec.sources[].permissions[].http.header[].exact",
+        "a",
+    ),
+];
+
 /// What must stand in a filter beside a field of it: path and value.
 fn beside_in_filter(path: &str) -> Vec<(String, &'static str)> {
     let (field, inside) = path.split_once('.').unwrap_or((path, ""));
@@ -336,6 +463,16 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
         }
     }
+    for (of_kind, part, path, value) in BESIDE_SECURITY {
+        let is_meant = row.path.contains(part) && row.path != path;
+        let is_other = path.ends_with("jwks") && row.path.ends_with("jwksUri")
+            || path.ends_with("exact")
+                && !row.path.ends_with(".name")
+                && !row.path.ends_with("invert");
+        if of_kind == kind && is_meant && !is_other {
+            write(&mut object, path, serde_norway::from_str(value).unwrap());
+        }
+    }
     if row.section == "RouteFilter" {
         for (path, value) in beside_in_filter(&row.path) {
             let value = serde_norway::from_str(value).unwrap();
@@ -356,7 +493,11 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);
-    let subsets = if ROUTES.contains(&kind) { SUBSETS } else { "" };
+    let subsets = if ROUTES.contains(&kind) || kind == "BalancerPolicy" {
+        SUBSETS
+    } else {
+        ""
+    };
     let own = serde_norway::to_string(&object).unwrap();
     let loaded = load_text("t.yaml", &format!("{AROUND}{subsets}---\n{own}"));
     let (_, found) = compile(&loaded.objects, &CompileOptions::default());
@@ -460,9 +601,15 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("EndpointSlice", fields_of::<EndpointSlice>("")),
         ("ServiceEntry", fields_of::<ServiceEntry>("spec")),
         ("WorkloadEntry", fields_of::<WorkloadEntry>("spec")),
+        ("BalancerPolicy", fields_of::<BalancerPolicy>("spec")),
         ("VirtualService", fields_of::<VirtualService>("spec")),
         ("HTTPRoute", fields_of::<HttpRoute>("spec")),
         ("GRPCRoute", fields_of::<GrpcRoute>("spec")),
+        (
+            "XBackendTrafficPolicy",
+            fields_of::<BackendTrafficPolicy>("spec"),
+        ),
+        ("Sidecar", fields_of::<Sidecar>("spec")),
         ("ReferenceGrant", fields_of::<ReferenceGrant>("spec")),
         ("ServiceRouter", fields_of::<ServiceRouter>("spec")),
         ("ServiceSplitter", fields_of::<ServiceSplitter>("spec")),
@@ -476,6 +623,12 @@ fn the_model_and_the_page_have_the_same_fields() {
             "AuthorizationPolicy",
             fields_of::<AuthorizationPolicy>("spec"),
         ),
+        (
+            "RequestAuthentication",
+            fields_of::<RequestAuthentication>("spec"),
+        ),
+        ("ServiceIntentions", fields_of::<ServiceIntentions>("spec")),
+        ("MeshPolicy", fields_of::<MeshPolicy>("spec")),
     ];
     let mut kinds: Vec<_> = model.iter().map(|(kind, _)| *kind).skip(1).collect();
     kinds.sort_unstable();

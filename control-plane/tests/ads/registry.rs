@@ -272,3 +272,59 @@ spec: {address: 127.0.0.9}
             .await;
     }
 }
+
+#[tokio::test]
+async fn operators_see_every_instance_its_health_and_why() {
+    let world = World::start().await;
+    let body = r#"{"Name": "billing", "Port": 5001, "Check": {"TTL": "60s"}}"#;
+    assert_eq!(world.put("/v1/agent/service/register", body).await, 200);
+    let path = "/v1/agent/check/fail/service:billing?note=no%20database";
+    assert_eq!(world.put(path, "").await, 200);
+    let all = world.json("/v1/services").await;
+    let by = |service: &str| {
+        let all = all["services"].as_array().unwrap();
+        all.iter()
+            .find(|one| one["service"] == service)
+            .unwrap()
+            .clone()
+    };
+    let billing = by("default/billing");
+    assert_eq!(
+        (&billing["health"], &billing["source"]),
+        (&"unhealthy".into(), &"http".into())
+    );
+    assert_eq!(billing["checks"][0]["output"], "no database");
+    let greeter = by("default/greeter");
+    assert_eq!(
+        (&greeter["health"], &greeter["source"]),
+        (&"healthy".into(), &"file".into())
+    );
+    assert_eq!(greeter["address"], "127.0.0.1:5000");
+
+    let http = world.running.http_addr().to_string();
+    let cli = |arguments: &'static [&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_control-plane"));
+        command.args(["services", "--http", &http]).args(arguments);
+        command
+    };
+    let text = async |arguments| {
+        let mut command = cli(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        let output = output.await.unwrap().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = text(&["billing"]).await;
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(
+        lines[2].contains("no database") && !table.contains('\x1b'),
+        "{table}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&text(&["-o", "json"]).await).unwrap();
+    assert_eq!(json.as_array().map(Vec::len), Some(2));
+}

@@ -7,54 +7,26 @@
 //! * `authenticated` needs a verified client certificate; TLS without one is not enough.
 //! * `:path` is the path without its query, like `url_path`.
 //! * `LOG`, which gRPC ignores, yields an audit record.
+//! * `remote_ip` is the peer of the connection: `x-forwarded-for` is the caller's own claim.
+//! * A value that is not there matches no metadata rule, so that its negation holds (Envoy).
 //!
-//! Paths are compared as they came, without normalisation, because the application matches the
-//! same bytes. It does not verify certificates and does not write audit lines.
+//! The path is compared as the server normalised it ([`PathNormalization`]), which is how routes and
+//! the application see it. It does not verify certificates or tokens, and writes no audit lines.
+//!
+//! [`PathNormalization`]: crate::config::PathNormalization
 
-use std::{borrow::Cow, sync::Arc};
+mod index;
+mod request;
+mod rule;
 
-use http::HeaderMap;
+use std::sync::Arc;
 
-use crate::config::{Permission, Principal, Rbac, RbacAction, RbacPolicy, joined};
+use crate::config::{Rbac, RbacAction};
+use index::PolicyIndex;
+pub use request::AuthzRequest;
 
 #[cfg(test)]
 mod tests;
-
-/// What a decision is made about.
-#[derive(Clone, Copy, Debug)]
-pub struct AuthzRequest<'r> {
-    /// The caller's names: its URI subject alternative names; without any its DNS names; without
-    /// any its subject. Empty for a caller without a certificate.
-    pub principals: &'r [String],
-    /// Whether the caller proved its names with a certificate that we trust.
-    pub authenticated: bool,
-    /// Method.
-    pub method: &'r str,
-    /// Path without query.
-    pub path: &'r str,
-    /// Authority or host header.
-    pub authority: &'r str,
-    /// Headers.
-    pub headers: &'r HeaderMap,
-    /// The port the request arrived on.
-    pub destination_port: u16,
-}
-
-impl<'r> AuthzRequest<'r> {
-    /// The joined value of a header or pseudo-header. `te` is never visible (gRFC A41), `-bin`
-    /// headers are seen in base64 as they are sent.
-    fn header(&self, name: &str) -> Option<Cow<'r, str>> {
-        match name {
-            ":method" => Some(Cow::Borrowed(self.method)),
-            ":path" => Some(Cow::Borrowed(self.path)),
-            ":authority" | "host" => Some(Cow::Borrowed(self.authority)),
-            "te" => None,
-            // Other pseudo-headers are refused when the configuration is decoded.
-            name if name.starts_with(':') => None,
-            name => joined(self.headers, name),
-        }
-    }
-}
 
 /// Whether a request may pass, and which policy says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,10 +36,14 @@ pub struct Decision {
     /// Action of the filter that decided: the one that refused, otherwise the last `Allow`.
     /// `None` when no filter had a say.
     pub action: Option<RbacAction>,
-    /// The policy that matched. `None` for a refusal because no `Allow` policy matched.
+    /// The policy that matched, the first by name. `None` for a refusal because no `Allow` policy
+    /// matched.
     pub policy: Option<Arc<str>>,
     /// One record for each `Log` filter with a matching policy. Does not allocate when empty.
     pub audit: Vec<LogMatch>,
+    /// What the shadow rules of the filters that were asked would have said. Does not allocate when
+    /// empty.
+    pub shadow: Vec<ShadowDecision>,
 }
 
 /// A policy of a `Log` filter that matched.
@@ -75,6 +51,17 @@ pub struct Decision {
 pub struct LogMatch {
     /// Name of the policy.
     pub policy: Arc<str>,
+}
+
+/// What shadow rules would have said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowDecision {
+    /// Whether the request would have passed.
+    pub allowed: bool,
+    /// Their action.
+    pub action: RbacAction,
+    /// The policy that matched.
+    pub policy: Option<Arc<str>>,
 }
 
 /// The authorisation filters of one filter chain, ready to decide.
@@ -86,19 +73,20 @@ pub struct Authorizer {
 #[derive(Clone, Debug)]
 struct Filter {
     action: RbacAction,
-    policies: Box<[(Arc<str>, RbacPolicy)]>,
+    policies: PolicyIndex,
+    shadow: Option<Box<(RbacAction, PolicyIndex)>>,
 }
 
 impl Authorizer {
     /// Compiles the filters of a chain, in order. Without filters everything is permitted.
-    pub fn compile(filters: &[Rbac]) -> Self {
-        let filters = filters.iter().map(|filter| Filter {
+    pub fn compile<'c>(filters: impl IntoIterator<Item = &'c Rbac>) -> Self {
+        let filters = filters.into_iter().map(|filter| Filter {
             action: filter.action,
-            policies: filter
-                .policies
-                .iter()
-                .map(|(name, policy)| (name.as_str().into(), policy.clone()))
-                .collect(),
+            policies: PolicyIndex::compile(&filter.policies),
+            shadow: filter
+                .shadow
+                .as_ref()
+                .map(|rules| Box::new((rules.action, PolicyIndex::compile(&rules.policies)))),
         });
         Self {
             filters: filters.collect(),
@@ -117,9 +105,14 @@ impl Authorizer {
             action: None,
             policy: None,
             audit: Vec::new(),
+            shadow: Vec::new(),
         };
         for filter in &self.filters {
-            let matched = filter.matching(request);
+            if let Some(shadow) = &filter.shadow {
+                let (action, policies) = &**shadow;
+                decision.shadow.push(would_say(*action, policies, request));
+            }
+            let matched = filter.policies.find(request);
             match (filter.action, matched) {
                 (RbacAction::Log, Some(policy)) => decision.audit.push(LogMatch { policy }),
                 (RbacAction::Log, None) | (RbacAction::Deny, None) => {}
@@ -140,45 +133,20 @@ impl Authorizer {
     }
 }
 
-impl Filter {
-    fn matching(&self, request: &AuthzRequest<'_>) -> Option<Arc<str>> {
-        self.policies
-            .iter()
-            .find(|(_, policy)| {
-                policy.permissions.iter().any(|p| permits(p, request))
-                    && policy.principals.iter().any(|p| is_principal(p, request))
-            })
-            .map(|(name, _)| Arc::clone(name))
-    }
-}
-
-fn permits(permission: &Permission, request: &AuthzRequest<'_>) -> bool {
-    match permission {
-        Permission::Any => true,
-        Permission::And(all) => all.iter().all(|p| permits(p, request)),
-        Permission::Or(any) => any.iter().any(|p| permits(p, request)),
-        Permission::Not(inner) => !permits(inner, request),
-        Permission::Path(matcher) => matcher.is_match(request.path),
-        Permission::Header(matcher) => matcher.is_match(request.header(&matcher.name).as_deref()),
-        Permission::DestinationPort(port) => *port == request.destination_port,
-    }
-}
-
-fn is_principal(principal: &Principal, request: &AuthzRequest<'_>) -> bool {
-    match principal {
-        Principal::Any => true,
-        Principal::And(all) => all.iter().all(|p| is_principal(p, request)),
-        Principal::Or(any) => any.iter().any(|p| is_principal(p, request)),
-        Principal::Not(inner) => !is_principal(inner, request),
-        Principal::Authenticated(_) if !request.authenticated => false,
-        Principal::Authenticated(None) => true,
-        // A certificate without any name is compared as the empty text (gRFC A41).
-        Principal::Authenticated(Some(matcher)) if request.principals.is_empty() => {
-            matcher.is_match("")
-        }
-        Principal::Authenticated(Some(matcher)) => {
-            request.principals.iter().any(|name| matcher.is_match(name))
-        }
-        Principal::Header(matcher) => matcher.is_match(request.header(&matcher.name).as_deref()),
+fn would_say(
+    action: RbacAction,
+    policies: &PolicyIndex,
+    request: &AuthzRequest<'_>,
+) -> ShadowDecision {
+    let policy = policies.find(request);
+    let allowed = match action {
+        RbacAction::Allow => policy.is_some(),
+        RbacAction::Deny => policy.is_none(),
+        RbacAction::Log => true,
+    };
+    ShadowDecision {
+        allowed,
+        action,
+        policy,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{DownstreamTls, HttpFilter, RouteConfig};
+use super::{DownstreamTls, HttpFilter, PathNormalization, RouteConfig};
 use crate::name::{ListenerName, RouteConfigName};
 
 /// A listener resource.
@@ -62,6 +62,8 @@ pub struct FilterChain {
     pub transport: TransportMatch,
     /// TLS settings; `None` is plaintext.
     pub tls: Option<DownstreamTls>,
+    /// What is done to paths before anything looks at them.
+    pub path_normalization: PathNormalization,
     /// What happens to requests before the application, in order (gRFC A39, A41).
     pub filters: Vec<HttpFilter>,
     /// Routes; a request without a route is refused.

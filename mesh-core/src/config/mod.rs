@@ -13,10 +13,15 @@ mod forward;
 mod hash_policy;
 mod headers;
 mod health_check;
+mod ip_range;
+mod jwt;
 mod listener;
 mod matcher;
+mod metadata;
+mod normalize;
 mod outlier;
 mod path_template;
+mod rbac;
 mod retry;
 mod rewrite;
 mod route;
@@ -55,6 +60,8 @@ pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};
 pub use health_check::{
     HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
 };
+pub use ip_range::IpRange;
+pub use jwt::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn, JwtProvider};
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };
@@ -63,16 +70,18 @@ pub use matcher::{
     REGEX_SIZE_MAX, Regex, StringMatcher, StringPattern,
 };
 pub(crate) use matcher::{joined, query_parameter};
+pub use metadata::{DynamicMetadata, MetadataMatcher, ValueMatcher};
+pub use normalize::{EscapedSlashes, NormalizedPath, PathNormalization};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_template::{PathTemplate, TemplateRewrite};
+pub use rbac::{Permission, Principal, Rbac, RbacAction, RbacPolicy, ShadowRules};
 pub use retry::{
     Backoff, RETRIES_MAX, RateLimitedBackoff, ResetHeader, RetryExtras, RetryOn, RetryPolicy,
 };
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
 pub use route::{Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
-    CertificateSource, DownstreamTls, Permission, Principal, Rbac, RbacAction, RbacPolicy, Secret,
-    TrustBundle, TrustSource, UpstreamTls,
+    CertificateSource, DownstreamTls, Secret, TrustBundle, TrustSource, UpstreamTls,
 };
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

@@ -39,6 +39,28 @@ impl RouteConfig {
     }
 }
 
+impl RouteConfig {
+    /// The names of all clusters that routes or copies lead to; one may be there several times.
+    pub fn clusters(&self) -> impl Iterator<Item = String> + '_ {
+        let routes = self.virtual_hosts.iter().flat_map(|host| &host.routes);
+        let forwards = routes.filter_map(|route| match &route.action {
+            RouteAction::Forward(forward) => Some(forward),
+            _ => None,
+        });
+        forwards.flat_map(|forward| {
+            let extras = forward.extras.iter().flat_map(|extras| &extras.mirrors);
+            let copies = extras.filter_map(|mirror| match &mirror.cluster {
+                MirrorTarget::Cluster(name) => Some(name.to_string()),
+                MirrorTarget::Header(_) => None,
+            });
+            let clusters = forward.clusters.iter();
+            clusters
+                .map(|cluster| cluster.name.to_string())
+                .chain(copies)
+        })
+    }
+}
+
 /// Routes of a group of domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualHost {

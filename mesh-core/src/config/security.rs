@@ -1,10 +1,10 @@
-//! TLS, trust and authorisation, as declared (gRFC A29, A41; Envoy SDS).
+//! TLS and trust, as declared (gRFC A29; Envoy SDS).
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use bytes::Bytes;
 
-use super::{HeaderMatcher, StringMatcher};
+use super::StringMatcher;
 use crate::name::SecretName;
 
 /// TLS towards a cluster's endpoints (`UpstreamTlsContext`). What cannot be applied fails the
@@ -96,69 +96,4 @@ pub struct TrustBundle {
     pub name: SecretName,
     /// DER certificates.
     pub roots: Vec<Bytes>,
-}
-
-/// An authorisation filter (gRFC A41, Envoy `config.rbac.v3.RBAC`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rbac {
-    /// What a match means.
-    pub action: RbacAction,
-    /// By name. `Allow` without any policy refuses everything.
-    pub policies: BTreeMap<String, RbacPolicy>,
-}
-
-/// What a matching policy of an [`Rbac`] filter means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RbacAction {
-    /// Permit if and only if a policy matches.
-    Allow,
-    /// Refuse if a policy matches.
-    Deny,
-    /// Write an audit line if a policy matches; never refuses.
-    Log,
-}
-
-/// Matches when any principal and any permission match.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RbacPolicy {
-    /// Who.
-    pub principals: Vec<Principal>,
-    /// What.
-    pub permissions: Vec<Permission>,
-}
-
-/// A predicate over the caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Principal {
-    /// Everybody.
-    Any,
-    /// All of them.
-    And(Vec<Self>),
-    /// One of them.
-    Or(Vec<Self>),
-    /// Not this.
-    Not(Box<Self>),
-    /// Authenticated by mTLS, and one of its names matches where a matcher is given.
-    Authenticated(Option<StringMatcher>),
-    /// A header of the request.
-    Header(HeaderMatcher),
-}
-
-/// A predicate over what is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Permission {
-    /// Everything.
-    Any,
-    /// All of them.
-    And(Vec<Self>),
-    /// One of them.
-    Or(Vec<Self>),
-    /// Not this.
-    Not(Box<Self>),
-    /// The path, without its query.
-    Path(StringMatcher),
-    /// A header of the request; `:method` and `:authority` too.
-    Header(HeaderMatcher),
-    /// The port the request arrived on.
-    DestinationPort(u16),
 }

@@ -35,7 +35,11 @@ pub use self::{
     table::{FilterTable, RouteFilters, compile},
 };
 use self::{cors::Cors, fault::FaultInjector, header_mutation::HeaderMutations};
-use crate::{authz::Authorizer, config::RateLimit, route::RequestView};
+use crate::{
+    authz::Authorizer,
+    config::{JwtAuthn, RateLimit},
+    route::RequestView,
+};
 
 /// Filters in order, ready for requests. Never empty.
 pub type Filters = Arc<[Filter]>;
@@ -51,6 +55,7 @@ pub struct Filter {
 #[derive(Debug)]
 pub(crate) enum FilterKind {
     Authorize(Authorizer),
+    Authenticate(Arc<JwtAuthn>),
     Fault(FaultInjector),
     RateLimit {
         limiter: Arc<RateLimiter>,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
+use http::{HeaderMap, StatusCode, Uri, header::CONTENT_LENGTH};
 
 use super::{
     Answer, Filter, FilterAction, FilterKind, FilterRequest,
@@ -18,7 +18,7 @@ use super::{
     header_mutation::{Asked, HeaderMutations, change},
     rate_limit::{Limited, RateLimiter},
 };
-use crate::{authz::Authorizer, rng::Rng};
+use crate::{authz::Authorizer, config::JwtAuthn, rng::Rng};
 
 /// Envoy's answer to a body that is too long.
 const TOO_LARGE: &str = "Payload Too Large";
@@ -43,6 +43,8 @@ pub enum Step<'f> {
     Answer(Box<Answer>),
     /// Come back if this permits the request.
     Authorize(&'f Authorizer),
+    /// Come back if the request's tokens are believed, with [`Run::replace`].
+    Authenticate(&'f Arc<JwtAuthn>),
     /// All filters let it pass.
     Pass,
 }
@@ -52,6 +54,8 @@ pub enum Step<'f> {
 pub struct Passed {
     /// The request's headers, when a filter changed them.
     pub headers: Option<HeaderMap>,
+    /// The request's URI, when a filter changed it.
+    pub uri: Option<Uri>,
     /// Most bytes of the request's body.
     pub max_request_bytes: Option<u32>,
     /// Given back when the response was read to its end.
@@ -76,6 +80,17 @@ impl<'f> Run<'f> {
             passed: Passed::default(),
             actions: Vec::new(),
         }
+    }
+
+    /// The headers that filters have made of the request's; `None` while they are as they came.
+    pub fn headers(&self) -> Option<&HeaderMap> {
+        self.passed.headers.as_ref()
+    }
+
+    /// The request is another one for the filters behind, and for the application.
+    pub fn replace(&mut self, headers: HeaderMap, uri: Option<Uri>) {
+        self.passed.headers = Some(headers);
+        self.passed.uri = uri;
     }
 
     /// Goes on with `request`, whose headers are as they came.
@@ -130,6 +145,7 @@ impl<'f> Run<'f> {
         match &filter.kind {
             FilterKind::Fault(_) => None,
             FilterKind::Authorize(authorizer) => Some(Step::Authorize(authorizer)),
+            FilterKind::Authenticate(tokens) => Some(Step::Authenticate(tokens)),
             FilterKind::RateLimit {
                 limiter,
                 rate_limits,

@@ -222,6 +222,7 @@ fn compile_one(
         FilterConfig::Rbac(rules) => {
             FilterKind::Authorize(Authorizer::compile(std::slice::from_ref(rules.as_ref()?)))
         }
+        FilterConfig::JwtAuthn(tokens) => FilterKind::Authenticate(Arc::clone(tokens)),
         FilterConfig::Fault(fault) if fault.delay.is_none() && fault.abort.is_none() => {
             return None;
         }

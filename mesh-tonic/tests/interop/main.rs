@@ -2,6 +2,8 @@
 //!
 //! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
+mod authz;
+mod consul;
 mod endurance;
 mod routes;
 mod validate;

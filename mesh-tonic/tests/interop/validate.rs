@@ -89,6 +89,29 @@ spec:
   - {name: v1, labels: {version: v1}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}
   - {name: v2, labels: {version: v2}, trafficPolicy: {tls: {mode: DISABLE}}}
 ---
+kind: DestinationRule
+metadata: {name: six}
+spec:
+  host: six
+  trafficPolicy:
+    loadBalancer:
+      consistentHash: {httpCookie: {name: user, path: /, ttl: 0s}, maglev: {tableSize: 251}}
+      localityLbSetting: {distribute: [{from: '*', to: {'*': 100}}]}
+    connectionPool:
+      tcp:
+        maxConnections: 100
+        maxConnectionDuration: 1h
+        tcpKeepalive: {probes: 3, time: 60s, interval: 10s}
+      http: {http1MaxPendingRequests: 8, maxRequestsPerConnection: 9, maxRetries: 2, idleTimeout: 15s,
+             h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 50}
+    outlierDetection: {consecutiveErrors: 3, interval: 30s, baseEjectionTime: 30s, maxEjectionPercent: 50,
+                       minHealthPercent: 30}
+---
+apiVersion: mesh/v1
+kind: BalancerPolicy
+metadata: {name: greeter}
+spec: {host: greeter, subset: v1, peakEwma: {decay: 5s}, panicThreshold: 20, overprovisioningFactor: 150}
+---
 kind: VirtualService
 metadata: {name: greeter}
 spec:

@@ -120,7 +120,7 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
                     return self.answer(*answer, &run.end(), is_head);
                 }
                 // The decoder lets no authorisation pass for clients.
-                Step::Authorize(_) => {
+                Step::Authorize(_) | Step::Authenticate(_) => {
                     let reason = "authorisation is the server's";
                     return self.fail(Error::new(ErrorKind::Unsupported, reason));
                 }

@@ -56,6 +56,8 @@ pub(super) struct Connection {
     pub(super) transport: Transport,
     pub(super) peer: Option<PeerIdentity>,
     pub(super) info: ConnectionInfo,
+    /// The name that the caller asked for in its handshake.
+    pub(super) server_name: Option<String>,
 }
 
 /// Why a connection is not served.
@@ -107,7 +109,7 @@ pub(super) async fn serve<A: MeshApplication>(
         established = establish(&shared, stream) => established,
         _ = drain.wait_for(|drain| *drain) => return,
     };
-    let connection = |transport, peer| {
+    let connection = |transport, peer, server_name| {
         let info = ConnectionInfo {
             remote,
             local,
@@ -118,6 +120,7 @@ pub(super) async fn serve<A: MeshApplication>(
             transport,
             peer,
             info,
+            server_name,
         })
     };
     match established {
@@ -133,11 +136,19 @@ pub(super) async fn serve<A: MeshApplication>(
             {
                 tracing::info!(target: "mesh::server", %remote, %local, "plaintext, where mTLS is taken");
             }
-            drive(connection(Transport::Raw, None), application, stream, drain).await;
+            drive(
+                connection(Transport::Raw, None, None),
+                application,
+                stream,
+                drain,
+            )
+            .await;
         }
         Ok(Stream::Tls(stream, peer)) => {
             shared.accepted(if peer.is_some() { "mutual_tls" } else { "tls" });
-            drive(connection(Transport::Tls, peer), application, stream, drain).await;
+            let server_name = stream.get_ref().1.server_name().map(str::to_owned);
+            let connection = connection(Transport::Tls, peer, server_name);
+            drive(connection, application, stream, drain).await;
         }
         Err(refused) => {
             shared.refused(&refused);

@@ -31,7 +31,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_core::{ConfigError, config::InboundListener, filter::FilterStates, rng::Rng as _};
+use mesh_core::{
+    ConfigError,
+    config::{Fraction, InboundListener},
+    filter::FilterStates,
+    rng::Rng as _,
+};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 pub use application::MeshApplication;
@@ -86,6 +91,7 @@ struct Options {
     identity: Identity,
     telemetry: Telemetry,
     audit: Option<Arc<dyn AuditSink>>,
+    audit_allowed: Option<Fraction>,
     handshake_timeout: Duration,
     config_timeout: Duration,
     drain_timeout: Duration,
@@ -119,6 +125,13 @@ impl ServerBuilder {
     /// Also hands audit records to `sink`; they are always logged with target `mesh::audit`.
     pub fn audit(mut self, sink: Arc<dyn AuditSink>) -> Self {
         self.server.options.audit = Some(sink);
+        self
+    }
+
+    /// Share of the requests that authorisation let pass that has an audit record, too. Default none;
+    /// refusals always have one.
+    pub fn audit_allowed(mut self, share: Fraction) -> Self {
+        self.server.options.audit_allowed = Some(share);
         self
     }
 
@@ -161,6 +174,7 @@ impl Server {
             identity: Identity::none(),
             telemetry: Telemetry::disabled(),
             audit: None,
+            audit_allowed: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             config_timeout: CONFIG_TIMEOUT,
             drain_timeout: DRAIN_TIMEOUT,

@@ -48,6 +48,12 @@ impl Record {
             .denied(policy);
     }
 
+    /// Counts what shadow rules would have said.
+    pub(super) fn shadow(&self, allowed: bool, policy: Option<&str>) {
+        let metrics = self.shared.options.telemetry.metrics();
+        metrics.server().shadow(allowed, policy);
+    }
+
     /// Counts what a filter did.
     pub(super) fn filtered(&self, filter: &str, action: FilterAction) {
         let metrics = self.shared.options.telemetry.metrics();

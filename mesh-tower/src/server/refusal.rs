@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use mesh_core::{filter::Answer, outcome::grpc_status_of};
 
 use super::body::ServedBody;
@@ -20,7 +20,7 @@ pub(super) struct Refusal {
     status: StatusCode,
     grpc: u32,
     message: Cow<'static, str>,
-    /// Headers of a filter's answer.
+    /// More headers of the answer.
     headers: Option<Box<HeaderMap>>,
 }
 
@@ -34,11 +34,37 @@ impl Refusal {
         }
     }
 
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        let headers = self.headers.get_or_insert_default();
+        headers.insert(name, value);
+        self
+    }
+
+    /// The token is not believed (RFC 6750 §3).
+    pub(super) fn unauthenticated(why: &'static str) -> Self {
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        Self::new(StatusCode::UNAUTHORIZED, 16, why).with(header::WWW_AUTHENTICATE, challenge)
+    }
+
+    /// The caller is sent to another spelling of the path.
+    pub(super) fn redirect(path: &str) -> Self {
+        let there = "the path has another spelling";
+        match HeaderValue::from_str(path) {
+            Ok(path) => {
+                Self::new(StatusCode::TEMPORARY_REDIRECT, 13, there).with(header::LOCATION, path)
+            }
+            Err(_) => Self::BAD_PATH,
+        }
+    }
+
     /// The authority is missing its one meaning (gRFC A41).
     pub(super) const AMBIGUOUS_AUTHORITY: Self =
         Self::new(StatusCode::BAD_REQUEST, 13, "more than one authority");
     pub(super) const MALFORMED_TIMEOUT: Self =
         Self::new(StatusCode::BAD_REQUEST, 13, "malformed grpc-timeout");
+    /// Nobody knows what the path means (Envoy answers the same).
+    pub(super) const BAD_PATH: Self =
+        Self::new(StatusCode::BAD_REQUEST, 13, "the path has no one meaning");
     pub(super) const DENIED: Self = Self::new(StatusCode::FORBIDDEN, 7, "RBAC: access denied");
     pub(super) const NO_ROUTE: Self =
         Self::new(StatusCode::NOT_FOUND, 14, "no route of this server matches");

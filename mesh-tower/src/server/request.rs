@@ -1,14 +1,19 @@
 //! One request: may it pass, until when, and what became of it.
 //!
 //! The configuration is loaded once per request, so that a policy applies to the next request of a
-//! live connection. The order matters: the authority must mean one thing before anything compares
-//! it; the deadline is read before the application runs, and the application is dropped with it.
+//! live connection. The order matters: the path has one spelling and the authority one meaning
+//! before anything compares them; the deadline is read before the application runs, and the
+//! application is dropped with it.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
-use http::{HeaderName, Request, Response, header};
+use http::{HeaderName, Request, Response, Uri, header};
 use hyper::body::Incoming;
-use mesh_core::{filter::Passed, route::RequestView};
+use mesh_core::{
+    config::{NormalizedPath, PathNormalization},
+    filter::Passed,
+    route::RequestView,
+};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
@@ -32,13 +37,16 @@ pub(super) async fn serve<A: MeshApplication>(
     request.headers_mut().remove(FORWARDED_CLIENT_CERT);
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
-    let (checked, mut passed) = check(&connection, &request, &record);
+    let (checked, mut passed) = check(&connection, &mut request, &record);
     let deadline = match checked {
         Ok(deadline) => deadline,
         Err(refusal) => return Ok(refuse(&refusal, record, &passed)),
     };
     if let Some(headers) = passed.headers.take() {
         *request.headers_mut() = headers;
+    }
+    if let Some(uri) = passed.uri.take() {
+        *request.uri_mut() = uri;
     }
     if let Some(peer) = &connection.peer {
         request.extensions_mut().insert(peer.clone());
@@ -102,10 +110,11 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
     Record::begin(shared, protocol, span)
 }
 
-/// Whether the request may pass, and until when; and what its filters leave behind.
+/// Whether the request may pass, and until when; and what its filters leave behind. Gives its path
+/// the one spelling that everybody behind sees.
 fn check(
     connection: &Connection,
-    request: &Request<Incoming>,
+    request: &mut Request<Incoming>,
     record: &Record,
 ) -> (Result<Option<Instant>, Refusal>, Passed) {
     let mut passed = Passed::default();
@@ -115,20 +124,22 @@ fn check(
 
 fn pass(
     connection: &Connection,
-    request: &Request<Incoming>,
+    request: &mut Request<Incoming>,
     record: &Record,
     passed: &mut Passed,
 ) -> Result<Option<Instant>, Refusal> {
-    let authority = authority(request)?;
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(connection.transport, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
+    normalize(chain.paths, request, record.protocol())?;
+    let request = &*request;
+    let authority = authority(request)?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     let view = RequestView::new(method, uri, authority, headers);
     let routed = chain.route(&view);
     if let Some(filters) = routed.filters {
-        filter::run(connection, filters, &view, record, passed)?;
+        filter::run((connection, chain), filters, &view, record, passed)?;
     }
     if let Some(refusal) = routed.refusal {
         return Err(refusal);
@@ -139,6 +150,29 @@ fn pass(
         Some(timeout) => Ok(Instant::now().checked_add(timeout)),
         None => Ok(None),
     }
+}
+
+/// Gives the path its one spelling.
+fn normalize(
+    options: PathNormalization,
+    request: &mut Request<Incoming>,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
+    let Some(path) = request.uri().path_and_query() else {
+        return Ok(());
+    };
+    let path = match options.apply(path.as_str()) {
+        NormalizedPath::Serve(Cow::Borrowed(_)) => return Ok(()),
+        NormalizedPath::Serve(Cow::Owned(path)) => path,
+        NormalizedPath::Redirect(path) if protocol == Protocol::Http => {
+            return Err(Refusal::redirect(&path));
+        }
+        NormalizedPath::Redirect(_) | NormalizedPath::Reject => return Err(Refusal::BAD_PATH),
+    };
+    let mut parts = request.uri().clone().into_parts();
+    parts.path_and_query = Some(path.try_into().map_err(|_| Refusal::BAD_PATH)?);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Refusal::BAD_PATH)?;
+    Ok(())
 }
 
 /// The one authority of a request: `:authority`, the absolute form's, or `host`. Empty when it has

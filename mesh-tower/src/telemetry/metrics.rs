@@ -338,6 +338,7 @@ impl Collector for ClientSeries {
 pub struct ServerMetrics {
     counts: Arc<Counts>,
     denied: Family<Labels<1>, Counter>,
+    shadow: Family<Labels<2>, Counter>,
     refused_connections: Family<Labels<1>, Counter>,
     connections: Family<Labels<1>, Counter>,
 }
@@ -347,6 +348,7 @@ impl ServerMetrics {
         let metrics = Self {
             counts: Arc::default(),
             denied: Family::default(),
+            shadow: Family::default(),
             refused_connections: Family::default(),
             connections: Family::default(),
         };
@@ -355,6 +357,11 @@ impl ServerMetrics {
             "mesh_server_denied",
             "Requests refused by authorisation",
             metrics.denied.clone(),
+        );
+        registry.register(
+            "mesh_server_shadow",
+            "What shadow rules of authorisation would have said",
+            metrics.shadow.clone(),
         );
         registry.register(
             "mesh_server_refused_connections",
@@ -385,6 +392,16 @@ impl ServerMetrics {
     pub fn denied(&self, policy: Option<&str>) {
         let labels = [("policy", policy.unwrap_or(NO_POLICY).to_owned())];
         self.denied.get_or_create_owned(&labels).inc();
+    }
+
+    /// Counts what shadow rules would have said.
+    pub fn shadow(&self, allowed: bool, policy: Option<&str>) {
+        let decision = if allowed { "allowed" } else { "denied" };
+        let labels = [
+            ("decision", decision.to_owned()),
+            ("policy", policy.unwrap_or(NO_POLICY).to_owned()),
+        ];
+        self.shadow.get_or_create_owned(&labels).inc();
     }
 
     /// Counts a connection that was accepted, by how it is secured: `mutual_tls`, `tls` or `none`.

@@ -16,9 +16,10 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, FilterChain, HttpFilter, InboundListener, Permission,
-    Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch,
-    RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls, VirtualHost,
+    CertificateSource, DownstreamTls, FilterChain, HttpFilter, InboundListener, PathNormalization,
+    Permission, Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction, RouteConfig,
+    RouteMatch, RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource, UpstreamTls,
+    VirtualHost,
 };
 use mesh_tower::{
     BoxError,
@@ -155,6 +156,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
         name: format!("{transport:?}"),
         transport,
         tls,
+        path_normalization: PathNormalization::BASE,
         filters: HttpFilter::of_rbac(rbac),
         routes: routes.clone(),
     };
@@ -177,17 +179,11 @@ pub(crate) fn rbac(action: RbacAction, name: &str, principal: Principal) -> Rbac
         principals: vec![principal],
         permissions: vec![Permission::Any],
     };
-    Rbac {
-        action,
-        policies: BTreeMap::from([(name.to_owned(), policy)]),
-    }
+    Rbac::new(action, BTreeMap::from([(name.to_owned(), policy)]))
 }
 
 pub(crate) fn deny_all() -> Rbac {
-    Rbac {
-        action: RbacAction::Allow,
-        policies: BTreeMap::new(),
-    }
+    Rbac::new(RbacAction::Allow, BTreeMap::new())
 }
 
 /// A running server and what it is made from.

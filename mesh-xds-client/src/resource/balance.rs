@@ -40,7 +40,8 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{
     ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
-    MAGLEV_TABLE_SIZE_MAX, RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN,
+    MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_MAX, RingHash, SlowStart,
+    WEIGHT_UPDATE_PERIOD_MIN,
 };
 
 use super::{
@@ -57,7 +58,8 @@ const LB_POLICY_DEPTH_MAX: usize = 16;
 
 /// The policies that are understood, for people.
 const SUPPORTED: &str = "round_robin, least_request, random, ring_hash, maglev, pick_first, \
-                         client_side_weighted_round_robin, and wrr_locality or random_subsetting \
+                         client_side_weighted_round_robin, mesh.balance.v1.PeakEwma, \
+                         mesh.balance.v1.Prequal, and wrr_locality or random_subsetting \
                          around them";
 
 /// The policy of a cluster, with what is common to all policies.
@@ -194,6 +196,10 @@ fn policy_of(
         client_side_wrr(sink, any, common)
     } else if is::<WrrLocality>(any) {
         wrr_locality(sink, any, common, depth)
+    } else if is::<own::PeakEwma>(any) {
+        peak_ewma(sink, any)
+    } else if is::<own::Prequal>(any) {
+        prequal(sink, any)
     } else if is::<RandomSubsetting>(any) {
         random_subsetting(sink, any, common, depth)
     } else {
@@ -316,6 +322,77 @@ fn wrr_locality(
         }),
         None => sink.error_at("endpoint_picking_policy", "is missing"),
     }
+}
+
+/// Generated from `mesh/balance/v1/balance.proto`.
+mod own {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::pedantic,
+        clippy::use_self,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("mesh.balance.v1");
+}
+
+fn peak_ewma(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
+    let proto: own::PeakEwma = parse(sink, any)?;
+    let mut config = PeakEwma::default();
+    for (field, value, place) in [
+        ("decay", &proto.decay, &mut config.decay),
+        ("default_rtt", &proto.default_rtt, &mut config.default_rtt),
+        (
+            "failure_penalty",
+            &proto.failure_penalty,
+            &mut config.failure_penalty,
+        ),
+    ] {
+        set(sink, field, value.as_ref(), place)?;
+    }
+    Some(LbPolicy::PeakEwma(config))
+}
+
+fn prequal(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
+    let proto: own::Prequal = parse(sink, any)?;
+    let mut config = Prequal::default();
+    match proto.choice_count {
+        0 => {}
+        count @ 2..=16 => config.choice_count = count,
+        count => return sink.error_at("choice_count", format!("{count} is not 2 to 16")),
+    }
+    match proto.rif_quantile {
+        None => {}
+        Some(share) if (0.0..=1.0).contains(&share) => config.rif_quantile = share,
+        Some(share) => return sink.error_at("rif_quantile", format!("{share} is not 0 to 1")),
+    }
+    set(sink, "max_age", proto.max_age.as_ref(), &mut config.max_age)?;
+    let penalty = proto.failure_penalty.as_ref();
+    set(
+        sink,
+        "failure_penalty",
+        penalty,
+        &mut config.failure_penalty,
+    )?;
+    Some(LbPolicy::Prequal(config))
+}
+
+/// A time that is there and longer than nothing.
+fn set(
+    sink: &mut Sink,
+    field: &str,
+    value: Option<&prost_types::Duration>,
+    place: &mut Duration,
+) -> Option<()> {
+    let Some(value) = value else {
+        return Some(());
+    };
+    match Duration::try_from(*value) {
+        Ok(time) if !time.is_zero() => *place = time,
+        _ => return sink.error_at(field, "must be longer than 0s"),
+    }
+    Some(())
 }
 
 fn random_subsetting(

@@ -20,7 +20,8 @@ use envoy_types::pb::{
             filters::{
                 listener::tls_inspector::v3::TlsInspector,
                 network::http_connection_manager::v3::{
-                    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+                    HttpConnectionManager,
+                    http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier},
                 },
             },
             transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext},
@@ -29,8 +30,8 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use mesh_core::config::{
-    ApiListener, DownstreamTls, FilterChain, InboundListener, Listener, ListenerKind, RouteSource,
-    TransportMatch,
+    ApiListener, DownstreamTls, EscapedSlashes, FilterChain, InboundListener, Listener,
+    ListenerKind, PathNormalization, RouteSource, TransportMatch,
 };
 use prost::Name;
 
@@ -316,9 +317,9 @@ fn decode_chain(
             ),
         ),
     };
-    let (filters, routes) = sink.field("filters[0].typed_config", |sink| {
+    let (path_normalization, filters, routes) = sink.field("filters[0].typed_config", |sink| {
         let manager = manager?;
-        check_normalisation(sink, &manager);
+        let path_normalization = normalization(sink, &manager);
         report_manager(sink, &manager);
         if let Some(options) = &manager.common_http_protocol_options {
             sink.field("common_http_protocol_options", |sink| {
@@ -327,34 +328,40 @@ fn decode_chain(
         }
         let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
         let routes = decode_inline(sink, Side::Server, manager.route_specifier.as_ref())?;
-        Some((filters, routes))
+        Some((path_normalization?, filters, routes))
     })?;
     Some(FilterChain {
         name: proto.name.clone(),
         transport: TransportMatch::Any,
         tls: tls?,
+        path_normalization,
         filters,
         routes,
     })
 }
 
-/// Authorisation looks at the path as it came; a listener that counts on another form is refused.
-fn check_normalisation(sink: &mut Sink, manager: &HttpConnectionManager) {
-    let reason = "is not supported: authorisation sees the path as it came";
-    sink.refuse(
-        "normalize_path",
-        manager
-            .normalize_path
-            .as_ref()
-            .is_some_and(|value| value.value),
-        reason,
-    );
-    sink.refuse("merge_slashes", manager.merge_slashes, reason);
-    sink.refuse(
-        "path_with_escaped_slashes_action",
-        manager.path_with_escaped_slashes_action > 1,
-        reason,
-    );
+/// What routes, authorisation and the application see of a path.
+fn normalization(sink: &mut Sink, manager: &HttpConnectionManager) -> Option<PathNormalization> {
+    let action = manager.path_with_escaped_slashes_action;
+    let escaped_slashes = match PathWithEscapedSlashesAction::try_from(action) {
+        Ok(
+            PathWithEscapedSlashesAction::ImplementationSpecificDefault
+            | PathWithEscapedSlashesAction::KeepUnchanged,
+        ) => EscapedSlashes::Keep,
+        Ok(PathWithEscapedSlashesAction::RejectRequest) => EscapedSlashes::Reject,
+        Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => EscapedSlashes::Redirect,
+        Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => EscapedSlashes::Decode,
+        Err(_) => {
+            let name = "path_with_escaped_slashes_action";
+            return sink.error_at(name, format!("{action} is not known"));
+        }
+    };
+    let normalize = manager.normalize_path.as_ref();
+    Some(PathNormalization {
+        normalize: normalize.is_some_and(|value| value.value),
+        merge_slashes: manager.merge_slashes,
+        escaped_slashes,
+    })
 }
 
 fn connection_manager(sink: &mut Sink, filter: &Filter) -> Option<HttpConnectionManager> {

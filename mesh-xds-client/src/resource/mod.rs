@@ -13,6 +13,7 @@ mod discovery;
 mod endpoint;
 mod filter;
 mod listener;
+mod metadata;
 mod name;
 mod outlier;
 pub(crate) mod path;

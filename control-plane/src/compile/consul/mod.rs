@@ -19,6 +19,7 @@ use crate::{
 };
 pub(super) use chain::Target;
 pub(super) use resolver::Surroundings;
+pub(super) use router::pattern;
 
 type Entries<'o, S> = BTreeMap<String, (&'o Arc<Object>, &'o S)>;
 

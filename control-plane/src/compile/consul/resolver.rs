@@ -199,6 +199,8 @@ impl Behind<'_> {
             }
         }
         let is_used = held.localities.iter().any(|l| l.priority == self.priority);
+        // Failover is by this order then, not by where clients are.
+        compiled.placed.remove(self.name);
         // Priorities have no gaps.
         self.priority += u32::from(is_used);
         Ok(())

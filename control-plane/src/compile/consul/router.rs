@@ -243,7 +243,7 @@ fn methods(declared: &[String]) -> Result<HeaderMatcher, Wrong> {
 }
 
 /// `None` asks for presence.
-fn pattern(declared: &RouterText) -> Result<Option<StringPattern>, String> {
+pub(in crate::compile) fn pattern(declared: &RouterText) -> Result<Option<StringPattern>, String> {
     if declared.name.is_empty() {
         return Err("it has no name".to_owned());
     }

@@ -11,6 +11,7 @@ mod filters;
 mod grpc;
 mod http;
 mod matches;
+mod policy;
 mod rank;
 mod status;
 
@@ -34,6 +35,7 @@ use backend::Backends;
 pub(super) use backend::Grants;
 use filters::{Effects, path_rewrite, redirect};
 use matches::Matched;
+pub(super) use policy::apply_policies;
 use rank::Rank;
 pub use status::{Condition, ParentStatus, RouteStatus};
 

@@ -292,3 +292,60 @@ spec:
         "selectors are of their namespace"
     );
 }
+
+#[test]
+fn a_balancer_policy_beats_a_destination_rule_for_what_it_names() {
+    let (compiled, findings) = with(
+        "trafficPolicy: {loadBalancer: {simple: RANDOM}}
+  subsets: [{name: v1, labels: {version: v1}}]
+---
+kind: BalancerPolicy
+metadata: {name: all}
+spec: {host: greeter, port: 8080, prequal: {choiceCount: 3}, panicThreshold: 40, overprovisioningFactor: 150}
+---
+kind: BalancerPolicy
+metadata: {name: one}
+spec: {host: greeter, subset: v1, peakEwma: {decay: 5s}}
+",
+    );
+    assert_eq!(findings, [""; 0]);
+    let policy = |name: &str| compiled.clusters[name].lb_policy.clone();
+    let prequal = Prequal {
+        choice_count: 3,
+        ..Prequal::default()
+    };
+    assert_eq!(policy(CLUSTER), LbPolicy::Prequal(prequal));
+    let ewma = PeakEwma {
+        decay: Duration::from_secs(5),
+        ..PeakEwma::default()
+    };
+    assert_eq!(policy(V1), LbPolicy::PeakEwma(ewma));
+    assert_eq!(policy(&CLUSTER.replace("8080", "8081")), LbPolicy::Random);
+    let common = &compiled.clusters[V1].common_lb_config;
+    assert_eq!(common.healthy_panic_threshold, Some(40));
+    assert_eq!(
+        compiled.endpoints[CLUSTER].overprovisioning_factor,
+        Some(150)
+    );
+}
+
+#[test]
+fn a_balancer_policy_for_what_is_not_there_says_so() {
+    for (spec, expected) in [
+        ("host: nobody", "there is no host \"nobody\""),
+        ("host: greeter, subset: v9", "no such subset"),
+        ("host: greeter, port: 9", "no such port"),
+        (
+            "host: greeter, prequal: {choiceCount: 1}",
+            "1 is not 2 to 16",
+        ),
+    ] {
+        let policy =
+            format!("---\nkind: BalancerPolicy\nmetadata: {{name: a}}\nspec: {{{spec}}}\n");
+        let (_, findings) = with(&format!("trafficPolicy: {{}}\n{policy}"));
+        assert!(
+            findings.join("\n").contains(expected),
+            "{spec}: {findings:?}"
+        );
+    }
+}

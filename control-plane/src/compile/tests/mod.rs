@@ -182,10 +182,7 @@ fn allow_without_rules_denies_all_and_what_cannot_be_read_closes() {
         format!("{GREETER}{head}spec: {spec}\n")
     };
     assert!(rules(&inbound(GREETER, 1)).is_empty());
-    let deny_all = Rbac {
-        action: RbacAction::Allow,
-        policies: BTreeMap::new(),
-    };
+    let deny_all = Rbac::new(RbacAction::Allow, BTreeMap::new());
     assert_eq!(rules(&inbound(&policy("{}"), 1)), [deny_all]);
     let allow_all = &rules(&inbound(&policy("{rules: [{}]}"), 1))[0];
     assert_eq!(

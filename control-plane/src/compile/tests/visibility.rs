@@ -168,3 +168,93 @@ spec:
         assert!(matches!(routes[0].action, RouteAction::Unsupported(_)));
     }
 }
+
+/// Services `a.one`, `b.one` and `c.two` with ports 80 and 81.
+fn services(annotation: &str) -> String {
+    let service = |name: &str, namespace: &str, annotation: &str| {
+        format!(
+            "kind: Service\nmetadata: {{name: {name}, namespace: {namespace}, annotations: {{{annotation}}}}}\n\
+             spec: {{ports: [{{name: http, port: 80}}, {{name: other, port: 81}}]}}\n---\n"
+        )
+    };
+    service("a", "one", annotation) + &service("b", "one", "") + &service("c", "two", "")
+}
+
+#[test]
+fn what_is_not_exported_cannot_be_dialled_but_is_led_to() {
+    let annotation = "networking.istio.io/exportTo: '., three'";
+    let text = services(annotation)
+        + "kind: ServiceEntry
+metadata: {name: e, namespace: two}
+spec:
+  hosts: [e.example.com]
+  exportTo: [.]
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+---
+kind: VirtualService
+metadata: {name: v, namespace: two}
+spec: {hosts: [c], http: [{route: [{destination: {host: a.one.svc.cluster.local}}]}]}
+";
+    let (compiled, findings) = compile_text(&text);
+    assert_eq!(findings, [""; 0]);
+    let sees = |namespace: &str, name: &str| compiled.resolve_listener(name, namespace).is_some();
+    for (namespace, is_seen) in [("one", true), ("two", false), ("three", true)] {
+        assert_eq!(sees(namespace, "a.one"), is_seen, "{namespace}");
+        assert!(sees(namespace, "b.one"));
+    }
+    assert!(sees("two", "e.example.com") && !sees("one", "e.example.com"));
+    let clusters = compiled.visible_clusters("two");
+    let a = "outbound|80||a.one.svc.cluster.local";
+    assert!(
+        clusters.iter().any(|name| name == a),
+        "its route leads there"
+    );
+    assert!(
+        !clusters
+            .iter()
+            .any(|name| name == "outbound|82||a.one.svc.cluster.local")
+    );
+}
+
+#[test]
+fn a_sidecar_lists_what_its_clients_see() {
+    let sidecar = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "kind: Sidecar\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
+        )
+    };
+    let text = services("")
+        + &sidecar("all", "one", "{egress: [{hosts: [./*]}]}")
+        + &sidecar(
+            "web",
+            "one",
+            "{workloadSelector: {labels: {app: web}}, egress: [{port: {number: 81}, \
+             hosts: ['*/c.two.svc.cluster.local', 'one/b.one.svc.cluster.local']}]}",
+        )
+        + &sidecar(
+            "root",
+            "istio-system",
+            "{egress: [{hosts: ['two/*.two.svc.cluster.local', ~/*]}]}",
+        );
+    let (compiled, findings) = compile_text(&text);
+    assert_eq!(findings, [""; 0]);
+    let web = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+    let all = ["a.one:80", "b.one:80", "b.one:81", "c.two:80", "c.two:81"];
+    let seen = |viewer: Viewer<'_>| {
+        let names = all.into_iter();
+        let names = names.filter(|name| compiled.resolve_listener(name, viewer).is_some());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(seen("one".into()), ["a.one:80", "b.one:80", "b.one:81"]);
+    assert_eq!(seen(viewer("one", &web)), ["b.one:81", "c.two:81"]);
+    assert_eq!(seen("elsewhere".into()), ["c.two:80", "c.two:81"]);
+    let clusters = compiled.visible_clusters(viewer("one", &web));
+    let name = |port: u16, host: &str| format!("outbound|{port}||{host}.svc.cluster.local");
+    assert_eq!(clusters, [name(81, "b.one"), name(81, "c.two")]);
+    let (_, findings) = compile_text(&sidecar("x", "one", "{egress: [{hosts: [a]}]}"));
+    assert!(
+        findings[0].contains("spec.egress[0].hosts[0]: \"a\" has no namespace"),
+        "{findings:?}"
+    );
+}

@@ -10,7 +10,10 @@ use axum::{
 use serde::Deserialize;
 
 use super::{Refused, body};
-use crate::registry::{CheckStatus, Registry};
+use crate::{
+    ca::ConnectionPeer,
+    registry::{CheckStatus, Registry},
+};
 
 /// `?key=value`.
 pub(super) type Parameters = Query<BTreeMap<String, String>>;
@@ -22,9 +25,12 @@ pub(super) async fn register(
     extensions: Extensions,
     text: Bytes,
 ) -> Result<(), Refused> {
-    let peer = extensions.get::<ConnectInfo<SocketAddr>>();
-    let mut registration =
-        body::registration(&text, peer.map(|peer| peer.0.ip())).map_err(Refused::bad)?;
+    let plain = extensions.get::<ConnectInfo<SocketAddr>>();
+    let secure = extensions.get::<ConnectionPeer>();
+    let peer = secure
+        .map(|peer| peer.address.ip())
+        .or_else(|| Some(plain?.0.ip()));
+    let mut registration = body::registration(&text, peer).map_err(Refused::bad)?;
     if let Some(namespace) = by.get("ns") {
         registration.namespace.clone_from(namespace);
     }

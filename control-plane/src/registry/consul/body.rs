@@ -82,7 +82,7 @@ struct Locality {
     zone: String,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Check {
     checkid: String,
@@ -108,7 +108,7 @@ struct Check {
 }
 
 /// A duration in words, or in nanoseconds, as Go writes it.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 enum Time {
     Nanoseconds(u64),
@@ -166,7 +166,11 @@ pub(super) fn registration(text: &[u8], peer: Option<IpAddr>) -> Result<Registra
     let single = service.check.map(|check| ("Check".to_owned(), check));
     let several = service.checks.unwrap_or_default().into_iter().enumerate();
     let several = several.map(|(index, check)| (format!("Checks[{index}]"), check));
-    let all: Vec<_> = single.into_iter().chain(several).collect();
+    // An empty one is none, as in Consul.
+    let all = single.into_iter().chain(several);
+    let all: Vec<_> = all
+        .filter(|(_, check)| *check != Check::default())
+        .collect();
     if all.len() > CHECKS_MAX {
         return Err(format!("Checks: more than {CHECKS_MAX} of one instance"));
     }
@@ -414,7 +418,7 @@ mod tests {
                 "Kind: \"connect-proxy\"",
             ),
             (
-                r#"{"Name": "a", "Port": 1, "Check": {}}"#,
+                r#"{"Name": "a", "Port": 1, "Check": {"Notes": "a"}}"#,
                 "Check.TTL, HTTP, TCP or GRPC",
             ),
             (

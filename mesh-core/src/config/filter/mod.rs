@@ -23,7 +23,7 @@ pub use self::{
     },
     stateful_session::StatefulSession,
 };
-use super::Rbac;
+use super::{JwtAuthn, Rbac};
 
 /// A filter of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,14 @@ impl HttpFilter {
         named.collect()
     }
 
+    /// Whether a server that does not know it would admit whom it should not.
+    pub fn is_security(&self) -> bool {
+        matches!(
+            self.config,
+            FilterConfig::Rbac(_) | FilterConfig::JwtAuthn(_)
+        )
+    }
+
     /// The rules of an authorisation filter.
     pub fn rbac(&self) -> Option<&Rbac> {
         match &self.config {
@@ -69,6 +77,8 @@ impl HttpFilter {
 pub enum FilterConfig {
     /// Authorisation (servers); without rules it admits everybody.
     Rbac(Option<Rbac>),
+    /// Verifies tokens (servers).
+    JwtAuthn(Arc<JwtAuthn>),
     /// Injected delays and aborts.
     Fault(Arc<Fault>),
     /// Token buckets of this process.

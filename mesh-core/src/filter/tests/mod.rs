@@ -77,7 +77,7 @@ pub(super) fn run(
         match run.advance(&head.request(), now, rng) {
             Step::Wait(more) => delay += more,
             Step::Answer(answer) => break Some(*answer),
-            Step::Authorize(_) => {}
+            Step::Authorize(_) | Step::Authenticate(_) => {}
             Step::Pass => break None,
         }
     };

@@ -8,6 +8,7 @@
 //! `MESH_ROUTES_REQUESTS` sets how many requests there are, `MESH_ROUTES_SEED` repeats a run.
 
 mod generate;
+mod grpc;
 mod proxy;
 
 use std::{collections::HashMap, fmt::Write as _, net::SocketAddr};
@@ -26,6 +27,7 @@ use mesh_core::{
 use prost::Message as _;
 
 use generate::{CLUSTERS, Generator, ROUTE};
+pub(crate) use proxy::any;
 use proxy::values;
 
 /// Requests of a run.

@@ -56,7 +56,7 @@ use super::{
     generate::{CLUSTERS, NAMES},
 };
 
-pub(super) fn any<M: Message + Name>(message: &M) -> Any {
+pub(crate) fn any<M: Message + Name>(message: &M) -> Any {
     Any {
         type_url: M::type_url(),
         value: message.encode_to_vec(),

@@ -6,15 +6,15 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
     config::{
-        FilterChain, InboundListener, PathPattern, RouteAction, RouteConfig, RouteSource,
-        TransportMatch,
+        FilterChain, FilterConfig, HttpFilter, InboundListener, JwtAuthn, PathNormalization,
+        PathPattern, RouteAction, RouteConfig, RouteSource, TransportMatch,
     },
     filter::{self, FilterStates, FilterTable, Filters},
     route::{RequestView, matches, virtual_host},
 };
 
 use super::{InboundState, refusal::Refusal};
-use crate::{identity::Identity, rng, tls::server::ServerTls};
+use crate::{identity::Identity, jwt::Verifier, rng, tls::server::ServerTls};
 
 /// What to do with connections and requests.
 pub(super) enum Inbound {
@@ -30,6 +30,8 @@ pub(super) enum Inbound {
 pub(super) struct Chain {
     transport: TransportMatch,
     pub(super) security: Security,
+    pub(super) paths: PathNormalization,
+    verifiers: Box<[(Arc<JwtAuthn>, Verifier)]>,
     gate: RouteGate,
     /// Of requests without a route.
     filters: Option<Filters>,
@@ -126,6 +128,13 @@ impl Inbound {
 }
 
 impl Chain {
+    /// What verifies the tokens that a filter asks for.
+    pub(super) fn verifier(&self, tokens: &Arc<JwtAuthn>) -> Option<&Verifier> {
+        let mut known = self.verifiers.iter();
+        let found = known.find(|(known, _)| Arc::ptr_eq(known, tokens));
+        found.map(|(_, verifier)| verifier)
+    }
+
     fn compile(
         chain: &FilterChain,
         previous: &Inbound,
@@ -160,6 +169,8 @@ impl Chain {
         Self {
             transport: chain.transport,
             security,
+            paths: chain.path_normalization,
+            verifiers: verifiers(&chain.filters),
             gate: RouteGate::compile(&chain.routes),
             filters: filter::compile(&scope, &chain.filters, states),
             tables,
@@ -235,6 +246,20 @@ impl RouteGate {
             RouteSource::Inline(config) => Self::Routes(Arc::clone(config)),
         }
     }
+}
+
+/// What verifies the tokens of each filter that asks for it; routes override none of them.
+fn verifiers(filters: &[HttpFilter]) -> Box<[(Arc<JwtAuthn>, Verifier)]> {
+    let tokens = filters.iter().filter_map(|filter| match &filter.config {
+        FilterConfig::JwtAuthn(tokens) => Some(Arc::clone(tokens)),
+        _ => None,
+    });
+    tokens
+        .map(|tokens| {
+            let verifier = Verifier::compile(&tokens);
+            (tokens, verifier)
+        })
+        .collect()
 }
 
 /// One virtual host for everybody whose first route takes everything, which is the usual case.

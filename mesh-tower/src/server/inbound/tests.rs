@@ -38,6 +38,7 @@ fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
         name: format!("{transport:?}"),
         transport,
         tls,
+        path_normalization: PathNormalization::default(),
         filters: vec![],
         routes,
     }

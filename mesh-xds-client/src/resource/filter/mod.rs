@@ -9,6 +9,7 @@ mod buffer;
 mod cors;
 mod fault;
 mod header_mutation;
+mod jwt_authn;
 mod local_ratelimit;
 mod rate_limit;
 mod rbac;
@@ -53,8 +54,9 @@ struct FilterType {
 }
 
 /// What is known.
-const TYPES: [FilterType; 8] = [
+const TYPES: [FilterType; 9] = [
     rbac::TYPE,
+    jwt_authn::TYPE,
     fault::TYPE,
     local_ratelimit::TYPE,
     adaptive_concurrency::TYPE,

@@ -1,12 +1,14 @@
 //! `envoy.config.rbac.v3.RBAC` to [`Rbac`].
 //!
 //! Stage 3. Fails closed: a rule that cannot be evaluated exactly refuses the listener, because a
-//! rule left out of a DENY policy admits what it should keep out. Deviation from gRFC A41: IP,
-//! server name and metadata rules are refused, where gRPC lets some of them never match.
+//! rule left out of a DENY policy admits what it should keep out. Refused are CEL conditions, matcher
+//! trees, filter state and custom rules. Deviation from gRFC A41: metadata rules see what the filters
+//! before found out, as in Envoy, where gRPC lets them never match.
 
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::{
+    config::core::v3::TypedExtensionConfig,
     config::rbac::v3::{
         Permission as PermissionProto, Policy, Principal as PrincipalProto, Rbac as RulesProto,
         permission::Rule,
@@ -14,11 +16,28 @@ use envoy_types::pb::envoy::{
         rbac::{Action, AuditLoggingOptions},
     },
     config::route::v3::HeaderMatcher as HeaderProto,
-    extensions::filters::http::rbac::v3::Rbac as FilterProto,
+    extensions::{
+        filters::http::rbac::v3::Rbac as FilterProto,
+        path::r#match::uri_template::v3::UriTemplateMatchConfig,
+    },
+    r#type::matcher::v3::{PathMatcher as PathProto, path_matcher::Rule as PathRule},
 };
-use mesh_core::config::{HeaderMatcher, Permission, Principal, Rbac, RbacAction, RbacPolicy};
+use mesh_core::config::{
+    HeaderMatcher, PathTemplate, Permission, Principal, Rbac, RbacAction, RbacPolicy, ShadowRules,
+    StringMatcher,
+};
 
-use crate::resource::{path::Sink, report::report, route::matcher};
+use super::address;
+use crate::resource::{
+    metadata,
+    path::Sink,
+    report::report,
+    route::matcher,
+    value::{is, parse},
+};
+
+/// A filter's rules: what a match means, and the policies by name.
+type Rules = (RbacAction, BTreeMap<String, RbacPolicy>);
 
 /// The outer `None` is an error; the inner one a filter without rules, which admits everybody.
 pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Option<Rbac>> {
@@ -27,16 +46,32 @@ pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Opti
         proto.matcher.is_some(),
         "is not supported; use rules",
     );
-    report!(sink, proto, [shadow_rules, shadow_matcher]);
-    match &proto.rules {
-        Some(rules) => sink
-            .field("rules", |sink| decode_rules(sink, rules))
-            .map(Some),
-        None => Some(None),
-    }
+    report!(sink, proto, [shadow_matcher, track_per_rule_stats]);
+    report!(sink, proto, [rules_stat_prefix, shadow_rules_stat_prefix]);
+    let shadow = proto.shadow_rules.as_ref().map(|rules| {
+        sink.field("shadow_rules", |sink| decode_rules(sink, rules))
+            .map(|(action, policies)| Box::new(ShadowRules { action, policies }))
+    });
+    let rules = proto
+        .rules
+        .as_ref()
+        .map(|rules| sink.field("rules", |sink| decode_rules(sink, rules)));
+    let rbac = match rules {
+        Some(rules) => {
+            let (action, policies) = rules?;
+            Rbac::new(action, policies)
+        }
+        None if shadow.is_none() => return Some(None),
+        None => Rbac::without_rules(),
+    };
+    let shadow = match shadow {
+        Some(shadow) => Some(shadow?),
+        None => None,
+    };
+    Some(Some(Rbac { shadow, ..rbac }))
 }
 
-fn decode_rules(sink: &mut Sink, proto: &RulesProto) -> Option<Rbac> {
+fn decode_rules(sink: &mut Sink, proto: &RulesProto) -> Option<Rules> {
     let action = match Action::try_from(proto.action) {
         Ok(Action::Allow) => RbacAction::Allow,
         Ok(Action::Deny) => RbacAction::Deny,
@@ -57,7 +92,7 @@ fn decode_rules(sink: &mut Sink, proto: &RulesProto) -> Option<Rbac> {
             policies.insert(name.clone(), policy);
         }
     }
-    Some(Rbac { action, policies })
+    Some((action, policies))
 }
 
 fn check_audit(sink: &mut Sink, audit: &AuditLoggingOptions) {
@@ -73,7 +108,7 @@ fn check_audit(sink: &mut Sink, audit: &AuditLoggingOptions) {
 }
 
 fn decode_policy(sink: &mut Sink, proto: &Policy) -> Option<RbacPolicy> {
-    let unsupported = "CEL is not supported";
+    let unsupported = "CEL is not supported: write the rule with principals and permissions";
     sink.refuse("condition", proto.condition.is_some(), unsupported);
     sink.refuse(
         "checked_condition",
@@ -117,31 +152,57 @@ fn decode_permission(sink: &mut Sink, proto: &PermissionProto) -> Option<Permiss
         Rule::Header(header) => sink
             .field("header", |sink| decode_header(sink, header))
             .map(Permission::Header),
-        Rule::UrlPath(path) => sink.field("url_path", |sink| {
-            use envoy_types::pb::envoy::r#type::matcher::v3::path_matcher::Rule as PathRule;
-            match &path.rule {
-                Some(PathRule::Path(path)) => sink
-                    .field("path", |sink| matcher::string(sink, path))
-                    .map(Permission::Path),
-                None => sink.error_at("path", "is missing"),
-            }
-        }),
+        Rule::UrlPath(path) => decode_path(sink, path).map(Permission::Path),
+        Rule::DestinationIp(range) => sink
+            .field("destination_ip", |sink| address::range(sink, range))
+            .map(Permission::DestinationIp),
         Rule::DestinationPort(port) => match u16::try_from(*port) {
             Ok(port) => Some(Permission::DestinationPort(port)),
             Err(_) => sink.error_at("destination_port", format!("{port} is not a port")),
         },
-        other => {
-            let name = match other {
-                Rule::DestinationIp(_) => "destination_ip",
-                Rule::DestinationPortRange(_) => "destination_port_range",
-                Rule::Metadata(_) => "metadata",
-                Rule::RequestedServerName(_) => "requested_server_name",
-                Rule::Matcher(_) => "matcher",
-                Rule::UriTemplate(_) => "uri_template",
-                _ => "sourced_metadata",
-            };
-            sink.error_at(name, "is not supported")
+        Rule::DestinationPortRange(range) => {
+            let bound = |value: i32| u32::try_from(value).ok().filter(|value| *value <= 65_536);
+            match (bound(range.start), bound(range.end)) {
+                (Some(start), Some(end)) if start < end => {
+                    Some(Permission::DestinationPorts { start, end })
+                }
+                _ => sink.error_at(
+                    "destination_port_range",
+                    format!("[{}, {}) holds no ports", range.start, range.end),
+                ),
+            }
         }
+        Rule::RequestedServerName(name) => sink
+            .field("requested_server_name", |sink| matcher::string(sink, name))
+            .map(Permission::RequestedServerName),
+        Rule::Metadata(rule) => sink
+            .field("metadata", |sink| metadata::matcher(sink, rule))
+            .map(Permission::Metadata),
+        Rule::UriTemplate(extension) => sink.field("uri_template", |sink| {
+            decode_template(sink, extension).map(Permission::Template)
+        }),
+        Rule::Matcher(_) => sink.error_at("matcher", "is not supported"),
+        Rule::SourcedMetadata(_) => sink.error_at("sourced_metadata", "is not supported"),
+    }
+}
+
+fn decode_path(sink: &mut Sink, proto: &PathProto) -> Option<StringMatcher> {
+    sink.field("url_path", |sink| match &proto.rule {
+        Some(PathRule::Path(path)) => sink.field("path", |sink| matcher::string(sink, path)),
+        None => sink.error_at("path", "is missing"),
+    })
+}
+
+fn decode_template(sink: &mut Sink, extension: &TypedExtensionConfig) -> Option<PathTemplate> {
+    match &extension.typed_config {
+        Some(any) if is::<UriTemplateMatchConfig>(any) => {
+            let proto: UriTemplateMatchConfig = parse(sink, any)?;
+            match PathTemplate::new(&proto.path_template) {
+                Ok(template) => Some(template),
+                Err(reason) => sink.error_at("typed_config.path_template", reason),
+            }
+        }
+        _ => sink.error_at("typed_config", "is not a path template"),
     }
 }
 
@@ -174,19 +235,22 @@ fn decode_principal(sink: &mut Sink, proto: &PrincipalProto) -> Option<Principal
         Identifier::Header(header) => sink
             .field("header", |sink| decode_header(sink, header))
             .map(Principal::Header),
-        other => {
-            let name = match other {
-                Identifier::SourceIp(_) => "source_ip",
-                Identifier::DirectRemoteIp(_) => "direct_remote_ip",
-                Identifier::RemoteIp(_) => "remote_ip",
-                Identifier::UrlPath(_) => "url_path",
-                Identifier::Metadata(_) => "metadata",
-                Identifier::FilterState(_) => "filter_state",
-                Identifier::SourcedMetadata(_) => "sourced_metadata",
-                _ => "custom",
-            };
-            sink.error_at(name, "is not supported")
-        }
+        Identifier::SourceIp(range) => sink
+            .field("source_ip", |sink| address::range(sink, range))
+            .map(Principal::DirectRemoteIp),
+        Identifier::DirectRemoteIp(range) => sink
+            .field("direct_remote_ip", |sink| address::range(sink, range))
+            .map(Principal::DirectRemoteIp),
+        Identifier::RemoteIp(range) => sink
+            .field("remote_ip", |sink| address::range(sink, range))
+            .map(Principal::RemoteIp),
+        Identifier::UrlPath(path) => decode_path(sink, path).map(Principal::Path),
+        Identifier::Metadata(rule) => sink
+            .field("metadata", |sink| metadata::matcher(sink, rule))
+            .map(Principal::Metadata),
+        Identifier::FilterState(_) => sink.error_at("filter_state", "is not supported"),
+        Identifier::SourcedMetadata(_) => sink.error_at("sourced_metadata", "is not supported"),
+        _ => sink.error_at("custom", "is not supported"),
     }
 }
 

@@ -293,8 +293,8 @@ pub(super) fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
             format!("{hcm}.rds: is not supported on servers; write the routes into route_config"),
         ),
         (
-            with_manager(|m| m.normalize_path = Some(BoolValue { value: true })),
-            format!("{hcm}.normalize_path: "),
+            with_manager(|m| m.path_with_escaped_slashes_action = 9),
+            format!("{hcm}.path_with_escaped_slashes_action: 9 is not known"),
         ),
         (
             with_manager(|m| m.http_filters.clear()),

@@ -412,3 +412,34 @@ spec: {routes: [{destination: {service: echo-v2}}]}
         "{findings:?}"
     );
 }
+
+#[test]
+fn a_retry_constraint_is_the_budget_of_its_service() {
+    let policy = |name: &str, spec: &str| {
+        format!(
+            "---\nkind: XBackendTrafficPolicy\nmetadata: {{name: {name}, namespace: mesh}}\n\
+             spec: {{targetRefs: [{{group: '', kind: Service, name: echo}}], {spec}}}\n"
+        )
+    };
+    let constraint = "retryConstraint: {budget: {percent: 5}, minRetryRate: {count: 2}}";
+    let (mesh, findings) = Mesh::with_findings(&(policy("a", constraint) + &policy("b", "")));
+    assert!(
+        findings.len() == 1 && findings[0].contains("XBackendTrafficPolicy mesh/b: spec: "),
+        "{findings:?}"
+    );
+    let budget = |host: &str| {
+        let name = format!("outbound|80||{host}.mesh.svc.cluster.local");
+        mesh.0.clusters[name.as_str()].circuit_breakers.retry_budget
+    };
+    assert_eq!(
+        (budget("echo").percent, budget("echo").min_retry_concurrency),
+        (5, 2)
+    );
+    assert_eq!(budget("echo-v1"), RetryBudget::default());
+    let (_, findings) =
+        Mesh::with_findings(&policy("a", "retryConstraint: {budget: {percent: 101}}"));
+    assert!(
+        findings[0].contains("spec.retryConstraint.budget.percent"),
+        "{findings:?}"
+    );
+}

@@ -97,7 +97,7 @@ fn faults(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         ..FaultAbort::default()
     };
     let fault = HttpFault {
-        delay: Some(delay.clone()),
+        delay: Some(delay),
         abort: Some(abort.clone()),
         ..HttpFault::default()
     };
@@ -194,8 +194,8 @@ fn concurrency(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         ..MinimumRttCalculationParams::default()
     };
     let gradient = GradientControllerConfig {
-        concurrency_limit_params: Some(limits.clone()),
-        min_rtt_calc_params: Some(min_rtt.clone()),
+        concurrency_limit_params: Some(limits),
+        min_rtt_calc_params: Some(min_rtt),
         ..GradientControllerConfig::default()
     };
     let with = |gradient: GradientControllerConfig| AdaptiveConcurrency {
@@ -204,18 +204,18 @@ fn concurrency(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         )),
         ..AdaptiveConcurrency::default()
     };
-    add(t, "", k, &with(gradient.clone()), |m| on_client(any(&m)));
+    add(t, "", k, &with(gradient), |m| on_client(any(&m)));
     add(t, "", k, &gradient, |m| on_client(any(&with(m))));
     add(t, "", k, &limits, |m| {
         on_client(any(&with(GradientControllerConfig {
             concurrency_limit_params: Some(m),
-            ..gradient.clone()
+            ..gradient
         })))
     });
     add(t, "", k, &min_rtt, |m| {
         on_client(any(&with(GradientControllerConfig {
             min_rtt_calc_params: Some(m),
-            ..gradient.clone()
+            ..gradient
         })))
     });
 }

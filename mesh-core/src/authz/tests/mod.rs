@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
-use crate::config::{HeaderMatcher, HeaderPredicate, StringMatcher, StringPattern};
+use crate::config::{
+    HeaderMatcher, HeaderPredicate, Permission, Principal, RbacPolicy, StringMatcher, StringPattern,
+};
+
+mod index;
+mod rules;
 
 const ALICE: &str = "spiffe://cluster.local/ns/default/sa/alice";
 
@@ -30,7 +35,10 @@ fn ask(authorizer: &Authorizer, caller: &str, method: &str, path: &str, headers:
         path,
         authority: "greeter.default:8080",
         headers: &map,
-        destination_port: 8080,
+        source: [192, 0, 2, 7].into(),
+        destination: ([10, 0, 0, 1], 8080).into(),
+        server_name: "",
+        metadata: None,
     })
 }
 
@@ -45,7 +53,7 @@ fn rbac(action: RbacAction, policies: &[(&str, Principal, Permission)]) -> Rbac 
             ((*name).to_owned(), policy)
         })
         .collect();
-    Rbac { action, policies }
+    Rbac::new(action, policies)
 }
 
 fn named(name: &str) -> Principal {
@@ -198,7 +206,10 @@ fn a_certificate_without_a_name_is_compared_as_empty() {
         path: "/",
         authority: "",
         headers: &headers,
-        destination_port: 1,
+        source: [192, 0, 2, 7].into(),
+        destination: ([10, 0, 0, 1], 1).into(),
+        server_name: "",
+        metadata: None,
     });
     assert!(decision.allowed);
 }

@@ -1,0 +1,48 @@
+//! How a host is balanced, where a DestinationRule cannot say it.
+
+use serde::Deserialize;
+
+object! {
+    /// How a host is balanced; what it says beats what a DestinationRule says.
+    BalancerPolicy {
+        /// Name, short or full.
+        host: String,
+        /// Only this port.
+        port: Option<u16>,
+        /// Only this subset.
+        subset: Option<String>,
+        /// The lower product of latency and requests in flight; one of this and `prequal`.
+        peak_ewma: Option<PeakEwmaSpec>,
+        /// The fastest that is not hot.
+        prequal: Option<PrequalSpec>,
+        /// Below this percentage of usable endpoints all are used, 0 to 100.
+        panic_threshold: Option<u32>,
+        /// How much more than its share of usable endpoints a priority takes, in percent, at least 100;
+        /// the rest goes to the next.
+        overprovisioning_factor: Option<u32>,
+    }
+}
+object! {
+    /// Settings of peak EWMA.
+    PeakEwmaSpec {
+        /// In this time the weight of an old latency falls to 1/e; default 10s.
+        decay: Option<String>,
+        /// Latency of an endpoint that has not answered; default 30ms.
+        default_rtt: Option<String>,
+        /// Latency of a failed request; default 5s.
+        failure_penalty: Option<String>,
+    }
+}
+object! {
+    /// Settings of Prequal.
+    PrequalSpec {
+        /// Endpoints that are compared, 2 to 16; default 5.
+        choice_count: Option<u32>,
+        /// What is hot, as a share of recent reports, 0 to 1; default 0.84.
+        rif_quantile: Option<f64>,
+        /// How long a report is used; default 1s.
+        max_age: Option<String>,
+        /// Latency of a failed request; default 5s.
+        failure_penalty: Option<String>,
+    }
+}

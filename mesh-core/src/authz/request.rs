@@ -1,0 +1,52 @@
+//! What a decision is made about.
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+};
+
+use http::HeaderMap;
+
+use crate::config::{DynamicMetadata, joined};
+
+/// What a decision is made about.
+#[derive(Clone, Copy, Debug)]
+pub struct AuthzRequest<'r> {
+    /// The caller's names: its URI subject alternative names; without any its DNS names; without
+    /// any its subject. Empty for a caller without a certificate.
+    pub principals: &'r [String],
+    /// Whether the caller proved its names with a certificate that we trust.
+    pub authenticated: bool,
+    /// Method.
+    pub method: &'r str,
+    /// Path without query, normalised.
+    pub path: &'r str,
+    /// Authority or host header.
+    pub authority: &'r str,
+    /// Headers.
+    pub headers: &'r HeaderMap,
+    /// The address at the other end of the connection.
+    pub source: IpAddr,
+    /// The address the request arrived on.
+    pub destination: SocketAddr,
+    /// The name that the caller asked for in its TLS handshake; empty without one.
+    pub server_name: &'r str,
+    /// What filters before this one found out.
+    pub metadata: Option<&'r DynamicMetadata>,
+}
+
+impl<'r> AuthzRequest<'r> {
+    /// The joined value of a header or pseudo-header. `te` is never visible (gRFC A41), `-bin`
+    /// headers are seen in base64 as they are sent.
+    pub(super) fn header(&self, name: &str) -> Option<Cow<'r, str>> {
+        match name {
+            ":method" => Some(Cow::Borrowed(self.method)),
+            ":path" => Some(Cow::Borrowed(self.path)),
+            ":authority" | "host" => Some(Cow::Borrowed(self.authority)),
+            "te" => None,
+            // Other pseudo-headers are refused when the configuration is decoded.
+            name if name.starts_with(':') => None,
+            name => joined(self.headers, name),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! An Envoy that serves the listeners of cases in front of a server that tells what it got.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use envoy_types::pb::envoy::{
+    config::{
+        bootstrap::v3::{Bootstrap, bootstrap::StaticResources},
+        cluster::v3::{
+            Cluster,
+            cluster::{ClusterDiscoveryType, DiscoveryType},
+        },
+        core::v3::{Address, SocketAddress, address, socket_address::PortSpecifier},
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+            lb_endpoint::HostIdentifier,
+        },
+        listener::v3::{Listener, filter::ConfigType},
+        route::v3::{RouteAction, route, route_action},
+    },
+    extensions::filters::network::http_connection_manager::v3::{
+        HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    },
+};
+use prost::Message as _;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+};
+
+use super::super::{peer, routes::any};
+
+const CLUSTER: &str = "application";
+
+/// The listener with its requests forwarded to the application, which is beside Envoy and not in it.
+fn forwarding(mut listener: Listener) -> Listener {
+    for chain in &mut listener.filter_chains {
+        for filter in &mut chain.filters {
+            let Some(ConfigType::TypedConfig(config)) = &mut filter.config_type else {
+                continue;
+            };
+            let mut manager = HttpConnectionManager::decode(&*config.value).unwrap();
+            let Some(RouteSpecifier::RouteConfig(routes)) = &mut manager.route_specifier else {
+                continue;
+            };
+            for host in &mut routes.virtual_hosts {
+                for route in &mut host.routes {
+                    route.action = Some(route::Action::Route(RouteAction {
+                        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(
+                            CLUSTER.to_owned(),
+                        )),
+                        ..RouteAction::default()
+                    }));
+                }
+            }
+            *config = any(&manager);
+        }
+    }
+    listener
+}
+
+fn cluster(server: SocketAddr) -> Cluster {
+    let address = Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: server.ip().to_string(),
+            port_specifier: Some(PortSpecifier::PortValue(server.port().into())),
+            ..SocketAddress::default()
+        })),
+    };
+    let endpoint = LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+            address: Some(address),
+            ..Endpoint::default()
+        })),
+        ..LbEndpoint::default()
+    };
+    Cluster {
+        name: CLUSTER.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
+        load_assignment: Some(ClusterLoadAssignment {
+            cluster_name: CLUSTER.to_owned(),
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint],
+                ..LocalityLbEndpoints::default()
+            }],
+            ..ClusterLoadAssignment::default()
+        }),
+        ..Cluster::default()
+    }
+}
+
+/// An application that answers with the path that it sees.
+async fn application() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let echo = axum::Router::new().fallback(async |uri: http::Uri| {
+        uri.path_and_query()
+            .map_or_else(String::new, ToString::to_string)
+    });
+    tokio::spawn(async move { axum::serve(socket, echo).await });
+    address
+}
+
+/// Starts Envoy with all listeners; it ends when the child is dropped.
+pub(super) async fn envoy(folder: &Path, listeners: Vec<Listener>, last: SocketAddr) -> Child {
+    let listeners = listeners
+        .into_iter()
+        .enumerate()
+        .map(|(index, listener)| Listener {
+            name: format!("case {index}"),
+            ..forwarding(listener)
+        });
+    let bootstrap = Bootstrap {
+        static_resources: Some(StaticResources {
+            listeners: listeners.collect(),
+            clusters: vec![cluster(application().await)],
+            ..StaticResources::default()
+        }),
+        ..Bootstrap::default()
+    };
+    let file = folder.join("envoy.pb");
+    std::fs::write(&file, bootstrap.encode_to_vec()).unwrap();
+    let arguments = [
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+        "--log-level",
+        "error",
+    ];
+    let mut child = Command::new(peer("bin/envoy").await)
+        .arg("-c")
+        .arg(&file)
+        .args(arguments)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let ready = async {
+        while TcpStream::connect(last).await.is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("Envoy ended: {status}; its log says why");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ready)
+        .await
+        .expect("Envoy listens");
+    child
+}
