@@ -3,12 +3,13 @@
 //! A route that asks for more than a cluster is decided once, before the first attempt. What outlives
 //! that is kept here: what each pick and attempt needs, and what the response gets.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Response, header::SET_COOKIE, uri::Authority};
 use mesh_core::{
+    ClusterName,
     config::{HedgePolicy, Mirror},
-    filter::ConcurrencyPermit,
+    filter::{ConcurrencyPermit, Session},
     route::{RequestView, ResponseChanges},
     snapshot::Snapshot,
 };
@@ -23,6 +24,8 @@ pub(crate) struct CallExtras {
     pub(crate) route: Option<Arc<str>>,
     /// What decides about the endpoint besides the policy, the same for all attempts.
     pub(crate) affinity: Affinity,
+    /// What keeps the caller on its endpoint.
+    pub(crate) session: Option<Box<Session>>,
     /// The authority that was dialled, where each attempt goes to the hostname of its endpoint.
     pub(crate) dialled: Option<Authority>,
     /// Copies to send, drawn already.
@@ -96,13 +99,25 @@ impl CallExtras {
         outgoing.set_authority(named.unwrap_or_else(|| dialled.clone()));
     }
 
-    /// Makes the changes that the response gets.
-    pub(crate) fn apply<B>(&self, response: &mut Response<B>) {
+    /// Makes the changes that the response of `endpoint` in `cluster` gets.
+    pub(crate) fn apply<B>(
+        &self,
+        response: &mut Response<B>,
+        endpoint: Option<SocketAddr>,
+        cluster: &ClusterName,
+    ) {
         if let Some(rules) = &self.response {
             rules.apply(response);
         }
         if let Some(cookie) = &self.cookie {
             response.headers_mut().append(SET_COOKIE, cookie.clone());
+        }
+        let cookie = match (&self.session, endpoint) {
+            (Some(session), Some(endpoint)) => session.cookie(endpoint, cluster.as_str()),
+            _ => None,
+        };
+        if let Some(cookie) = cookie.and_then(|cookie| cookie.header.try_into().ok()) {
+            response.headers_mut().append(SET_COOKIE, cookie);
         }
     }
 }

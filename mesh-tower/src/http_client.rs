@@ -14,7 +14,7 @@ use tower::Service;
 
 use crate::{
     Body, BoxError, Error, ErrorKind, Mesh, ResponseBody, ResponseFuture, connect::HyperConnector,
-    service::MeshService,
+    explain::CallExplanation, service::MeshService,
 };
 
 /// Different authorities that one client talks to at most: each is a subscription.
@@ -82,7 +82,16 @@ impl HttpClient {
         Ok(service.send(request))
     }
 
-    fn authority(request: &Request<Body>) -> Result<&str, Error> {
+    /// Why a request goes where it goes; see [`MeshService::explain`].
+    ///
+    /// # Errors
+    /// As the call: when it names no authority, or there is no configuration.
+    pub async fn explain<B>(&self, request: &Request<B>) -> Result<CallExplanation, Error> {
+        let service = self.service(Self::authority(request)?)?;
+        service.explain(request).await
+    }
+
+    fn authority<B>(request: &Request<B>) -> Result<&str, Error> {
         let host = || request.headers().get(header::HOST)?.to_str().ok();
         let authority = request
             .uri()

@@ -10,8 +10,8 @@
 //! serves. [`MeshService`] works without it, from a hand-made snapshot.
 //!
 //! Modules import only downward in this order:
-//! `mesh → {registration, http_client, service} → call → {local_reply, response, in_flight, extras} → listener →
-//! {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
+//! `mesh → {registration, http_client, service} → {call, explain} → {local_reply, response, in_flight,
+//! extras} → listener → {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
 //! body, error, orca, headers, source_ip}`.
 
 mod body;
@@ -20,6 +20,7 @@ mod cluster;
 pub mod connect;
 pub mod context;
 mod error;
+pub mod explain;
 mod ext;
 mod extras;
 mod head;

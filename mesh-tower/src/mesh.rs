@@ -14,14 +14,16 @@ use std::{
     time::Duration,
 };
 
+use http::Request;
 use mesh_core::config::TrustBundle;
 use mesh_xds_client::{Bootstrap, Driver, StreamStatus, TrustBundleWatch, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    HttpClient, MeshService,
+    Error, HttpClient, MeshService,
     cluster::ClusterRegistry,
     connect::HyperConnector,
+    explain::CallExplanation,
     identity::{Certificate, Identity, IdentityError, vouched_for},
     listener::ListenerRuntime,
     registration::{self, Registration, RegistrationHandle, Registrations},
@@ -227,6 +229,17 @@ impl Mesh {
     /// A client of any name, routed by the request's authority.
     pub fn http_client(&self) -> HttpClient {
         HttpClient::new(self.clone())
+    }
+
+    /// Why a request goes where it goes, as this process would send it now: which virtual host and
+    /// route, why not the others, what changes on the way, and the clusters with their endpoints.
+    /// Waits for the configuration of the request's authority; sends nothing. A service that is held
+    /// tells of itself ([`MeshService::explain`]).
+    ///
+    /// # Errors
+    /// When the request names no authority, or there is no configuration for it.
+    pub async fn explain<B>(&self, request: &Request<B>) -> Result<CallExplanation, Error> {
+        self.http_client().explain(request).await
     }
 
     /// Serves `application` on `listener` as the control plane says: TLS, authorisation, deadlines

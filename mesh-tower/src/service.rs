@@ -18,6 +18,7 @@ use crate::{
     Body, BoxError, ClusterInFlight, Error, Outgoing, ResponseBody, ResponseFuture, ShowError,
     call::{CallOptions, start},
     cluster::{ClusterRegistry, MakeEndpoint},
+    explain::{CallExplanation, explain},
     listener::ListenerRuntime,
     telemetry::Telemetry,
 };
@@ -89,6 +90,25 @@ impl<M: MakeEndpoint> MeshService<M> {
     /// When there is none, with the reason.
     pub async fn ready(&self) -> Result<(), Error> {
         self.listener.ready().await.map(|_| ())
+    }
+
+    /// Why a request goes where it goes, as it would be sent now. Waits for the first configuration;
+    /// sends nothing.
+    ///
+    /// # Errors
+    /// When there is no configuration, with the reason.
+    pub async fn explain<B>(&self, request: &Request<B>) -> Result<CallExplanation, Error> {
+        let live = self.listener.ready().await?;
+        let Some(live) = live.ready() else {
+            unreachable!("ready() returns only usable ones")
+        };
+        let mut copy = Request::new(());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        let outgoing = Outgoing::new(copy.map(|()| Body::empty()), None);
+        let authority = outgoing.authority().unwrap_or(self.listener.name());
+        Ok(explain(&self.listener, live, outgoing.head(), authority))
     }
 
     /// Sends a request, without the `&mut` that [`Service::call`] takes.

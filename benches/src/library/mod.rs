@@ -7,6 +7,7 @@
 #[cfg(feature = "peers")]
 mod junction_peer;
 pub mod ours;
+pub mod routes;
 pub mod stub;
 #[cfg(feature = "peers")]
 mod tonic_xds_peer;
@@ -24,12 +25,13 @@ use crate::harness::{
     take_turns,
 };
 use ours::{Grpc, Http, Layout};
+use routes::{FullStack, Lookup};
 
 /// Clusters of the cold cases.
 pub const CLUSTERS: usize = 10_000;
 
-/// Calls of one turn, hot and cold.
-const CALLS: [usize; 2] = [400_000, 50_000];
+/// Calls of one turn: hot, cold, and of routing.
+const CALLS: [usize; 3] = [400_000, 50_000, 200_000];
 
 /// A world and something that calls in it.
 pub trait Scenario: Send + Sync {
@@ -78,6 +80,14 @@ pub const COLD: &[&str] = &[
     "tower p2c + PeakEwma in Buffer, cold",
 ];
 
+/// The scenarios of routing: look-ups alone, and a call whose route asks for everything.
+pub const ROUTES: &[&str] = &[
+    "lookup, 10 routes",
+    "lookup, 1,000 routes",
+    "lookup, 10,000 routes",
+    "ours, full policy stack",
+];
+
 /// Builds a scenario by its name. Must be called inside a tokio runtime.
 ///
 /// # Errors
@@ -95,6 +105,10 @@ pub async fn scenario(name: &str) -> anyhow::Result<Box<dyn Scenario>> {
             Box::new(Grpc::new(CLUSTERS, Layout::Routes, false).await?)
         }
         "tower p2c + PeakEwma in Buffer, cold" => Box::new(tower_peer::TowerBalance::new(CLUSTERS)),
+        "lookup, 10 routes" => Box::new(Lookup::new(10)?),
+        "lookup, 1,000 routes" => Box::new(Lookup::new(1_000)?),
+        "lookup, 10,000 routes" => Box::new(Lookup::new(10_000)?),
+        "ours, full policy stack" => Box::new(FullStack::new().await?),
         #[cfg(feature = "peers")]
         "tonic-xds" => Box::new(tonic_xds_peer::TonicXds::new().await?),
         #[cfg(feature = "peers")]
@@ -129,7 +143,11 @@ pub fn single_threaded() -> anyhow::Result<Runtime> {
 /// When a contender does not start.
 pub fn run(plan: &Plan) -> anyhow::Result<Results> {
     let mut results = Results::default();
-    let tables = [("Library, hot", HOT), ("Library, cold", COLD)];
+    let tables = [
+        ("Library, hot", HOT),
+        ("Library, cold", COLD),
+        ("Library, routing", ROUTES),
+    ];
     for ((table, names), calls) in tables.into_iter().zip(CALLS) {
         let wanted = names
             .iter()

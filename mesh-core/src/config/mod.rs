@@ -51,7 +51,7 @@ pub use filter::{
     Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,
     Delay, DescriptorEntry, DescriptorSource, Fault, FaultAbort, FaultDelay, FilterConfig,
     FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit, RateLimit,
-    RateLimitDescriptor, TokenBucket,
+    RateLimitDescriptor, StatefulSession, TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,

@@ -1,8 +1,8 @@
 //! Routes: from a request's head to a cluster (xDS RDS; gRFC A28, A31, A44).
 
 use super::{
-    DirectResponse, FilterOverrides, Forward, Fraction, HeaderMatcher, HeaderMutations,
-    MirrorTarget, PathMatcher, QueryMatcher, Redirect,
+    DirectResponse, FilterOverrides, Forward, ForwardExtras, Fraction, HashPolicy, HeaderMatcher,
+    HeaderMutations, MirrorTarget, PathMatcher, QueryMatcher, Redirect,
 };
 use crate::name::{ClusterName, RouteConfigName};
 
@@ -129,8 +129,7 @@ impl Route {
             _ => None,
         };
         let targets = forward.into_iter().flat_map(|forward| &forward.clusters);
-        let extras = forward.and_then(|forward| forward.extras.as_deref());
-        let mirrors = extras.into_iter().flat_map(|extras| &extras.mirrors);
+        let mirrors = self.extras().into_iter().flat_map(|extras| &extras.mirrors);
         let copies = mirrors.filter_map(|mirror| match &mirror.cluster {
             MirrorTarget::Cluster(name) => Some(name),
             MirrorTarget::Header(_) => None,
@@ -138,12 +137,21 @@ impl Route {
         targets.map(|cluster| &cluster.name).chain(copies)
     }
 
+    fn extras(&self) -> Option<&ForwardExtras> {
+        match &self.action {
+            RouteAction::Forward(forward) => forward.extras.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// What its requests have in common that go to the same endpoint.
+    pub fn hash_policy(&self) -> &[HashPolicy] {
+        self.extras().map_or(&[], |extras| &extras.hash_policy)
+    }
+
     /// Whether requests name clusters of it, in a header.
     pub fn has_cluster_header(&self) -> bool {
-        let RouteAction::Forward(forward) = &self.action else {
-            return false;
-        };
-        forward.extras.as_ref().is_some_and(|extras| {
+        self.extras().is_some_and(|extras| {
             let mut mirrors = extras.mirrors.iter();
             extras.cluster_header.is_some()
                 || mirrors.any(|mirror| matches!(mirror.cluster, MirrorTarget::Header(_)))

@@ -14,6 +14,7 @@ mod header_mutation;
 mod merge;
 mod rate_limit;
 mod run;
+mod stateful_session;
 mod states;
 mod table;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use self::{
     merge::{Level, Merged, merge},
     rate_limit::{Limited, RateLimiter},
     run::{Passed, Run, Step},
+    stateful_session::Session,
     states::FilterStates,
     table::{FilterTable, RouteFilters, compile},
 };

@@ -14,7 +14,7 @@ use crate::{
     authz::Authorizer,
     config::{
         FilterConfig, FilterOverrides, Forward, HttpFilter, RateLimit, Route, RouteAction,
-        RouteConfig, VirtualHost, WeightedCluster,
+        RouteConfig, StatefulSession, VirtualHost, WeightedCluster,
     },
     name::ClusterName,
 };
@@ -23,6 +23,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct FilterTable {
     routes: Box<[RouteFilters]>,
+    /// Empty when no route has one.
+    sessions: Box<[Option<Arc<StatefulSession>>]>,
 }
 
 /// The filters of one route.
@@ -82,10 +84,18 @@ impl FilterTable {
                 false => compiler.route(number, route, &index),
             })
             .collect();
+        let sessions = host.routes.iter().map(|route| compiler.session(route));
+        let sessions: Box<[_]> = sessions.collect();
         states.forget_unused();
-        match routes.iter().all(RouteFilters::is_empty) {
-            true => Self::default(),
-            false => Self { routes },
+        let has_filters = !routes.iter().all(RouteFilters::is_empty);
+        let has_sessions = sessions.iter().any(Option::is_some);
+        Self {
+            routes: if has_filters { routes } else { Box::default() },
+            sessions: if has_sessions {
+                sessions
+            } else {
+                Box::default()
+            },
         }
     }
 
@@ -93,6 +103,12 @@ impl FilterTable {
     #[inline]
     pub fn route(&self, number: u32) -> Option<&RouteFilters> {
         self.routes.get(number as usize)
+    }
+
+    /// How sessions of a route, by its number, stick to endpoints.
+    #[inline]
+    pub fn session(&self, number: u32) -> Option<&Arc<StatefulSession>> {
+        self.sessions.get(number as usize)?.as_ref()
     }
 }
 
@@ -149,6 +165,22 @@ impl TableCompiler<'_> {
             base,
             clusters: clusters.into_iter().collect(),
         }
+    }
+
+    /// What the route says about sessions. A weighted cluster has no say: the session may decide which
+    /// one it is.
+    fn session(&self, route: &Route) -> Option<Arc<StatefulSession>> {
+        let place = "";
+        let levels = [&self.config.filters, &self.host.filters, &route.filters];
+        let levels = levels.map(|overrides| Level {
+            place,
+            overrides: overrides.as_deref(),
+        });
+        let merged = merge(self.filters, &levels);
+        merged.into_iter().find_map(|merged| match merged.config {
+            FilterConfig::StatefulSession(session) => session.clone(),
+            _ => None,
+        })
     }
 
     fn level(
@@ -256,6 +288,8 @@ fn compile_one(
             });
             FilterKind::HeaderMutation(HeaderMutations::new(levels.collect())?)
         }
+        // Decides about the endpoint: see [`FilterTable::session`].
+        FilterConfig::StatefulSession(_) => return None,
         FilterConfig::Buffer { max_request_bytes } => FilterKind::Buffer(*max_request_bytes),
     })
 }

@@ -32,6 +32,8 @@ pub struct Caller {
     pub source_ip: Option<IpAddr>,
     /// A number that its channel keeps, for `io.grpc.channel_id`.
     pub channel: Option<u64>,
+    /// The cluster of its session, by its index in the snapshot: taken if the route has it (gRFC A60).
+    pub cluster: Option<u32>,
 }
 
 /// What is to be done with a request.
@@ -83,6 +85,8 @@ pub enum DecisionAction<'t> {
 pub struct Forwarding<'t> {
     /// Where to.
     pub cluster: ChosenCluster,
+    /// Whether that was drawn among several, and could have been another one.
+    pub is_drawn: bool,
     /// The new path with its query; `None` when it stays.
     pub path_and_query: Option<String>,
     /// The new authority; `None` when it stays.
@@ -124,7 +128,8 @@ pub struct GeneratedCookie {
 }
 
 impl GeneratedCookie {
-    pub(super) fn new(
+    /// Lives for `ttl`; zero is as long as its holder.
+    pub(crate) fn new(
         name: &str,
         value: &str,
         ttl: Duration,
@@ -287,6 +292,7 @@ impl<'t> Decision<'t> {
     ) -> DecisionAction<'t> {
         let mut forwarding = Forwarding {
             cluster: ChosenCluster::Index(0),
+            is_drawn: forward.clusters().nth(1).is_some(),
             path_and_query: None,
             authority: None,
             authority_of_endpoint: false,
@@ -300,7 +306,10 @@ impl<'t> Decision<'t> {
             hedge: None,
         };
         let Some(extras) = self.route.extras.as_deref() else {
-            forwarding.cluster = ChosenCluster::Index(forward.cluster(rng));
+            let index = caller.cluster.filter(|held| forward.has(*held));
+            forwarding.is_drawn &= index.is_none();
+            let index = index.unwrap_or_else(|| forward.cluster(rng));
+            forwarding.cluster = ChosenCluster::Index(index);
             return DecisionAction::Forward(forwarding);
         };
         let declared = &extras.forward;
@@ -316,7 +325,12 @@ impl<'t> Decision<'t> {
             name.clone_into(&mut self.cluster_name);
             forwarding.cluster = ChosenCluster::Named(name.to_owned());
         } else {
-            let place = place(extras, forward, forwarding.hash, request, rng);
+            let held = caller.cluster.and_then(|held| forward.place_of(held));
+            let number = number(extras, forwarding.hash, request);
+            forwarding.is_drawn &= held.is_none() && number.is_none();
+            let total = forward.total();
+            let mut draw = || number.map_or_else(|| rng.below(total), |number| number % total);
+            let place = held.unwrap_or_else(|| forward.place(draw()));
             let (name, cluster) = &extras.clusters[place];
             name.as_str().clone_into(&mut self.cluster_name);
             self.place = Some(place);
@@ -402,22 +416,14 @@ impl<'t> Decision<'t> {
     }
 }
 
-/// Which of the weighted clusters.
-fn place(
-    extras: &RouteExtras,
-    forward: &ForwardAction,
-    hash: Option<u64>,
-    request: &RequestView<'_>,
-    rng: &mut impl Rng,
-) -> usize {
-    let number = match &extras.forward.weigh_by {
+/// What decides among weighted clusters, where it is not a draw.
+fn number(extras: &RouteExtras, hash: Option<u64>, request: &RequestView<'_>) -> Option<u64> {
+    match &extras.forward.weigh_by {
         WeighBy::Random => None,
         WeighBy::Hash => hash,
         WeighBy::Header(name) => request
             .headers
             .get(name)
             .and_then(|value| value.to_str().ok()?.parse().ok()),
-    };
-    let total = forward.total();
-    forward.place(number.map_or_else(|| rng.below(total), |number: u64| number % total))
+    }
 }

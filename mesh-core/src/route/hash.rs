@@ -68,7 +68,7 @@ fn text(value: &str) -> u64 {
 }
 
 /// The value of a cookie, without quotes (RFC 6265).
-fn find_cookie(request: &RequestView<'_>, name: &str) -> Option<String> {
+pub(crate) fn find_cookie(request: &RequestView<'_>, name: &str) -> Option<String> {
     let lines = request.headers.get_all(COOKIE).iter();
     lines
         .filter_map(|line| line.to_str().ok())

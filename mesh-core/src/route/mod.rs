@@ -29,5 +29,6 @@ pub use domain::virtual_host;
 pub use explain::{Explanation, HostTried, Mismatch, RouteTried, explain};
 pub use feature::{Feature, Features};
 pub(crate) use format::apply_changes;
+pub(crate) use hash::find_cookie;
 pub use request::{RequestView, matches};
 pub use table::{CompiledAction, CompiledRoute, ForwardAction, RouteTable};

@@ -46,6 +46,14 @@ pub struct CompiledRoute {
 }
 
 impl CompiledRoute {
+    /// Where and how to forward, whatever else is to be decided; `None` when it is not forwarded.
+    pub fn forward(&self) -> Option<&ForwardAction> {
+        match &self.action {
+            CompiledAction::Forward(forward) => Some(forward),
+            _ => None,
+        }
+    }
+
     /// Where and how to forward, when that is all there is to decide. Whatever else a route asks
     /// for, [`RouteTable::decide_route`] says.
     #[inline]
@@ -83,6 +91,8 @@ pub struct ForwardAction {
     pub timeout: Option<Duration>,
     /// Limit of the stream's life; `None` for no limit (gRFC A31).
     pub stream_limit: Option<Duration>,
+    /// The same for what is not gRPC, to which the maximum of gRPC's header says nothing.
+    pub http_stream_limit: Option<Duration>,
     /// When to try again.
     pub retry: Option<RetryPolicy>,
 }
@@ -96,6 +106,16 @@ impl ForwardAction {
         }
     }
 
+    /// The clusters by their indexes in the snapshot, with their weights.
+    pub fn clusters(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut before = 0;
+        self.clusters.iter().map(move |&(sum, index)| {
+            let weight = sum - before;
+            before = sum;
+            (index, weight)
+        })
+    }
+
     /// The sum of the weights.
     pub(super) fn total(&self) -> u64 {
         self.clusters.last().map_or(0, |(sum, _)| u64::from(*sum))
@@ -106,6 +126,16 @@ impl ForwardAction {
         self.clusters
             .partition_point(|(sum, _)| u64::from(*sum) <= number)
             .min(self.clusters.len() - 1)
+    }
+
+    /// Where a cluster is among the clusters.
+    pub(super) fn place_of(&self, index: u32) -> Option<usize> {
+        self.clusters.iter().position(|(_, held)| *held == index)
+    }
+
+    /// Whether it has this cluster.
+    pub(super) fn has(&self, index: u32) -> bool {
+        self.place_of(index).is_some()
     }
 
     /// The index of the cluster at `place`.
@@ -325,15 +355,14 @@ fn compile_forward(
     }
     // gRFC A31: the header's maximum replaces the others even when it is zero; zero is no limit.
     let limits = forward.max_stream_duration.unwrap_or_default();
-    let stream_limit = limits
-        .grpc_timeout_header_max
-        .or(limits.max_stream_duration)
-        .or(listener_limit)
-        .filter(|limit| !limit.is_zero());
+    let declared = limits.max_stream_duration.or(listener_limit);
+    let stream_limit = limits.grpc_timeout_header_max.or(declared);
+    let is_limit = |limit: &Duration| !limit.is_zero();
     Ok(ForwardAction {
         clusters: clusters.into(),
         timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),
-        stream_limit,
+        stream_limit: stream_limit.filter(is_limit),
+        http_stream_limit: declared.filter(is_limit),
         retry: forward.retry.clone(),
     })
 }

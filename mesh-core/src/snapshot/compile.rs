@@ -142,6 +142,8 @@ impl Compiler {
         Ok(Arc::new(Snapshot {
             listener: tree.listener.clone(),
             generation: self.generation,
+            authority: tree.authority.as_str().into(),
+            config: Arc::clone(&tree.routes),
             routes,
             filters: filters.unwrap_or_default(),
             clusters: handles.into(),

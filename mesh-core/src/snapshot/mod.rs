@@ -49,6 +49,10 @@ pub struct Snapshot {
     pub listener: ListenerName,
     /// Grows by one with each snapshot of the process.
     pub generation: u64,
+    /// What the application dials, which selects the virtual host.
+    pub authority: Box<str>,
+    /// What the routes are compiled from, for explanations.
+    pub config: Arc<config::RouteConfig>,
     /// From request head to route; its cluster indexes point into `clusters`.
     pub routes: RouteTable,
     /// The filters of the routes.
@@ -102,6 +106,12 @@ impl ClusterSnapshot {
             return result;
         }
         self.picker.pick(&self.endpoints, context)
+    }
+
+    /// Picks the endpoint of a session, and no other.
+    #[cold]
+    pub fn pick_only(&self, host: SocketAddr) -> PickResult {
+        self.pick_override(host).unwrap_or(PickResult::Fail)
     }
 
     #[cold]

@@ -65,6 +65,11 @@ fn ads() -> Option<ConfigSource> {
 }
 
 pub(crate) fn listener() -> Named {
+    listener_with(Vec::new())
+}
+
+/// The listener with these filters before the router.
+pub(crate) fn listener_with(mut filters: Vec<HttpFilter>) -> Named {
     let router = HttpFilter {
         name: "router".into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(
@@ -72,12 +77,13 @@ pub(crate) fn listener() -> Named {
         )),
         ..HttpFilter::default()
     };
+    filters.push(router);
     let rds = Rds {
         config_source: ads(),
         route_config_name: TARGET.into(),
     };
     let manager = HttpConnectionManager {
-        http_filters: vec![router],
+        http_filters: filters,
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         ..HttpConnectionManager::default()
     };

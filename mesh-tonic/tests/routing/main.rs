@@ -5,6 +5,7 @@ mod attempts;
 mod changes;
 mod clusters;
 mod echo;
+mod explain;
 mod hashes;
 mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
@@ -14,5 +15,6 @@ mod plane;
 #[path = "../acceptance/resources.rs"]
 mod resources;
 mod scene;
+mod sessions;
 #[path = "../e2e/world.rs"]
 mod world;

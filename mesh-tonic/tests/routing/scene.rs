@@ -8,8 +8,8 @@ use envoy_types::pb::{
         config::{
             cluster::v3::Cluster,
             core::v3::{
-                HeaderValue as HeaderValueProto, HeaderValueOption, Http1ProtocolOptions,
-                Http2ProtocolOptions,
+                HeaderValue as HeaderValueProto, HeaderValueOption, HealthStatus,
+                Http1ProtocolOptions, Http2ProtocolOptions,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -169,11 +169,25 @@ impl Scene {
         servers: &[&Echo],
         change: impl FnOnce(&mut Cluster),
     ) {
+        self.serve_as(name, servers, &[], change);
+    }
+
+    /// The same, while some of them drain.
+    pub(crate) fn serve_as(
+        &self,
+        name: &'static str,
+        servers: &[&Echo],
+        draining: &[&str],
+        change: impl FnOnce(&mut Cluster),
+    ) {
         let named = |server: &&Echo| {
             let address = server.address;
             let mut endpoint = endpoint(&address.ip().to_string(), address.port());
             if let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier {
                 endpoint.hostname = format!("{}.example", server.name);
+            }
+            if draining.contains(&server.name) {
+                endpoint.health_status = HealthStatus::Draining as i32;
             }
             endpoint
         };

@@ -14,6 +14,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use mesh_core::{
+    filter::Session,
     rng::SplitMix64,
     route::{
         Caller, ChosenCluster, CompiledAction, Decision, DecisionAction, Forwarding, RequestView,
@@ -42,9 +43,14 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
     protocol: Protocol,
     rng: &mut SplitMix64,
 ) -> Result<Chosen<'l, M>, Stop> {
+    let session = live.session(number);
+    let session = session.and_then(|config| Session::of(config, view));
     let caller = Caller {
         source_ip: crate::source_ip::of_process(),
         channel: Some(listener.channel()),
+        cluster: session
+            .as_ref()
+            .and_then(|session| live.find(session.cluster()?)),
     };
     let routes = &live.snapshot.routes;
     let decision = Box::new(routes.decide_route(number, view, &caller, rng));
@@ -95,6 +101,7 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
         cluster: live.clusters.get(cluster),
         filters: live.filters(number, cluster),
         decision: Some(decision),
+        session: session.map(Box::new),
     })
 }
 
@@ -120,6 +127,7 @@ fn answer(
 #[cold]
 pub(super) fn prepare<M: MakeEndpoint>(
     mut decision: Box<Decision<'_>>,
+    session: Option<Box<Session>>,
     listener: &ListenerRuntime<M>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
@@ -155,9 +163,12 @@ pub(super) fn prepare<M: MakeEndpoint>(
         route: None,
         affinity: Affinity {
             hash: forwarding.hash,
-            override_host: None,
             metadata: decision.metadata_match().cloned(),
+            override_host: session
+                .as_ref()
+                .and_then(|session| Some((session.endpoint()?, session.is_strict()))),
         },
+        session,
         dialled: original.filter(|_| forwarding.authority_of_endpoint),
         mirrors: forwarding.mirrors.into_iter().cloned().collect(),
         hedge: forwarding.hedge.copied(),

@@ -68,7 +68,7 @@ pub(super) async fn send<M: MakeEndpoint>(
             return call.fail(Error::new(ErrorKind::NoRoute, reason));
         }
     };
-    call.deadline = deadline(chosen.forward, timeout.as_ref(), [started, now]);
+    call.deadline = deadline(chosen.forward, protocol, timeout.as_ref(), [started, now]);
     call.send(live, chosen, &mut outgoing, started, options, drawn)
         .await
 }

@@ -25,7 +25,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::{
-    filter::Filters,
+    filter::{Filters, Session},
     outcome::Outcome,
     rng::SplitMix64,
     route::{CompiledRoute, Decision, ForwardAction, RequestView},
@@ -259,7 +259,7 @@ fn proceed<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let forward = chosen.forward;
     if let Some(decision) = chosen.decision {
-        match decided::prepare(decision, listener, live, outgoing) {
+        match decided::prepare(decision, chosen.session, listener, live, outgoing) {
             Ok(extras) => in_flight.extras = Some(extras),
             Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
         }
@@ -316,6 +316,7 @@ struct Chosen<'l, M: MakeEndpoint> {
     cluster: &'l Arc<ClusterRuntime<M>>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
+    session: Option<Box<Session>>,
     /// What the request meets before it is sent.
     filters: Option<&'l Filters>,
 }
@@ -375,7 +376,7 @@ fn permit<'l, M: MakeEndpoint>(
             return Err((stop, span));
         }
     };
-    let deadline = deadline(chosen.forward, timeout, [started, now]);
+    let deadline = deadline(chosen.forward, protocol, timeout, [started, now]);
     let in_flight = InFlight::begin(state, started, deadline, protocol, span);
     Ok((in_flight, chosen))
 }
@@ -384,10 +385,15 @@ fn permit<'l, M: MakeEndpoint>(
 #[inline]
 fn deadline(
     forward: &ForwardAction,
+    protocol: Protocol,
     timeout: Option<&HeaderValue>,
     [started, now]: [Instant; 2],
 ) -> Option<Instant> {
-    let limit = earlier(forward.timeout, forward.stream_limit);
+    let of_stream = match protocol {
+        Protocol::Grpc => forward.stream_limit,
+        Protocol::Http => forward.http_stream_limit,
+    };
+    let limit = earlier(forward.timeout, of_stream);
     let of_route = limit.and_then(|limit| now.checked_add(limit));
     earlier(asked_deadline(timeout, started), of_route)
 }
@@ -412,7 +418,8 @@ fn choose<'l, M: MakeEndpoint>(
             format!("listener {name}: no route of virtual host {host} matches {method} {path}"),
         )));
     };
-    match route.plain() {
+    let plain = route.plain().filter(|_| live.session(number).is_none());
+    match plain {
         Some(forward) => {
             let cluster = forward.cluster(rng);
             Ok(Chosen {
@@ -420,6 +427,7 @@ fn choose<'l, M: MakeEndpoint>(
                 forward,
                 cluster: live.clusters.get(cluster),
                 decision: None,
+                session: None,
                 filters: live.filters(number, cluster),
             })
         }

@@ -38,8 +38,8 @@ use crate::{
 pub(crate) struct Affinity {
     /// The hash of its route's policies.
     pub(crate) hash: Option<u64>,
-    /// The endpoint of its session.
-    pub(crate) override_host: Option<SocketAddr>,
+    /// The endpoint of its session, and whether no other will do.
+    pub(crate) override_host: Option<(SocketAddr, bool)>,
     /// The metadata that the endpoint must have.
     pub(crate) metadata: Option<Arc<LbMetadata>>,
 }
@@ -220,8 +220,18 @@ impl<M: MakeEndpoint> ClusterState<M> {
         let snapshot = &self.snapshot;
         let mut context = PickContext::new(rng, previous);
         context.hash = affinity.hash;
-        context.override_host = affinity.override_host;
         context.metadata = affinity.metadata.as_deref();
+        if let Some((host, is_strict)) = affinity.override_host {
+            if is_strict {
+                return match snapshot.pick_only(host) {
+                    PickResult::Endpoint(index) => Some(Ok(index as u32)),
+                    PickResult::Queue => None,
+                    PickResult::Fail => Some(Err(self.session_lost(host))),
+                };
+            }
+            // As in Envoy, whoever tries again goes elsewhere.
+            context.override_host = previous.is_empty().then_some(host);
+        }
         if self.observes() {
             context.now = Some(Instant::now().into_std());
         }
@@ -286,6 +296,18 @@ impl<M: MakeEndpoint> ClusterState<M> {
             named: &named,
         };
         self.load.record_metrics(endpoint, &metrics);
+    }
+
+    #[cold]
+    fn session_lost(&self, host: SocketAddr) -> Error {
+        Error::new(
+            ErrorKind::NoEndpoint,
+            format!(
+                "cluster {}: endpoint {host} of the session cannot be used, and no other will do \
+                 (strict)",
+                self.name()
+            ),
+        )
     }
 
     fn no_endpoint(&self) -> Error {

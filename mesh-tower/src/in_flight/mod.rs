@@ -184,7 +184,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     fn finish_head<B>(&self, response: &mut Response<B>) {
         self.touch();
         if let Some(extras) = &self.extras {
-            extras.apply(response);
+            extras.apply(response, self.endpoint(), self.state.name());
         }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);

@@ -13,6 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::{
     ConfigError,
+    config::StatefulSession,
     filter::Filters,
     rng::Rng,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
@@ -92,6 +93,12 @@ impl<M: MakeEndpoint> Live<M> {
 }
 
 impl<M: MakeEndpoint> LiveSnapshot<M> {
+    /// How sessions of a route, by its number, stick to endpoints.
+    #[inline]
+    pub(crate) fn session(&self, route: u32) -> Option<&Arc<StatefulSession>> {
+        self.snapshot.filters.session(route)
+    }
+
     /// What a request meets on this route to this cluster; both by their numbers in the snapshot.
     #[inline]
     pub(crate) fn filters(&self, route: u32, cluster: u32) -> Option<&Filters> {

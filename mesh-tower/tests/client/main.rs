@@ -1,6 +1,7 @@
 //! What the client does with requests, over stub endpoints and paused time.
 
 mod balance;
+mod deadlines;
 mod filters;
 mod forward;
 mod hedging;

@@ -149,10 +149,10 @@ fn hold_alike(a: &RouteConfig, b: &RouteConfig) -> bool {
         name: _,
         virtual_hosts: _,
         headers,
+        filters,
         most_specific_mutations_win,
         // Decides which virtual host it is, which is compared.
         ignore_port: _,
-        filters,
     } = a;
     *headers == b.headers
         && *filters == b.filters

@@ -8,6 +8,7 @@ mod cors;
 mod fault;
 mod header_mutation;
 mod rate_limit;
+mod stateful_session;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,6 +21,7 @@ pub use self::{
         DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX, DescriptorEntry, DescriptorSource,
         LocalRateLimit, RateLimit, RateLimitDescriptor, TokenBucket,
     },
+    stateful_session::StatefulSession,
 };
 use super::{JwtAuthn, Rbac};
 
@@ -88,6 +90,9 @@ pub enum FilterConfig {
     Cors(Option<Arc<CorsPolicy>>),
     /// Changes of headers. Every level's are made.
     HeaderMutation(Arc<HeaderMutation>),
+    /// Sessions that stick to an endpoint (clients); `None` where the listener lists the filter without
+    /// saying how.
+    StatefulSession(Option<Arc<StatefulSession>>),
     /// Most bytes of a request's body (servers).
     Buffer {
         /// Longer bodies are answered with 413, and those that do not say their length with 411.

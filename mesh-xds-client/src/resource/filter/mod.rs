@@ -13,6 +13,7 @@ mod jwt_authn;
 mod local_ratelimit;
 mod rate_limit;
 mod rbac;
+mod stateful_session;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -53,7 +54,7 @@ struct FilterType {
 }
 
 /// What is known.
-const TYPES: [FilterType; 8] = [
+const TYPES: [FilterType; 9] = [
     rbac::TYPE,
     jwt_authn::TYPE,
     fault::TYPE,
@@ -62,6 +63,7 @@ const TYPES: [FilterType; 8] = [
     cors::TYPE,
     header_mutation::TYPE,
     buffer::TYPE,
+    stateful_session::TYPE,
 ];
 
 const BOTH: &[Side] = &[Side::Client, Side::Server];

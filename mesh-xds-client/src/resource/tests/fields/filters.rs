@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::{
     config::{
         common::mutation_rules::v3::{HeaderMutation as Mutation, header_mutation},
-        core::v3::RuntimeFractionalPercent,
+        core::v3::{RuntimeFractionalPercent, TypedExtensionConfig},
         route::v3::{
             RateLimit,
             rate_limit::{
@@ -29,10 +29,15 @@ use envoy_types::pb::envoy::{
                 fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
                 header_mutation::v3::{HeaderMutation, Mutations},
                 local_ratelimit::v3::LocalRateLimit,
+                stateful_session::v3::StatefulSession,
             },
         },
+        http::stateful_session::cookie::v3::CookieBasedSessionState,
     },
-    r#type::v3::{FractionalPercent, TokenBucket},
+    r#type::{
+        http::v3::Cookie,
+        v3::{FractionalPercent, TokenBucket},
+    },
 };
 
 use super::{
@@ -92,7 +97,7 @@ fn faults(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         ..FaultAbort::default()
     };
     let fault = HttpFault {
-        delay: Some(delay.clone()),
+        delay: Some(delay),
         abort: Some(abort.clone()),
         ..HttpFault::default()
     };
@@ -189,8 +194,8 @@ fn concurrency(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         ..MinimumRttCalculationParams::default()
     };
     let gradient = GradientControllerConfig {
-        concurrency_limit_params: Some(limits.clone()),
-        min_rtt_calc_params: Some(min_rtt.clone()),
+        concurrency_limit_params: Some(limits),
+        min_rtt_calc_params: Some(min_rtt),
         ..GradientControllerConfig::default()
     };
     let with = |gradient: GradientControllerConfig| AdaptiveConcurrency {
@@ -199,18 +204,18 @@ fn concurrency(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         )),
         ..AdaptiveConcurrency::default()
     };
-    add(t, "", k, &with(gradient.clone()), |m| on_client(any(&m)));
+    add(t, "", k, &with(gradient), |m| on_client(any(&m)));
     add(t, "", k, &gradient, |m| on_client(any(&with(m))));
     add(t, "", k, &limits, |m| {
         on_client(any(&with(GradientControllerConfig {
             concurrency_limit_params: Some(m),
-            ..gradient.clone()
+            ..gradient
         })))
     });
     add(t, "", k, &min_rtt, |m| {
         on_client(any(&with(GradientControllerConfig {
             min_rtt_calc_params: Some(m),
-            ..gradient.clone()
+            ..gradient
         })))
     });
 }
@@ -247,4 +252,19 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         max_request_bytes: uint32(1),
     };
     add(t, "", k, &buffer, |m| on_server(any(&m)));
+    let in_session = |state: CookieBasedSessionState| StatefulSession {
+        session_state: Some(TypedExtensionConfig {
+            name: "cookie".into(),
+            typed_config: Some(any(&state)),
+        }),
+        ..StatefulSession::default()
+    };
+    let state = CookieBasedSessionState {
+        cookie: Some(Cookie {
+            name: "c".into(),
+            ..Cookie::default()
+        }),
+    };
+    add(t, "", k, &in_session(state.clone()), |m| on_client(any(&m)));
+    add(t, "", k, &state, |m| on_client(any(&in_session(m))));
 }

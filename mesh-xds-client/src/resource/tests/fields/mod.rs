@@ -74,6 +74,7 @@ const NOTES: &[(&str, &[&str])] = &[
             "RateLimit.Action.HeaderValueMatch expect_match",
             "AdaptiveConcurrency concurrency_limit_exceeded_status",
             "AdaptiveConcurrency enabled",
+            "StatefulSession session_state",
         ],
     ),
     (
