@@ -18,7 +18,7 @@ use crate::{
     keys::Wanted,
     metrics::Metrics,
     model::ObjectSet,
-    registry::Members,
+    registry::{Members, Registry},
     server::Clients,
     source::{FileSource, Loaded, loses_endpoints, loses_members},
 };
@@ -38,6 +38,8 @@ pub(crate) struct Follower {
     held: (ObjectSet, Vec<Diagnostic>),
     /// The instances among it.
     published: Arc<Members>,
+    /// Where they are told.
+    shown: watch::Sender<Option<Arc<Members>>>,
 }
 
 impl Follower {
@@ -47,8 +49,9 @@ impl Follower {
         world: watch::Sender<Option<Arc<World>>>,
         (metrics, clients): (Metrics, Clients),
         diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
-        members: watch::Receiver<Arc<Members>>,
+        registry: &Registry,
     ) -> Self {
+        let members = registry.members();
         let published = Arc::clone(&members.borrow());
         Self {
             options,
@@ -58,6 +61,7 @@ impl Follower {
             clients,
             diagnostics,
             published,
+            shown: registry.shown(),
             members,
             held: Default::default(),
         }
@@ -151,6 +155,7 @@ impl Follower {
         let world = Arc::new(world.made_of(&loaded.objects));
         self.world.send_replace(Some(Arc::clone(&world)));
         self.clients.published(&world);
+        self.shown.send_replace(Some(Arc::clone(&self.published)));
         self.metrics.published(begin.elapsed(), services, &counts);
         self.held = (loaded.objects.clone(), found);
         let classes = self.clients.classes().borrow().clone();

@@ -266,7 +266,7 @@ impl ControlPlaneBuilder {
             world,
             (metrics.clone(), clients.clone()),
             Arc::clone(&diagnostics),
-            registry.members(),
+            &registry,
         );
         // Nobody is served before every source is read.
         follower.publish(&loaded.borrow().clone());

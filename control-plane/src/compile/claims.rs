@@ -40,7 +40,7 @@ pub(super) fn claim(path: &[String], text: &str) -> Result<MetadataMatcher, Stri
 /// An issuer holds slashes, so that where it ends is not known: every place is tried.
 pub(super) fn principal(text: &str) -> Result<Principal, String> {
     let wrong = || format!("{text:?} is not ISSUER/SUBJECT, with * first or last at most");
-    let inner = text.strip_prefix('*').or(text.strip_suffix('*'));
+    let inner = text.strip_prefix('*').or_else(|| text.strip_suffix('*'));
     if inner.unwrap_or(text).contains('*') {
         return Err(wrong());
     }

@@ -35,7 +35,7 @@ pub(super) fn compile(
     options: &CompileOptions,
     names: &Names<'_>,
     findings: &mut Vec<Diagnostic>,
-) -> Result<Scoped<Vec<JwtProvider>>, Scoped<Authorization>> {
+) -> Result<Scoped<Vec<JwtProvider>>, Box<Scoped<Authorization>>> {
     let refs = (spec.target_ref.as_ref(), spec.target_refs.as_slice());
     let selector = spec.selector.as_ref();
     let mut compiled = select(object, selector, refs, names, findings, Vec::new());
@@ -56,7 +56,7 @@ pub(super) fn compile(
                 let field = format!("{field}.{part}");
                 let help = "what it selects is closed";
                 findings.push(object.diagnose(FAILS_CLOSED, &field, message, help));
-                return Err(closed(&compiled));
+                return Err(Box::new(closed(&compiled)));
             }
         }
     }

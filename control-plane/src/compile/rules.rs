@@ -289,7 +289,7 @@ fn authenticated_regex(text: &str) -> Result<Principal, String> {
 
 /// A part between two slashes, with `*` first or last, as a regular expression.
 fn segment(text: &str, what: &str) -> Result<String, String> {
-    let inner = text.strip_prefix('*').or(text.strip_suffix('*'));
+    let inner = text.strip_prefix('*').or_else(|| text.strip_suffix('*'));
     let plain = inner.unwrap_or(text);
     if plain.is_empty() || plain.contains(['*', '/']) {
         return Err(format!(

@@ -139,7 +139,7 @@ impl SecurityPolicies {
                 Spec::RequestAuthentication(spec) => {
                     match request_auth::compile(object, spec, options, &names, findings) {
                         Ok(scoped) => policies.tokens.push(scoped),
-                        Err(closed) => policies.authorization.push(closed),
+                        Err(closed) => policies.authorization.push(*closed),
                     }
                 }
                 Spec::ServiceIntentions(spec) => {

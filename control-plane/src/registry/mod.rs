@@ -60,6 +60,9 @@ const JITTER: f64 = 0.1;
 /// What is due is done at most this often.
 const TICK_MIN: Duration = Duration::from_millis(20);
 
+/// Longest that whoever registers waits until clients are told of it.
+pub const SHOWN_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// All instances that registered. Clones are the same registry.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
@@ -67,6 +70,8 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     table: Mutex<Table>,
     members: watch::Sender<Arc<Members>>,
+    /// What clients are shown; `None` as long as nobody shows them anything.
+    shown: watch::Sender<Option<Arc<Members>>>,
     index: watch::Sender<u64>,
     writer: Writer,
     probes: Mutex<BTreeMap<String, Probes>>,
@@ -100,6 +105,7 @@ impl Registry {
         let registry = Self(Arc::new(Inner {
             table: Mutex::new(table),
             members,
+            shown: watch::Sender::new(None),
             index,
             writer: Writer::start(store)?,
             probes: Mutex::default(),
@@ -118,7 +124,13 @@ impl Registry {
         self.0.members.subscribe()
     }
 
-    /// Takes an instance in; returns when that is kept.
+    /// Where whoever shows [`members`](Self::members) to clients says which ones they are shown.
+    pub(crate) fn shown(&self) -> watch::Sender<Option<Arc<Members>>> {
+        self.0.shown.clone()
+    }
+
+    /// Takes an instance in; returns when that is kept, and when clients that ask are told of it, for
+    /// which it waits for [`SHOWN_WAIT_MAX`].
     ///
     /// # Errors
     /// When it cannot be kept.
@@ -126,7 +138,28 @@ impl Registry {
         let id = registration.id.clone();
         let ((), kept) = self.change(|table, now| table.register(registration, now));
         self.follow(&id);
-        kept.wait().await
+        kept.wait().await?;
+        self.is_shown(&id).await;
+        Ok(())
+    }
+
+    async fn is_shown(&self, id: &str) {
+        let member = self.0.members.borrow().get(id).cloned();
+        let mut shown = self.0.shown.subscribe();
+        let is_current = |shown: &Option<Arc<Members>>| match (shown, &member) {
+            (Some(shown), Some(member)) => match shown.get(id) {
+                Some(held) if Arc::ptr_eq(held, member) => true,
+                // It has changed in the meantime.
+                _ => self
+                    .0
+                    .members
+                    .borrow()
+                    .get(id)
+                    .is_none_or(|now| !Arc::ptr_eq(now, member)),
+            },
+            (None, _) | (_, None) => true,
+        };
+        _ = tokio::time::timeout(SHOWN_WAIT_MAX, shown.wait_for(is_current)).await;
     }
 
     /// An instance goes: it drains for [`DRAIN`] and is forgotten then.

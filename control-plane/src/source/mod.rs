@@ -15,6 +15,8 @@ mod last_good_tests;
 mod parse;
 mod schema;
 #[cfg(test)]
+mod table_examples;
+#[cfg(test)]
 mod table_tests;
 #[cfg(test)]
 mod tests;

@@ -64,7 +64,10 @@ impl FilterTable {
         // Most hosts say nothing, and listeners list filters that do nothing by themselves.
         let base = compile(scope, filters, states);
         let is_silent = config.filters.is_none() && host.filters.is_none();
-        if base.is_none() && is_silent && host.routes.iter().all(says_nothing) {
+        let has_session = filters
+            .iter()
+            .any(|filter| matches!(filter.config, FilterConfig::StatefulSession(Some(_))));
+        if base.is_none() && !has_session && is_silent && host.routes.iter().all(says_nothing) {
             return Self::default();
         }
         let mut compiler = TableCompiler {

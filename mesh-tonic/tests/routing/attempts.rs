@@ -18,7 +18,7 @@ use super::{
 /// A server that never answers, and one that does.
 async fn half_hung() -> Services {
     let services = Services::start(&[]).await;
-    let hung = axum::Router::new().fallback(|| std::future::pending::<()>());
+    let hung = axum::Router::new().fallback(std::future::pending::<()>);
     let hung = server(&services.world, "shop", hung).await;
     let good = echo::router("good", &Arc::default(), &Arc::default());
     let good = server(&services.world, "shop", good).await;
