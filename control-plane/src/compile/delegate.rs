@@ -123,6 +123,8 @@ fn merged(root: &HttpRoute, leaf: &HttpRoute, matches: Vec<HttpMatch>) -> HttpRo
         merged.rewrite = merged.rewrite.or_else(|| root.rewrite.clone());
         merged.timeout = merged.timeout.or_else(|| root.timeout.clone());
         merged.retries = merged.retries.or_else(|| root.retries.clone());
+        merged.fault = merged.fault.or_else(|| root.fault.clone());
+        merged.cors_policy = merged.cors_policy.or_else(|| root.cors_policy.clone());
         if merged.mirror.is_none() && merged.mirrors.is_empty() {
             merged.mirror.clone_from(&root.mirror);
             merged.mirrors.clone_from(&root.mirrors);

@@ -111,6 +111,7 @@ spec:
   - name: api
     match: [{{uri: {{prefix: /api}}, headers: {{h: {{exact: a}}}}}}]
     timeout: 9s
+    fault: {{abort: {{httpStatus: 418}}}}
     delegate: {delegate}
   - name: rest
     route: [{{destination: {{host: greeter}}}}]
@@ -145,6 +146,9 @@ spec:
         (timeout(&routes[0]), timeout(&routes[1])),
         (Some(9), Some(1))
     );
+    for (number, is_faulty) in [(0, true), (1, true), (2, false)] {
+        assert_eq!(routes[number].filters.is_some(), is_faulty, "{number}");
+    }
 
     for (delegate, child) in [
         ("{name: nobody}", child.to_owned()),
