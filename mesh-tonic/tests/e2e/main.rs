@@ -3,6 +3,7 @@
 
 mod destination;
 mod load;
+mod port_level;
 mod registry;
 mod rotation;
 mod secured;
