@@ -6,6 +6,7 @@ mod changes;
 mod clusters;
 mod echo;
 mod explain;
+mod filters;
 mod hashes;
 mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
