@@ -168,6 +168,7 @@ fn what_was_earned_is_spent_once() {
         let limits = CircuitBreakers {
             max_requests: 10,
             retry_budget: budget,
+            ..CircuitBreakers::default()
         };
         let circuit = Arc::new(Circuit::default());
         assert!(circuit.try_acquire(&limits), "earns one");
@@ -175,7 +176,7 @@ fn what_was_earned_is_spent_once() {
         let take = |taken: &Arc<AtomicU32>| {
             let taken = Arc::clone(taken);
             move |circuit: &Circuit| {
-                if circuit.try_acquire_retry(&budget) {
+                if circuit.try_acquire_retry(&limits) {
                     taken.fetch_add(1, SeqCst);
                 }
             }
