@@ -83,7 +83,7 @@ impl Keys {
         let is_complete = fetched.iter().all(|(_, keys)| keys.is_ok());
         let mut now = KeySets::new();
         for (uri, keys) in fetched {
-            let keys = match (keys, self.held.remove(&uri)) {
+            let keys = match (keys, self.held.get(&uri).cloned()) {
                 (Ok(keys), _) => Ok(Arc::from(keys)),
                 (Err(why), Some(Ok(held))) => {
                     tracing::warn!(uri, why, "keys cannot be fetched: those from before stay");

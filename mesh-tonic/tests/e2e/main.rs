@@ -7,6 +7,9 @@ mod port_level;
 mod registry;
 mod rotation;
 mod secured;
+#[path = "../interop/authz/signer.rs"]
+mod signer;
+mod tokens;
 mod traces;
 mod world;
 

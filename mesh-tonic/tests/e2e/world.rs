@@ -235,14 +235,21 @@ impl World {
     }
 }
 
+/// In the directory of a world: roots of those who serve the keys of issuers.
+pub(crate) const ISSUER_ROOTS: &str = "issuers.pem";
+
 async fn launch(dir: &Path, xds: SocketAddr, cert_ttl: Duration) -> Running {
-    ControlPlane::builder(dir.join("config"), dir.join("data"))
+    let mut builder = ControlPlane::builder(dir.join("config"), dir.join("data"))
         .xds_listen(xds)
         .http_listen(SocketAddr::from(([127, 0, 0, 1], 0)))
-        .cert_ttl(cert_ttl)
-        .start()
-        .await
-        .unwrap()
+        .cert_ttl(cert_ttl);
+    let roots = dir.join(ISSUER_ROOTS);
+    if roots.exists() {
+        builder = builder
+            .jwks_ca_file(roots)
+            .jwks_refresh(Duration::from_millis(50));
+    }
+    builder.start().await.unwrap()
 }
 
 fn directories(config: &str) -> TempDir {

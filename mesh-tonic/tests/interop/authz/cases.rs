@@ -2,16 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures_util::{StreamExt as _, stream};
-use ring::{
-    rand::SystemRandom,
-    signature::{Ed25519KeyPair, KeyPair as _},
-};
-use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, held_addresses, listener, proxy, serve};
+use super::{ask, for_envoy, held_addresses, listener, proxy, serve, signer::Signer};
 
 /// Requests at a time.
 const IN_FLIGHT: usize = 32;
@@ -311,31 +305,7 @@ fn whole() -> Vec<Case> {
     ]
 }
 
-struct Signer {
-    key: Ed25519KeyPair,
-}
-
 impl Signer {
-    fn new() -> Self {
-        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
-        let key = Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap();
-        Self { key }
-    }
-
-    fn keys(&self) -> String {
-        let x = BASE64_URL_SAFE_NO_PAD.encode(self.key.public_key());
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": "k", "x": x}]})
-            .to_string()
-    }
-
-    fn token(&self, claims: &str) -> String {
-        let header = json!({"alg": "EdDSA", "kid": "k", "typ": "JWT"}).to_string();
-        let encode = |text: &str| BASE64_URL_SAFE_NO_PAD.encode(text);
-        let signed = format!("{}.{}", encode(&header), encode(claims));
-        let signature = self.key.sign(signed.as_bytes());
-        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
-    }
-
     /// The bytes of a request.
     fn request(&self, asked: &str) -> String {
         let mut words = asked.split(' ');

@@ -7,6 +7,7 @@
 mod cases;
 mod paths;
 mod proxy;
+mod signer;
 
 use std::{net::SocketAddr, sync::Arc};
 
