@@ -3,6 +3,7 @@
 mod answers;
 mod attempts;
 mod changes;
+mod churn;
 mod clusters;
 mod echo;
 mod explain;
