@@ -157,6 +157,9 @@ struct Serve {
     /// Another name or address that clients dial, for the certificate of the control plane.
     #[arg(long = "dialled-as")]
     dialled_as: Vec<String>,
+    /// PEM roots of those who serve the keys of issuers (`jwksUri`). Default: the system's.
+    #[arg(long)]
+    jwks_uri_ca: Option<PathBuf>,
     /// Who may do over HTTP what the admin key allows, as NAMESPACE/SERVICE_ACCOUNT.
     #[arg(long = "admin", value_parser = identity)]
     admins: Vec<Identity>,
@@ -354,6 +357,9 @@ impl Serve {
         }
         for admin in self.admins {
             builder = builder.admin(admin);
+        }
+        if let Some(roots) = self.jwks_uri_ca {
+            builder = builder.jwks_ca_file(roots);
         }
         if let Some(dir) = self.ca_dir {
             builder = builder.ca_dir(dir);
