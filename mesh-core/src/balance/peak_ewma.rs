@@ -23,11 +23,15 @@ impl PeakEwma {
 
     fn load(&self, endpoint: &ClusterEndpoint, now: Option<std::time::Instant>) -> f64 {
         let observed = endpoint.stats.observed();
-        let latency = observed
-            .and_then(|observed| observed.latency(now, self.config.decay))
-            .unwrap_or(self.config.default_rtt);
+        let latency = observed.and_then(|observed| observed.latency(now, self.config.decay));
+        let in_flight = endpoint.stats.in_flight();
+        // As in Finagle, one that was never measured is asked at once, by one request.
+        if latency.is_none() && in_flight == 0 {
+            return 0.0;
+        }
+        let latency = latency.unwrap_or(self.config.default_rtt);
         // Added up in 64 bits: 10 s times 2^32 requests fit.
-        let requests = u64::from(endpoint.stats.in_flight()) + 1;
+        let requests = u64::from(in_flight) + 1;
         latency.as_nanos() as f64 * requests as f64 / f64::from(endpoint.weight)
     }
 }

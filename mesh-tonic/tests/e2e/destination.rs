@@ -81,7 +81,7 @@ async fn our_own_balancers_reach_the_library() {
 apiVersion: mesh/v1
 kind: BalancerPolicy
 metadata: {{name: greeter, namespace: default}}
-spec: {{host: greeter, peakEwma: {{decay: 5s}}, panicThreshold: 40}}
+spec: {{host: greeter, peakEwma: {{decay: 200ms}}, panicThreshold: 40}}
 "
         ),
     );
