@@ -202,6 +202,18 @@ fn peak_ewma_rises_at_once_falls_slowly_and_comes_back() {
 }
 
 #[test]
+fn peak_ewma_asks_an_endpoint_that_was_never_measured() {
+    let endpoints = ready(2);
+    let picker = picker(&LbPolicy::PeakEwma(PeakEwma::default()), &endpoints);
+    let now = Instant::now();
+    observe(&picker, &endpoints, 0, (now, MS), true, None);
+    assert_eq!(count_at(&picker, &endpoints, now, 10), [0, 10]);
+    // Another request does not follow before the first has come back.
+    endpoints[1].stats.begin();
+    assert_eq!(count_at(&picker, &endpoints, now, 10), [10, 0]);
+}
+
+#[test]
 fn peak_ewma_avoids_the_slow_and_the_failing() {
     for is_success in [true, false] {
         let endpoints = ready(10);
