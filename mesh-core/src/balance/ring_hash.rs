@@ -105,9 +105,6 @@ impl LoadBalancer for RingHash {
                 break;
             }
         }
-        full.map_or_else(
-            || unready(endpoints, context.previous),
-            PickResult::Endpoint,
-        )
+        full.map_or_else(|| unready(endpoints), PickResult::Endpoint)
     }
 }
