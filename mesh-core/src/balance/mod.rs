@@ -24,6 +24,7 @@ mod ring_hash;
 mod round_robin;
 mod sample;
 mod session;
+mod spill_over;
 mod subset;
 #[cfg(test)]
 mod tests;
@@ -34,8 +35,8 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 pub(crate) use build::{Group, LbPolicyFactories, Parts};
 use least_request::LeastRequest;
 pub use locality::{ZoneShare, zone_shares};
-pub(crate) use priority::TierState;
 pub use priority::{Failover, FailoverChoice, PRIORITY_FAILOVER_TIMEOUT};
+pub(crate) use priority::{TierParts, TierState};
 use round_robin::RoundRobin;
 pub(crate) use session::resolve as resolve_override;
 pub use session::{SessionCookie, SessionCookieError};

@@ -102,8 +102,9 @@ async fn connect(shared: &Arc<Shared>) -> Result<Ended, BoxError> {
 const IDLE_LOOKS: u32 = 4;
 
 async fn keep_http2(shared: &Arc<Shared>, stream: Stream, alpn: Alpn) -> Result<Ended, BoxError> {
-    let options = &shared.dialer.context.cluster.connection;
-    let (connection, driver) = http2::handshake(stream, true, options).await?;
+    let cluster = &shared.dialer.context.cluster;
+    let options = &cluster.connection;
+    let (connection, driver) = http2::handshake(stream, true, cluster).await?;
     let mut held = shared.put_http2(connection);
     shared.set_connectivity(Connectivity::Ready);
     let mut driver = Box::pin(driver);
@@ -175,8 +176,7 @@ async fn another(
 ) -> Result<(http2::Connection, Driver), BoxError> {
     let permit = shared.dialer.connections.permit_kept();
     let stream = shared.dialer.dial(alpn, permit).await?;
-    let options = &shared.dialer.context.cluster.connection;
-    http2::handshake(stream, true, options).await
+    http2::handshake(stream, true, &shared.dialer.context.cluster).await
 }
 
 /// Tells whether requests have come.

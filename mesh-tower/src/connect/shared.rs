@@ -265,8 +265,8 @@ impl Shared {
         }
         let permit = self.dialer.connections.permit_kept();
         let stream = self.dialer.dial(Alpn::Http2, permit).await?;
-        let options = &self.dialer.context.cluster.connection;
-        let (connection, driver) = http2::handshake(stream, false, options).await?;
+        let cluster = &self.dialer.context.cluster;
+        let (connection, driver) = http2::handshake(stream, false, cluster).await?;
         let held = self.put_http2(connection);
         let shared = Arc::clone(self);
         tokio::spawn(async move {

@@ -137,6 +137,18 @@ async fn an_endpoint_that_refuses_costs_no_error_at_one_and_at_many_callers() {
 }
 
 #[tokio::test]
+async fn a_listener_that_nobody_serves_takes_connections_and_gets_no_call_over_http2() {
+    // The kernel takes them: a server that is stopping, or a proxy whose backend is gone, is like this.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = TestServer::start().await;
+    let addresses = [silent.local_addr().unwrap(), server.address()];
+    let (_config, service) = client(&addresses, HttpVersion::Http2, false);
+    for callers in [1, 32] {
+        assert_eq!(load(&service, callers, 50).await, [""; 0], "{callers}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_killed_and_comes_back_costs_no_idempotent_call() {
     for version in [HttpVersion::Http1, HttpVersion::Http2] {
         let (stays, leaves) = (TestServer::start().await, TestServer::start().await);

@@ -3,6 +3,7 @@
 mod hash;
 mod learning;
 mod priority;
+mod properties;
 mod weights;
 
 use std::time::Duration;
@@ -264,8 +265,9 @@ fn a_policy_of_the_application_is_used_and_told_its_config() {
                 tier: 0,
                 weight: 1,
                 range: 0..3,
+                total: 3,
             }],
-            rests: vec![(0..0, 3)],
+            tier_parts: vec![TierParts::default()],
             single_probe: false,
             tiers: &Arc::default(),
             factories: &[("nth".to_owned(), Arc::new(Factory) as _)].into(),
