@@ -98,8 +98,14 @@ fn apply_one(
         }
     }
     let own = compiled.own_clusters.iter_mut();
-    for (_, clusters) in own.filter(|(name, _)| is_meant(name.as_str())) {
-        clusters.iter_mut().for_each(|(_, cluster)| change(cluster));
+    for own in own
+        .filter(|(name, _)| is_meant(name.as_str()))
+        .flat_map(|(_, own)| own)
+    {
+        change(&mut own.cluster);
+        if let Some(placed) = own.endpoints.as_mut().filter(|_| factor.is_some()) {
+            Arc::make_mut(placed).spill_over(factor);
+        }
     }
     if factor.is_some() {
         let endpoints = compiled.endpoints.iter_mut();

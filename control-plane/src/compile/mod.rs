@@ -12,6 +12,7 @@ mod claims;
 mod clusters;
 mod consul;
 mod delegate;
+mod destination_rules;
 mod fault;
 mod gateway;
 mod hashing;
@@ -20,6 +21,7 @@ mod intentions;
 mod locality;
 mod members;
 mod mesh_policy;
+mod own;
 mod policy;
 mod pool;
 mod rate_limit;
@@ -47,27 +49,27 @@ use std::{
 use mesh_core::{
     ClusterName, EndpointsName, RouteConfigName,
     config::{
-        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, Route,
-        RouteAction, RouteConfig, RouteSource,
+        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, RouteConfig,
+        RouteSource,
     },
 };
 
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic},
-    model::{ClientSelector, DestinationRule, Object, ObjectKey, ObjectSet, Spec},
+    diagnostic::Diagnostic,
+    model::{Object, ObjectKey, ObjectSet},
     registry::Members,
 };
 pub(crate) use changed::changed;
-use clusters::Rules;
+use destination_rules::DestinationRules;
 pub use fault::{CORS_FILTER, FAULT_FILTER};
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+use own::OwnCluster;
 pub use rate_limit::FILTER as RATE_LIMIT_FILTER;
 use rate_limit::RateLimits;
 pub use request_auth::KeySets;
 pub(crate) use request_auth::key_sets;
-use scoped::ClientMatch;
 use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::{Judged, SecurityPolicies};
@@ -121,7 +123,7 @@ pub struct Compiled {
     /// File and line of each object.
     places: BTreeMap<ObjectKey, (Arc<str>, usize)>,
     /// Clusters of which some clients get another: the first that is for a client.
-    own_clusters: BTreeMap<ClusterName, Vec<(ClientMatch, Arc<Cluster>)>>,
+    own_clusters: BTreeMap<ClusterName, Vec<OwnCluster>>,
     /// Endpoints that clients in other places get in another order.
     placed: BTreeMap<EndpointsName, Arc<Placed>>,
     /// What routes to a cluster hash.
@@ -242,29 +244,11 @@ pub fn compile_with(
             }
         }
     }
-    let mut rules = BTreeMap::<String, Rules<'_>>::new();
-    for object in objects.values() {
-        if let Spec::DestinationRule(rule) = &object.spec {
-            let namespace = &object.key.namespace;
-            match services::find(&services, &rule.host, namespace, &options.cluster_domain) {
-                Some(service) => {
-                    compiled.made_of(&service.fqdn, &object.key);
-                    let rules = rules.entry(service.fqdn.clone()).or_default();
-                    let has_labels = |s: &ClientSelector| !s.match_labels.is_empty();
-                    if rule.workload_selector.as_ref().is_some_and(has_labels) {
-                        rules.of_some.push((object, rule));
-                        findings.extend(subsets_of_some(object, rule));
-                    } else {
-                        rules.of_all = Some((object, rule));
-                    }
-                }
-                None => findings.push(services::unknown_host(object, "spec.host", &rule.host)),
-            }
-        }
-    }
+    let rules =
+        DestinationRules::collect(objects, &services, options, &mut compiled, &mut findings);
     for service in services.values() {
-        let rules = rules.remove(&service.fqdn).unwrap_or_default();
-        clusters::compile(service, &rules, options, &mut compiled, &mut findings);
+        let holding = rules.of(service);
+        clusters::compile(service, &holding, options, &mut compiled, &mut findings);
     }
     balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
@@ -284,14 +268,6 @@ pub(crate) const ROUTE_KINDS: [&str; 6] = [
     "ServiceSplitter",
     "HedgePolicy",
 ];
-
-/// Subsets are for all clients, as routes to them are.
-fn subsets_of_some(object: &Object, rule: &DestinationRule) -> Option<Diagnostic> {
-    let help = "write them into a rule without a workloadSelector";
-    let message = "subsets hold for all clients: those here are not used";
-    let finding = object.diagnose(BAD_VALUE, "spec.subsets", message, help);
-    (!rule.subsets.is_empty()).then_some(finding)
-}
 
 impl Compiled {
     /// The client listener of a dialled name: `greeter`, `greeter.default`, `greeter.default.svc`,
@@ -433,35 +409,8 @@ impl Compiled {
     pub(crate) fn changed_endpoints(&self, after: &Self) -> HashSet<String> {
         let mut found = changed(&self.endpoints, &after.endpoints);
         found.extend(changed(&self.placed, &after.placed));
+        found.extend(changed(&self.own_clusters, &after.own_clusters));
         found
-    }
-
-    /// A cluster as a client gets it, with what tells apart clients that get another.
-    pub(crate) fn cluster<'v>(
-        &self,
-        name: &str,
-        viewer: impl Into<Viewer<'v>>,
-    ) -> Option<(String, &Arc<Cluster>)> {
-        let viewer = viewer.into();
-        let own = self.own_clusters.get(name).into_iter().flatten();
-        let mut own = own.enumerate();
-        match own.find(|(_, (clients, _))| clients.has(viewer)) {
-            Some((index, (_, cluster))) => Some((index.to_string(), cluster)),
-            None => Some((String::new(), self.clusters.get(name)?)),
-        }
-    }
-
-    /// Endpoints as a client gets them, with what tells apart clients that get others.
-    pub(crate) fn endpoints<'v>(
-        &self,
-        name: &str,
-        viewer: impl Into<Viewer<'v>>,
-    ) -> Option<(String, Arc<ClusterEndpoints>)> {
-        let viewer = viewer.into();
-        match self.placed.get(name) {
-            Some(placed) => Some((placed.key(viewer), Arc::new(placed.view(viewer)))),
-            None => Some((String::new(), Arc::clone(self.endpoints.get(name)?))),
-        }
     }
 
     fn add_routes(&mut self, mut routes: ScopedRoutes) {
@@ -470,7 +419,7 @@ impl Compiled {
             .iter_mut()
             .flat_map(|held| &mut held.routes)
         {
-            self.hash(&mut declared.route);
+            self.hash(declared);
         }
         let name = routes.name.clone();
         let View {
@@ -480,24 +429,6 @@ impl Compiled {
         self.routes.insert(name.clone(), config);
         if !routes.is_same_for_all() {
             self.scoped.insert(name, Arc::new(routes));
-        }
-    }
-
-    /// Routes to what balances by hash say what is hashed, unless they do already.
-    fn hash(&self, route: &mut Route) {
-        let RouteAction::Forward(forward) = &mut route.action else {
-            return;
-        };
-        let policies = forward
-            .clusters
-            .iter()
-            .map(|part| self.hashing.get(&part.name));
-        let Some(policy) = policies.flatten().next() else {
-            return;
-        };
-        let extras = forward.extras.get_or_insert_default();
-        if extras.hash_policy.is_empty() {
-            extras.hash_policy.push(policy.clone());
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod consul;
 mod destination;
+mod export;
 mod gateway;
 mod hedge;
 mod members;
