@@ -91,7 +91,7 @@ fn apply_one(
                 .as_deref()
                 .is_none_or(|own| subset == Some(own))
     };
-    for (name, cluster) in &mut compiled.clusters {
+    for (name, cluster) in compiled.clusters.iter_mut() {
         if is_meant(name.as_str()) {
             is_known = true;
             change(cluster);

@@ -18,6 +18,7 @@ use super::{
     destination_rules::{Held, Holding},
     locality::{Placed, Setting},
     own::OwnCluster,
+    patch::Recipe,
     policy::{self, Effective, Place},
     pool,
     scoped::ClientMatch,
@@ -50,10 +51,11 @@ struct Part<'p> {
 }
 
 impl Part<'_> {
-    fn has(&self, workload: &Workload) -> bool {
-        self.labels
-            .iter()
-            .all(|(key, value)| workload.labels.get(key) == Some(value))
+    fn members<'w>(&self, service: &'w ServiceInfo) -> Vec<&'w Workload> {
+        let workloads = service.workloads.iter();
+        workloads
+            .filter(|workload| Recipe::has(self.labels, workload))
+            .collect()
     }
 }
 
@@ -113,7 +115,7 @@ fn add(
     findings: &mut Vec<Diagnostic>,
 ) {
     let name = cluster_name(port.number, part.name, &service.fqdn);
-    let members: Vec<_> = service.workloads.iter().filter(|w| part.has(w)).collect();
+    let members = part.members(service);
     let port_of = Port {
         service,
         port,
@@ -129,6 +131,14 @@ fn add(
     if let Some(hash) = made.hash {
         compiled.hashing.insert(name.as_str().into(), hash);
     }
+    let recipe = Recipe {
+        cluster: name.as_str().into(),
+        port: port.number,
+        labels: part.labels.clone(),
+        is_auto_mtls: made.is_auto_mtls,
+        own: None,
+    };
+    compiled.follow_recipe(&service.fqdn, recipe);
     let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
     clusters.insert(name.as_str().into(), Arc::new(made.cluster));
     all.insert(name.as_str().into(), Arc::new(endpoints));
@@ -144,7 +154,7 @@ fn add_own(
     findings: &mut Vec<Diagnostic>,
 ) {
     let name = cluster_name(port.number, part.name, &service.fqdn);
-    let members: Vec<_> = service.workloads.iter().filter(|w| part.has(w)).collect();
+    let members = part.members(service);
     let port_of = Port {
         service,
         port,
@@ -152,11 +162,13 @@ fn add_own(
     };
     let made = cluster(&port_of, part, options, compiled, findings);
     let own = endpoints(&name, &members, port.number);
-    let for_all = compiled.endpoints.get(name.as_str());
-    let is_same = for_all.is_some_and(|all| **all == own)
+    let recipes = compiled.recipes.get(&service.fqdn);
+    let mut recipes = recipes.into_iter().flat_map(|recipes| recipes.iter());
+    let is_same = recipes
+        .any(|all| all.own.is_none() && all.cluster.as_str() == name && all.labels == *part.labels)
         && made.setting.is_none()
         && !compiled.placed.contains_key(name.as_str());
-    if for_all.is_none() {
+    if !compiled.endpoints.contains_key(name.as_str()) {
         // Clients that do not see the subset find nobody there.
         let empty = ClusterEndpoints::new(name.as_str(), Vec::new());
         let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
@@ -172,7 +184,16 @@ fn add_own(
         hash: made.hash,
     };
     let held = compiled.own_clusters.entry(name.as_str().into());
-    held.or_default().push(own);
+    let held = held.or_default();
+    let recipe = Recipe {
+        cluster: name.as_str().into(),
+        port: port.number,
+        labels: part.labels.clone(),
+        is_auto_mtls: made.is_auto_mtls,
+        own: Some(held.len()),
+    };
+    held.push(own);
+    compiled.follow_recipe(&service.fqdn, recipe);
 }
 
 /// A port of a part of a service.
@@ -187,6 +208,8 @@ struct Made {
     cluster: Cluster,
     hash: Option<HashPolicy>,
     setting: Option<Setting>,
+    /// Whether the workloads decide if clients speak mTLS.
+    is_auto_mtls: bool,
 }
 
 fn cluster(
@@ -210,9 +233,11 @@ fn cluster(
         },
         hash: None,
         setting: None,
+        is_auto_mtls: false,
     };
     let policy = policy::effective(&part.policies, port.number);
     let mode = apply(&policy, &mut made, findings);
+    made.is_auto_mtls = mode.is_none();
     let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, members, port, compiled));
     made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, part.name, options));
     made
@@ -270,7 +295,7 @@ fn apply(policy: &Effective<'_>, made: &mut Made, findings: &mut Vec<Diagnostic>
 }
 
 /// Automatic mTLS: whether the endpoints take it.
-fn takes_mtls(
+pub(super) fn takes_mtls(
     service: &ServiceInfo,
     members: &[&Workload],
     port: &PortInfo,

@@ -61,7 +61,9 @@ impl<'r> Held<'r> {
         for declared in rules {
             let (object, rule) = (&**declared.object, declared.rule);
             let policy = rule.traffic_policy.as_ref();
-            held.policy = held.policy.or(policy.map(|policy| (object, policy)));
+            held.policy = held
+                .policy
+                .or_else(|| policy.map(|policy| (object, policy)));
             for (index, subset) in rule.subsets.iter().enumerate() {
                 if held
                     .subsets

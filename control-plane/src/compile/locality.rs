@@ -168,6 +168,12 @@ impl Placed {
         }
     }
 
+    /// The same setting for other endpoints.
+    pub(super) fn with(&self, mut all: ClusterEndpoints, members: &[&Workload], port: u16) -> Self {
+        all.overprovisioning_factor = self.all.overprovisioning_factor;
+        Self::new(self.setting.clone(), all, members, port)
+    }
+
     /// How much more than its share a priority takes.
     pub(super) fn spill_over(&mut self, factor: Option<u32>) {
         self.all.overprovisioning_factor = factor;

@@ -22,6 +22,7 @@ mod locality;
 mod members;
 mod mesh_policy;
 mod own;
+mod patch;
 mod policy;
 mod pool;
 mod rate_limit;
@@ -33,6 +34,7 @@ mod rules;
 mod scoped;
 mod security;
 mod services;
+mod shared;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -66,6 +68,8 @@ pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
 use own::OwnCluster;
+pub(crate) use patch::Patched;
+use patch::Recipe;
 pub use rate_limit::FILTER as RATE_LIMIT_FILTER;
 use rate_limit::RateLimits;
 pub use request_auth::KeySets;
@@ -74,6 +78,7 @@ use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
+pub use shared::Shared;
 use visibility::Visibility;
 
 /// What holds for the whole mesh.
@@ -105,36 +110,42 @@ impl Default for CompileOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
     /// By `outbound|PORT|SUBSET|FQDN`.
-    pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
+    pub clusters: Shared<BTreeMap<ClusterName, Arc<Cluster>>>,
     /// By the same names.
-    pub endpoints: BTreeMap<EndpointsName, Arc<ClusterEndpoints>>,
+    pub endpoints: Shared<BTreeMap<EndpointsName, Arc<ClusterEndpoints>>>,
     /// By `outbound|PORT||FQDN`, for clients that nothing special is for.
-    pub routes: BTreeMap<RouteConfigName, Arc<RouteConfig>>,
+    pub routes: Shared<BTreeMap<RouteConfigName, Arc<RouteConfig>>>,
     /// Those of which some clients get another.
-    pub scoped: BTreeMap<RouteConfigName, Arc<ScopedRoutes>>,
+    pub scoped: Shared<BTreeMap<RouteConfigName, Arc<ScopedRoutes>>>,
     /// What became of the routes of Gateway API.
-    pub statuses: BTreeMap<ObjectKey, RouteStatus>,
+    pub statuses: Shared<BTreeMap<ObjectKey, RouteStatus>>,
     /// By full name.
-    pub services: BTreeMap<String, ServiceInfo>,
+    pub services: Shared<BTreeMap<String, Arc<ServiceInfo>>>,
     /// What each service is made of, by full name.
-    pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
+    pub objects: Shared<BTreeMap<String, BTreeSet<ObjectKey>>>,
     /// Where each route of each configuration is declared; `None` for one that nobody declared.
-    pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
+    pub origins: Shared<BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>>,
     /// File and line of each object.
-    places: BTreeMap<ObjectKey, (Arc<str>, usize)>,
+    places: Shared<BTreeMap<ObjectKey, (Arc<str>, usize)>>,
     /// Clusters of which some clients get another: the first that is for a client.
-    own_clusters: BTreeMap<ClusterName, Vec<OwnCluster>>,
+    own_clusters: Shared<BTreeMap<ClusterName, Vec<OwnCluster>>>,
     /// Endpoints that clients in other places get in another order.
-    placed: BTreeMap<EndpointsName, Arc<Placed>>,
+    placed: Shared<BTreeMap<EndpointsName, Arc<Placed>>>,
     /// What routes to a cluster hash.
-    hashing: BTreeMap<ClusterName, HashPolicy>,
-    names: BTreeMap<String, String>,
-    workloads: BTreeMap<SocketAddr, Workload>,
+    hashing: Shared<BTreeMap<ClusterName, HashPolicy>>,
+    names: Shared<BTreeMap<String, String>>,
+    workloads: Shared<BTreeMap<SocketAddr, Workload>>,
     /// The services that each address is part of.
-    memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
-    security: SecurityPolicies,
-    visibility: Visibility,
-    rate_limits: RateLimits,
+    memberships: Shared<BTreeMap<SocketAddr, BTreeSet<String>>>,
+    security: Shared<SecurityPolicies>,
+    visibility: Shared<Visibility>,
+    rate_limits: Shared<RateLimits>,
+    /// How endpoints follow from workloads, by the full name of the service.
+    recipes: Shared<BTreeMap<String, Arc<Vec<Recipe>>>>,
+    /// Services that select instances by label.
+    selecting: Shared<Vec<String>>,
+    /// Services whose endpoints take part in what the recipes do not say.
+    entangled: Shared<BTreeSet<String>>,
 }
 
 /// Where a route is declared.
@@ -194,10 +205,10 @@ pub fn compile_with(
     let visibility = Visibility::collect(objects, &services, options, &mut findings);
     let rate_limits = RateLimits::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
-        security,
-        visibility,
-        rate_limits,
-        places: places.collect(),
+        security: security.into(),
+        visibility: visibility.into(),
+        rate_limits: rate_limits.into(),
+        places: places.collect::<BTreeMap<_, _>>().into(),
         ..Compiled::default()
     };
     for service in services.values() {
@@ -252,7 +263,15 @@ pub fn compile_with(
     }
     balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
-    compiled.services = services;
+    let selecting = services.values().filter(|service| {
+        let selector = service.selector.as_ref();
+        selector.is_some_and(|selector| selector.of_registered)
+    });
+    let selecting: Vec<_> = selecting.map(|service| service.fqdn.clone()).collect();
+    compiled.selecting = selecting.into();
+    let services = services.into_iter();
+    let services = services.map(|(fqdn, service)| (fqdn, Arc::new(service)));
+    compiled.services = services.collect::<BTreeMap<_, _>>().into();
     // One mistake may be met once for each port, subset or host.
     let mut seen = HashSet::new();
     findings.retain(|finding| seen.insert(finding.clone()));
@@ -432,6 +451,11 @@ impl Compiled {
         }
     }
 
+    fn follow_recipe(&mut self, fqdn: &str, recipe: Recipe) {
+        let recipes = self.recipes.entry(fqdn.to_owned()).or_default();
+        Arc::make_mut(recipes).push(recipe);
+    }
+
     fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
         let objects = self.objects.entry(fqdn.to_owned()).or_default();
         objects.insert(object.clone());
@@ -475,7 +499,7 @@ impl Compiled {
     }
 
     /// The service that a client in `namespace` means with `host`.
-    fn service(&self, host: &str, namespace: &str) -> Option<&ServiceInfo> {
+    fn service(&self, host: &str, namespace: &str) -> Option<&Arc<ServiceInfo>> {
         let host = host.to_ascii_lowercase();
         let fqdn = self
             .names

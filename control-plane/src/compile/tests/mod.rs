@@ -6,6 +6,7 @@ mod export;
 mod gateway;
 mod hedge;
 mod members;
+mod patch;
 mod routes;
 mod visibility;
 
