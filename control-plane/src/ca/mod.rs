@@ -44,6 +44,7 @@ pub use rotation::{Rotation, Step};
 pub use service::CertificateService;
 pub use token::{TokenRefusal, TokenUse, Tokens, create_token, create_token_for};
 
+pub(crate) use authority::TRUST_BUNDLE;
 pub(crate) use own::{OwnCertificate, OwnLeaf};
 pub(crate) use token::is_equal;
 
