@@ -82,7 +82,7 @@ impl LoadBalancer for Localities {
         };
         let point = || (context.rng.next_u64() >> 32) as u32;
         let Some(index) = self.weights.draw(point, can_use) else {
-            return unready(endpoints, previous);
+            return unready(endpoints);
         };
         let child = &self.children[index];
         let result = child

@@ -224,7 +224,7 @@ impl Picker {
                 return balancer.pick(endpoints, &mut context);
             }
         };
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     /// The same, for a picker inside of another.
@@ -240,7 +240,7 @@ impl Picker {
             }
             Self::Other(balancer) => return balancer.pick(endpoints, context),
         };
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     /// See [`LoadBalancer::observes`].
@@ -280,30 +280,23 @@ impl Picker {
     }
 }
 
-fn or_unready(
-    picked: Option<usize>,
-    endpoints: &[ClusterEndpoint],
-    previous: &[SocketAddr],
-) -> PickResult {
+fn or_unready(picked: Option<usize>, endpoints: &[ClusterEndpoint]) -> PickResult {
     match picked {
         Some(index) => PickResult::Endpoint(index),
-        None => unready(endpoints, previous),
+        None => unready(endpoints),
     }
 }
 
-/// The answer when no endpoint outside `previous` is ready.
-fn unready(endpoints: &[ClusterEndpoint], previous: &[SocketAddr]) -> PickResult {
+/// The answer when no endpoint outside of those that were tried before is ready. One of these is
+/// better than none, and one that connects is waited for: it may be the only one, and have said no
+/// more than that this connection takes no more requests (GOAWAY).
+fn unready(endpoints: &[ClusterEndpoint]) -> PickResult {
     let mut result = PickResult::Fail;
     for (index, endpoint) in endpoints.iter().enumerate() {
         match endpoint.stats.availability() {
-            // One that was tried before is better than none.
             Connectivity::Ready => return PickResult::Endpoint(index),
-            Connectivity::Idle | Connectivity::Connecting
-                if !previous.contains(&endpoint.address) =>
-            {
-                result = PickResult::Queue;
-            }
-            _ => {}
+            Connectivity::Idle | Connectivity::Connecting => result = PickResult::Queue,
+            Connectivity::TransientFailure => {}
         }
     }
     result

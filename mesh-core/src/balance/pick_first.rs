@@ -107,7 +107,7 @@ impl LoadBalancer for PickFirst {
             selected
         } else {
             let Some(place) = (0..self.order.len()).find(can_use) else {
-                let result = unready(endpoints, context.previous);
+                let result = unready(endpoints);
                 let is_trying = |endpoint: &ClusterEndpoint| {
                     endpoint.stats.availability() == Connectivity::Connecting
                 };

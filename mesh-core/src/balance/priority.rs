@@ -303,7 +303,7 @@ fn panic_pick(
             }
         }
     }
-    super::unready(&endpoints[tier.range.clone()], context.previous).after(tier.range.start)
+    super::unready(&endpoints[tier.range.clone()]).after(tier.range.start)
 }
 
 impl LoadBalancer for Tiers {

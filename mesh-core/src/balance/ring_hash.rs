@@ -86,14 +86,15 @@ impl RingHash {
         endpoints: &[ClusterEndpoint],
         previous: &[SocketAddr],
     ) -> PickResult {
-        let result = unready(endpoints, previous);
+        let result = unready(endpoints);
         if result == PickResult::Queue {
-            // What it waits for must be under way.
-            let is_idle = |index: &usize| {
-                endpoints[*index].stats.availability() == Connectivity::Idle
-                    && !previous.contains(&endpoints[*index].address)
-            };
-            if let Some(next) = self.walk(hash).find(is_idle) {
+            // What it waits for must be under way: another one, or the only one there is.
+            let is_idle =
+                |index: &usize| endpoints[*index].stats.availability() == Connectivity::Idle;
+            let is_new = |index: &usize| !previous.contains(&endpoints[*index].address);
+            let mut idle = self.walk(hash).filter(is_idle);
+            let next = idle.find(is_new).or_else(|| self.walk(hash).find(is_idle));
+            if let Some(next) = next {
                 endpoints[next].stats.want();
             }
         }

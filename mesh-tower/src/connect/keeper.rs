@@ -17,24 +17,26 @@ const BACKOFF_FACTOR: f64 = 1.6;
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Share of the pause that is random, each way.
 const BACKOFF_JITTER: f64 = 0.2;
-/// A connection that lived at least this long is replaced at once when it ends.
+/// A connection that lived at least this long, or carried a call that succeeded, is replaced at once
+/// when it ends.
 const LIVED: Duration = Duration::from_secs(1);
 
 /// Keeps one endpoint connected until it is gone or this is aborted.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut failures = 0u32;
     while !shared.is_gone() {
-        let started = Instant::now();
+        let (started, succeeded) = (Instant::now(), succeeded(&shared));
         let ended = connect(&shared).await;
         let is_lost = matches!(ended, Ok(Ended::Lost));
         match ended {
             Ok(Ended::Asked) => failures = 0,
             Ok(Ended::Lost) if started.elapsed() >= LIVED => failures = 0,
+            Ok(Ended::Lost) if self::succeeded(&shared) != succeeded => failures = 0,
             // Accepted and closed at once: as bad as a failure, or it would be tried in a loop.
             Ok(Ended::Lost) => failures += 1,
             Err(error) => {
                 failures += 1;
-                shared.set_connectivity(Connectivity::TransientFailure);
+                shared.set_unreachable(&*error);
                 tracing::debug!(
                     target: "mesh::connect",
                     endpoint = %shared.dialer.context.address,
@@ -52,6 +54,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             shared.sleep_until_wanted().await;
         }
     }
+}
+
+fn succeeded(shared: &Shared) -> u64 {
+    shared.dialer.context.stats.succeeded()
 }
 
 /// Why [`connect`] returned.

@@ -121,9 +121,14 @@ impl Shared {
         if !self.is_gone() {
             self.dialer.context.set_connectivity(connectivity);
         }
-        if connectivity == Connectivity::TransientFailure {
-            self.settled.notify_waiters();
+    }
+
+    /// Reports that no connection can be made, as [`set_connectivity`](Self::set_connectivity) does.
+    pub(super) fn set_unreachable(&self, error: &(dyn std::error::Error + 'static)) {
+        if !self.is_gone() {
+            self.dialer.context.set_unreachable(error);
         }
+        self.settled.notify_waiters();
     }
 
     /// The HTTP/2 connection for new requests.

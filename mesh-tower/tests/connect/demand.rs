@@ -144,12 +144,7 @@ async fn a_connection_that_is_lost_is_made_again_by_the_next_call_and_not_before
     let servers = servers(2).await;
     let all = addresses(&servers);
     let (_config, service) = on_demand(PICK_FIRST, HttpVersion::Http2, &all[..1]);
-    // Long enough that it is not taken for a failure to connect.
-    let lived = tokio::time::Instant::now() + Duration::from_millis(1_100);
-    while tokio::time::Instant::now() < lived {
-        assert_eq!(call(&service, "").await, all[0]);
-        tokio::task::yield_now().await;
-    }
+    assert_eq!(call(&service, "").await, all[0]);
     let [first, other] = <[TestServer; 2]>::try_from(servers).ok().unwrap();
     first.stop().await;
     let back = TestServer::start_at(all[0]).await;

@@ -135,6 +135,20 @@ fn a_retry_goes_elsewhere_while_it_can() {
 }
 
 #[test]
+fn a_retry_waits_for_the_endpoint_it_came_from_when_that_connects_and_no_other_is_ready() {
+    use Connectivity::{Connecting, TransientFailure};
+    let endpoints = endpoints(&[Connecting, TransientFailure]);
+    let previous = [endpoints[0].address];
+    for policy in all() {
+        let picker = picker(&policy, &endpoints);
+        let mut rng = SplitMix64::new(1);
+        let mut context = PickContext::new(&mut rng, &previous);
+        let picked = picker.pick(&endpoints, &mut context);
+        assert_eq!(picked, PickResult::Queue, "{policy:?}");
+    }
+}
+
+#[test]
 fn without_a_ready_endpoint_a_pick_queues_or_fails() {
     use Connectivity::{Connecting, Idle, TransientFailure};
     for (states, expected) in [
