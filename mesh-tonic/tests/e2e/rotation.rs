@@ -9,6 +9,7 @@ use std::{
 };
 
 use mesh_examples::greeter::HelloRequest;
+use mesh_tower::identity::Trust;
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
@@ -124,7 +125,10 @@ async fn roots_change_under_load_without_a_failed_call() {
         .await
         .unwrap();
     let identity = frontend.identity().unwrap();
-    let roots = || identity.trust().unwrap().roots.clone();
+    let roots = || match identity.trust() {
+        Some(Trust::Bundle(bundle)) => bundle.roots.clone(),
+        other => panic!("{other:?}"),
+    };
     let load = Paced::start(&greeter_client(&frontend), rate);
     let begin = Instant::now();
     let mut rotations = 0;

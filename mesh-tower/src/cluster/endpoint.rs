@@ -18,7 +18,7 @@ use mesh_core::{
 };
 use tokio::sync::Notify;
 
-use crate::{BoxError, Outgoing, error::DispatchError};
+use crate::{BoxError, Outgoing, error::DispatchError, telemetry::HandshakeFailures};
 
 /// Makes the [`EndpointService`] of an address.
 pub trait MakeEndpoint: Send + Sync + 'static {
@@ -101,6 +101,8 @@ pub(crate) struct Signals {
     pub(crate) connections: ConnectionCircuit,
     /// A connection has ended: there may be another one.
     pub(crate) freed: Notify,
+    /// TLS handshakes that failed.
+    pub(crate) handshakes: HandshakeFailures,
 }
 
 impl EndpointContext {
