@@ -389,7 +389,7 @@ impl Serve {
             builder = builder.ca_dir(dir);
         }
         let jwks = self.jwks.map(JwksSource::File);
-        if let Some(jwks) = jwks.or(self.jwks_uri.map(JwksSource::Uri)) {
+        if let Some(jwks) = jwks.or_else(|| self.jwks_uri.map(JwksSource::Uri)) {
             builder = builder.service_account_tokens(JwtOptions {
                 jwks,
                 issuer: self.jwt_issuer.unwrap_or_default(),

@@ -1,11 +1,12 @@
 //! The seam between the mesh and what sends a request to one address.
 
 use std::{
+    error::Error,
     fmt,
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -18,7 +19,11 @@ use mesh_core::{
 };
 use tokio::sync::Notify;
 
-use crate::{BoxError, Outgoing, error::DispatchError, telemetry::HandshakeFailures};
+use crate::{
+    BoxError, Outgoing,
+    error::{Causes, DispatchError},
+    telemetry::HandshakeFailures,
+};
 
 /// Makes the [`EndpointService`] of an address.
 pub trait MakeEndpoint: Send + Sync + 'static {
@@ -103,6 +108,26 @@ pub(crate) struct Signals {
     pub(crate) freed: Notify,
     /// TLS handshakes that failed.
     pub(crate) handshakes: HandshakeFailures,
+    /// The endpoint that could not be connected to last, and why.
+    unreachable: Mutex<Option<(SocketAddr, String)>>,
+}
+
+impl Signals {
+    /// Those of a new cluster.
+    pub(crate) fn new(handshakes: HandshakeFailures) -> Self {
+        Self {
+            handshakes,
+            ..Self::default()
+        }
+    }
+
+    /// The last failure to connect, for whoever asks why nothing can be reached.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        let last = self.unreachable.lock();
+        let last = last.unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .map(|(address, why)| format!("{address}: {why}"))
+    }
 }
 
 impl EndpointContext {
@@ -111,6 +136,16 @@ impl EndpointContext {
         self.stats.set_connectivity(connectivity);
         self.signals.waiting.notify_waiters();
         self.signals.maintenance.notify_one();
+    }
+
+    /// Reports that the endpoint cannot be connected to
+    /// ([`TransientFailure`](Connectivity::TransientFailure)), and why: callers are told when no other
+    /// endpoint can be reached either.
+    pub fn set_unreachable(&self, error: &(dyn Error + 'static)) {
+        let why = (self.address, Causes(error).to_string());
+        let last = self.signals.unreachable.lock();
+        *last.unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.set_connectivity(Connectivity::TransientFailure);
     }
 }
 

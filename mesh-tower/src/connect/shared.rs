@@ -95,9 +95,14 @@ impl Shared {
         if !self.is_gone() {
             self.dialer.context.set_connectivity(connectivity);
         }
-        if connectivity == Connectivity::TransientFailure {
-            self.settled.notify_waiters();
+    }
+
+    /// Reports that no connection can be made, as [`set_connectivity`](Self::set_connectivity) does.
+    pub(super) fn set_unreachable(&self, error: &(dyn std::error::Error + 'static)) {
+        if !self.is_gone() {
+            self.dialer.context.set_unreachable(error);
         }
+        self.settled.notify_waiters();
     }
 
     /// The HTTP/2 connection for new requests.
@@ -260,8 +265,8 @@ impl Shared {
         }
         let permit = self.dialer.connections.permit_kept();
         let stream = self.dialer.dial(Alpn::Http2, permit).await?;
-        let options = &self.dialer.context.cluster.connection;
-        let (connection, driver) = http2::handshake(stream, false, options).await?;
+        let cluster = &self.dialer.context.cluster;
+        let (connection, driver) = http2::handshake(stream, false, cluster).await?;
         let held = self.put_http2(connection);
         let shared = Arc::clone(self);
         tokio::spawn(async move {

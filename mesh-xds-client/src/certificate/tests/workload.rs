@@ -62,7 +62,7 @@ impl Agent {
         tokio::spawn(async move { server.await.unwrap() })
     }
 
-    fn send(&self, message: X509svidResponse) {
+    fn send(&self, message: &X509svidResponse) {
         *self.last.lock().unwrap() = Some(message.clone());
         for stream in self.streams.lock().unwrap().iter() {
             _ = stream.try_send(Ok(message.clone()));
@@ -132,7 +132,7 @@ async fn an_agent_gives_certificates_and_roots_anew_with_each_rotation_and_after
     assert!(held.certificate.borrow().is_none());
 
     let (ours, partner, next_partner) = (Signer::new(), Signer::new(), Signer::new());
-    agent.send(message(
+    agent.send(&message(
         &ours,
         NAME,
         &[("spiffe://partner.example", &[&partner])],
@@ -142,7 +142,7 @@ async fn an_agent_gives_certificates_and_roots_anew_with_each_rotation_and_after
     let one_each = [("partner.example".to_owned(), 1), ("t".to_owned(), 1)];
     assert_eq!(domains(&held.bundles), one_each);
     for _ in 0..3 {
-        agent.send(message(
+        agent.send(&message(
             &ours,
             NAME,
             &[("spiffe://partner.example", &[&partner])],
@@ -156,9 +156,9 @@ async fn an_agent_gives_certificates_and_roots_anew_with_each_rotation_and_after
     let mut bad = message(&ours, NAME, &[("spiffe://partner.example", &[&partner])]);
     bad.federated_bundles
         .insert("spiffe://Else".into(), der(&partner.root));
-    agent.send(bad);
+    agent.send(&bad);
     let both: &[&Signer] = &[&partner, &next_partner];
-    agent.send(message(&ours, NAME, &[("spiffe://partner.example", both)]));
+    agent.send(&message(&ours, NAME, &[("spiffe://partner.example", both)]));
     let after = next(&mut held.certificate, Some(&last)).await;
     assert_eq!(domains(&held.bundles)[0], ("partner.example".to_owned(), 2));
     assert!(
@@ -180,7 +180,7 @@ async fn an_agent_gives_certificates_and_roots_anew_with_each_rotation_and_after
         &after,
         held.certificate.borrow().as_ref().unwrap()
     ));
-    agent.send(message(&ours, NAME, &[]));
+    agent.send(&message(&ours, NAME, &[]));
     agent.serve(&socket);
     next(&mut held.certificate, Some(&after)).await;
     assert_eq!(
@@ -200,7 +200,8 @@ fn a_message_is_taken_whole_or_not_at_all() {
     };
     assert_eq!(read(&|_| {}), None);
     let another = message(&other, NAME, &[]).svids.remove(0);
-    let changes: [(&dyn Fn(&mut X509svidResponse), &str); 8] = [
+    type Change<'a> = &'a dyn Fn(&mut X509svidResponse);
+    let changes: [(Change<'_>, &str); 8] = [
         (&|m| m.svids.clear(), "no certificate"),
         (&|m| m.svids[0].x509_svid.clear(), "x509_svid: it is empty"),
         (&|m| m.svids[0].x509_svid.push(1), "x509_svid: not X.509"),
