@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use crate::{
     BoxError, Outgoing,
     error::{Causes, DispatchError},
+    telemetry::HandshakeFailures,
 };
 
 /// Makes the [`EndpointService`] of an address.
@@ -112,11 +113,21 @@ pub(crate) struct Signals {
     pub(crate) freed: Notify,
     /// Whether endpoints are connected when they are picked, and not before.
     pub(crate) is_on_demand: AtomicBool,
+    /// TLS handshakes that failed.
+    pub(crate) handshakes: HandshakeFailures,
     /// The endpoint that could not be connected to last, and why.
     unreachable: Mutex<Option<(SocketAddr, String)>>,
 }
 
 impl Signals {
+    /// Those of a new cluster.
+    pub(crate) fn new(handshakes: HandshakeFailures) -> Self {
+        Self {
+            handshakes,
+            ..Self::default()
+        }
+    }
+
     /// The last failure to connect, for whoever asks why nothing can be reached.
     pub(crate) fn last_failure(&self) -> Option<String> {
         let last = self.unreachable.lock();

@@ -48,7 +48,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let mut current = handle.current.clone();
         let snapshot = Arc::clone(current.borrow_and_update().get());
         let (source, followed) = watch::channel(current);
-        let signals = Arc::<Signals>::default();
+        let signals = Arc::new(Signals::new(metrics.handshakes().clone()));
         set_limits(&signals, &snapshot);
         let services = bind(&snapshot, &[], &*make, &signals);
         let calls = metrics.cluster(handle.name.as_str());
