@@ -66,7 +66,8 @@ pub type EndpointMetrics = BTreeMap<String, MetricSum>;
 #[derive(Default)]
 pub struct ClusterLoad {
     wants_metrics: AtomicBool,
-    state: Mutex<State>,
+    /// Made when there is something to keep: most clusters are never called by a process.
+    state: Mutex<Option<Box<State>>>,
 }
 
 #[derive(Default)]
@@ -81,6 +82,7 @@ impl ClusterLoad {
     /// A request was dropped; an empty category counts in the total alone, as circuit breakers do.
     pub fn record_drop(&self, category: &str) {
         let mut state = self.lock();
+        let state = state.get_or_insert_default();
         state.dropped.total += 1;
         let categories = &mut state.dropped.by_category;
         if let Some(count) = categories.get_mut(category) {
@@ -93,6 +95,7 @@ impl ClusterLoad {
     /// Counts what another part counts by itself too. The same one twice is one.
     pub fn count_drops_of(&self, source: Arc<dyn DropSource>) {
         let mut state = self.lock();
+        let state = state.get_or_insert_default();
         let is_known = |known: &Arc<dyn DropSource>| Arc::ptr_eq(known, &source);
         if !state.sources.iter().any(is_known) {
             // Those that nobody else holds have counted their last.
@@ -104,6 +107,9 @@ impl ClusterLoad {
     /// Drops since the process started.
     pub fn dropped(&self) -> Dropped {
         let mut state = self.lock();
+        let Some(state) = state.as_deref_mut() else {
+            return Dropped::default();
+        };
         state.retire_sources();
         let mut dropped = state.dropped.clone();
         dropped.total += state.sources.iter().map(|s| s.dropped()).sum::<u64>();
@@ -115,8 +121,10 @@ impl ClusterLoad {
     /// means nothing.
     pub fn select_metrics(&self, names: &[String]) {
         let mut state = self.lock();
-        state.wanted = names.iter().cloned().collect();
-        if names.is_empty() {
+        if !names.is_empty() {
+            state.get_or_insert_default().wanted = names.iter().cloned().collect();
+        } else if let Some(state) = state.as_deref_mut() {
+            state.wanted.clear();
             state.metrics.clear();
         }
         self.wants_metrics.store(!names.is_empty(), Relaxed);
@@ -140,7 +148,7 @@ impl ClusterLoad {
         let mut state = self.lock();
         let State {
             wanted, metrics, ..
-        } = &mut *state;
+        } = &mut **state.get_or_insert_default();
         let sums = metrics.entry(endpoint).or_default();
         for (name, value) in fixed {
             if let Some(value) = value.filter(|_| wanted.contains(name)) {
@@ -158,11 +166,13 @@ impl ClusterLoad {
 
     /// Metrics since the last call.
     pub fn take_metrics(&self) -> HashMap<SocketAddr, EndpointMetrics> {
-        std::mem::take(&mut self.lock().metrics)
+        let mut state = self.lock();
+        let state = state.as_deref_mut();
+        state.map_or_else(HashMap::new, |state| std::mem::take(&mut state.metrics))
     }
 
     /// The state is whole after every statement, so a panic elsewhere does not spoil it.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<State>>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

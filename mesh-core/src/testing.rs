@@ -40,8 +40,7 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> ClusterEndpoints {
         address: *address,
         weight: 1,
         health: HealthStatus::Healthy,
-        hostname: String::new(),
-        metadata: Default::default(),
+        details: None,
     });
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),

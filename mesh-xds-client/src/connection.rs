@@ -300,6 +300,20 @@ impl Connection {
         };
     }
 
+    /// Puts the caller in the place of the server: returns what is sent to it.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn open_loopback(&mut self) -> tokio::sync::mpsc::Receiver<crate::ads::Request> {
+        let (stream, requests) = AdsStream::loopback();
+        self.machine.stream_opened();
+        self.link = Link::Open {
+            since: Instant::now(),
+            stream,
+            has_response: false,
+            silent_since: Instant::now(),
+        };
+        requests
+    }
+
     /// A response has been read.
     pub(crate) fn responded(&mut self) {
         self.metrics.connected = true;

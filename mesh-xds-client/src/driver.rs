@@ -201,7 +201,7 @@ impl Driver {
     }
 
     /// Tells the servers what changed: names first, then as many requests as it takes.
-    fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         // Whoever shuts down drops its watches first: that is no reason to forget on disk.
         if self.save_at.is_some() && self.pending.is_none() && self.graph.has_orphans() {
             self.pending = Some(self.graph.save());
@@ -210,7 +210,7 @@ impl Driver {
         let now = SystemTime::now();
         for change in self.graph.take_changes() {
             if !change.is_wanted {
-                let orders = self.authorities.unsubscribe(change.kind, &change.name);
+                let orders = self.authorities.unsubscribe(change.kind, change.name);
                 self.obey(orders);
                 continue;
             }
@@ -220,7 +220,10 @@ impl Driver {
                     .refuse_name(change.kind, &change.name, reason, now);
                 continue;
             }
-            match self.authorities.subscribe(change.kind, &change.name) {
+            match self
+                .authorities
+                .subscribe(change.kind, Arc::clone(&change.name))
+            {
                 Some(effects) => self.take_effects(effects, ""),
                 None => {
                     let reason = "its authority is not among authorities of the bootstrap";
@@ -341,11 +344,13 @@ impl Driver {
         }
     }
 
-    fn received(&mut self, server: ServerId, response: Response) {
+    pub(crate) fn received(&mut self, server: ServerId, response: Response) {
         let now = Instant::now().into_std();
         let connection = &mut self.connections[server];
         connection.responded();
-        let update = connection.machine.receive(response, &self.context, now);
+        let update = connection
+            .machine
+            .receive(response, &self.context, self.graph.cache(), now);
         let (orders, reached) = self.authorities.responded(server);
         for authority in reached {
             self.graph.connected(authority.as_deref());
@@ -377,6 +382,20 @@ impl Driver {
         let source = &self.connections[server].source;
         self.graph.apply(update, source, SystemTime::now());
         self.obey(orders);
+    }
+
+    /// Puts the caller in the place of the first server.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn open_loopback(&mut self) -> mpsc::Receiver<crate::ads::Request> {
+        self.connections[0].open_loopback()
+    }
+
+    /// Takes the commands that wait.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn take_waiting(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.take_command(command);
+        }
     }
 
     /// The attempt has failed or the stream has ended.
@@ -411,7 +430,7 @@ impl Driver {
         for order in orders {
             match order {
                 Order::Subscribe(server, kind, name) => {
-                    self.connections[server].machine.subscribe(kind, &name);
+                    self.connections[server].machine.subscribe(kind, name);
                 }
                 Order::Unsubscribe(server, kind, name) => {
                     self.connections[server].machine.unsubscribe(kind, &name);

@@ -63,6 +63,8 @@ pub mod registry;
 )]
 mod resource;
 mod store;
+#[cfg(feature = "test-util")]
+pub mod testing;
 mod transport;
 mod watch;
 pub mod watcher;

@@ -54,7 +54,7 @@ use crate::library::{ours::addresses, stub::prefix};
 /// Changes are sent this often.
 const TICK: Duration = Duration::from_millis(10);
 /// Changes of one tick: a thousand a second.
-const CHANGES: usize = 10;
+pub(super) const CHANGES: usize = 10;
 
 /// What the parent wants, by lines of input.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -87,7 +87,8 @@ impl Wanted {
 pub async fn serve(real: &[SocketAddr]) -> anyhow::Result<()> {
     let (commands, wanted) = watch::channel(Wanted::default());
     let big = Big {
-        world: Arc::new(world(real)?),
+        world: Arc::new(world(CLUSTERS, real)?),
+        clusters: CLUSTERS,
         wanted,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -109,7 +110,7 @@ pub async fn serve(real: &[SocketAddr]) -> anyhow::Result<()> {
 }
 
 /// A service for each cluster, and one with a route to each of them.
-fn world(real: &[SocketAddr]) -> anyhow::Result<World> {
+fn world(clusters: usize, real: &[SocketAddr]) -> anyhow::Result<World> {
     let folder = tempfile::tempdir()?;
     let mut services = String::from(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
@@ -121,7 +122,7 @@ fn world(real: &[SocketAddr]) -> anyhow::Result<World> {
          spec:\n  hosts: [{HUB}.default.svc.cluster.local]\n  http:\n"
     );
     services += &service(HUB, real);
-    for cluster in 0..CLUSTERS {
+    for cluster in 0..clusters {
         let name = format!("s{cluster}");
         let endpoints = if cluster == 0 {
             real.to_vec()
@@ -179,6 +180,7 @@ fn service(name: &str, endpoints: &[SocketAddr]) -> String {
 #[derive(Clone)]
 struct Big {
     world: Arc<World>,
+    clusters: usize,
     wanted: watch::Receiver<Wanted>,
 }
 
@@ -205,8 +207,8 @@ impl AggregatedDiscoveryService for Big {
 }
 
 /// What the variants of the protocol say differently.
-trait Variant: Send + 'static {
-    type Response: Send + 'static;
+pub(super) trait Variant: Message + Default + 'static {
+    type Response: Message + 'static;
 
     fn node(&mut self) -> Option<Node>;
     fn nack(&self) -> Option<&str>;
@@ -216,7 +218,7 @@ trait Variant: Send + 'static {
     fn response(kind: ResourceType, version: u64, resources: Vec<Named>) -> Self::Response;
 }
 
-type Named = (String, Any);
+pub(super) type Named = (String, Any);
 
 impl Variant for DiscoveryRequest {
     type Response = DiscoveryResponse;
@@ -288,7 +290,7 @@ impl Variant for DeltaDiscoveryRequest {
 }
 
 /// One stream.
-struct Subscriber {
+pub(super) struct Subscriber {
     big: Big,
     client: Option<Client>,
     named: BTreeMap<ResourceType, BTreeSet<String>>,
@@ -299,13 +301,7 @@ struct Subscriber {
 
 fn follow<V: Variant>(big: Big, mut requests: Streaming<V>) -> Responses<V::Response> {
     let (sender, responses) = mpsc::channel(16);
-    let mut subscriber = Subscriber {
-        big,
-        client: None,
-        named: BTreeMap::new(),
-        changed: 0,
-        moved: None,
-    };
+    let mut subscriber = Subscriber::new(big);
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -334,7 +330,33 @@ fn follow<V: Variant>(big: Big, mut requests: Streaming<V>) -> Responses<V::Resp
 }
 
 impl Subscriber {
-    fn subscribe<V: Variant>(&mut self, mut request: V) -> Option<(ResourceType, Vec<Named>)> {
+    fn new(big: Big) -> Self {
+        Self {
+            big,
+            client: None,
+            named: BTreeMap::new(),
+            changed: 0,
+            moved: None,
+        }
+    }
+
+    /// One of so many clusters, whose endpoints change whenever it is [asked](Self::change) for that.
+    pub(super) fn alone(clusters: usize) -> anyhow::Result<Self> {
+        let wanted = Wanted {
+            is_churning: true,
+            moved: None,
+        };
+        Ok(Self::new(Big {
+            world: Arc::new(world(clusters, &addresses(0))?),
+            clusters,
+            wanted: watch::channel(wanted).1,
+        }))
+    }
+
+    pub(super) fn subscribe<V: Variant>(
+        &mut self,
+        mut request: V,
+    ) -> Option<(ResourceType, Vec<Named>)> {
         if let Some(error) = request.nack() {
             eprintln!("NACK: {error}");
         }
@@ -383,7 +405,7 @@ impl Subscriber {
     }
 
     /// The next clusters with one endpoint that moved.
-    fn change(&mut self) -> Option<(ResourceType, Vec<Named>)> {
+    pub(super) fn change(&mut self) -> Option<(ResourceType, Vec<Named>)> {
         if !self.big.wanted.borrow().is_churning {
             return None;
         }
@@ -391,7 +413,7 @@ impl Subscriber {
         let mut resources = Vec::new();
         for _ in 0..CHANGES {
             self.changed += 1;
-            let cluster = 1 + self.changed % (CLUSTERS - 1);
+            let cluster = 1 + self.changed % (self.big.clusters - 1);
             let name = cluster_name(cluster);
             if !named.contains(&name) {
                 continue;
@@ -400,7 +422,7 @@ impl Subscriber {
             let mut moved = ClusterEndpoints::clone(held);
             let last = moved.localities.last_mut()?.endpoints.last_mut()?;
             last.address
-                .set_port(1000 + (self.changed / CLUSTERS % 2000) as u16);
+                .set_port(1000 + (self.changed / self.big.clusters % 2000) as u16);
             resources.push((name, encoded(&moved)));
         }
         Some((ResourceType::Endpoints, resources))

@@ -6,6 +6,7 @@
 //! The client is a process of its own, which also makes the load; Envoy's load comes from here.
 
 pub mod ads;
+pub mod cost;
 mod moves;
 
 use std::{

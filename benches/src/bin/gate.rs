@@ -17,12 +17,25 @@ enum Calls {
     /// Calls a library scenario so often, under valgrind.
     #[command(hide = true)]
     Calls { scenario: String, calls: usize },
+    /// Takes so many responses with changes of a big configuration, under valgrind.
+    #[command(hide = true)]
+    Changes { variant: String, responses: usize },
+    /// What a big configuration holds.
+    #[command(hide = true)]
+    Held,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     match arguments.calls {
         Some(Calls::Calls { scenario, calls }) => mesh_benches::library::call(&scenario, calls),
+        Some(Calls::Changes { variant, responses }) => {
+            mesh_benches::big::cost::change(&variant, responses)
+        }
+        Some(Calls::Held) => {
+            println!("{:#?}", mesh_benches::big::cost::held()?);
+            Ok(())
+        }
         None => mesh_benches::gate::run(arguments.write),
     }
 }

@@ -1,5 +1,5 @@
-//! What may fail a build: instructions, allocations and sizes of a call, which are the same on
-//! every machine, against the numbers in `gate.toml`.
+//! What may fail a build: instructions, allocations and sizes of a call, instructions of a change and
+//! what a client holds of a big configuration, which are the same on every machine, against the numbers in `gate.toml`.
 //!
 //! A count above its number by more than the tolerance fails; so does one that is as far below,
 //! since the number would then hide the next loss. Raising a number is a reviewed change.
@@ -11,9 +11,12 @@ use mesh_tonic::Channel;
 use mesh_tower::{MeshService, connect::HyperConnector};
 use serde::{Deserialize, Serialize};
 
-use crate::library::{
-    allocations, instructions,
-    stub::{Instant, RequestBody},
+use crate::{
+    big::cost::{self, Held},
+    library::{
+        allocations, instructions,
+        stub::{Instant, RequestBody},
+    },
 };
 
 /// What is counted: calls above the stub alone.
@@ -32,6 +35,11 @@ struct Gate {
     tolerance: f64,
     /// By scenario.
     call: BTreeMap<String, Counts>,
+    /// Instructions of one change of an endpoint among a thousand clusters, from its receipt until it is
+    /// published and answered, by variant of the protocol.
+    change: BTreeMap<String, u64>,
+    /// What a client holds of ten thousand clusters, by variant.
+    held: BTreeMap<String, Held>,
     /// Bytes of a type.
     size: BTreeMap<String, usize>,
 }
@@ -61,6 +69,8 @@ impl Gate {
         Ok(Self {
             tolerance,
             call,
+            change: cost::instructions()?,
+            held: cost::held()?,
             size: sizes(),
         })
     }
@@ -105,6 +115,26 @@ impl Gate {
                 then.map(|then| then.allocated_bytes),
                 0.0,
             );
+        }
+        for (variant, now) in &self.change {
+            let what = format!("a change, {variant}: instructions");
+            let then = held.change.get(variant).copied();
+            compare(what, *now, then, held.tolerance);
+        }
+        for (variant, now) in &self.held {
+            let then = held.held.get(variant).copied();
+            let counts = |held: Held| {
+                [
+                    ("bytes", held.bytes_per_cluster),
+                    ("bytes at the peak", held.peak_bytes_per_cluster),
+                    ("allocations", held.allocations_per_cluster),
+                ]
+            };
+            for (index, (count, now)) in counts(*now).into_iter().enumerate() {
+                let what = format!("a cluster of ten endpoints, {variant}: {count}");
+                let then = then.map(|then| counts(then)[index].1);
+                compare(what, now, then, held.tolerance);
+            }
         }
         for (name, now) in &self.size {
             let then = held.size.get(name).map(|then| *then as u64);
@@ -176,7 +206,7 @@ fn path() -> PathBuf {
     crate::harness::root().join("benches/gate.toml")
 }
 
-const HEAD: &str = "# Costs of one call above the stub, checked by `cargo run --profile bench -p mesh-benches --bin gate`.
+const HEAD: &str = "# Costs of one call above the stub, and of a big configuration, checked by `cargo run --profile bench -p mesh-benches --bin gate`.
 # Written by the same with `-- --write`; a raised number is a reviewed change.
 ";
 
@@ -193,6 +223,8 @@ mod tests {
         Gate {
             tolerance: 0.02,
             call: [("ours".to_owned(), counts)].into(),
+            change: BTreeMap::new(),
+            held: BTreeMap::new(),
             size: BTreeMap::new(),
         }
     }

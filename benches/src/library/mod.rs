@@ -266,15 +266,17 @@ pub fn instructions(name: &str) -> anyhow::Result<f64> {
     } else {
         1_000
     };
-    let (few, many) = (collected(name, warm)?, collected(name, warm + CALLS)?);
+    let run = |calls: usize| counted(&["calls", name, &calls.to_string()]);
+    let (few, many) = (run(warm)?, run(warm + CALLS)?);
     Ok(many.saturating_sub(few) as f64 / CALLS as f64)
 }
 
-fn collected(name: &str, calls: usize) -> anyhow::Result<u64> {
+/// Instructions of this program with these arguments.
+pub(crate) fn counted(arguments: &[&str]) -> anyhow::Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
-        .args(["calls", name, &calls.to_string()])
+        .args(arguments)
         .output()
         .context("valgrind")?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -392,8 +392,7 @@ pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> Cluster
             address: *address,
             weight: workload.weight,
             health: workload.health,
-            hostname: String::new(),
-            metadata: Default::default(),
+            details: None,
         });
     }
     ClusterEndpoints::new(name, localities.into_values().collect())

@@ -76,11 +76,11 @@ fn endpoint(config: &Endpoint) -> LbEndpoint {
     LbEndpoint {
         host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(ProtoEndpoint {
             address: Some(socket(config.address)),
-            hostname: config.hostname.clone(),
+            hostname: config.details().hostname.clone(),
             ..ProtoEndpoint::default()
         })),
         health_status: health as i32,
         load_balancing_weight: Some(uint32(config.weight)),
-        metadata: subset::metadata(&config.metadata),
+        metadata: subset::metadata(&config.details().metadata),
     }
 }

@@ -228,8 +228,10 @@ fn leaf(
     // Where endpoints are on a ring or in a table.
     let keys = || {
         let key = |place: usize| match parts.sources.get(place) {
-            Some(source) if hashing.use_hostname_for_hashing && !source.hostname.is_empty() => {
-                source.hostname.clone()
+            Some(source)
+                if hashing.use_hostname_for_hashing && !source.details().hostname.is_empty() =>
+            {
+                source.details().hostname.clone()
             }
             _ => parts.endpoints[place].address.to_string(),
         };

@@ -131,7 +131,7 @@ impl Selector {
         };
         let mut found = HashMap::new();
         for endpoint in parts.sources {
-            if let Some(values) = values_of(&endpoint.metadata)
+            if let Some(values) = values_of(&endpoint.details().metadata)
                 && !found.contains_key(&values)
             {
                 let is_in = |metadata: &LbMetadata| values_of(metadata).as_ref() == Some(&values);
@@ -154,7 +154,7 @@ impl Part {
         let mut take = |range: std::ops::Range<usize>| {
             let start = endpoints.len();
             for place in range {
-                if is_in(&parts.sources[place].metadata) {
+                if is_in(&parts.sources[place].details().metadata) {
                     endpoints.push(parts.endpoints[place].clone());
                     sources.push(parts.sources[place]);
                     places.push(place as u32);

@@ -68,8 +68,8 @@ pub struct LocalityId {
     pub sub_zone: String,
 }
 
-/// One address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One address. Small, as there may be hundreds of thousands.
+#[derive(Clone, Debug)]
 pub struct Endpoint {
     /// Where to connect.
     pub address: SocketAddr,
@@ -77,11 +77,69 @@ pub struct Endpoint {
     pub weight: u32,
     /// As the control plane sees it.
     pub health: HealthStatus,
+    /// What few endpoints have; read by [`details()`](Self::details).
+    pub details: Option<Box<EndpointDetails>>,
+}
+
+/// What few endpoints have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointDetails {
     /// Name of the host, empty if none.
     pub hostname: String,
     /// What subsets are made by.
     pub metadata: LbMetadata,
 }
+
+static NO_DETAILS: EndpointDetails = EndpointDetails {
+    hostname: String::new(),
+    metadata: LbMetadata::new(),
+};
+
+impl Endpoint {
+    /// An endpoint of weight 1 whose health is not known.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            weight: 1,
+            health: HealthStatus::Unknown,
+            details: None,
+        }
+    }
+
+    /// The same with these details.
+    #[must_use]
+    pub fn with_details(mut self, details: EndpointDetails) -> Self {
+        self.details = (details != NO_DETAILS).then(|| Box::new(details));
+        self
+    }
+
+    /// Its details, all empty if it has none.
+    pub fn details(&self) -> &EndpointDetails {
+        self.details.as_deref().unwrap_or(&NO_DETAILS)
+    }
+
+    /// Its details, to change them.
+    pub fn details_mut(&mut self) -> &mut EndpointDetails {
+        self.details.get_or_insert_default()
+    }
+}
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            address,
+            weight,
+            health,
+            details: _,
+        } = self;
+        *address == other.address
+            && *weight == other.weight
+            && *health == other.health
+            && self.details() == other.details()
+    }
+}
+
+impl Eq for Endpoint {}
 
 /// Health as declared by the control plane (Envoy `core.v3.HealthStatus`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

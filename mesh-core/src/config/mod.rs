@@ -44,8 +44,8 @@ pub use connection::{
     ConnectionOptions, HTTP2_KEEPALIVE_MIN, Http2Keepalive, Http2Options, TcpKeepalive,
 };
 pub use endpoint::{
-    ClusterEndpoints, DropOverload, Endpoint, HealthStatus, LocalityEndpoints, LocalityId,
-    OVERPROVISIONING_FACTOR_DEFAULT,
+    ClusterEndpoints, DropOverload, Endpoint, EndpointDetails, HealthStatus, LocalityEndpoints,
+    LocalityId, OVERPROVISIONING_FACTOR_DEFAULT,
 };
 pub use filter::{
     Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,

@@ -58,8 +58,9 @@ pub(super) fn arrange<'e>(
     let mut arranged = Arranged::default();
     let mut add = |arranged: &mut Arranged<'e>, (place, endpoint): Placed<'e>| {
         arranged.sources.push(endpoint);
-        if !endpoint.hostname.is_empty() {
-            let name = endpoint.hostname.as_str().into();
+        let hostname = &endpoint.details().hostname;
+        if !hostname.is_empty() {
+            let name = hostname.as_str().into();
             arranged.hostnames.insert(arranged.endpoints.len(), name);
         }
         arranged.endpoints.push(ClusterEndpoint {

@@ -10,8 +10,7 @@ fn endpoint(port: u16, health: HealthStatus) -> Endpoint {
         address: SocketAddr::from(([10, 0, 0, 1], port)),
         weight: 1,
         health,
-        hostname: String::new(),
-        metadata: Default::default(),
+        details: None,
     }
 }
 

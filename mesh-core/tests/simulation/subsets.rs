@@ -39,8 +39,9 @@ fn cluster(change: impl Fn(&mut Cluster)) -> Arc<ClusterSnapshot> {
     let held = tree.clusters.get_mut(&ClusterName::from("c")).unwrap();
     let mut assignment = (**held.endpoints.as_ref().unwrap()).clone();
     for (index, endpoint) in assignment.localities[0].endpoints.iter_mut().enumerate() {
-        endpoint.metadata = metadata(FIELDS[index]);
-        endpoint.hostname = format!("h{index}");
+        let details = endpoint.details_mut();
+        details.metadata = metadata(FIELDS[index]);
+        details.hostname = format!("h{index}");
     }
     held.endpoints = Ok(Arc::new(assignment));
     let snapshot = Compiler::new(1).compile(&tree).unwrap();

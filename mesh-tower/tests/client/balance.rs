@@ -24,8 +24,7 @@ fn cluster(sizes: &[u16], change: impl FnOnce(&mut Cluster)) -> ConfigTree {
             address: SocketAddr::from(([10, 0, 0, 1], port)),
             weight: 1,
             health: HealthStatus::Healthy,
-            hostname: String::new(),
-            metadata: Default::default(),
+            details: None,
         });
         LocalityEndpoints {
             locality: LocalityId::default(),

@@ -4,22 +4,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 /// At most one time per name.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
-    by_time: BTreeMap<Instant, BTreeSet<String>>,
-    by_name: BTreeMap<String, Instant>,
+    by_time: BTreeMap<Instant, BTreeSet<Arc<str>>>,
+    by_name: BTreeMap<Arc<str>, Instant>,
 }
 
 impl Deadlines {
     /// Sets the time of `name`, in place of any earlier one.
-    pub(super) fn set(&mut self, name: &str, at: Instant) {
-        self.clear(name);
-        self.by_name.insert(name.to_owned(), at);
-        self.by_time.entry(at).or_default().insert(name.to_owned());
+    pub(super) fn set(&mut self, name: Arc<str>, at: Instant) {
+        self.clear(&name);
+        self.by_name.insert(Arc::clone(&name), at);
+        self.by_time.entry(at).or_default().insert(name);
     }
 
     /// Forgets `name`.
@@ -57,7 +58,7 @@ impl Deadlines {
     }
 
     /// Takes the names whose time has come, soonest first.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Vec<String> {
+    pub(super) fn pop_due(&mut self, now: Instant) -> Vec<Arc<str>> {
         let mut due = Vec::new();
         while let Some(entry) = self.by_time.first_entry() {
             if *entry.key() > now {

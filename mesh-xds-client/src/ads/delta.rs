@@ -56,7 +56,7 @@ pub(super) fn request(
     DeltaDiscoveryRequest {
         type_url,
         resource_names_subscribe: state.subscription.names(),
-        initial_resource_versions: state.versions.clone().into_iter().collect(),
+        initial_resource_versions: state.subscription.versions().collect(),
         ..DeltaDiscoveryRequest::default()
     }
 }

@@ -5,7 +5,8 @@
 //! only in state of the world, where an answer to anything but the last response is stale.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,7 @@ use super::{
     Answer, Expired, Request, Response, ServerError, Update, Variant, delta, nack, sotw,
     subscription::{DOES_NOT_EXIST_AFTER, Subscription, TIMED_OUT_AFTER},
 };
-use crate::resource::{DecodeContext, Decoded, Kind, canonical, decode_all};
+use crate::resource::{DecodeContext, Decoded, Kind, Known, canonical, decode_new};
 
 /// gRPC codes by which a server says something about the resource (gRFC A88).
 const DATA_ERRORS: [i32; 2] = [5, 7];
@@ -43,8 +44,6 @@ pub(super) struct TypeState {
     pub(super) version: String,
     /// Last received on this stream, in state of the world.
     pub(super) nonce: String,
-    /// Version of each accepted resource, in the incremental variant; outlives the stream.
-    pub(super) versions: BTreeMap<String, String>,
     /// Whether this stream has had a request of this type.
     pub(super) is_sent: bool,
     answers: VecDeque<Answer>,
@@ -92,7 +91,7 @@ impl Machine {
         self.variant = variant;
         for state in &mut self.types {
             state.version.clear();
-            state.versions.clear();
+            state.subscription.forget_versions();
         }
     }
 
@@ -101,16 +100,14 @@ impl Machine {
     }
 
     /// Wants a resource from now on.
-    pub(crate) fn subscribe(&mut self, kind: Kind, name: &str) {
-        self.state(kind).subscription.add(name);
+    pub(crate) fn subscribe(&mut self, kind: Kind, name: impl Into<Arc<str>>) {
+        self.state(kind).subscription.add(name.into());
     }
 
     /// Does not want it any more.
     pub(crate) fn unsubscribe(&mut self, kind: Kind, name: &str) {
         let state = self.state(kind);
         state.subscription.remove(name, state.is_sent);
-        let subscription = &state.subscription;
-        state.versions.retain(|held, _| subscription.contains(held));
     }
 
     /// Whether anything is wanted.
@@ -144,11 +141,12 @@ impl Machine {
             .all(|state| state.answers.len() < ANSWERS_MAX)
     }
 
-    /// Takes a response. `None` when it is not about anything asked for, and is not answered.
+    /// Takes a response; what is `known` already is not decoded again. `None` when it is not about anything asked for, and is not answered.
     pub(crate) fn receive(
         &mut self,
         response: Response,
         context: &DecodeContext,
+        known: &impl Known,
         now: Instant,
     ) -> Option<Update> {
         let variant = self.variant;
@@ -173,9 +171,8 @@ impl Machine {
         };
         let total = incoming.resources.len();
         let subscription = &state.subscription;
-        let decoded = decode_all(kind, incoming.resources, context, |name| {
-            subscription.contains(name)
-        });
+        let is_wanted = |name: &str| subscription.contains(name);
+        let decoded = decode_new(kind, incoming.resources, context, is_wanted, known);
         let errors = server_errors(kind, subscription, incoming.errors);
         let removed = match variant {
             Variant::StateOfTheWorld => sotw::absent(kind, subscription, &decoded, &errors),
@@ -244,13 +241,9 @@ impl Machine {
         let is_bare_answer = variant == Variant::Incremental && answer.is_some();
         let request = match variant {
             Variant::StateOfTheWorld => {
-                let request = sotw::request(kind, state, answer);
-                Request::Sotw(
-                    envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest {
-                        node,
-                        ..request
-                    },
-                )
+                let mut request = sotw::request(kind, state, answer);
+                request.head.node = node;
+                Request::Sotw(request)
             }
             Variant::Incremental => {
                 let mut request = delta::request(kind, state, answer);
@@ -287,10 +280,7 @@ impl Machine {
             let state = self.state(kind);
             let missing = state.subscription.pop_missing(now);
             let ended = state.subscription.pop_expired(now);
-            for name in &ended {
-                state.versions.remove(name);
-            }
-            let name = |name| (kind, name);
+            let name = |name: Arc<str>| (kind, name.to_string());
             expired.missing.extend(missing.into_iter().map(name));
             expired.ended.extend(ended.into_iter().map(name));
         }
@@ -309,9 +299,8 @@ impl TypeState {
     ) {
         for accepted in &decoded.accepted {
             let ttl = accepted.ttl.and_then(|ttl| now.checked_add(ttl));
-            self.subscription.held(&accepted.name, ttl);
-            self.versions
-                .insert(accepted.name.clone(), accepted.version.clone());
+            self.subscription
+                .held(&accepted.name, &accepted.version, ttl);
         }
         for (name, ttl) in &decoded.heartbeats {
             let ttl = ttl.and_then(|ttl| now.checked_add(ttl));
@@ -322,7 +311,6 @@ impl TypeState {
         }
         for name in removed.iter().chain(errors.iter().map(|error| &error.name)) {
             self.subscription.gone(name);
-            self.versions.remove(name);
         }
     }
 }

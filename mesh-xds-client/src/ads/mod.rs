@@ -10,20 +10,21 @@ mod deadlines;
 mod delta;
 mod machine;
 mod nack;
+mod names;
 mod sotw;
 mod subscription;
 #[cfg(test)]
 mod tests;
 
 use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    ResourceError,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryResponse, ResourceError,
 };
 use mesh_core::ConfigError;
 
 use crate::resource::{Accepted, Kind, Raw};
 
 pub(crate) use machine::Machine;
+pub(crate) use names::SotwRequest;
 
 /// Which form of the protocol a server is spoken to in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,7 +75,7 @@ pub(crate) struct Expired {
 /// What is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Request {
-    Sotw(DiscoveryRequest),
+    Sotw(SotwRequest),
     Delta(DeltaDiscoveryRequest),
 }
 
@@ -91,6 +92,30 @@ impl Response {
         match self {
             Self::Sotw(response) => &response.type_url,
             Self::Delta(response) => &response.type_url,
+        }
+    }
+}
+
+#[cfg(feature = "test-util")]
+impl Request {
+    /// As it goes over the wire.
+    pub(crate) fn encoded(&self) -> Vec<u8> {
+        use prost::Message;
+        match self {
+            Self::Sotw(request) => request.encode_to_vec(),
+            Self::Delta(request) => request.encode_to_vec(),
+        }
+    }
+}
+
+#[cfg(feature = "test-util")]
+impl Response {
+    /// As it comes over the wire.
+    pub(crate) fn decoded(variant: Variant, bytes: &[u8]) -> Option<Self> {
+        use prost::Message;
+        match variant {
+            Variant::StateOfTheWorld => DiscoveryResponse::decode(bytes).ok().map(Self::Sotw),
+            Variant::Incremental => DeltaDiscoveryResponse::decode(bytes).ok().map(Self::Delta),
         }
     }
 }

@@ -3,33 +3,40 @@
 //! Stage 2. Each request holds all names of its type, the last accepted version and the last nonce.
 //! Only for listeners and clusters does absence mean deletion, and only of what had been received.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
-use super::{Answer, Incoming, ServerError, machine::TypeState, nack, subscription::Subscription};
+use super::{
+    Answer, Incoming, ServerError, SotwRequest, machine::TypeState, nack,
+    subscription::Subscription,
+};
 use crate::resource::{Decoded, Kind, Raw};
 
 pub(super) fn incoming(kind: Kind, response: DiscoveryResponse) -> Incoming {
-    let version = response.version_info;
+    let version = Arc::from(response.version_info);
     let resources = response.resources.into_iter();
     Incoming {
         resources: resources
             .map(|any| Raw::from_any(kind, any, &version))
             .collect(),
-        version,
+        version: version.to_string(),
         nonce: response.nonce,
         removed: Vec::new(),
         errors: response.resource_errors,
     }
 }
 
-pub(super) fn request(kind: Kind, state: &TypeState, answer: Option<Answer>) -> DiscoveryRequest {
-    DiscoveryRequest {
-        version_info: state.version.clone(),
-        resource_names: state.subscription.names(),
-        type_url: kind.type_url().into(),
-        response_nonce: state.nonce.clone(),
-        error_detail: answer.and_then(|answer| answer.refusal).map(nack::status),
-        ..DiscoveryRequest::default()
+pub(super) fn request(kind: Kind, state: &mut TypeState, answer: Option<Answer>) -> SotwRequest {
+    SotwRequest {
+        names: state.subscription.encoded_names(),
+        head: DiscoveryRequest {
+            version_info: state.version.clone(),
+            type_url: kind.type_url().into(),
+            response_nonce: state.nonce.clone(),
+            error_detail: answer.and_then(|answer| answer.refusal).map(nack::status),
+            ..DiscoveryRequest::default()
+        },
     }
 }
 
@@ -48,12 +55,12 @@ pub(super) fn absent(
     {
         return Vec::new();
     }
-    let is_absent = |name: &&String| {
-        !decoded.present.contains(*name) && errors.iter().all(|other| other.name != **name)
+    let is_absent = |name: &&Arc<str>| {
+        !decoded.present.contains(&***name) && errors.iter().all(|other| *other.name != ***name)
     };
     subscription
         .held_names()
         .filter(is_absent)
-        .cloned()
+        .map(ToString::to_string)
         .collect()
 }

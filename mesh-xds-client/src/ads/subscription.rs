@@ -7,10 +7,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::deadlines::Deadlines;
+use super::{deadlines::Deadlines, names::EncodedNames};
 
 /// How long a resource is waited for (gRFC A57).
 pub(crate) const DOES_NOT_EXIST_AFTER: Duration = Duration::from_secs(15);
@@ -37,20 +38,37 @@ enum State {
     Missing,
 }
 
+/// What is known of a name.
+#[derive(Clone, Debug)]
+struct Wanted {
+    state: State,
+    /// Of the last good value, as long as that is there.
+    version: Option<Arc<str>>,
+}
+
+impl Wanted {
+    const UNSENT: Self = Self {
+        state: State::Unsent,
+        version: None,
+    };
+}
+
 /// The names wanted of one type.
 #[derive(Debug)]
 pub(super) struct Subscription {
     timeout: Duration,
-    names: BTreeMap<String, State>,
+    names: BTreeMap<Arc<str>, Wanted>,
+    /// All of `names` for requests that repeat them, while they stay the same.
+    encoded: Option<EncodedNames>,
     /// Wanted, which the server has not been told on this stream.
-    untold: BTreeSet<String>,
+    untold: BTreeSet<Arc<str>>,
     /// No longer wanted, which the server has not been told.
-    removing: BTreeSet<String>,
+    removing: BTreeSet<Arc<str>>,
     /// Wanted again before the server was told that they were not. A request that leaves them out
     /// must go first: otherwise the server sees no change and sends nothing.
-    returning: BTreeSet<String>,
-    /// Received because everything is wanted, not by name.
-    implied: BTreeSet<String>,
+    returning: BTreeSet<Arc<str>>,
+    /// Received because everything is wanted, not by name; with their versions.
+    implied: BTreeMap<Arc<str>, Arc<str>>,
     timers: Deadlines,
     ttls: Deadlines,
 }
@@ -60,10 +78,11 @@ impl Default for Subscription {
         Self {
             timeout: DOES_NOT_EXIST_AFTER,
             names: BTreeMap::new(),
+            encoded: None,
             untold: BTreeSet::new(),
             removing: BTreeSet::new(),
             returning: BTreeSet::new(),
-            implied: BTreeSet::new(),
+            implied: BTreeMap::new(),
             timers: Deadlines::default(),
             ttls: Deadlines::default(),
         }
@@ -77,15 +96,16 @@ impl Subscription {
     }
 
     /// Wants `name`.
-    pub(super) fn add(&mut self, name: &str) {
-        if self.names.contains_key(name) {
+    pub(super) fn add(&mut self, name: Arc<str>) {
+        if self.names.contains_key(&name) {
             return;
         }
-        if self.removing.contains(name) {
-            self.returning.insert(name.to_owned());
+        if self.removing.contains(&name) {
+            self.returning.insert(name);
         } else {
-            self.names.insert(name.to_owned(), State::Unsent);
-            self.untold.insert(name.to_owned());
+            self.encoded = None;
+            self.names.insert(Arc::clone(&name), Wanted::UNSENT);
+            self.untold.insert(name);
         }
     }
 
@@ -94,13 +114,14 @@ impl Subscription {
         if self.returning.remove(name) || self.names.remove(name).is_none() {
             return;
         }
+        self.encoded = None;
         self.timers.clear(name);
         self.ttls.clear(name);
         if name == WILDCARD {
             self.implied.clear();
         }
         if !self.untold.remove(name) && is_sent {
-            self.removing.insert(name.to_owned());
+            self.removing.insert(name.into());
         }
     }
 
@@ -120,44 +141,77 @@ impl Subscription {
 
     /// All names.
     pub(super) fn names(&self) -> Vec<String> {
-        self.names.keys().cloned().collect()
+        self.names.keys().map(ToString::to_string).collect()
+    }
+
+    /// All names, encoded.
+    pub(super) fn encoded_names(&mut self) -> EncodedNames {
+        let encoded = self
+            .encoded
+            .get_or_insert_with(|| self.names.keys().map(|name| &**name).collect());
+        encoded.clone()
+    }
+
+    /// Names of what is there, with its versions.
+    pub(super) fn versions(&self) -> impl Iterator<Item = (String, String)> {
+        let named = self.names.iter();
+        let named = named.filter_map(|(name, wanted)| Some((name, wanted.version.as_ref()?)));
+        let all = named.chain(&self.implied);
+        all.map(|(name, version)| (name.to_string(), version.to_string()))
+    }
+
+    /// Forgets the versions of what is there.
+    pub(super) fn forget_versions(&mut self) {
+        for wanted in self.names.values_mut() {
+            wanted.version = None;
+        }
     }
 
     /// Names the server has not been told.
     pub(super) fn untold(&self) -> Vec<String> {
-        self.untold.iter().cloned().collect()
+        self.untold.iter().map(ToString::to_string).collect()
     }
 
     /// Names the server must forget.
     pub(super) fn removing(&self) -> Vec<String> {
-        self.removing.iter().cloned().collect()
+        self.removing.iter().map(ToString::to_string).collect()
     }
 
     /// The server has been told everything. What came back meanwhile is told next.
     pub(super) fn sent(&mut self, now: Instant) {
         let deadline = now + self.timeout;
         for name in std::mem::take(&mut self.untold) {
-            if let Some(state @ State::Unsent) = self.names.get_mut(&name)
-                && name != WILDCARD
+            if let Some(wanted) = self.names.get_mut(&name)
+                && wanted.state == State::Unsent
+                && *name != *WILDCARD
             {
-                *state = State::Waiting;
-                self.timers.set(&name, deadline);
+                wanted.state = State::Waiting;
+                self.timers.set(name, deadline);
             }
         }
         self.removing.clear();
         for name in std::mem::take(&mut self.returning) {
-            self.add(&name);
+            self.add(name);
         }
     }
 
-    /// A good resource has come; `ttl` is when it expires.
-    pub(super) fn held(&mut self, name: &str, ttl: Option<Instant>) {
-        if !self.contains(name) {
+    /// A good resource of this version has come; `ttl` is when it expires.
+    pub(super) fn held(&mut self, name: &str, version: &Arc<str>, ttl: Option<Instant>) {
+        self.timers.clear(name);
+        if let Some(wanted) = self.names.get_mut(name) {
+            wanted.state = State::Held;
+            wanted.version = Some(Arc::clone(version));
+        } else if self.names.contains_key(WILDCARD) {
+            self.implied.insert(name.into(), Arc::clone(version));
+        } else {
             return;
         }
-        self.settle(name, State::Held);
+        self.lives(name, ttl);
+    }
+
+    fn lives(&mut self, name: &str, ttl: Option<Instant>) {
         match ttl {
-            Some(at) => self.ttls.set(name, at),
+            Some(at) => self.ttls.set(name.into(), at),
             None => self.ttls.clear(name),
         }
     }
@@ -165,10 +219,7 @@ impl Subscription {
     /// A sign of life of a resource; it changes nothing else.
     pub(super) fn heartbeat(&mut self, name: &str, ttl: Option<Instant>) {
         if self.is_held(name) {
-            match ttl {
-                Some(at) => self.ttls.set(name, at),
-                None => self.ttls.clear(name),
-            }
+            self.lives(name, ttl);
         }
     }
 
@@ -188,20 +239,24 @@ impl Subscription {
     fn settle(&mut self, name: &str, next: State) {
         self.timers.clear(name);
         match self.names.get_mut(name) {
-            Some(state) => *state = next,
-            None if next == State::Held => _ = self.implied.insert(name.to_owned()),
+            Some(wanted) => {
+                wanted.state = next;
+                wanted.version = None;
+            }
             None => _ = self.implied.remove(name),
         }
     }
 
     fn is_held(&self, name: &str) -> bool {
-        self.names.get(name) == Some(&State::Held) || self.implied.contains(name)
+        let wanted = self.names.get(name);
+        wanted.is_some_and(|wanted| wanted.state == State::Held) || self.implied.contains_key(name)
     }
 
     /// Names of resources that are there.
-    pub(super) fn held_names(&self) -> impl Iterator<Item = &String> {
-        let is_held = |(name, state): (_, &State)| (*state == State::Held).then_some(name);
-        self.names.iter().filter_map(is_held).chain(&self.implied)
+    pub(super) fn held_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        let names = self.names.iter();
+        let held = names.filter(|(_, wanted)| wanted.state == State::Held);
+        held.map(|(name, _)| name).chain(self.implied.keys())
     }
 
     /// Starts over on the next stream with what has not been answered.
@@ -209,13 +264,14 @@ impl Subscription {
         self.timers.clear_all();
         self.removing.clear();
         for name in std::mem::take(&mut self.returning) {
-            self.names.insert(name, State::Unsent);
+            self.encoded = None;
+            self.names.insert(name, Wanted::UNSENT);
         }
-        for (name, state) in &mut self.names {
-            if matches!(state, State::Waiting | State::Missing) {
-                *state = State::Unsent;
+        for (name, wanted) in &mut self.names {
+            if matches!(wanted.state, State::Waiting | State::Missing) {
+                wanted.state = State::Unsent;
             }
-            self.untold.insert(name.clone());
+            self.untold.insert(Arc::clone(name));
         }
     }
 
@@ -230,16 +286,18 @@ impl Subscription {
     }
 
     /// Names that have been waited for long enough.
-    pub(super) fn pop_missing(&mut self, now: Instant) -> Vec<String> {
+    pub(super) fn pop_missing(&mut self, now: Instant) -> Vec<Arc<str>> {
         let missing = self.timers.pop_due(now);
         for name in &missing {
-            self.names.insert(name.clone(), State::Missing);
+            if let Some(wanted) = self.names.get_mut(name) {
+                wanted.state = State::Missing;
+            }
         }
         missing
     }
 
     /// Names of resources whose time to live is over.
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Vec<String> {
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Vec<Arc<str>> {
         let expired = self.ttls.pop_due(now);
         for name in &expired {
             self.settle(name, State::Missing);

@@ -8,7 +8,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::resource::{Kind, authority};
 
@@ -18,8 +21,8 @@ pub(crate) type ServerId = usize;
 /// What a server is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    Subscribe(ServerId, Kind, String),
-    Unsubscribe(ServerId, Kind, String),
+    Subscribe(ServerId, Kind, Arc<str>),
+    Unsubscribe(ServerId, Kind, Arc<str>),
 }
 
 /// What a failure of a server means.
@@ -35,7 +38,7 @@ struct Authority {
     servers: Vec<ServerId>,
     /// How many of `servers` are asked, at least one.
     asked: usize,
-    names: BTreeSet<(Kind, String)>,
+    names: BTreeSet<(Kind, Arc<str>)>,
     /// Whether the next server is asked even when everything is known (gRFC A95).
     on_reachability: bool,
 }
@@ -79,11 +82,12 @@ impl Authorities {
     }
 
     /// Wants a resource. `None` when its authority is not known.
-    pub(crate) fn subscribe(&mut self, kind: Kind, name: &str) -> Option<Effects> {
+    pub(crate) fn subscribe(&mut self, kind: Kind, name: impl Into<Arc<str>>) -> Option<Effects> {
+        let name = name.into();
         let failed = self.failed.clone();
-        let authority = self.of(name)?;
-        authority.names.insert((kind, name.to_owned()));
-        let mut orders = authority.orders(kind, name, Order::Subscribe);
+        let authority = self.of(&name)?;
+        authority.names.insert((kind, Arc::clone(&name)));
+        let mut orders = authority.orders(kind, &name, Order::Subscribe);
         // What is new is not known: a reason to ask the next one.
         authority.fall_back(&failed, &mut orders);
         Some(Effects {
@@ -93,12 +97,13 @@ impl Authorities {
     }
 
     /// Does not want it any more.
-    pub(crate) fn unsubscribe(&mut self, kind: Kind, name: &str) -> Vec<Order> {
-        let Some(authority) = self.of(name) else {
+    pub(crate) fn unsubscribe(&mut self, kind: Kind, name: impl Into<Arc<str>>) -> Vec<Order> {
+        let name = name.into();
+        let Some(authority) = self.of(&name) else {
             return Vec::new();
         };
-        authority.names.remove(&(kind, name.to_owned()));
-        authority.orders(kind, name, Order::Unsubscribe)
+        authority.names.remove(&(kind, Arc::clone(&name)));
+        authority.orders(kind, &name, Order::Unsubscribe)
     }
 
     /// A server cannot be reached. `is_known` is whether something is known of a resource.
@@ -164,11 +169,11 @@ impl Authority {
     fn orders(
         &self,
         kind: Kind,
-        name: &str,
-        order: impl Fn(ServerId, Kind, String) -> Order,
+        name: &Arc<str>,
+        order: impl Fn(ServerId, Kind, Arc<str>) -> Order,
     ) -> Vec<Order> {
         let asked = self.servers[..self.asked].iter();
-        asked.map(|s| order(*s, kind, name.to_owned())).collect()
+        asked.map(|s| order(*s, kind, Arc::clone(name))).collect()
     }
 
     /// Asks further servers while all that are asked have failed.

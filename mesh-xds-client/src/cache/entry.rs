@@ -23,7 +23,7 @@ pub(crate) struct Good<T> {
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct About {
-    pub(crate) version: String,
+    pub(crate) version: Arc<str>,
     /// As received.
     pub(crate) raw: Bytes,
     /// Fields that are set and have no effect here.
@@ -94,7 +94,7 @@ impl<T> Resolved<T> {
 #[derive(Debug)]
 pub(crate) struct Entry<T> {
     good: Option<Good<T>>,
-    failure: Option<Failure>,
+    failure: Option<Box<Failure>>,
     is_dropped: bool,
 }
 
@@ -130,7 +130,7 @@ impl<T: PartialEq> Entry<T> {
 
     /// What to use; `None` while neither value nor error is known.
     pub(super) fn resolved(&self) -> Option<Resolved<T>> {
-        match (&self.good, &self.failure) {
+        match (&self.good, self.failure.as_deref()) {
             (Some(good), _) => Some(Resolved::Value(Arc::clone(&good.value))),
             (None, Some(failure)) if self.is_dropped => {
                 Some(Resolved::Dropped(failure.error.clone()))
@@ -164,7 +164,7 @@ impl<T: PartialEq> Entry<T> {
         }
         self.is_dropped = false;
         if let Some(held) = &mut self.good
-            && held.value == good.value
+            && (Arc::ptr_eq(&held.value, &good.value) || held.value == good.value)
         {
             // The old pointer stays, so that nothing downstream moves.
             good.value = Arc::clone(&held.value);
@@ -180,7 +180,7 @@ impl<T: PartialEq> Entry<T> {
 
     /// A failure came; `drops` is whether it takes the value with it.
     pub(super) fn fail(&mut self, failure: Failure, drops: bool) -> Effect {
-        let held = self.failure.as_ref();
+        let held = self.failure.as_deref();
         if held.is_some_and(|held| held.cause == failure.cause && held.error == failure.error) {
             return Effect::Nothing;
         }
@@ -191,7 +191,7 @@ impl<T: PartialEq> Entry<T> {
             (Some(_), false) => tracing::warn!(%error, "the last good value stays in use"),
             (None, _) => tracing::warn!(%error, "there is no earlier value to use"),
         }
-        self.failure = Some(failure);
+        self.failure = Some(Box::new(failure));
         if is_dropped {
             self.good = None;
             self.is_dropped = true;
@@ -221,7 +221,7 @@ impl<T: PartialEq> Entry<T> {
             type_url,
             name: name.to_owned(),
             status: self.state().status,
-            version: about.map(|about| about.version.clone()).unwrap_or_default(),
+            version: about.map_or_else(String::new, |about| about.version.to_string()),
             config: about.map(|about| about.raw.clone()),
             updated: about.map(|about| about.updated),
             error: self.failure.as_ref().map(|failure| failure.error.clone()),

@@ -21,7 +21,7 @@ use mesh_core::{
 use crate::{
     dump::ResourceDump,
     metrics::ResourceKey,
-    resource::{Accepted, ClusterSpec, Config, Kind},
+    resource::{Accepted, ClusterSpec, Config, Kind, Known as KnownBefore, Same},
     store::StoredResource,
 };
 pub(crate) use entry::{About, Cause, Failure, Good, Known, Resolved};
@@ -54,23 +54,23 @@ impl ErrorPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) kind: Kind,
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     pub(crate) is_wanted: bool,
 }
 
 impl Change {
-    fn subscribe(kind: Kind, name: &str) -> Self {
+    fn subscribe(kind: Kind, name: Arc<str>) -> Self {
         Self {
             kind,
-            name: name.into(),
+            name,
             is_wanted: true,
         }
     }
 
-    fn unsubscribe(kind: Kind, name: &str) -> Self {
+    fn unsubscribe(kind: Kind, name: Arc<str>) -> Self {
         Self {
             kind,
-            name: name.into(),
+            name,
             is_wanted: false,
         }
     }
@@ -131,6 +131,18 @@ impl Reference {
             Self::Cluster(name) => name.as_str(),
             Self::Endpoints(name) => name.as_str(),
             Self::Secret(name) => name.as_str(),
+        }
+    }
+}
+
+impl KnownBefore for Cache {
+    fn known(&self, kind: Kind, name: &str, bytes: &[u8]) -> Option<Same> {
+        match kind {
+            Kind::Listener => self.listeners.same(name, bytes, Config::Listener),
+            Kind::Route => self.routes.same(name, bytes, Config::Route),
+            Kind::Cluster => self.clusters.same(name, bytes, Config::Cluster),
+            Kind::Endpoints => self.endpoints.same(name, bytes, Config::Endpoints),
+            Kind::Secret => self.secrets.same(name, bytes, Config::Secret),
         }
     }
 }

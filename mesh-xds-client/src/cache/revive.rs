@@ -28,7 +28,7 @@ pub(crate) fn revive(stored: Vec<StoredResource>, context: &DecodeContext) -> Re
         if unused_runs > UNUSED_RUNS_MAX {
             continue;
         }
-        let raw = Raw::stored(kind, stored.name, stored.version, stored.raw.into());
+        let raw = Raw::stored(kind, stored.name, stored.version.into(), stored.raw.into());
         let decoded = decode_all(kind, vec![raw], context, |_| true);
         let rejected = decoded.rejected.iter();
         revived.errors.extend(rejected.map(|r| r.combined(kind)));

@@ -7,6 +7,7 @@ use std::{
     borrow::Borrow,
     collections::{BTreeMap, HashMap},
     hash::Hash,
+    sync::Arc,
 };
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     dump::ResourceDump,
     metrics::{CacheState, ResourceKey},
-    resource::{Kind, authority},
+    resource::{Config, Kind, Same, authority},
     store::StoredResource,
 };
 
@@ -24,7 +25,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Table<N, T> {
     kind: Kind,
-    entries: HashMap<N, Entry<T>>,
+    /// Boxed, as a third of the places in a table is empty.
+    entries: HashMap<N, Box<Entry<T>>>,
     /// From an earlier run, not asked for yet, with the number of runs that did not.
     pub(super) stored: HashMap<String, (Good<T>, u8)>,
     /// Entries in use that are from an earlier run.
@@ -37,7 +39,7 @@ pub(crate) struct Table<N, T> {
 
 impl<N, T> Table<N, T>
 where
-    N: Hash + Eq + Clone + Borrow<str> + for<'n> From<&'n str>,
+    N: Hash + Eq + Clone + Borrow<str> + Into<Arc<str>> + for<'n> From<&'n str>,
     T: PartialEq,
 {
     pub(super) fn new(kind: Kind) -> Self {
@@ -55,7 +57,7 @@ where
     pub(crate) fn resolved(&self, name: &N) -> Option<Resolved<T>> {
         self.entries
             .get::<str>(name.borrow())
-            .and_then(Entry::resolved)
+            .and_then(|entry| entry.resolved())
     }
 
     /// All that is known of `name`.
@@ -64,7 +66,24 @@ where
             value: None,
             error: None,
         };
-        self.entries.get(name).map_or(nothing, Entry::known)
+        self.entries
+            .get(name)
+            .map_or(nothing, |entry| entry.known())
+    }
+
+    /// The last good value, if it was made of these bytes.
+    pub(super) fn same(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        config: impl FnOnce(Arc<T>) -> Config,
+    ) -> Option<Same> {
+        let good = self.entries.get(name)?.good()?;
+        (good.about.raw == bytes).then(|| Same {
+            config: config(Arc::clone(&good.value)),
+            raw: good.about.raw.clone(),
+            ignored: good.about.ignored.clone(),
+        })
     }
 
     pub(super) fn accept(&mut self, name: &str, good: Good<T>) -> Option<N> {
@@ -104,8 +123,8 @@ where
             let entry = Entry::requested(stored.map(|(good, _)| good));
             self.stale += usize::from(entry.is_stale());
             self.count(name.borrow(), entry.state());
-            self.entries.insert(name.clone(), entry);
-            changes.push(Change::subscribe(self.kind, name.borrow()));
+            self.entries.insert(name.clone(), Box::new(entry));
+            changes.push(Change::subscribe(self.kind, name.clone().into()));
         }
     }
 
@@ -114,7 +133,7 @@ where
         if let Some(entry) = self.entries.remove::<str>(name.borrow()) {
             self.stale -= usize::from(entry.is_stale());
             self.uncount(name.borrow(), entry.state());
-            changes.push(Change::unsubscribe(self.kind, name.borrow()));
+            changes.push(Change::unsubscribe(self.kind, name.clone().into()));
         }
     }
 
@@ -168,7 +187,7 @@ where
                 to.push(StoredResource {
                     kind: self.kind,
                     name: name.to_owned(),
-                    version: good.about.version.clone(),
+                    version: good.about.version.to_string(),
                     raw: good.about.raw.clone(),
                     updated: good.about.updated,
                     unused_runs,

@@ -4,7 +4,7 @@
 //! stays so: when it moves to endpoints that are not there yet, the old ones serve meanwhile.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -13,6 +13,7 @@ use mesh_core::{ClusterName, ConfigError, EndpointsName, snapshot::ClusterTree};
 
 use super::{
     WatchId,
+    few::Few,
     sources::{AGGREGATE_DEPTH_MAX, Hosts, merge},
 };
 use crate::{
@@ -23,16 +24,16 @@ use crate::{
 /// All clusters that are wanted.
 #[derive(Debug, Default)]
 pub(super) struct Clusters {
-    nodes: BTreeMap<ClusterName, Node>,
-    endpoint_users: HashMap<EndpointsName, BTreeSet<ClusterName>>,
+    nodes: HashMap<ClusterName, Box<Node>>,
+    endpoint_users: HashMap<EndpointsName, Few<ClusterName>>,
     hosts: Hosts,
 }
 
 #[derive(Debug, Default)]
 struct Node {
-    users: BTreeSet<WatchId>,
+    users: Few<WatchId>,
     /// Aggregates that this is a member of.
-    parents: BTreeSet<ClusterName>,
+    parents: Few<ClusterName>,
     /// Members, of an aggregate.
     children: Vec<ClusterName>,
     /// Hosts that are looked up.
@@ -82,6 +83,12 @@ impl Clusters {
 
     pub(super) fn is_used(&self, name: &ClusterName) -> bool {
         // Upwards, as aggregates in a circle must not keep each other.
+        let Some(node) = self.nodes.get(name) else {
+            return false;
+        };
+        if !node.users.is_empty() {
+            return true;
+        }
         let mut seen = BTreeSet::new();
         let mut due = vec![name];
         while let Some(name) = due.pop() {
@@ -91,13 +98,13 @@ impl Clusters {
             if !node.users.is_empty() {
                 return true;
             }
-            due.extend(&node.parents);
+            due.extend(node.parents.iter());
         }
         false
     }
 
     /// Aggregates that a cluster is a member of.
-    pub(super) fn parents(&self, name: &ClusterName) -> BTreeSet<ClusterName> {
+    pub(super) fn parents(&self, name: &ClusterName) -> Few<ClusterName> {
         let node = self.nodes.get(name);
         node.map(|node| node.parents.clone()).unwrap_or_default()
     }
@@ -123,7 +130,7 @@ impl Clusters {
     }
 
     /// Who uses the cluster.
-    pub(super) fn users(&self, name: &ClusterName) -> BTreeSet<WatchId> {
+    pub(super) fn users(&self, name: &ClusterName) -> Few<WatchId> {
         self.nodes
             .get(name)
             .map(|node| node.users.clone())
@@ -131,7 +138,7 @@ impl Clusters {
     }
 
     /// Which clusters use the endpoints.
-    pub(super) fn users_of(&self, name: &EndpointsName) -> BTreeSet<ClusterName> {
+    pub(super) fn users_of(&self, name: &EndpointsName) -> Few<ClusterName> {
         self.endpoint_users.get(name).cloned().unwrap_or_default()
     }
 
@@ -287,6 +294,14 @@ impl Clusters {
             return Vec::new();
         };
         node.tree = next.tree;
+        // As with every change of endpoints: no name is looked up, none is cloned.
+        if node.current == next.current
+            && node.next == next.next
+            && node.children == next.children
+            && node.hosts == next.hosts
+        {
+            return Vec::new();
+        }
         let wanted = [next.current.clone(), next.next.clone()];
         for wanted in wanted.iter().flatten() {
             let users = self.endpoint_users.entry(wanted.clone()).or_default();

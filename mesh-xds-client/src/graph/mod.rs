@@ -10,6 +10,7 @@
 mod client;
 mod clusters;
 mod faults;
+mod few;
 mod follow;
 mod sources;
 #[cfg(test)]
@@ -258,6 +259,11 @@ impl Graph {
     /// Whether a value or an error is known of a resource.
     pub(crate) fn is_known(&self, kind: Kind, name: &str) -> bool {
         self.cache.is_known(kind, name)
+    }
+
+    /// The last good values.
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// See [`Cache::preload`].

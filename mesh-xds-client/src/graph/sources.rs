@@ -13,7 +13,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError,
-    config::{self, ClusterEndpoints, Endpoint, HealthStatus, LocalityEndpoints, LocalityId},
+    config::{self, ClusterEndpoints, Endpoint, EndpointDetails, LocalityEndpoints, LocalityId},
     snapshot::ClusterTree,
 };
 
@@ -131,13 +131,10 @@ impl Hosts {
 }
 
 fn endpoint(address: SocketAddr, hostname: &str) -> Endpoint {
-    Endpoint {
-        address,
-        weight: 1,
-        health: HealthStatus::Unknown,
+    Endpoint::new(address).with_details(EndpointDetails {
         hostname: hostname.to_owned(),
-        metadata: Default::default(),
-    }
+        ..EndpointDetails::default()
+    })
 }
 
 /// The value of an aggregate, from those of its members in order.

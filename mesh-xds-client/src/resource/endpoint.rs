@@ -14,7 +14,9 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     lb_endpoint::HostIdentifier,
     locality_lb_endpoints::LbConfig,
 };
-use mesh_core::config::{ClusterEndpoints, DropOverload, Endpoint, LocalityEndpoints, LocalityId};
+use mesh_core::config::{
+    ClusterEndpoints, DropOverload, Endpoint, EndpointDetails, LocalityEndpoints, LocalityId,
+};
 
 use super::{
     canonical, lb_metadata,
@@ -124,6 +126,7 @@ fn decode_endpoint(
         }
         None => return sink.error_at("endpoint", "is missing"),
     };
+    let hostname = &endpoint.hostname;
     let weight = uint32(proto.load_balancing_weight.as_ref()).unwrap_or(1);
     if weight == 0 {
         sink.error_at::<()>("load_balancing_weight", "must not be 0");
@@ -145,13 +148,15 @@ fn decode_endpoint(
         }
         Some(address)
     })?;
-    Some(Endpoint {
-        address,
+    let endpoint = Endpoint {
         weight,
         health,
-        hostname: endpoint.hostname.clone(),
+        ..Endpoint::new(address)
+    };
+    Some(endpoint.with_details(EndpointDetails {
+        hostname: hostname.clone(),
         metadata: lb_metadata::of_lb(proto.metadata.as_ref()),
-    })
+    }))
 }
 
 /// Priorities run from 0 without gaps, each with unique localities and a sum of weights in `u32`.

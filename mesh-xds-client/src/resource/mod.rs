@@ -14,6 +14,7 @@ mod discovery;
 mod endpoint;
 mod filter;
 mod health_check;
+mod known;
 mod lb_metadata;
 mod listener;
 mod metadata;
@@ -50,6 +51,7 @@ use prost::Message;
 
 use crate::bootstrap::{CertificateProvider, Server, ServerUri};
 pub use discovery::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
+pub(crate) use known::{Known, NothingKnown, Same};
 pub(crate) use name::{authority, canonical, is_glob_collection};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
@@ -170,7 +172,7 @@ pub(crate) struct Accepted {
     pub(crate) name: String,
     pub(crate) config: Config,
     /// Of this resource, or of the response it came in.
-    pub(crate) version: String,
+    pub(crate) version: Arc<str>,
     /// As received, for people and for storage.
     pub(crate) raw: Bytes,
     /// How long it may be used.
@@ -180,7 +182,7 @@ pub(crate) struct Accepted {
 }
 
 /// A response, resource by resource.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Decoded {
     pub(crate) accepted: Vec<Accepted>,
     pub(crate) rejected: Vec<Rejected>,
@@ -197,11 +199,22 @@ pub(crate) fn decode_all(
     context: &DecodeContext,
     is_wanted: impl Fn(&str) -> bool,
 ) -> Decoded {
+    decode_new(kind, resources, context, is_wanted, &NothingKnown)
+}
+
+/// The same, but what was `known` before is taken from there.
+pub(crate) fn decode_new(
+    kind: Kind,
+    resources: Vec<Raw>,
+    context: &DecodeContext,
+    is_wanted: impl Fn(&str) -> bool,
+    known: &impl Known,
+) -> Decoded {
     let mut decoded = Decoded::default();
     let mut twice = BTreeSet::new();
     for (i, resource) in resources.into_iter().enumerate() {
         let known_as = resource.name.clone();
-        let guarded = AssertUnwindSafe(|| decode_one(kind, resource, context, &is_wanted));
+        let guarded = AssertUnwindSafe(|| decode_one(kind, resource, context, &is_wanted, known));
         // A resource that finds a defect in decode must not take the process down.
         let outcome = catch_unwind(guarded).unwrap_or_else(|_| {
             let reason = "decoding it panicked; please report this";
@@ -271,6 +284,7 @@ fn decode_one(
     raw: Raw,
     context: &DecodeContext,
     is_wanted: &impl Fn(&str) -> bool,
+    known: &impl Known,
 ) -> Outcome {
     let Raw {
         name,
@@ -296,6 +310,21 @@ fn decode_one(
             kind.type_url()
         );
         return Outcome::Rejected(name, vec![unnamed(kind, reason)]);
+    }
+    if let Some(hint) = known::first_name(&any.value)
+        && aliases.is_empty()
+        && name.as_ref().is_none_or(|name| name == hint)
+        && is_wanted(hint)
+        && let Some(same) = known.known(kind, hint, &any.value)
+    {
+        return Outcome::Accepted(Accepted {
+            name: hint.to_owned(),
+            config: same.config,
+            version,
+            raw: same.raw,
+            ttl,
+            ignored: same.ignored,
+        });
     }
     let bytes = Bytes::from(any.value);
     match decode_body(kind, name, &aliases, &bytes, context, is_wanted) {

@@ -3,7 +3,7 @@
 //! Stage 3. Takes the wrapper off; what is inside is decoded by the module of its type. A named
 //! wrapper without content is a heartbeat (xDS time to live): it only says that the resource lives.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::service::discovery::v3::Resource as WrapperProto, google::protobuf::Any,
@@ -20,7 +20,7 @@ pub(crate) struct Raw {
     pub(super) name: Option<String>,
     /// Other names it was asked for by.
     pub(super) aliases: Vec<String>,
-    pub(super) version: String,
+    pub(super) version: Arc<str>,
     /// How long it may be used.
     pub(super) ttl: Option<Duration>,
     pub(super) body: Result<Option<Any>, ConfigError>,
@@ -28,11 +28,11 @@ pub(crate) struct Raw {
 
 impl Raw {
     /// From a state-of-the-world response of `version`.
-    pub(crate) fn from_any(kind: Kind, any: Any, version: &str) -> Self {
+    pub(crate) fn from_any(kind: Kind, any: Any, version: &Arc<str>) -> Self {
         let bare = |body| Self {
             name: None,
             aliases: Vec::new(),
-            version: version.to_owned(),
+            version: Arc::clone(version),
             ttl: None,
             body,
         };
@@ -41,7 +41,7 @@ impl Raw {
         }
         match WrapperProto::decode(&*any.value) {
             Ok(wrapper) => Self {
-                version: version.to_owned(),
+                version: Arc::clone(version),
                 ..Self::from_wrapper(kind, wrapper)
             },
             Err(e) => bare(Err(unnamed(
@@ -71,14 +71,14 @@ impl Raw {
         Self {
             name,
             aliases: wrapper.aliases.into_iter().map(canonical).collect(),
-            version: wrapper.version,
+            version: wrapper.version.into(),
             ttl: ttl.flatten(),
             body,
         }
     }
 
     /// A resource from our own storage.
-    pub(crate) fn stored(kind: Kind, name: String, version: String, bytes: Vec<u8>) -> Self {
+    pub(crate) fn stored(kind: Kind, name: String, version: Arc<str>, bytes: Vec<u8>) -> Self {
         Self {
             name: Some(name),
             aliases: Vec::new(),

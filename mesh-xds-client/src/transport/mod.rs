@@ -13,25 +13,34 @@ mod secure;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream::BoxStream};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
+use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream::BoxStream};
+use http::uri::PathAndQuery;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Status,
+    Status, Streaming,
+    client::Grpc,
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
+use tonic_prost::ProstCodec;
 
 use own::OwnCertificate;
 
 use crate::{
-    ads::{Request, Response, Variant},
+    ads::{Request, Response, SotwRequest, Variant},
     bootstrap::{ChannelCredentials, Server},
 };
 
 /// Largest response that is read, in bytes. 10,000 clusters of Istio's size are about 10 MB.
 pub(crate) const RESPONSE_BYTES_MAX: usize = 128 << 20;
+
+/// Method of the state-of-the-world variant.
+const STREAM_SOTW: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -179,8 +188,6 @@ impl AdsStream {
     pub(crate) fn open(connected: &Connected, variant: Variant) -> Self {
         let (requests, queue) = mpsc::channel(REQUESTS_QUEUED_MAX);
         let queue = ReceiverStream::new(queue);
-        let mut client = AggregatedDiscoveryServiceClient::new(connected.channel.clone())
-            .max_decoding_message_size(RESPONSE_BYTES_MAX);
         let responses = match variant {
             Variant::StateOfTheWorld => {
                 let queue = queue.filter_map(|request| {
@@ -189,8 +196,7 @@ impl AdsStream {
                         Request::Delta(_) => None,
                     })
                 });
-                let call = connected.call(queue);
-                let call = async move { client.stream_aggregated_resources(call).await };
+                let call = stream_sotw(connected.channel.clone(), connected.call(queue));
                 let responses = call
                     .map_ok(tonic::Response::into_inner)
                     .try_flatten_stream();
@@ -204,6 +210,8 @@ impl AdsStream {
                     })
                 });
                 let call = connected.call(queue);
+                let mut client = AggregatedDiscoveryServiceClient::new(connected.channel.clone())
+                    .max_decoding_message_size(RESPONSE_BYTES_MAX);
                 let call = async move { client.delta_aggregated_resources(call).await };
                 let responses = call
                     .map_ok(tonic::Response::into_inner)
@@ -215,6 +223,31 @@ impl AdsStream {
             requests,
             responses,
         }
+    }
+}
+
+/// `AggregatedDiscoveryService.StreamAggregatedResources` with requests that are partly encoded.
+async fn stream_sotw(
+    channel: Channel,
+    call: tonic::Request<impl Stream<Item = SotwRequest> + Send + 'static>,
+) -> Result<tonic::Response<Streaming<DiscoveryResponse>>, Status> {
+    let mut client = Grpc::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+    let unready = |e| Status::unknown(format!("the connection is not ready: {e}"));
+    client.ready().await.map_err(unready)?;
+    let path = PathAndQuery::from_static(STREAM_SOTW);
+    client.streaming(call, path, ProstCodec::default()).await
+}
+
+#[cfg(feature = "test-util")]
+impl AdsStream {
+    /// A stream to the caller, who gets what is sent.
+    pub(crate) fn loopback() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, sent) = mpsc::channel(REQUESTS_QUEUED_MAX);
+        let stream = Self {
+            requests,
+            responses: futures_util::stream::pending().boxed(),
+        };
+        (stream, sent)
     }
 }
 

@@ -14,7 +14,7 @@ fn list(names: &[&str]) -> Vec<String> {
 
 fn node_of(request: &Request) -> bool {
     match request {
-        Request::Sotw(request) => request.node.is_some(),
+        Request::Sotw(request) => request.head.node.is_some(),
         Request::Delta(request) => request.node.is_some(),
     }
 }
@@ -60,7 +60,7 @@ fn nack_of_an_invalid_first_response() {
             .unwrap();
         assert_eq!(update.rejected.len(), 1);
         match rig.request() {
-            Request::Sotw(request) => assert_eq!(request.version_info, ""),
+            Request::Sotw(request) => assert_eq!(request.head.version_info, ""),
             Request::Delta(request) => assert_eq!(request.response_nonce, "n1"),
         }
     });

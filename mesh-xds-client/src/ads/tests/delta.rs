@@ -216,6 +216,7 @@ fn a_server_that_does_not_speak_it_is_asked_for_everything_in_the_other_variant(
     rig.reconnect();
     match rig.request() {
         Request::Sotw(request) => {
+            let request = request.read();
             assert_eq!(request.version_info, "", "versions mean nothing there");
             assert_eq!(request.resource_names, ["a"]);
         }

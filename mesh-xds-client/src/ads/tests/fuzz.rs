@@ -40,7 +40,7 @@ fn turn(rig: &mut Rig, graph: &mut Graph) {
     graph.collect();
     for change in graph.take_changes() {
         match change.is_wanted {
-            true => rig.machine.subscribe(change.kind, &change.name),
+            true => rig.machine.subscribe(change.kind, change.name),
             false => rig.machine.unsubscribe(change.kind, &change.name),
         }
     }

@@ -28,7 +28,7 @@ use envoy_types::pb::{
 use prost::{Message, Name};
 
 use super::*;
-use crate::resource::DecodeContext;
+use crate::resource::{DecodeContext, NothingKnown};
 
 pub(super) const BOTH: [Variant; 2] = [Variant::StateOfTheWorld, Variant::Incremental];
 
@@ -69,7 +69,7 @@ impl Rig {
 
     pub(super) fn subscribe(&mut self, kind: Kind, names: &[&str]) {
         for name in names {
-            self.machine.subscribe(kind, name);
+            self.machine.subscribe(kind, *name);
         }
     }
 
@@ -92,13 +92,15 @@ impl Rig {
 
     fn hear(&mut self, request: &Request) -> Said {
         let (type_url, nonce, detail) = match request {
-            Request::Sotw(r) => (&r.type_url, &r.response_nonce, &r.error_detail),
+            Request::Sotw(SotwRequest { head: r, .. }) => {
+                (&r.type_url, &r.response_nonce, &r.error_detail)
+            }
             Request::Delta(r) => (&r.type_url, &r.response_nonce, &r.error_detail),
         };
         let known = self.known.entry(type_url.clone()).or_default();
         let before = known.clone();
         match request {
-            Request::Sotw(r) => *known = r.resource_names.iter().cloned().collect(),
+            Request::Sotw(r) => *known = r.read().resource_names.into_iter().collect(),
             Request::Delta(r) => {
                 for name in &r.resource_names_unsubscribe {
                     known.remove(name);
@@ -154,7 +156,8 @@ impl Rig {
 
     pub(super) fn take(&mut self, response: Response) -> Option<Update> {
         let context = DecodeContext::default();
-        self.machine.receive(response, &context, self.now)
+        self.machine
+            .receive(response, &context, &NothingKnown, self.now)
     }
 
     pub(super) fn serve(

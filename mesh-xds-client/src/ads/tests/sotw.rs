@@ -1,5 +1,7 @@
 //! What only state of the world has.
 
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+
 use super::*;
 
 fn rig() -> Rig {
@@ -8,7 +10,7 @@ fn rig() -> Rig {
 
 fn sotw(request: Request) -> DiscoveryRequest {
     match request {
-        Request::Sotw(request) => request,
+        Request::Sotw(request) => request.read(),
         Request::Delta(request) => panic!("{request:?}"),
     }
 }
@@ -170,7 +172,7 @@ fn a_long_refusal_still_names_every_resource() {
     let mut rig = rig();
     let all: Vec<String> = (0..2000).map(|i| format!("cluster-{i:04}")).collect();
     for name in &all {
-        rig.machine.subscribe(Kind::Cluster, name);
+        rig.machine.subscribe(Kind::Cluster, name.as_str());
     }
     rig.requests();
     rig.serve(

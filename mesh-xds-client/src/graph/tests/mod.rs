@@ -60,7 +60,7 @@ impl Rig {
     fn turn(&mut self) {
         self.graph.collect();
         for change in self.graph.take_changes() {
-            let key = (change.kind, change.name);
+            let key = (change.kind, change.name.to_string());
             if change.is_wanted {
                 assert!(self.wanted.insert(key));
             } else {
@@ -211,8 +211,7 @@ fn endpoints(name: &str, port: u16) -> Config {
             address: ([10, 0, 0, 1], port).into(),
             weight: 1,
             health: HealthStatus::Healthy,
-            hostname: String::new(),
-            metadata: Default::default(),
+            details: None,
         }],
     };
     Config::Endpoints(Arc::new(ClusterEndpoints::new(name, vec![locality])))

@@ -68,7 +68,7 @@ pub(super) fn weights_health_and_priorities_are_taken() {
         (7, 1)
     );
     assert_eq!(first.endpoints[0].health, HealthStatus::Draining);
-    assert_eq!(first.endpoints[0].hostname, "host");
+    assert_eq!(first.endpoints[0].details().hostname, "host");
     assert_eq!(second.priority, 1);
     assert!(
         accepted(vec![]).localities.is_empty(),

@@ -2,8 +2,9 @@
 //!
 //! No panic, always an answer, errors that name the resource, and the same answer twice.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::BTreeMap};
 
+use envoy_types::pb::google::protobuf::Duration as DurationProto;
 use mesh_core::rng::{Rng, SplitMix64};
 
 use super::*;
@@ -106,6 +107,76 @@ fn no_damaged_resource_makes_a_decoder_panic() {
     }
     let share = accepted * 100 / rounds;
     assert!((10..95).contains(&share), "damage reaches deep: {share} %");
+}
+
+/// What was accepted, by name.
+#[derive(Default)]
+struct Accepting(BTreeMap<(Kind, String), Same>);
+
+impl Known for Accepting {
+    fn known(&self, kind: Kind, name: &str, bytes: &[u8]) -> Option<Same> {
+        let same = self.0.get(&(kind, name.to_owned()))?;
+        (same.raw == bytes).then(|| same.clone())
+    }
+}
+
+#[test]
+fn what_is_known_already_is_taken_as_if_it_had_been_decoded_again() {
+    let corpus = corpus();
+    let mut rng = SplitMix64::new(4);
+    let context = context();
+    let mut known = Accepting::default();
+    let mut repeated = 0;
+    for round in 0..mutate::rounds(ROUNDS) {
+        let (kind, any) = &corpus[rng.below(corpus.len() as u64) as usize];
+        let any = match rng.below(3) {
+            0 => Any {
+                value: mutate::message(&any.value, &mut rng),
+                ..any.clone()
+            },
+            _ => any.clone(),
+        };
+        let name = known::first_name(&any.value).unwrap_or_default().to_owned();
+        let mut wrapper = Resource {
+            name: name.clone(),
+            version: round.to_string(),
+            resource: Some(any.clone()),
+            ..Resource::default()
+        };
+        match rng.below(6) {
+            0 => wrapper.name = "other".to_owned(),
+            1 => wrapper.aliases = vec!["alias".to_owned()],
+            2 => {
+                wrapper.ttl = Some(DurationProto {
+                    seconds: 1,
+                    nanos: 0,
+                })
+            }
+            _ => {}
+        }
+        let one = match rng.below(2) {
+            0 => Raw::from_wrapper(*kind, wrapper),
+            _ => raw(*kind, vec![any.clone()]).remove(0),
+        };
+        let resources = || vec![one.clone(); 1 + round % 2];
+        let wants = rng.below(4) != 0;
+        let is_wanted =
+            |asked: &str| wants && asked != "alias" || asked == "alias" && round % 3 == 0;
+        let fresh = decode_all(*kind, resources(), &context, is_wanted);
+        let same = decode_new(*kind, resources(), &context, is_wanted, &known);
+        assert_eq!(same, fresh, "round {round}");
+        for accepted in fresh.accepted {
+            let key = (*kind, accepted.name);
+            repeated += usize::from(known.known(*kind, &key.1, &accepted.raw).is_some());
+            let value = Same {
+                config: accepted.config,
+                raw: accepted.raw,
+                ignored: accepted.ignored,
+            };
+            known.0.insert(key, value);
+        }
+    }
+    assert!(repeated > 100, "{repeated}");
 }
 
 #[test]

@@ -71,7 +71,9 @@ fn decode_any(kind: Kind, resources: Vec<Any>) -> Decoded {
 
 fn raw(kind: Kind, resources: Vec<Any>) -> Vec<Raw> {
     let resources = resources.into_iter();
-    resources.map(|any| Raw::from_any(kind, any, "1")).collect()
+    resources
+        .map(|any| Raw::from_any(kind, any, &"1".into()))
+        .collect()
 }
 
 /// The config, or the errors as `path: reason`.

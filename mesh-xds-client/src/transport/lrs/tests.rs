@@ -20,8 +20,7 @@ fn tree(hosts: &[u8]) -> ClusterTree {
         address: ([10, 0, 0, *host], 80).into(),
         weight: 1,
         health: HealthStatus::Healthy,
-        hostname: String::new(),
-        metadata: Default::default(),
+        details: None,
     };
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),

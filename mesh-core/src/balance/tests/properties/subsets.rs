@@ -151,12 +151,10 @@ fn a_request_gets_the_endpoints_whose_metadata_it_asks_for() {
                 metadata(rng, keys)
             })
             .collect();
-        let declared = |(endpoint, metadata): (&ClusterEndpoint, &LbMetadata)| Endpoint {
-            address: endpoint.address,
-            weight: 1,
-            health: HealthStatus::Healthy,
-            hostname: String::new(),
-            metadata: metadata.clone(),
+        let declared = |(endpoint, metadata): (&ClusterEndpoint, &LbMetadata)| {
+            let mut declared = Endpoint::new(endpoint.address);
+            declared.details_mut().metadata = metadata.clone();
+            declared
         };
         let declared: Vec<_> = endpoints.iter().zip(&of).map(declared).collect();
         let sources: Vec<_> = declared.iter().collect();

@@ -220,7 +220,9 @@ impl Sim {
         connection.has_response = true;
         self.responses += 1;
         let context = DecodeContext::default();
-        let update = connection.machine.receive(response, &context, self.now);
+        let update = connection
+            .machine
+            .receive(response, &context, self.graph.cache(), self.now);
         let (orders, reached) = self.authorities.responded(server);
         for authority in reached {
             self.graph.connected(authority.as_deref());
@@ -291,11 +293,11 @@ impl Sim {
         for change in self.graph.take_changes() {
             match change.is_wanted {
                 true => {
-                    let effects = self.authorities.subscribe(change.kind, &change.name);
+                    let effects = self.authorities.subscribe(change.kind, change.name);
                     self.take_effects(effects.expect("a known authority"));
                 }
                 false => {
-                    let orders = self.authorities.unsubscribe(change.kind, &change.name);
+                    let orders = self.authorities.unsubscribe(change.kind, change.name);
                     self.obey(orders);
                 }
             }
@@ -326,7 +328,7 @@ impl Sim {
         for order in orders {
             match order {
                 Order::Subscribe(server, kind, name) => {
-                    self.connections[server].machine.subscribe(kind, &name);
+                    self.connections[server].machine.subscribe(kind, name);
                 }
                 Order::Unsubscribe(server, kind, name) => {
                     self.connections[server].machine.unsubscribe(kind, &name);

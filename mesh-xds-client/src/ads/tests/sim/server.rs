@@ -53,7 +53,9 @@ impl ServerStream {
 
     pub(super) fn receive(&mut self, request: &Request) {
         let (url, nonce, detail) = match request {
-            Request::Sotw(r) => (&r.type_url, &r.response_nonce, &r.error_detail),
+            Request::Sotw(SotwRequest { head: r, .. }) => {
+                (&r.type_url, &r.response_nonce, &r.error_detail)
+            }
             Request::Delta(r) => (&r.type_url, &r.response_nonce, &r.error_detail),
         };
         self.nacks += usize::from(detail.is_some());
@@ -73,14 +75,15 @@ impl ServerStream {
         }
         match request {
             Request::Sotw(request) => {
+                let names = request.read().resource_names;
                 let is_stale = !is_first && *nonce != state.nonce.to_string();
                 assert!(!is_first || nonce.is_empty(), "a nonce of another stream");
                 assert!(
-                    !is_first || !request.resource_names.is_empty(),
+                    !is_first || !names.is_empty(),
                     "a first request without names asks for everything"
                 );
                 if state.nonce == 0 || !is_stale {
-                    let names = request.resource_names.iter().cloned().collect();
+                    let names = names.into_iter().collect();
                     state.is_due |= state.names != names;
                     state.names = names;
                 }
