@@ -19,4 +19,5 @@ pub mod harness;
 pub mod library;
 pub mod pick;
 pub mod report;
+pub mod security;
 pub mod wire;

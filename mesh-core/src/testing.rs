@@ -42,6 +42,7 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> ClusterEndpoints {
         health: HealthStatus::Healthy,
         hostname: String::new(),
         metadata: Default::default(),
+        socket_labels: None,
     });
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),

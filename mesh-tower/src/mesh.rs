@@ -78,6 +78,7 @@ pub struct MeshBuilder {
     drain_timeout: Option<Duration>,
     state_file: Option<PathBuf>,
     identity_file: Option<PathBuf>,
+    dns_servers: Vec<SocketAddr>,
 }
 
 impl MeshBuilder {
@@ -121,6 +122,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Asks these servers for the addresses of hosts that the control plane leaves to us to look up.
+    /// Default: those of the system.
+    pub fn dns_servers(mut self, servers: impl Into<Vec<SocketAddr>>) -> Self {
+        self.dns_servers = servers.into();
+        self
+    }
+
     /// How long [`Mesh::shutdown`] waits for requests in flight. Default [`DRAIN_TIMEOUT`].
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.drain_timeout = Some(limit);
@@ -153,6 +161,9 @@ impl MeshBuilder {
         }
         if let Some(path) = self.state_file {
             xds = xds.state_file(path);
+        }
+        if !self.dns_servers.is_empty() {
+            xds = xds.dns_servers(&self.dns_servers);
         }
         let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
         run_apart(driver).map_err(SetupError::new)?;

@@ -139,6 +139,12 @@ impl XdsClientBuilder {
         self
     }
 
+    /// Asks these servers for the addresses of DNS clusters. Default: those of the system.
+    pub fn dns_servers(mut self, servers: &[SocketAddr]) -> Self {
+        self.options.lookup = Lookup::by(servers);
+        self
+    }
+
     /// Starts the client on a task of the current runtime.
     ///
     /// # Errors

@@ -9,12 +9,14 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, Cluster, ClusterEndpoints, Endpoint, HashPolicy, LbPolicy,
-    LocalityEndpoints, LocalityId, StringMatcher, StringPattern, TrustSource, UpstreamTls,
+    CertificateSource, Cluster, ClusterEndpoints, Discovery, Endpoint, HashPolicy, LbMetadata,
+    LbPolicy, LocalityEndpoints, LocalityId, SanMatcher, SocketMatch, StringMatcher, StringPattern,
+    TrustSource, UpstreamTls,
 };
 
 use super::{
     CompileOptions, Compiled, balance,
+    client_tls::{self, ClientTls},
     locality::{Placed, Setting},
     policy::{self, Effective},
     pool,
@@ -111,14 +113,21 @@ pub(super) fn compile(
                 members: &members,
             };
             let object = rule.map(|(object, _)| object);
-            let made = cluster(
+            let mut made = cluster(
                 &place,
                 (object, &part.policies),
                 options,
                 compiled,
                 findings,
             );
-            let endpoints = endpoints(&name, &members, port.number);
+            if let Some(discovery) = dns(service, &members, port.number) {
+                made.cluster.discovery = discovery;
+            }
+            let is_taker = |workload: &Workload| {
+                let is_mixed = !made.cluster.socket_matches.is_empty();
+                is_mixed && is_taker(workload, port, compiled)
+            };
+            let endpoints = labelled_endpoints(&name, &members, port.number, is_taker);
             if let Some(setting) = made.setting {
                 let placed = Placed::new(setting, endpoints.clone(), &members, port.number);
                 compiled
@@ -133,13 +142,14 @@ pub(super) fn compile(
                 let policies = own.traffic_policy.as_ref();
                 let field = "spec.trafficPolicy".to_owned();
                 let policies: Vec<_> = policies.map(|policy| (field, policy)).into_iter().collect();
-                let own = cluster(
+                let mut own = cluster(
                     &place,
                     (Some(object), &policies),
                     options,
                     compiled,
                     findings,
                 );
+                own.cluster.discovery = made.cluster.discovery.clone();
                 if own.hash.is_some() || own.setting.is_some() {
                     let field = "spec.trafficPolicy.loadBalancer";
                     let message = "consistentHash and localityLbSetting hold for all clients";
@@ -152,14 +162,25 @@ pub(super) fn compile(
                     .or_default()
                     .push((client, Arc::new(own.cluster)));
             }
-            compiled
-                .clusters
-                .insert(name.as_str().into(), Arc::new(made.cluster));
-            compiled
-                .endpoints
-                .insert(name.as_str().into(), Arc::new(endpoints));
+            if matches!(made.cluster.discovery, Discovery::Eds(_)) {
+                let name = name.as_str().into();
+                compiled.endpoints.insert(name, Arc::new(endpoints));
+            }
+            let cluster = Arc::new(made.cluster);
+            compiled.clusters.insert(name.as_str().into(), cluster);
         }
     }
+}
+
+/// Hosts that clients look up by themselves; `None` where the control plane knows the addresses.
+fn dns(service: &ServiceInfo, members: &[&Workload], port: u16) -> Option<Discovery> {
+    let hosts = members.iter().filter_map(|member| member.hosts.get(&port));
+    let hosts: BTreeSet<_> = hosts.cloned().collect();
+    let first = hosts.first()?.clone();
+    Some(match service.is_one_host {
+        true => Discovery::LogicalDns(first),
+        false => Discovery::StrictDns(hosts.into_iter().collect()),
+    })
 }
 
 /// A port of a part of a service.
@@ -200,24 +221,41 @@ fn cluster(
         hash: None,
         setting: None,
     };
-    let mut mode = None;
+    let mut asked = None;
     if let Some(object) = object {
         let policies = policies.iter().map(|(field, policy)| (&**field, *policy));
         let policy = policy::effective(policies, port.number);
-        mode = apply(object, &policy, &mut made, findings);
+        asked = apply(object, &policy, service, &mut made, findings);
     }
-    let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, members, port, compiled));
-    made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, subset, options));
+    let of_mesh = || upstream_tls(service, port, subset, options);
+    match asked {
+        Some(ClientTls::Off) => {}
+        Some(ClientTls::Outside(tls)) => made.cluster.tls = Some(tls),
+        Some(ClientTls::Mesh { sni, names }) => {
+            let mut tls = of_mesh();
+            tls.sni = sni.or(tls.sni);
+            if !names.is_empty() {
+                tls.subject_alt_names = names;
+            }
+            made.cluster.tls = Some(tls);
+        }
+        None => match takes_mtls(service, members, port, compiled) {
+            Taken::All => made.cluster.tls = Some(of_mesh()),
+            Taken::Some => made.cluster.socket_matches = by_mode(of_mesh()),
+            Taken::None => {}
+        },
+    }
     made
 }
 
-/// Applies what holds; what it says of mTLS.
+/// Applies what holds; what it says of TLS.
 fn apply(
     object: &Object,
     policy: &Effective<'_>,
+    service: &ServiceInfo,
     made: &mut Made,
     findings: &mut Vec<Diagnostic>,
-) -> Option<bool> {
+) -> Option<ClientTls> {
     let mut wrong_at = |place: &str, field: &str, message: String| {
         let field = match field {
             "" => place.to_owned(),
@@ -255,16 +293,38 @@ fn apply(
         }
     }
     let (place, tls) = policy.tls.as_ref()?;
-    match tls.mode.as_str() {
-        "DISABLE" => Some(false),
-        "ISTIO_MUTUAL" => Some(true),
-        other => {
-            let message = format!("{other:?} is not supported: mTLS is used");
-            wrong_at(place, "mode", message);
-            // Never less than was asked for.
-            Some(true)
-        }
-    }
+    let wrong = &mut |field: &str, message| wrong_at(place, field, message);
+    Some(client_tls::read(tls, &service.fqdn, wrong))
+}
+
+/// Label of endpoints that take mTLS, which their socket is chosen by (as Istio has it).
+const SOCKET_MODE: &str = "tlsMode";
+/// Its value.
+const SOCKET_MTLS: &str = "istio";
+
+fn socket_labels() -> LbMetadata {
+    LbMetadata::from([(SOCKET_MODE.to_owned(), SOCKET_MTLS.into())])
+}
+
+/// mTLS for endpoints that take it, and plaintext for the others.
+fn by_mode(tls: UpstreamTls) -> Vec<SocketMatch> {
+    let socket = |name: &str, labels, tls| SocketMatch {
+        name: name.to_owned(),
+        labels,
+        tls,
+    };
+    vec![
+        socket("tlsMode-istio", socket_labels(), Some(tls)),
+        socket("tlsMode-disabled", LbMetadata::new(), None),
+    ]
+}
+
+/// How many of the endpoints take mTLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    All,
+    Some,
+    None,
 }
 
 /// Automatic mTLS: whether the endpoints take it.
@@ -273,41 +333,44 @@ fn takes_mtls(
     members: &[&Workload],
     port: &PortInfo,
     compiled: &Compiled,
-) -> bool {
+) -> Taken {
     if service.is_external {
-        return false;
+        return Taken::None;
     }
-    let mode = |workload: &Workload| {
-        let port = workload
-            .addresses
-            .get(&port.number)
-            .map_or(port.number, SocketAddr::port);
-        compiled
-            .security
-            .mode(&workload.namespace, &workload.labels, port)
-    };
     if members.is_empty() {
-        let mode = compiled
-            .security
-            .mode(&service.namespace, &BTreeMap::new(), port.number);
-        return mode == MtlsMode::Strict;
+        let security = &compiled.security;
+        let mode = security.mode(&service.namespace, &BTreeMap::new(), port.number);
+        return match mode {
+            MtlsMode::Strict => Taken::All,
+            MtlsMode::Permissive | MtlsMode::Disable => Taken::None,
+        };
     }
-    let is_strict = |namespace: &str| {
-        let mode = compiled
-            .security
-            .mode(namespace, &BTreeMap::new(), port.number);
-        mode == MtlsMode::Strict
-    };
-    members.iter().all(|workload| match mode(workload) {
+    let takers = members
+        .iter()
+        .filter(|workload| is_taker(workload, port, compiled));
+    match takers.count() {
+        0 => Taken::None,
+        count if count == members.len() => Taken::All,
+        _ => Taken::Some,
+    }
+}
+
+fn is_taker(workload: &Workload, port: &PortInfo, compiled: &Compiled) -> bool {
+    let own_port = workload.addresses.get(&port.number);
+    let own_port = own_port.map_or(port.number, SocketAddr::port);
+    let security = &compiled.security;
+    let namespace = &workload.namespace;
+    let of_namespace = || security.mode(namespace, &BTreeMap::new(), port.number);
+    match security.mode(namespace, &workload.labels, own_port) {
         // Labels that it gave itself do not take it out of its namespace's policy.
-        _ if workload.is_registered && is_strict(&workload.namespace) => true,
+        _ if workload.is_registered && of_namespace() == MtlsMode::Strict => true,
         MtlsMode::Strict => true,
         MtlsMode::Permissive => workload
             .labels
             .get(TLS_MODE)
             .is_some_and(|mode| mode == "istio"),
         MtlsMode::Disable => false,
-    })
+    }
 }
 
 pub(super) fn upstream_tls(
@@ -323,26 +386,38 @@ pub(super) fn upstream_tls(
         .map(|path| format!("spiffe://{domain}/{path}"));
     let mut names: Vec<_> = accounts
         .chain(service.extra_names.iter().cloned())
-        .map(StringMatcher::exact)
+        .map(SanMatcher::exact)
         .collect();
     if names.is_empty() {
         let any_account = format!("spiffe://{domain}/ns/{}/sa/", service.namespace);
-        names.extend(StringMatcher::new(StringPattern::Prefix(any_account)));
+        let any_account = StringMatcher::new(StringPattern::Prefix(any_account));
+        names.extend(any_account.map(SanMatcher::from));
     }
     UpstreamTls {
         identity: Some(CertificateSource::Provider {
             instance: "default".into(),
         }),
-        roots: TrustSource::Sds("ROOTCA".into()),
         subject_alt_names: names,
         sni: Some(format!(
             "outbound_.{}_.{subset}_.{}",
             port.number, service.fqdn
         )),
+        ..UpstreamTls::new(TrustSource::Sds("ROOTCA".into()))
     }
 }
 
 pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
+    labelled_endpoints(name, members, port, |_| false)
+}
+
+/// Endpoints, of which `is_taker` have the label of mTLS.
+fn labelled_endpoints(
+    name: &str,
+    members: &[&Workload],
+    port: u16,
+    is_taker: impl Fn(&Workload) -> bool,
+) -> ClusterEndpoints {
+    let labels = Arc::new(socket_labels());
     let mut localities = BTreeMap::<&LocalityId, LocalityEndpoints>::new();
     let mut seen = BTreeSet::new();
     for workload in members {
@@ -367,6 +442,7 @@ pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> Cluster
             health: workload.health,
             hostname: String::new(),
             metadata: Default::default(),
+            socket_labels: is_taker(workload).then(|| Arc::clone(&labels)),
         });
     }
     ClusterEndpoints::new(name, localities.into_values().collect())

@@ -1,6 +1,6 @@
 //! Endpoints of a cluster (xDS EDS).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{Fraction, LbMetadata};
 use crate::name::EndpointsName;
@@ -81,6 +81,23 @@ pub struct Endpoint {
     pub hostname: String,
     /// What subsets are made by.
     pub metadata: LbMetadata,
+    /// What a [`SocketMatch`](super::SocketMatch) asks for
+    /// (`filter_metadata["envoy.transport_socket_match"]`). Default none.
+    pub socket_labels: Option<Arc<LbMetadata>>,
+}
+
+impl Endpoint {
+    /// An endpoint whose health is not known, and all else by default.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            weight: 1,
+            health: HealthStatus::Unknown,
+            hostname: String::new(),
+            metadata: LbMetadata::default(),
+            socket_labels: None,
+        }
+    }
 }
 
 /// Health as declared by the control plane (Envoy `core.v3.HealthStatus`).

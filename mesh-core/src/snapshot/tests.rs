@@ -12,6 +12,7 @@ fn endpoint(port: u16, health: HealthStatus) -> Endpoint {
         health,
         hostname: String::new(),
         metadata: Default::default(),
+        socket_labels: None,
     }
 }
 

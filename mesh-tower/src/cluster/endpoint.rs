@@ -5,7 +5,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -83,7 +83,7 @@ impl<B: 'static> Exchange for BoxExchange<B> {
 pub struct EndpointContext {
     /// Where to connect.
     pub address: SocketAddr,
-    /// Policy of the cluster.
+    /// Policy of the cluster, with TLS as it is for this endpoint.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<EndpointStats>,
     pub(crate) signals: Arc<Signals>,
@@ -101,6 +101,16 @@ pub(crate) struct Signals {
     pub(crate) connections: ConnectionCircuit,
     /// A connection has ended: there may be another one.
     pub(crate) freed: Notify,
+    /// Why the last connection could not be made.
+    failure: Mutex<Option<String>>,
+}
+
+impl Signals {
+    /// Why the last connection could not be made, if one could not.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let failure = self.failure.lock();
+        failure.unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl EndpointContext {
@@ -109,6 +119,16 @@ impl EndpointContext {
         self.stats.set_connectivity(connectivity);
         self.signals.waiting.notify_waiters();
         self.signals.maintenance.notify_one();
+    }
+
+    /// Says why no connection could be made; whether the last one failed otherwise.
+    pub fn set_failure(&self, reason: &dyn fmt::Display) -> bool {
+        let reason = format!("{}: {reason}", self.address);
+        let failure = self.signals.failure.lock();
+        let mut failure = failure.unwrap_or_else(PoisonError::into_inner);
+        let is_new = failure.as_deref() != Some(&*reason);
+        *failure = Some(reason);
+        is_new
     }
 }
 

@@ -314,7 +314,12 @@ impl<M: MakeEndpoint> ClusterState<M> {
         let snapshot = &self.snapshot;
         let reason = match (&snapshot.resolution_note, snapshot.endpoints.len()) {
             (Some(note), _) => note.to_string(),
-            (None, count) => format!("none of its {count} endpoints can be reached"),
+            (None, count) => {
+                let runtime = self.runtime.upgrade();
+                let failure = runtime.and_then(|runtime| runtime.signals.failure());
+                let failure = failure.map_or_else(String::new, |why| format!(" (the last: {why})"));
+                format!("none of its {count} endpoints can be reached{failure}")
+            }
         };
         Error::new(
             ErrorKind::NoEndpoint,

@@ -1,8 +1,11 @@
 //! What the keeper of an endpoint and the requests to it share: its connections.
 
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use arc_swap::ArcSwapOption;
@@ -88,6 +91,14 @@ impl Shared {
     #[inline]
     pub(super) fn in_flight(&self) -> u32 {
         self.dialer.context.stats.in_flight()
+    }
+
+    /// Reports that no connection could be made, or that the peer refused one; whether the last one
+    /// failed otherwise.
+    pub(super) fn failed(&self, reason: &dyn fmt::Display) -> bool {
+        let is_new = !self.is_gone() && self.dialer.context.set_failure(reason);
+        self.set_connectivity(Connectivity::TransientFailure);
+        is_new
     }
 
     /// Reports the connectivity, unless somebody else may have the address by now.

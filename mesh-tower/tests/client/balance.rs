@@ -26,6 +26,7 @@ fn cluster(sizes: &[u16], change: impl FnOnce(&mut Cluster)) -> ConfigTree {
             health: HealthStatus::Healthy,
             hostname: String::new(),
             metadata: Default::default(),
+            socket_labels: None,
         });
         LocalityEndpoints {
             locality: LocalityId::default(),

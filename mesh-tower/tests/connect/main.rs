@@ -3,6 +3,7 @@
 mod attempts;
 mod backend;
 mod check;
+mod outside;
 mod pool;
 mod server;
 

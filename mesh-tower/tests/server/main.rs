@@ -8,4 +8,5 @@ mod filters;
 mod kit;
 mod lifecycle;
 mod mutual_tls;
+mod refusals;
 mod telemetry;

@@ -5,6 +5,7 @@ mod destination;
 mod gateway;
 mod hedge;
 mod members;
+mod outside;
 mod routes;
 mod visibility;
 
@@ -163,7 +164,7 @@ fn the_narrowest_mode_wins_and_clients_follow() {
         assert_eq!(cluster.tls.is_some(), is_mtls, "{policies}");
         if let Some(tls) = &cluster.tls {
             let account = "spiffe://cluster.local/ns/default/sa/greeter";
-            assert_eq!(tls.subject_alt_names, [StringMatcher::exact(account)]);
+            assert_eq!(tls.subject_alt_names, [SanMatcher::exact(account)]);
         }
     }
 }

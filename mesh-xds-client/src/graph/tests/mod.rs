@@ -2,6 +2,7 @@
 
 mod faults;
 mod follow;
+mod inbound;
 mod keep;
 mod named;
 mod sources;
@@ -213,6 +214,7 @@ fn endpoints(name: &str, port: u16) -> Config {
             health: HealthStatus::Healthy,
             hostname: String::new(),
             metadata: Default::default(),
+            socket_labels: None,
         }],
     };
     Config::Endpoints(Arc::new(ClusterEndpoints::new(name, vec![locality])))

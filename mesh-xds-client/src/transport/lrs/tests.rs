@@ -22,6 +22,7 @@ fn tree(hosts: &[u8]) -> ClusterTree {
         health: HealthStatus::Healthy,
         hostname: String::new(),
         metadata: Default::default(),
+        socket_labels: None,
     };
     let locality = LocalityEndpoints {
         locality: LocalityId::default(),
