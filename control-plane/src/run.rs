@@ -16,7 +16,7 @@ use crate::{
     admin::{self, AdminKey, AdminState},
     ca::{
         Authority, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
-        IstioCertificateServiceServer, JwtOptions, JwtVerifier, Tokens,
+        IstioCertificateServiceServer, JwtOptions, JwtVerifier, OwnCertificate, Tokens,
     },
     cache::Version,
     compile::{CompileOptions, key_sets},
@@ -24,7 +24,9 @@ use crate::{
     follow::Follower,
     keys::{self, Keys, Trust},
     metrics::Metrics,
-    registry::{FileStore, LeaseService, Registry, proto::registry_server::RegistryServer},
+    registry::{
+        FileStore, LeaseService, ProbeTls, Registry, proto::registry_server::RegistryServer,
+    },
     rotate::Rotator,
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits, ServerTls},
     source::{FileSource, LastGood},
@@ -245,7 +247,9 @@ impl ControlPlaneBuilder {
         keys.fetch(&wanted).await;
         options.keys = keys.held().clone();
         let registrations = data_dir.join(REGISTRATIONS);
-        let registry = Registry::open(FileStore::new(&registrations))
+        let checks = OwnCertificate::new(Arc::clone(&authority), Vec::new())?;
+        let checks = Some(ProbeTls::new(checks));
+        let registry = Registry::open_with(FileStore::new(&registrations), checks)
             .with_context(|| format!("registrations in {}", registrations.display()))?;
         let xds = TcpListener::bind(self.xds_listen)
             .await

@@ -15,6 +15,7 @@ mod identity;
 mod jwt;
 mod ledger;
 mod limit;
+mod own;
 pub(crate) mod rotation;
 mod service;
 mod signer;
@@ -43,6 +44,8 @@ pub use rotation::{Rotation, Step};
 pub use service::CertificateService;
 pub use token::{TokenRefusal, TokenUse, Tokens, create_token, create_token_for};
 
+pub(crate) use authority::TRUST_BUNDLE;
+pub(crate) use own::{OwnCertificate, OwnLeaf};
 pub(crate) use token::is_equal;
 
 /// A new secret in hex.

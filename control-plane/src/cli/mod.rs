@@ -1,8 +1,10 @@
 //! The command line: what can be asked, and what is done then.
 //!
 //! `report` prints findings, `ask` what is made of routes, `bootstrap` makes the file that clients start
-//! from, `ca` changes roots, `services` lists instances.
+//! from, `ca` changes roots, `services` lists instances, `agent` keeps an identity in files.
 
+mod admin;
+mod agent;
 mod ask;
 mod bootstrap;
 mod ca;
@@ -98,6 +100,9 @@ enum Command {
     Ca(ca::Ca),
     /// Lists every instance of every service, its health and why.
     Services(services::Services),
+    /// Keeps an identity in files, for clients that read files: asks for a certificate, and again in
+    /// time.
+    Agent(agent::Agent),
     /// Prints a bootstrap for a workload.
     Bootstrap(Bootstrap),
 }
@@ -109,8 +114,12 @@ struct Where {
     #[arg(long, required_unless_present = "server", conflicts_with = "server")]
     config: Option<PathBuf>,
     /// Admin API of a running control plane, for example `http://127.0.0.1:18001`.
-    #[arg(long)]
+    #[arg(long, value_parser = admin::address)]
     server: Option<http::Uri>,
+    /// PEM roots that vouch for the server over TLS. Default: those in its data directory, else the
+    /// system's.
+    #[arg(long, requires = "server")]
+    ca: Option<PathBuf>,
     /// The server's data directory, which holds the key of its admin API; not needed on its own
     /// machine.
     #[arg(long, requires = "server")]
@@ -291,6 +300,7 @@ impl Cli {
             }
             Command::Ca(ca) => ca.run().await,
             Command::Services(services) => services.run().await,
+            Command::Agent(agent) => agent.run().await,
             Command::Cert(Cert::Issue {
                 workload,
                 data_dir,

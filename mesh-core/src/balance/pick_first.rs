@@ -54,7 +54,7 @@ impl LoadBalancer for PickFirst {
             selected
         } else {
             let Some(place) = (0..self.order.len()).find(can_use) else {
-                return unready(endpoints, context.previous);
+                return unready(endpoints);
             };
             // A retry that goes elsewhere moves nobody else.
             if context.previous.is_empty() {

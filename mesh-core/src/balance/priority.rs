@@ -19,7 +19,9 @@ use std::{
 };
 
 use super::{
-    ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker, sample::sample_rest,
+    ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker,
+    sample::sample_rest,
+    spill_over::{PriorityHealth, SpillOver, priority_loads},
     weighted::Weights,
 };
 use crate::{observed::Observation, rng::Rng, stats::Connectivity};
@@ -120,27 +122,31 @@ pub(crate) struct TierState {
     failover: Mutex<Failover>,
 }
 
-/// One priority.
+/// What a tier is, but for its usable endpoints.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TierParts {
+    /// The priority, without gaps.
+    pub(crate) priority: usize,
+    /// Whether these are its degraded endpoints.
+    pub(crate) is_degraded: bool,
+    /// Its endpoints that are not usable, as far as they are kept for a panic.
+    pub(crate) rest: Range<usize>,
+    /// All endpoints of the priority, with those that are not kept.
+    pub(crate) total: usize,
+}
+
+/// One priority, or the degraded endpoints of one.
 #[derive(Debug)]
 pub(super) struct Tier {
+    /// Which one.
+    pub(super) parts: TierParts,
     /// Its usable endpoints.
     pub(super) range: Range<usize>,
-    /// Its endpoints that are not usable, as far as they are kept for a panic.
-    pub(super) rest: Range<usize>,
-    /// All of its endpoints, with those that are not kept.
-    pub(super) total: usize,
+    /// The degraded endpoints of the same priority.
+    pub(super) degraded: Range<usize>,
     pub(super) picker: Picker,
     /// Whether all of its endpoints are used, whatever is known of their health.
     pub(super) is_panicking: AtomicBool,
-}
-
-/// How the load is shared by health.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SpillOver {
-    /// Percentage; none: it is not shared, the first priority that can be used is.
-    pub(super) overprovisioning_factor: Option<u32>,
-    /// Percentage; none or 0: there is no panic.
-    pub(super) panic_threshold: Option<u32>,
 }
 
 /// Several priorities.
@@ -181,29 +187,48 @@ impl Tiers {
 
     /// Computes loads and panic.
     fn share(&self, endpoints: &[ClusterEndpoint]) {
-        let shares = self.tiers.iter().map(|tier| {
-            let healthy = endpoints[tier.range.clone()]
-                .iter()
-                .filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure);
-            (healthy.count() as u32, tier.total as u32)
-        });
-        let shares: Vec<_> = shares.collect();
         let factor = self.spill_over.overprovisioning_factor;
-        let loads = priority_loads(&shares, factor.unwrap_or(100));
         let threshold = self.spill_over.panic_threshold.unwrap_or(0);
-        for ((tier, (healthy, total)), _) in self.tiers.iter().zip(&shares).zip(&loads.percent) {
-            let available = (u64::from(*healthy) * 100).checked_div(u64::from(*total));
-            let panics = loads.is_short && available.unwrap_or(0) < u64::from(threshold);
-            tier.is_panicking.store(panics, Relaxed);
+        let health = self.health(endpoints);
+        let loads = priority_loads(&health, factor.unwrap_or(100), threshold);
+        for tier in &self.tiers {
+            tier.is_panicking
+                .store(loads.panics[tier.parts.priority], Relaxed);
         }
         if factor.is_some() {
-            let percent: Vec<_> = loads.percent.iter().map(|load| f64::from(*load)).collect();
-            self.loads.set(&percent);
+            let percent = self.tiers.iter().map(|tier| {
+                let of = match tier.parts.is_degraded {
+                    false => &loads.healthy,
+                    true => &loads.degraded,
+                };
+                f64::from(of[tier.parts.priority])
+            });
+            self.loads.set(&percent.collect::<Vec<_>>());
         }
         if factor.is_some() || threshold > 0 {
             // Who shares is connected.
             self.activated.store(self.tiers.len(), Relaxed);
         }
+    }
+
+    fn health(&self, endpoints: &[ClusterEndpoint]) -> Vec<PriorityHealth> {
+        let mut health: Vec<PriorityHealth> = Vec::new();
+        for tier in &self.tiers {
+            let place = tier.parts.priority;
+            if health.len() <= place {
+                health.resize(place + 1, PriorityHealth::default());
+            }
+            let usable = endpoints[tier.range.clone()]
+                .iter()
+                .filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure)
+                .count() as u32;
+            health[place].total = health[place].total.max(tier.parts.total as u32);
+            match tier.parts.is_degraded {
+                false => health[place].healthy = usable,
+                true => health[place].degraded = usable,
+            }
+        }
+        health
     }
 
     fn pick_in(
@@ -232,11 +257,14 @@ fn panic_pick(
         endpoint.stats.connectivity() == Connectivity::Ready
             && !previous.contains(&endpoint.address)
     };
-    let lengths = [tier.range.len() as u64, tier.rest.len() as u64];
-    let mut order = [tier.range.clone(), tier.rest.clone()];
+    let rest = &tier.parts.rest;
+    let mut order = [tier.range.clone(), tier.degraded.clone(), rest.clone()];
     // Each endpoint is as likely as any other.
-    if context.rng.below((lengths[0] + lengths[1]).max(1)) >= lengths[0] {
-        order.swap(0, 1);
+    let all: usize = order.iter().map(|range| range.len()).sum();
+    let drawn = context.rng.below(all.max(1) as u64) as usize;
+    if drawn >= tier.range.len() {
+        let is_degraded = drawn < tier.range.len() + tier.degraded.len();
+        order.swap(0, if is_degraded { 1 } else { 2 });
     }
     for previous in [context.previous, &[]] {
         for range in &order {
@@ -249,7 +277,7 @@ fn panic_pick(
             }
         }
     }
-    super::unready(&endpoints[tier.range.clone()], context.previous).after(tier.range.start)
+    super::unready(&endpoints[tier.range.clone()]).after(tier.range.start)
 }
 
 impl LoadBalancer for Tiers {
@@ -316,7 +344,8 @@ impl LoadBalancer for Tiers {
 
     fn connects(&self, endpoint: usize) -> bool {
         let activated = self.activated.load(Relaxed);
-        let is_in = |tier: &Tier| tier.range.contains(&endpoint) || tier.rest.contains(&endpoint);
+        let is_in =
+            |tier: &Tier| tier.range.contains(&endpoint) || tier.parts.rest.contains(&endpoint);
         // What belongs to no priority is kept for sessions.
         self.tiers
             .iter()
@@ -339,45 +368,6 @@ fn aggregate(endpoints: &[ClusterEndpoint]) -> Connectivity {
         }
     }
     result
-}
-
-/// Shares of the load of priorities.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PriorityLoads {
-    /// For each, 0 to 100; the sum is 100.
-    pub(super) percent: Vec<u32>,
-    /// Whether all together cannot take all of the load.
-    pub(super) is_short: bool,
-}
-
-/// Envoy's formula, from the usable and all endpoints of each priority and the overprovisioning factor
-/// in percent.
-pub(super) fn priority_loads(tiers: &[(u32, u32)], factor: u32) -> PriorityLoads {
-    let health: Vec<u32> = tiers
-        .iter()
-        .map(|(healthy, total)| {
-            let percent = u64::from(factor) * u64::from(*healthy);
-            percent.checked_div(u64::from(*total)).unwrap_or(0).min(100) as u32
-        })
-        .collect();
-    let sum: u32 = health.iter().sum::<u32>().min(100);
-    let mut percent = vec![0; tiers.len()];
-    let mut left: u32 = 100;
-    if sum > 0 {
-        for (load, health) in percent.iter_mut().zip(&health) {
-            *load = left.min((f64::from(*health) * 100.0 / f64::from(sum)).round() as u32);
-            left -= *load;
-        }
-    }
-    // What rounding leaves over goes to the first that takes anything.
-    let first = health.iter().position(|health| *health > 0).unwrap_or(0);
-    if let Some(load) = percent.get_mut(first) {
-        *load += left;
-    }
-    PriorityLoads {
-        percent,
-        is_short: sum < 100,
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

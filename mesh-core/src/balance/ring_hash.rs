@@ -36,7 +36,9 @@ impl RingHash {
         bound: Option<Bound>,
     ) -> Self {
         let total: f64 = weights.iter().sum();
-        let least = weights.iter().copied().fold(f64::INFINITY, f64::min) / total;
+        // In the order of the peers' operations: another one rounds to another ring here and there.
+        let parts: Vec<_> = weights.iter().map(|weight| weight / total).collect();
+        let least = parts.iter().copied().fold(f64::INFINITY, f64::min);
         let smallest = config.minimum_ring_size.min(RING_SIZE_CAP) as f64;
         let largest = config.maximum_ring_size.min(RING_SIZE_CAP) as f64;
         // The endpoint with the least weight has a whole number of entries, if the ring is not too
@@ -47,7 +49,7 @@ impl RingHash {
         let mut entries = Vec::with_capacity(scale.max(0.0).ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);
         for index in order {
-            target += scale * weights[index] / total;
+            target += scale * parts[index];
             let mut number = 0;
             while current < target {
                 let key = format!("{}_{number}", keys[index]);
@@ -105,9 +107,6 @@ impl LoadBalancer for RingHash {
                 break;
             }
         }
-        full.map_or_else(
-            || unready(endpoints, context.previous),
-            PickResult::Endpoint,
-        )
+        full.map_or_else(|| unready(endpoints), PickResult::Endpoint)
     }
 }

@@ -5,6 +5,8 @@
 mod authz;
 mod consul;
 mod endurance;
+#[path = "../e2e/load.rs"]
+mod load;
 mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]

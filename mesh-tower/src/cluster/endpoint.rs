@@ -1,6 +1,7 @@
 //! The seam between the mesh and what sends a request to one address.
 
 use std::{
+    error::Error,
     fmt,
     future::Future,
     net::SocketAddr,
@@ -18,7 +19,10 @@ use mesh_core::{
 };
 use tokio::sync::Notify;
 
-use crate::{BoxError, Outgoing, error::DispatchError};
+use crate::{
+    BoxError, Outgoing,
+    error::{Causes, DispatchError},
+};
 
 /// Makes the [`EndpointService`] of an address.
 pub trait MakeEndpoint: Send + Sync + 'static {
@@ -101,15 +105,17 @@ pub(crate) struct Signals {
     pub(crate) connections: ConnectionCircuit,
     /// A connection has ended: there may be another one.
     pub(crate) freed: Notify,
-    /// Why the last connection could not be made.
-    failure: Mutex<Option<String>>,
+    /// The endpoint that could not be connected to last, and why.
+    unreachable: Mutex<Option<(SocketAddr, String)>>,
 }
 
 impl Signals {
-    /// Why the last connection could not be made, if one could not.
-    pub(crate) fn failure(&self) -> Option<String> {
-        let failure = self.failure.lock();
-        failure.unwrap_or_else(PoisonError::into_inner).clone()
+    /// The last failure to connect, for whoever asks why nothing can be reached.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        let last = self.unreachable.lock();
+        let last = last.unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .map(|(address, why)| format!("{address}: {why}"))
     }
 }
 
@@ -121,13 +127,17 @@ impl EndpointContext {
         self.signals.maintenance.notify_one();
     }
 
-    /// Says why no connection could be made; whether the last one failed otherwise.
-    pub fn set_failure(&self, reason: &dyn fmt::Display) -> bool {
-        let reason = format!("{}: {reason}", self.address);
-        let failure = self.signals.failure.lock();
-        let mut failure = failure.unwrap_or_else(PoisonError::into_inner);
-        let is_new = failure.as_deref() != Some(&*reason);
-        *failure = Some(reason);
+    /// Reports that the endpoint cannot be connected to
+    /// ([`TransientFailure`](Connectivity::TransientFailure)), and why: callers are told when no other
+    /// endpoint can be reached either. Returns whether the last one failed otherwise.
+    pub fn set_unreachable(&self, error: &(dyn Error + 'static)) -> bool {
+        let why = Some((self.address, Causes(error).to_string()));
+        let last = self.signals.unreachable.lock();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let is_new = *last != why;
+        *last = why;
+        drop(last);
+        self.set_connectivity(Connectivity::TransientFailure);
         is_new
     }
 }

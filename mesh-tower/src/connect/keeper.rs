@@ -21,22 +21,25 @@ const BACKOFF_FACTOR: f64 = 1.6;
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Share of the pause that is random, each way.
 const BACKOFF_JITTER: f64 = 0.2;
-/// A connection that lived at least this long is replaced at once when it ends.
+/// A connection that lived at least this long, or carried a call that succeeded, is replaced at once
+/// when it ends.
 const LIVED: Duration = Duration::from_secs(1);
 
 /// Keeps one endpoint connected until it is gone or this is aborted.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut failures = 0u32;
     while !shared.is_gone() {
-        let started = Instant::now();
+        let (started, succeeded) = (Instant::now(), succeeded(&shared));
         match connect(&shared).await {
             Ok(Ended::Asked) => failures = 0,
             Ok(Ended::Lost) if started.elapsed() >= LIVED => failures = 0,
+            Ok(Ended::Lost) if self::succeeded(&shared) != succeeded => failures = 0,
             // Accepted and closed at once: as bad as a failure, or it would be tried in a loop.
             Ok(Ended::Lost) => failures += 1,
             Err(error) => {
                 failures += 1;
-                let is_new = shared.failed(&error);
+                let error = TlsError::in_chain(&*error).map_or(error, Into::into);
+                let is_new = shared.set_unreachable(&*error);
                 say(&shared, failures, &*error, is_new);
             }
         }
@@ -59,6 +62,10 @@ fn say(shared: &Shared, failures: u32, error: &(dyn Error + 'static), is_new: bo
             tracing::debug!(target: "mesh::connect", %endpoint, %cluster, failures, %error, "cannot connect");
         }
     }
+}
+
+fn succeeded(shared: &Shared) -> u64 {
+    shared.dialer.context.stats.succeeded()
 }
 
 /// Why [`connect`] returned.
@@ -108,8 +115,9 @@ async fn connect(shared: &Arc<Shared>) -> Result<Ended, BoxError> {
 const IDLE_LOOKS: u32 = 4;
 
 async fn keep_http2(shared: &Arc<Shared>, stream: Stream, alpn: Alpn) -> Result<Ended, BoxError> {
-    let options = &shared.dialer.context.cluster.connection;
-    let (connection, driver) = http2::handshake(stream, true, options).await?;
+    let cluster = &shared.dialer.context.cluster;
+    let options = &cluster.connection;
+    let (connection, driver) = http2::handshake(stream, true, cluster).await?;
     let mut held = shared.put_http2(connection);
     shared.set_connectivity(Connectivity::Ready);
     let mut driver = Box::pin(driver);
@@ -123,7 +131,7 @@ async fn keep_http2(shared: &Arc<Shared>, stream: Stream, alpn: Alpn) -> Result<
             ended = &mut driver => {
                 if let Err(error) = ended {
                     if let Some(refused) = TlsError::in_chain(&*error) {
-                        let is_new = shared.dialer.context.set_failure(&refused);
+                        let is_new = shared.set_unreachable(&refused);
                         say(shared, 1, &refused, is_new);
                     }
                     tracing::debug!(
@@ -185,8 +193,7 @@ async fn another(
 ) -> Result<(http2::Connection, Driver), BoxError> {
     let permit = shared.dialer.connections.permit_kept();
     let stream = shared.dialer.dial(alpn, permit).await?;
-    let options = &shared.dialer.context.cluster.connection;
-    http2::handshake(stream, true, options).await
+    http2::handshake(stream, true, &shared.dialer.context.cluster).await
 }
 
 /// Tells whether requests have come.

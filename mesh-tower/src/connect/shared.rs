@@ -1,11 +1,8 @@
 //! What the keeper of an endpoint and the requests to it share: its connections.
 
-use std::{
-    fmt,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use arc_swap::ArcSwapOption;
@@ -93,22 +90,19 @@ impl Shared {
         self.dialer.context.stats.in_flight()
     }
 
-    /// Reports that no connection could be made, or that the peer refused one; whether the last one
-    /// failed otherwise.
-    pub(super) fn failed(&self, reason: &dyn fmt::Display) -> bool {
-        let is_new = !self.is_gone() && self.dialer.context.set_failure(reason);
-        self.set_connectivity(Connectivity::TransientFailure);
-        is_new
-    }
-
     /// Reports the connectivity, unless somebody else may have the address by now.
     pub(super) fn set_connectivity(&self, connectivity: Connectivity) {
         if !self.is_gone() {
             self.dialer.context.set_connectivity(connectivity);
         }
-        if connectivity == Connectivity::TransientFailure {
-            self.settled.notify_waiters();
-        }
+    }
+
+    /// Reports that no connection can be made, as [`set_connectivity`](Self::set_connectivity) does;
+    /// whether the last one failed otherwise.
+    pub(super) fn set_unreachable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        let is_new = !self.is_gone() && self.dialer.context.set_unreachable(error);
+        self.settled.notify_waiters();
+        is_new
     }
 
     /// The HTTP/2 connection for new requests.
@@ -271,8 +265,8 @@ impl Shared {
         }
         let permit = self.dialer.connections.permit_kept();
         let stream = self.dialer.dial(Alpn::Http2, permit).await?;
-        let options = &self.dialer.context.cluster.connection;
-        let (connection, driver) = http2::handshake(stream, false, options).await?;
+        let cluster = &self.dialer.context.cluster;
+        let (connection, driver) = http2::handshake(stream, false, cluster).await?;
         let held = self.put_http2(connection);
         let shared = Arc::clone(self);
         tokio::spawn(async move {

@@ -163,7 +163,7 @@ impl TlsError {
     /// The refusal that ended a connection, which in TLS 1.3 a client reads after its handshake.
     pub(crate) fn in_chain(error: &(dyn error::Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
-        while let Some(error) = next {
+        while let Some(error) = next.filter(|error| !error.is::<Self>()) {
             let of_h2 = error.downcast_ref::<h2::Error>();
             let io = of_h2.and_then(h2::Error::get_io);
             let io = io.or_else(|| error.downcast_ref::<io::Error>());

@@ -2,10 +2,12 @@
 
 mod consul;
 mod destination;
+mod export;
 mod gateway;
 mod hedge;
 mod members;
 mod outside;
+mod patch;
 mod routes;
 mod visibility;
 

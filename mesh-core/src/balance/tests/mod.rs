@@ -3,6 +3,7 @@
 mod hash;
 mod learning;
 mod priority;
+mod properties;
 mod weights;
 
 use std::time::Duration;
@@ -134,6 +135,20 @@ fn a_retry_goes_elsewhere_while_it_can() {
 }
 
 #[test]
+fn a_retry_waits_for_the_endpoint_it_came_from_when_that_connects_and_no_other_is_ready() {
+    use Connectivity::{Connecting, TransientFailure};
+    let endpoints = endpoints(&[Connecting, TransientFailure]);
+    let previous = [endpoints[0].address];
+    for policy in all() {
+        let picker = picker(&policy, &endpoints);
+        let mut rng = SplitMix64::new(1);
+        let mut context = PickContext::new(&mut rng, &previous);
+        let picked = picker.pick(&endpoints, &mut context);
+        assert_eq!(picked, PickResult::Queue, "{policy:?}");
+    }
+}
+
+#[test]
 fn without_a_ready_endpoint_a_pick_queues_or_fails() {
     use Connectivity::{Connecting, Idle, TransientFailure};
     for (states, expected) in [
@@ -250,8 +265,9 @@ fn a_policy_of_the_application_is_used_and_told_its_config() {
                 tier: 0,
                 weight: 1,
                 range: 0..3,
+                total: 3,
             }],
-            rests: vec![(0..0, 3)],
+            tier_parts: vec![TierParts::default()],
             single_probe: false,
             tiers: &Arc::default(),
             factories: &[("nth".to_owned(), Arc::new(Factory) as _)].into(),

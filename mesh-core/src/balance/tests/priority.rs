@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::*;
-use crate::balance::priority::priority_loads;
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
 fn tiers(
@@ -12,13 +11,19 @@ fn tiers(
     sizes: &[usize],
     endpoints: &[ClusterEndpoint],
 ) -> Picker {
-    let mut groups = Vec::new();
+    let (mut groups, mut tier_parts) = (Vec::new(), Vec::new());
     let mut start = 0;
     for (tier, count) in sizes.iter().enumerate() {
         groups.push(Group {
             tier,
             weight: 1,
             range: start..start + count,
+            total: *count,
+        });
+        tier_parts.push(TierParts {
+            priority: tier,
+            total: *count,
+            ..TierParts::default()
         });
         start += count;
     }
@@ -30,7 +35,7 @@ fn tiers(
         sources: &[],
         subsets: None,
         groups,
-        rests: sizes.iter().map(|count| (start..start, *count)).collect(),
+        tier_parts,
         single_probe: false,
         tiers: &Arc::default(),
         factories: &LbPolicyFactories::new(),
@@ -154,30 +159,6 @@ fn failover_decides_as_the_model_does() {
             assert!(choice.next.is_none_or(|next| next > now));
         }
     }
-}
-
-#[test]
-fn loads_by_health_are_envoys() {
-    let loads = |tiers: &[(u32, u32)]| {
-        let loads = priority_loads(tiers, 140);
-        assert_eq!(loads.percent.iter().sum::<u32>(), 100);
-        loads.percent
-    };
-    // The examples of Envoy's documentation.
-    for (first, expected) in [
-        (72, [100, 0]),
-        (71, [99, 1]),
-        (50, [70, 30]),
-        (25, [35, 65]),
-    ] {
-        assert_eq!(loads(&[(first, 100), (100, 100)]), expected);
-    }
-    assert_eq!(loads(&[(25, 100), (25, 100)]), [50, 50]);
-    assert_eq!(loads(&[(5, 100), (65, 100)]), [7, 93]);
-    assert_eq!(loads(&[(0, 100), (0, 100), (100, 100)]), [0, 0, 100]);
-    assert_eq!(loads(&[(0, 100), (0, 100)]), [100, 0], "all of it in panic");
-    assert!(priority_loads(&[(25, 100), (25, 100)], 140).is_short);
-    assert!(!priority_loads(&[(5, 100), (70, 100)], 140).is_short);
 }
 
 #[test]
