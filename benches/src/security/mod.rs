@@ -1,6 +1,8 @@
-//! What security costs: handshakes.
+//! What security costs: handshakes, certificates that are signed, rules that are asked.
 
 mod handshakes;
+mod issuance;
+mod rules;
 
 use crate::harness::{Plan, Results};
 
@@ -11,5 +13,7 @@ use crate::harness::{Plan, Results};
 pub fn run(plan: &Plan) -> anyhow::Result<Results> {
     let mut results = Results::default();
     handshakes::run(plan, &mut results)?;
+    issuance::run(plan, &mut results)?;
+    rules::run(plan, &mut results)?;
     Ok(results)
 }

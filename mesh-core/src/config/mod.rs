@@ -83,7 +83,9 @@ pub use retry::{
 };
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
 pub use route::{Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
-pub use security::{CertificateSource, DownstreamTls, Secret, TrustBundle, TrustSource};
+pub use security::{
+    CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
+};
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

@@ -15,6 +15,7 @@ use mesh_core::config::{
 };
 use rustls::{
     ClientConfig, RootCertStore,
+    client::danger::ServerCertVerifier,
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::ServerName;
@@ -23,10 +24,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     Alpn, TlsError, TlsErrorKind, check_certificate_source, check_not_expired, demanded_trust,
-    material::Materials, provider, root_store, unreadable, unusable, verify::ServerVerifier,
-    versions,
+    domains::ByTrustDomain, material::Materials, provider, root_store, unreadable, unusable,
+    verify::ServerVerifier, versions,
 };
-use crate::identity::{Certificate, Identity, Leaf, PeerIdentity};
+use crate::identity::{Certificate, Identity, Leaf, PeerIdentity, Trust};
 
 /// Client side of TLS for one cluster.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ pub struct ClientTls {
 #[derive(Debug)]
 struct Cached {
     certificate: Option<OurCertificate>,
-    trust: Trust,
+    roots: Roots,
     config: Arc<ClientConfig>,
 }
 
@@ -74,24 +75,22 @@ impl OurCertificate {
 
 /// Whom we trust.
 #[derive(Clone, Debug)]
-enum Trust {
+enum Roots {
+    /// The mesh's own.
+    Mesh(Trust),
+    /// Those of the resource.
     Bundle(Arc<TrustBundle>),
+    /// Those of this machine.
     Store(Arc<RootCertStore>),
 }
 
-impl Trust {
+impl Roots {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
+            (Self::Mesh(a), Self::Mesh(b)) => a.is_same(b),
             (Self::Bundle(a), Self::Bundle(b)) => Arc::ptr_eq(a, b),
             (Self::Store(a), Self::Store(b)) => Arc::ptr_eq(a, b),
             _ => false,
-        }
-    }
-
-    fn store(&self) -> Result<Arc<RootCertStore>, TlsError> {
-        match self {
-            Self::Bundle(bundle) => root_store(bundle).map(Arc::new),
-            Self::Store(store) => Ok(Arc::clone(store)),
         }
     }
 }
@@ -150,10 +149,10 @@ impl ClientTls {
 
     async fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let certificate = self.certificate().await?;
-        let trust = self.trust().await?;
+        let roots = self.roots().await?;
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = &*cached
-            && held.trust.is_same(&trust)
+            && held.roots.is_same(&roots)
             && match (&held.certificate, &certificate) {
                 (None, None) => true,
                 (Some(held), Some(now)) => held.is_same(now),
@@ -162,10 +161,10 @@ impl ClientTls {
         {
             return Ok(Arc::clone(&held.config));
         }
-        let config = Arc::new(self.build(certificate.as_ref(), &trust)?);
+        let config = Arc::new(self.build(certificate.as_ref(), &roots)?);
         *cached = Some(Cached {
             certificate,
-            trust,
+            roots,
             config: Arc::clone(&config),
         });
         Ok(config)
@@ -190,12 +189,12 @@ impl ClientTls {
     }
 
     /// The roots of handshakes that begin now.
-    async fn trust(&self) -> Result<Trust, TlsError> {
+    async fn roots(&self) -> Result<Roots, TlsError> {
         Ok(match &self.settings.roots {
-            TrustSource::Inline(bundle) => Trust::Bundle(Arc::clone(bundle)),
-            TrustSource::System => Trust::Store(self.materials.system_roots().await?),
-            TrustSource::File(path) => Trust::Store(self.materials.roots(path).await?),
-            of_mesh => Trust::Bundle(demanded_trust(of_mesh, self.identity.trust())?),
+            TrustSource::Inline(bundle) => Roots::Bundle(Arc::clone(bundle)),
+            TrustSource::System => Roots::Store(self.materials.system_roots().await?),
+            TrustSource::File(path) => Roots::Store(self.materials.roots(path).await?),
+            of_mesh => Roots::Mesh(demanded_trust(of_mesh, self.identity.trust())?),
         })
     }
 
@@ -219,7 +218,7 @@ impl ClientTls {
     fn build(
         &self,
         certificate: Option<&OurCertificate>,
-        trust: &Trust,
+        roots: &Roots,
     ) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let trust_domain = match certificate {
@@ -228,17 +227,28 @@ impl ClientTls {
             }
             _ => None,
         };
-        let verifier = ServerVerifier {
-            roots: trust.store()?,
-            subject_alt_names: self.expected_names()?,
-            trust_domain,
+        let names = self.expected_names()?;
+        let verifier = |roots: Arc<RootCertStore>| ServerVerifier {
+            roots,
+            subject_alt_names: names.clone(),
+            trust_domain: trust_domain.clone(),
             algorithms: provider.signature_verification_algorithms,
         };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let verifier: Arc<dyn ServerCertVerifier> = match roots {
+            Roots::Mesh(Trust::Bundle(bundle)) | Roots::Bundle(bundle) => {
+                Arc::new(verifier(Arc::new(root_store(bundle)?)))
+            }
+            Roots::Mesh(Trust::ByTrustDomain(map)) => {
+                let of_domain = |_: &str, roots| Ok(verifier(Arc::new(roots)));
+                Arc::new(ByTrustDomain::new(map, true, of_domain)?)
+            }
+            Roots::Store(store) => Arc::new(verifier(Arc::clone(store))),
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions(self.min_version()))
             .map_err(unusable)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .with_custom_certificate_verifier(verifier);
         let mut config = match certificate {
             None => builder.with_no_client_auth(),
             Some(held) => builder
