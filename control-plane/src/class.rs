@@ -77,6 +77,11 @@ pub type Release = (u32, u32);
 pub enum Feature {
     /// mTLS (gRFC A29): the transport socket is ignored, and plaintext is spoken.
     Mtls,
+    /// TLS with other roots than the mesh's: the cluster is refused, or (gRFC A82) needs a variable in
+    /// the client's environment.
+    OutsideTls,
+    /// Clusters of several hosts that the client looks up: the cluster is refused (gRFC A37).
+    ManyHosts,
     /// Authorisation in servers (gRFC A41): the filter is refused.
     Authorization,
     /// The least-request balancer (gRFC A48): the cluster is refused.
@@ -94,6 +99,8 @@ impl Feature {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mtls => "mTLS",
+            Self::OutsideTls => "TLS to servers outside the mesh",
+            Self::ManyHosts => "clusters of several DNS names",
             Self::Authorization => "authorisation",
             Self::LeastRequest => "least request",
             Self::RingHash => "ring hash",
@@ -108,7 +115,8 @@ impl ClientClass {
     /// doc/grpc_xds_features.md).
     pub fn first_with(self, feature: Feature) -> Option<Release> {
         use Feature::{
-            Authorization, ClientSideWeightedRoundRobin, LeastRequest, Mtls, PickFirst, RingHash,
+            Authorization, ClientSideWeightedRoundRobin, LeastRequest, ManyHosts, Mtls, OutsideTls,
+            PickFirst, RingHash,
         };
         match (self, feature) {
             (Self::Rust | Self::Envoy, _) => Some((0, 0)),
@@ -123,7 +131,7 @@ impl ClientClass {
             (Self::GrpcCpp, Authorization) => Some((1, 51)),
             (Self::GrpcJava | Self::GrpcGo, Authorization) => Some((1, 42)),
             (Self::GrpcJava, LeastRequest) => Some((1, 48)),
-            (_, LeastRequest) | (Self::GrpcNode, _) => None,
+            (_, LeastRequest | OutsideTls | ManyHosts) | (Self::GrpcNode, _) => None,
         }
     }
 

@@ -78,6 +78,7 @@ pub struct MeshBuilder {
     drain_timeout: Option<Duration>,
     state_file: Option<PathBuf>,
     identity_file: Option<PathBuf>,
+    dns_servers: Vec<SocketAddr>,
     lb_policies: Vec<(String, Arc<dyn LbPolicyFactory>)>,
 }
 
@@ -119,6 +120,13 @@ impl MeshBuilder {
     /// and is replaced by each new certificate. Its folder must exist. Default none.
     pub fn identity_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.identity_file = Some(path.into());
+        self
+    }
+
+    /// Asks these servers for the addresses of hosts that the control plane leaves to us to look up.
+    /// Default: those of the system.
+    pub fn dns_servers(mut self, servers: impl Into<Vec<SocketAddr>>) -> Self {
+        self.dns_servers = servers.into();
         self
     }
 
@@ -211,6 +219,9 @@ impl MeshBuilder {
         }
         if let Some(path) = self.state_file {
             xds = xds.state_file(path);
+        }
+        if !self.dns_servers.is_empty() {
+            xds = xds.dns_servers(&self.dns_servers);
         }
         for (name, factory) in self.lb_policies {
             xds = xds.lb_policy(name, factory);

@@ -140,6 +140,12 @@ impl XdsClientBuilder {
         self
     }
 
+    /// Asks these servers for the addresses of DNS clusters. Default: those of the system.
+    pub fn dns_servers(mut self, servers: &[SocketAddr]) -> Self {
+        self.options.lookup = Lookup::by(servers);
+        self
+    }
+
     /// Gives clusters a load balancing policy of the application's own: those whose
     /// `load_balancing_policy` has a `TypedStruct` whose `type_url` ends in `name` (gRFC A52). Default
     /// none; a cluster with another name cannot be used, and says so.

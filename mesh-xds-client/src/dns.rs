@@ -7,13 +7,17 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant as StdInstant},
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use hickory_resolver::TokioResolver;
+use hickory_resolver::{
+    ResolverBuilder, TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolverConfig},
+    net::runtime::TokioRuntimeProvider,
+};
 use mesh_core::rng::Rng;
 use tokio::{sync::OnceCell, time::Instant};
 
@@ -41,12 +45,40 @@ impl Lookup {
 
     /// As the system is configured.
     pub(crate) fn system() -> Self {
+        Self::with(|| TokioResolver::builder_tokio().map_err(|e| e.to_string()))
+    }
+
+    /// By these servers, over UDP and TCP, as the system is configured in all else.
+    pub(crate) fn by(servers: &[SocketAddr]) -> Self {
+        let servers = servers.iter().map(|server| {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+            let connections = connections.map(|connection| {
+                let mut connection = connection;
+                connection.port = server.port();
+                connection
+            });
+            NameServerConfig::new(server.ip(), true, connections.to_vec())
+        });
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+        Self::with(move || {
+            let runtime = TokioRuntimeProvider::default();
+            Ok(TokioResolver::builder_with_config(config.clone(), runtime))
+        })
+    }
+
+    fn with(
+        builder: impl Fn() -> Result<ResolverBuilder<TokioRuntimeProvider>, String>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
         let shared: Arc<OnceCell<TokioResolver>> = Arc::default();
+        let builder = Arc::new(builder);
         Self::new(move |name| {
-            let shared = Arc::clone(&shared);
+            let (shared, builder) = (Arc::clone(&shared), Arc::clone(&builder));
             async move {
                 let make = || async {
-                    let mut builder = TokioResolver::builder_tokio().map_err(|e| e.to_string())?;
+                    let mut builder = builder()?;
                     // When to ask again is decided here.
                     builder.options_mut().cache_size = 0;
                     builder.build().map_err(|e| e.to_string())

@@ -1,5 +1,6 @@
-//! What security costs: certificates that are signed, rules that are asked.
+//! What security costs: handshakes, certificates that are signed, rules that are asked.
 
+mod handshakes;
 mod issuance;
 mod rules;
 
@@ -11,6 +12,7 @@ use crate::harness::{Plan, Results};
 /// When a contender does not start.
 pub fn run(plan: &Plan) -> anyhow::Result<Results> {
     let mut results = Results::default();
+    handshakes::run(plan, &mut results)?;
     issuance::run(plan, &mut results)?;
     rules::run(plan, &mut results)?;
     Ok(results)

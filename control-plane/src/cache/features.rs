@@ -1,6 +1,6 @@
 //! What a client must know for a resource, and what happens when it does not.
 
-use mesh_core::config::{LbPolicy, ListenerKind};
+use mesh_core::config::{Cluster, Discovery, LbPolicy, ListenerKind};
 
 use super::{Client, INBOUND_PREFIX, ResourceType, World};
 use crate::class::Feature;
@@ -17,14 +17,14 @@ impl World {
     pub(crate) fn lacks(&self, client: &Client, kind: ResourceType, name: &str) -> Option<Feature> {
         let lacks = |feature: &Feature| !client.has(*feature);
         let unknown = [Feature::Mtls, Feature::Authorization];
-        if !unknown.iter().any(lacks) {
+        let of_clusters = [Feature::OutsideTls, Feature::ManyHosts];
+        if !unknown.iter().chain(&of_clusters).any(lacks) {
             return None;
         }
         match kind {
             ResourceType::Cluster => {
                 let (_, config) = self.compiled.cluster(name, client)?;
-                let needs = config.tls.is_some().then_some(Feature::Mtls);
-                needs.filter(lacks)
+                cluster(config).into_iter().find(lacks)
             }
             ResourceType::Listener => {
                 let address = name.strip_prefix(INBOUND_PREFIX)?.parse().ok()?;
@@ -48,6 +48,19 @@ impl World {
             _ => None,
         }
     }
+}
+
+/// What a client must have for a cluster.
+fn cluster(config: &Cluster) -> Vec<Feature> {
+    let tls = config.tls.as_ref().map(|tls| match tls.roots.is_of_mesh() {
+        true => Feature::Mtls,
+        false => Feature::OutsideTls,
+    });
+    let hosts = match &config.discovery {
+        Discovery::StrictDns(hosts) if hosts.len() > 1 => Some(Feature::ManyHosts),
+        _ => None,
+    };
+    tls.into_iter().chain(hosts).collect()
 }
 
 /// What a client must have for a balancer.

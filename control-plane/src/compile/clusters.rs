@@ -9,12 +9,14 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, Cluster, ClusterEndpoints, Endpoint, HashPolicy, LbPolicy,
-    LocalityEndpoints, LocalityId, StringMatcher, StringPattern, TrustSource, UpstreamTls,
+    CertificateSource, Cluster, ClusterEndpoints, Discovery, Endpoint, EndpointDetails, HashPolicy,
+    LbMetadata, LbPolicy, LocalityEndpoints, LocalityId, SanMatcher, SocketMatch, StringMatcher,
+    StringPattern, TrustSource, UpstreamTls,
 };
 
 use super::{
     CompileOptions, Compiled, balance,
+    client_tls::{self, ClientTls},
     destination_rules::{Held, Holding},
     locality::{Placed, Setting},
     own::OwnCluster,
@@ -105,6 +107,17 @@ pub(super) fn compile(
     }
 }
 
+/// Hosts that clients look up by themselves; `None` where the control plane knows the addresses.
+fn dns(service: &ServiceInfo, members: &[&Workload], port: u16) -> Option<Discovery> {
+    let hosts = members.iter().filter_map(|member| member.hosts.get(&port));
+    let hosts: BTreeSet<_> = hosts.cloned().collect();
+    let first = hosts.first()?.clone();
+    Some(match service.is_one_host {
+        true => Discovery::LogicalDns(first),
+        false => Discovery::StrictDns(hosts.into_iter().collect()),
+    })
+}
+
 /// Adds the cluster that all clients get.
 fn add(
     service: &ServiceInfo,
@@ -122,7 +135,7 @@ fn add(
         members: &members,
     };
     let made = cluster(&port_of, part, options, compiled, findings);
-    let endpoints = endpoints(&name, &members, port.number);
+    let endpoints = endpoints_of(&name, &members, (service, port), compiled);
     if let Some(setting) = made.setting {
         let placed = Placed::new(setting, endpoints.clone(), &members, port.number);
         let name = name.as_str().into();
@@ -140,8 +153,10 @@ fn add(
     };
     compiled.follow_recipe(&service.fqdn, recipe);
     let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
+    if matches!(made.cluster.discovery, Discovery::Eds(_)) {
+        all.insert(name.as_str().into(), Arc::new(endpoints));
+    }
     clusters.insert(name.as_str().into(), Arc::new(made.cluster));
-    all.insert(name.as_str().into(), Arc::new(endpoints));
 }
 
 /// Adds the cluster that some clients get instead.
@@ -161,14 +176,14 @@ fn add_own(
         members: &members,
     };
     let made = cluster(&port_of, part, options, compiled, findings);
-    let own = endpoints(&name, &members, port.number);
+    let own = endpoints_of(&name, &members, (service, port), compiled);
     let recipes = compiled.recipes.get(&service.fqdn);
     let mut recipes = recipes.into_iter().flat_map(|recipes| recipes.iter());
     let is_same = recipes
         .any(|all| all.own.is_none() && all.cluster.as_str() == name && all.labels == *part.labels)
         && made.setting.is_none()
         && !compiled.placed.contains_key(name.as_str());
-    if !compiled.endpoints.contains_key(name.as_str()) {
+    if !compiled.clusters.contains_key(name.as_str()) {
         // Clients that do not see the subset find nobody there.
         let empty = ClusterEndpoints::new(name.as_str(), Vec::new());
         let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
@@ -236,15 +251,39 @@ fn cluster(
         is_auto_mtls: false,
     };
     let policy = policy::effective(&part.policies, port.number);
-    let mode = apply(&policy, &mut made, findings);
-    made.is_auto_mtls = mode.is_none();
-    let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, members, port, compiled));
-    made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, part.name, options));
+    let asked = apply(&policy, service, &mut made, findings);
+    made.is_auto_mtls = asked.is_none();
+    let of_mesh = || upstream_tls(service, port, part.name, options);
+    match asked {
+        Some(ClientTls::Off) => {}
+        Some(ClientTls::Outside(tls)) => made.cluster.tls = Some(tls),
+        Some(ClientTls::Mesh { sni, names }) => {
+            let mut tls = of_mesh();
+            tls.sni = sni.or(tls.sni);
+            if !names.is_empty() {
+                tls.subject_alt_names = names;
+            }
+            made.cluster.tls = Some(tls);
+        }
+        None => match takes_mtls(service, members, port, compiled) {
+            Taken::All => made.cluster.tls = Some(of_mesh()),
+            Taken::Some => made.cluster.socket_matches = by_mode(of_mesh()),
+            Taken::None => {}
+        },
+    }
+    if let Some(discovery) = dns(service, members, port.number) {
+        made.cluster.discovery = discovery;
+    }
     made
 }
 
-/// Applies what holds; what it says of mTLS.
-fn apply(policy: &Effective<'_>, made: &mut Made, findings: &mut Vec<Diagnostic>) -> Option<bool> {
+/// Applies what holds; what it says of TLS.
+fn apply(
+    policy: &Effective<'_>,
+    service: &ServiceInfo,
+    made: &mut Made,
+    findings: &mut Vec<Diagnostic>,
+) -> Option<ClientTls> {
     let mut wrong_at = |place: &Place<'_>, field: &str, message: String| {
         let field = match field {
             "" => place.field.clone(),
@@ -282,14 +321,47 @@ fn apply(policy: &Effective<'_>, made: &mut Made, findings: &mut Vec<Diagnostic>
         }
     }
     let (place, tls) = policy.tls.as_ref()?;
-    match tls.mode.as_str() {
-        "DISABLE" => Some(false),
-        "ISTIO_MUTUAL" => Some(true),
-        other => {
-            let message = format!("{other:?} is not supported: mTLS is used");
-            wrong_at(place, "mode", message);
-            // Never less than was asked for.
-            Some(true)
+    let wrong = &mut |field: &str, message| wrong_at(place, field, message);
+    Some(client_tls::read(tls, &service.fqdn, wrong))
+}
+
+/// Label of endpoints that take mTLS, which their socket is chosen by (as Istio has it).
+const SOCKET_MODE: &str = "tlsMode";
+/// Its value.
+const SOCKET_MTLS: &str = "istio";
+
+fn socket_labels() -> LbMetadata {
+    LbMetadata::from([(SOCKET_MODE.to_owned(), SOCKET_MTLS.into())])
+}
+
+/// mTLS for endpoints that take it, and plaintext for the others.
+fn by_mode(tls: UpstreamTls) -> Vec<SocketMatch> {
+    let socket = |name: &str, labels, tls| SocketMatch {
+        name: name.to_owned(),
+        labels,
+        tls,
+    };
+    vec![
+        socket("tlsMode-istio", socket_labels(), Some(tls)),
+        socket("tlsMode-disabled", LbMetadata::new(), None),
+    ]
+}
+
+/// How many of the endpoints take mTLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    All,
+    Some,
+    None,
+}
+
+impl Taken {
+    /// What a cluster was made for.
+    pub(super) fn by(cluster: &Cluster) -> Self {
+        match (&cluster.tls, cluster.socket_matches.is_empty()) {
+            (Some(_), _) => Self::All,
+            (None, false) => Self::Some,
+            (None, true) => Self::None,
         }
     }
 }
@@ -300,41 +372,44 @@ pub(super) fn takes_mtls(
     members: &[&Workload],
     port: &PortInfo,
     compiled: &Compiled,
-) -> bool {
+) -> Taken {
     if service.is_external {
-        return false;
+        return Taken::None;
     }
-    let mode = |workload: &Workload| {
-        let port = workload
-            .addresses
-            .get(&port.number)
-            .map_or(port.number, SocketAddr::port);
-        compiled
-            .security
-            .mode(&workload.namespace, &workload.labels, port)
-    };
     if members.is_empty() {
-        let mode = compiled
-            .security
-            .mode(&service.namespace, &BTreeMap::new(), port.number);
-        return mode == MtlsMode::Strict;
+        let security = &compiled.security;
+        let mode = security.mode(&service.namespace, &BTreeMap::new(), port.number);
+        return match mode {
+            MtlsMode::Strict => Taken::All,
+            MtlsMode::Permissive | MtlsMode::Disable => Taken::None,
+        };
     }
-    let is_strict = |namespace: &str| {
-        let mode = compiled
-            .security
-            .mode(namespace, &BTreeMap::new(), port.number);
-        mode == MtlsMode::Strict
-    };
-    members.iter().all(|workload| match mode(workload) {
+    let takers = members
+        .iter()
+        .filter(|workload| is_taker(workload, port, compiled));
+    match takers.count() {
+        0 => Taken::None,
+        count if count == members.len() => Taken::All,
+        _ => Taken::Some,
+    }
+}
+
+fn is_taker(workload: &Workload, port: &PortInfo, compiled: &Compiled) -> bool {
+    let own_port = workload.addresses.get(&port.number);
+    let own_port = own_port.map_or(port.number, SocketAddr::port);
+    let security = &compiled.security;
+    let namespace = &workload.namespace;
+    let of_namespace = || security.mode(namespace, &BTreeMap::new(), port.number);
+    match security.mode(namespace, &workload.labels, own_port) {
         // Labels that it gave itself do not take it out of its namespace's policy.
-        _ if workload.is_registered && is_strict(&workload.namespace) => true,
+        _ if workload.is_registered && of_namespace() == MtlsMode::Strict => true,
         MtlsMode::Strict => true,
         MtlsMode::Permissive => workload
             .labels
             .get(TLS_MODE)
             .is_some_and(|mode| mode == "istio"),
         MtlsMode::Disable => false,
-    })
+    }
 }
 
 pub(super) fn upstream_tls(
@@ -350,26 +425,51 @@ pub(super) fn upstream_tls(
         .map(|path| format!("spiffe://{domain}/{path}"));
     let mut names: Vec<_> = accounts
         .chain(service.extra_names.iter().cloned())
-        .map(StringMatcher::exact)
+        .map(SanMatcher::exact)
         .collect();
     if names.is_empty() {
         let any_account = format!("spiffe://{domain}/ns/{}/sa/", service.namespace);
-        names.extend(StringMatcher::new(StringPattern::Prefix(any_account)));
+        let any_account = StringMatcher::new(StringPattern::Prefix(any_account));
+        names.extend(any_account.map(SanMatcher::from));
     }
     UpstreamTls {
         identity: Some(CertificateSource::Provider {
             instance: "default".into(),
         }),
-        roots: TrustSource::Sds("ROOTCA".into()),
         subject_alt_names: names,
         sni: Some(format!(
             "outbound_.{}_.{subset}_.{}",
             port.number, service.fqdn
         )),
+        ..UpstreamTls::new(TrustSource::Sds("ROOTCA".into()))
     }
 }
 
 pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> ClusterEndpoints {
+    labelled_endpoints(name, members, port, |_| false)
+}
+
+/// Endpoints; where only some take mTLS, those have the label of it, whatever the cluster says.
+pub(super) fn endpoints_of(
+    name: &str,
+    members: &[&Workload],
+    (service, port): (&ServiceInfo, &PortInfo),
+    compiled: &Compiled,
+) -> ClusterEndpoints {
+    let is_mixed = takes_mtls(service, members, port, compiled) == Taken::Some;
+    labelled_endpoints(name, members, port.number, |workload| {
+        is_mixed && is_taker(workload, port, compiled)
+    })
+}
+
+/// Endpoints, of which `is_taker` have the label of mTLS.
+fn labelled_endpoints(
+    name: &str,
+    members: &[&Workload],
+    port: u16,
+    is_taker: impl Fn(&Workload) -> bool,
+) -> ClusterEndpoints {
+    let labels = Arc::new(socket_labels());
     let mut localities = BTreeMap::<&LocalityId, LocalityEndpoints>::new();
     let mut seen = BTreeSet::new();
     for workload in members {
@@ -392,7 +492,12 @@ pub(super) fn endpoints(name: &str, members: &[&Workload], port: u16) -> Cluster
             address: *address,
             weight: workload.weight,
             health: workload.health,
-            details: None,
+            details: is_taker(workload).then(|| {
+                Box::new(EndpointDetails {
+                    socket_labels: Some(Arc::clone(&labels)),
+                    ..EndpointDetails::default()
+                })
+            }),
         });
     }
     ClusterEndpoints::new(name, localities.into_values().collect())

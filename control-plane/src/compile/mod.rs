@@ -9,6 +9,7 @@ mod balance;
 mod balancer_policy;
 mod changed;
 mod claims;
+mod client_tls;
 mod clusters;
 mod consul;
 mod delegate;

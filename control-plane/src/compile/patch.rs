@@ -14,7 +14,7 @@ use mesh_core::ClusterName;
 
 use super::{
     CompileOptions, Compiled, ServiceInfo, Workload,
-    clusters::{endpoints, takes_mtls},
+    clusters::{Taken, endpoints_of, takes_mtls},
     locality::Placed,
     members,
 };
@@ -120,23 +120,17 @@ impl Patched {
         let workloads = service.workloads.iter();
         let own = workloads.filter(|workload| Recipe::has(&recipe.labels, workload));
         let own: Vec<_> = own.collect();
+        let port = service.port(Some(recipe.port))?;
         if recipe.is_auto_mtls {
-            let port = service.port(Some(recipe.port))?;
-            let is_mtls = match recipe.own {
-                None => compiled.clusters.get(name)?.tls.is_some(),
-                Some(at) => compiled
-                    .own_clusters
-                    .get(name)?
-                    .get(at)?
-                    .cluster
-                    .tls
-                    .is_some(),
+            let cluster = match recipe.own {
+                None => compiled.clusters.get(name)?,
+                Some(at) => &compiled.own_clusters.get(name)?.get(at)?.cluster,
             };
-            if takes_mtls(service, &own, port, compiled) != is_mtls {
+            if takes_mtls(service, &own, port, compiled) != Taken::by(cluster) {
                 return None;
             }
         }
-        let mut made = endpoints(name.as_str(), &own, recipe.port);
+        let mut made = endpoints_of(name.as_str(), &own, (service, port), compiled);
         match recipe.own {
             None => {
                 let held = compiled.endpoints.get(name.as_str())?;

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use mesh_core::config::{HealthStatus, HttpVersion, LocalityId};
+use mesh_core::config::{DnsHost, HealthStatus, HttpVersion, LocalityId};
 
 use super::{
     CompileOptions,
@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
-    model::{EndpointSlice, Object, ObjectKey, ObjectSet, Service, ServiceEntry, Spec},
+    model::{
+        EndpointSlice, Object, ObjectKey, ObjectSet, Service, ServiceEntry, Spec, WorkloadEntry,
+    },
     registry::Members,
 };
 
@@ -46,6 +48,8 @@ pub struct ServiceInfo {
     pub(super) accounts: BTreeSet<String>,
     pub(super) extra_names: Vec<String>,
     pub(super) is_external: bool,
+    /// All addresses of its host are one endpoint (`DNS_ROUND_ROBIN`).
+    pub(super) is_one_host: bool,
     /// Further ways to write the name.
     pub(super) spellings: Vec<String>,
     /// Which workloads are its endpoints, besides those that name it.
@@ -104,6 +108,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Addresses by service port number.
     pub addresses: BTreeMap<u16, SocketAddr>,
+    /// Hosts that clients look up by themselves, in place of addresses.
+    pub(super) hosts: BTreeMap<u16, DnsHost>,
     pub(super) locality: LocalityId,
     pub(super) weight: u32,
     pub(super) health: HealthStatus,
@@ -143,6 +149,7 @@ impl ServiceInfo {
             accounts: self.accounts.clone(),
             extra_names: self.extra_names.clone(),
             is_external: self.is_external,
+            is_one_host: self.is_one_host,
             spellings: self.spellings.clone(),
             selector: self.selector.clone(),
             target_ports: self.target_ports.clone(),
@@ -290,11 +297,17 @@ fn from_entry(
         Some((name, namespace)) => (name.to_owned(), namespace.to_owned()),
         None => (host.to_owned(), object.key.namespace.clone()),
     };
-    if !matches!(entry.resolution.as_deref(), Some("STATIC")) {
-        let message = "only resolution STATIC is supported";
-        let help = "write resolution: STATIC and list the endpoints";
-        findings.push(object.diagnose(BAD_VALUE, "spec.resolution", message, help));
-    }
+    let resolution = match entry.resolution.as_deref() {
+        Some("DNS") => Resolution::Dns,
+        Some("DNS_ROUND_ROBIN") => Resolution::OneHost,
+        Some("STATIC") => Resolution::Static,
+        _ => {
+            let message = "resolution must be STATIC, DNS or DNS_ROUND_ROBIN";
+            let help = "write resolution: STATIC and list the endpoints, or DNS";
+            findings.push(object.diagnose(BAD_VALUE, "spec.resolution", message, help));
+            Resolution::Static
+        }
+    };
     let mut info = ServiceInfo {
         fqdn: host.to_ascii_lowercase(),
         objects: [object.key.clone()].into(),
@@ -302,6 +315,7 @@ fn from_entry(
         name,
         extra_names: entry.subject_alt_names.clone(),
         is_external: entry.location.as_deref() == Some("MESH_EXTERNAL"),
+        is_one_host: resolution == Resolution::OneHost,
         ..ServiceInfo::default()
     };
     info.ports = entry
@@ -320,24 +334,40 @@ fn from_entry(
     info.target_ports = targets
         .filter_map(|port| Some((port.number, port.target_port?)))
         .collect();
-    for (index, endpoint) in entry.endpoints.iter().enumerate() {
-        let Ok(ip) = endpoint.address.parse::<IpAddr>() else {
+    let declared = declared_endpoints(object, entry, host, resolution, findings);
+    for (index, endpoint) in declared.iter().enumerate() {
+        let at = |number: u16, name: &str, target: Option<u16>| {
+            let own = endpoint.ports.get(name).copied().or(target);
+            (number, own.unwrap_or(number))
+        };
+        let ports = entry.ports.iter();
+        let ports = ports.map(|port| at(port.number, &port.name, port.target_port));
+        let (mut addresses, mut hosts) = (BTreeMap::new(), BTreeMap::new());
+        if resolution != Resolution::Static {
+            let host = |port| DnsHost {
+                name: endpoint.address.to_ascii_lowercase(),
+                port,
+            };
+            hosts = ports.map(|(number, own)| (number, host(own))).collect();
+        } else if let Ok(ip) = endpoint.address.parse::<IpAddr>() {
+            addresses = ports
+                .map(|(number, own)| (number, SocketAddr::new(ip, own)))
+                .collect();
+        } else {
             let field = format!("spec.endpoints[{index}].address");
             let message = format!("{:?} is not an IP address", endpoint.address);
-            findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
+            let help = "write resolution: DNS for names";
+            findings.push(object.diagnose(BAD_VALUE, &field, message, help));
             continue;
-        };
-        let addresses = entry.ports.iter().map(|port| {
-            let own = endpoint.ports.get(&port.name).copied().or(port.target_port);
-            (port.number, SocketAddr::new(ip, own.unwrap_or(port.number)))
-        });
+        }
         if let Some(account) = &endpoint.service_account {
             info.accounts.insert(format!("ns/{namespace}/sa/{account}"));
         }
         info.workloads.push(Workload {
             namespace: namespace.clone(),
             labels: endpoint.labels.clone(),
-            addresses: addresses.collect(),
+            addresses,
+            hosts,
             locality: locality(endpoint.locality.as_deref()),
             weight: endpoint.weight.unwrap_or(1).max(1),
             health: HealthStatus::Healthy,
@@ -345,6 +375,50 @@ fn from_entry(
         });
     }
     info
+}
+
+/// Where the endpoints of a ServiceEntry are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Resolution {
+    /// At the addresses that it lists.
+    Static,
+    /// At all addresses of the hosts that it lists, or of its own.
+    Dns,
+    /// At the addresses of one host, any of which will do.
+    OneHost,
+}
+
+/// The endpoints that a ServiceEntry lists; without any, hosts that are looked up are its own.
+fn declared_endpoints(
+    object: &Object,
+    entry: &ServiceEntry,
+    host: &str,
+    resolution: Resolution,
+    findings: &mut Vec<Diagnostic>,
+) -> Vec<WorkloadEntry> {
+    let mut declared = entry.endpoints.clone();
+    if resolution == Resolution::Static {
+        return declared;
+    }
+    if declared.is_empty() && entry.workload_selector.is_none() {
+        if host.contains('*') {
+            let message = format!("{host:?} cannot be looked up");
+            let help = "list the hosts in spec.endpoints, or name each of them in spec.hosts";
+            findings.push(object.diagnose(BAD_VALUE, "spec.hosts", message, help));
+            return Vec::new();
+        }
+        declared.push(WorkloadEntry {
+            address: host.to_owned(),
+            ..WorkloadEntry::default()
+        });
+    }
+    if resolution == Resolution::OneHost && declared.len() > 1 {
+        let message = "DNS_ROUND_ROBIN takes one endpoint; the first is used";
+        let help = "write resolution: DNS for all of them";
+        findings.push(object.diagnose(BAD_VALUE, "spec.endpoints", message, help));
+        declared.truncate(1);
+    }
+    declared
 }
 
 /// `region/zone/sub_zone`.
@@ -406,6 +480,7 @@ fn add_slice(
             namespace: namespace.clone(),
             labels: object.metadata.labels.clone(),
             addresses: addresses.collect(),
+            hosts: BTreeMap::new(),
             locality: LocalityId {
                 zone,
                 ..LocalityId::default()

@@ -80,7 +80,7 @@ pub(super) fn forward(config: &Forward, class: ClientClass) -> ProtoRouteAction 
         hash_policy: extras.hash_policy.iter().filter_map(hash_policy).collect(),
         request_mirror_policies: extras.mirrors.iter().map(mirror).collect(),
         hedge_policy: extras.hedge.as_ref().map(hedge::policy),
-        metadata_match: subset::metadata(&extras.metadata_match),
+        metadata_match: subset::metadata(&extras.metadata_match, None),
         ..ProtoRouteAction::default()
     }
 }
@@ -98,7 +98,7 @@ fn cluster_weight(config: &config::WeightedCluster) -> weighted_cluster::Cluster
         host_rewrite_specifier: extras
             .and_then(|extras| extras.host_rewrite.clone())
             .map(weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
-        metadata_match: extras.and_then(|extras| subset::metadata(&extras.metadata_match)),
+        metadata_match: extras.and_then(|extras| subset::metadata(&extras.metadata_match, None)),
         ..weighted_cluster::ClusterWeight::default()
     }
 }

@@ -4,20 +4,25 @@ use std::collections::HashMap;
 
 use envoy_types::pb::{
     envoy::{
-        config::cluster::v3::{Cluster as ProtoCluster, cluster},
+        config::{
+            cluster::v3::{Cluster as ProtoCluster, cluster},
+            endpoint::v3::ClusterLoadAssignment,
+        },
         r#type::v3::Percent,
     },
     google::protobuf::UInt64Value,
 };
-use mesh_core::config::{Cluster, CommonLbConfig, ConsistentHashing, Discovery, ZoneAware};
+use mesh_core::config::{
+    Cluster, CommonLbConfig, ConsistentHashing, Discovery, SocketMatch, ZoneAware,
+};
 
 use super::{
     ClientClass, ads, any,
     balance::{Balance, balance, outlier_detection},
     connection::{breakers, connection_options, http_options},
-    duration,
+    duration, endpoint,
     health_check::health_check,
-    subset::subset_config,
+    subset::{structure, subset_config},
     tls, uint32,
 };
 
@@ -25,7 +30,11 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 
 /// Encodes a cluster.
 pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
-    let Discovery::Eds(service_name) = &config.discovery;
+    let Found {
+        kind,
+        eds_cluster_config,
+        load_assignment,
+    } = discovery(config, class);
     let mut options = HashMap::new();
     options.insert(
         HTTP_OPTIONS.to_owned(),
@@ -39,13 +48,9 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
     } = balance(config, class);
     ProtoCluster {
         name: config.name.to_string(),
-        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
-            cluster::DiscoveryType::Eds as i32,
-        )),
-        eds_cluster_config: Some(cluster::EdsClusterConfig {
-            eds_config: Some(ads()),
-            service_name: service_name.to_string(),
-        }),
+        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(kind as i32)),
+        eds_cluster_config,
+        load_assignment,
         connect_timeout: Some(duration(config.connect_timeout)),
         lb_policy: lb_policy as i32,
         lb_config,
@@ -57,9 +62,82 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
         circuit_breakers: Some(breakers(&config.circuit_breakers)),
         upstream_connection_options: connection_options(&config.connection),
         transport_socket: config.tls.as_ref().map(|tls| tls::upstream(tls, class)),
+        transport_socket_matches: socket_matches(config, class),
         typed_extension_protocol_options: options,
-        ..ProtoCluster::default()
+        ..of_envoy_dns(config, class)
     }
+}
+
+/// Where endpoints come from, on the wire.
+struct Found {
+    kind: cluster::DiscoveryType,
+    eds_cluster_config: Option<cluster::EdsClusterConfig>,
+    load_assignment: Option<ClusterLoadAssignment>,
+}
+
+fn discovery(config: &Cluster, class: ClientClass) -> Found {
+    let (kind, hosts) = match &config.discovery {
+        Discovery::Eds(service_name) => {
+            return Found {
+                kind: cluster::DiscoveryType::Eds,
+                eds_cluster_config: Some(cluster::EdsClusterConfig {
+                    eds_config: Some(ads()),
+                    service_name: service_name.to_string(),
+                }),
+                load_assignment: None,
+            };
+        }
+        // gRPC knows the other kind alone, for one host (gRFC A37).
+        Discovery::StrictDns(hosts) if class.is_grpc() => {
+            (cluster::DiscoveryType::LogicalDns, hosts.as_slice())
+        }
+        Discovery::StrictDns(hosts) => (cluster::DiscoveryType::StrictDns, hosts.as_slice()),
+        Discovery::LogicalDns(host) => (
+            cluster::DiscoveryType::LogicalDns,
+            std::slice::from_ref(host),
+        ),
+    };
+    Found {
+        kind,
+        eds_cluster_config: None,
+        load_assignment: Some(endpoint::hosts(config.name.as_str(), hosts)),
+    }
+}
+
+/// How Envoy looks hosts up; our library and gRPC follow times to live, and both families, unasked.
+fn of_envoy_dns(config: &Cluster, class: ClientClass) -> ProtoCluster {
+    let is_dns = !matches!(config.discovery, Discovery::Eds(_));
+    if !is_dns || class != ClientClass::Envoy {
+        return ProtoCluster::default();
+    }
+    let mut proto = ProtoCluster {
+        dns_lookup_family: cluster::DnsLookupFamily::All as i32,
+        ..ProtoCluster::default()
+    };
+    #[expect(
+        deprecated,
+        reason = "the extension that follows it is newer than Envoys in use"
+    )]
+    let respect_dns_ttl = &mut proto.respect_dns_ttl;
+    *respect_dns_ttl = true;
+    proto
+}
+
+/// gRPC knows none, and refuses clusters with them: to it such a cluster is plaintext, which all of its
+/// endpoints take.
+fn socket_matches(config: &Cluster, class: ClientClass) -> Vec<cluster::TransportSocketMatch> {
+    if class.is_grpc() {
+        return Vec::new();
+    }
+    let socket = |socket: &SocketMatch| cluster::TransportSocketMatch {
+        name: socket.name.clone(),
+        r#match: Some(structure(&socket.labels)),
+        transport_socket: Some(match &socket.tls {
+            Some(tls) => tls::upstream(tls, class),
+            None => tls::plaintext(),
+        }),
+    };
+    config.socket_matches.iter().map(socket).collect()
 }
 
 /// `None` where nothing of it is set. Weights of localities win over zones, as there is one of them.

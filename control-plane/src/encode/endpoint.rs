@@ -11,9 +11,9 @@ use envoy_types::pb::envoy::{
     },
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
-use mesh_core::config::{ClusterEndpoints, Endpoint, HealthStatus};
+use mesh_core::config::{ClusterEndpoints, DnsHost, Endpoint, HealthStatus};
 
-use super::{socket, subset, uint32};
+use super::{host_address, socket, subset, uint32};
 
 /// Encodes endpoints.
 pub fn endpoints(config: &ClusterEndpoints) -> ClusterLoadAssignment {
@@ -81,6 +81,29 @@ fn endpoint(config: &Endpoint) -> LbEndpoint {
         })),
         health_status: health as i32,
         load_balancing_weight: Some(uint32(config.weight)),
-        metadata: subset::metadata(&config.details().metadata),
+        metadata: subset::metadata(
+            &config.details().metadata,
+            config.details().socket_labels.as_deref(),
+        ),
+    }
+}
+
+/// The hosts of a cluster whose clients look them up.
+pub(super) fn hosts(cluster: &str, hosts: &[DnsHost]) -> ClusterLoadAssignment {
+    let endpoint = |host: &DnsHost| LbEndpoint {
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(ProtoEndpoint {
+            address: Some(host_address(&host.name, host.port)),
+            hostname: host.name.clone(),
+            ..ProtoEndpoint::default()
+        })),
+        ..LbEndpoint::default()
+    };
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![LocalityLbEndpoints {
+            lb_endpoints: hosts.iter().map(endpoint).collect(),
+            ..LocalityLbEndpoints::default()
+        }],
+        ..ClusterLoadAssignment::default()
     }
 }

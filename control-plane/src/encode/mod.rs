@@ -74,12 +74,15 @@ fn uint32(value: u32) -> protobuf::UInt32Value {
 }
 
 fn socket(address: std::net::SocketAddr) -> Address {
+    host_address(&address.ip().to_string(), address.port())
+}
+
+/// An address, or a name that stands for some.
+fn host_address(host: &str, port: u16) -> Address {
     Address {
         address: Some(address::Address::SocketAddress(SocketAddress {
-            address: address.ip().to_string(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(
-                address.port().into(),
-            )),
+            address: host.to_owned(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(port.into())),
             ..SocketAddress::default()
         })),
     }

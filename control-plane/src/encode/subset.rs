@@ -19,6 +19,7 @@ use mesh_core::config::{LbMetadata, SubsetFallback, SubsetSelector, Subsets};
 
 /// Where load balancing looks for metadata.
 const NAMESPACE: &str = "envoy.lb";
+const SOCKET_NAMESPACE: &str = "envoy.transport_socket_match";
 
 pub(super) fn subset_config(config: &Subsets) -> LbSubsetConfig {
     let default_subset = &config.default_subset;
@@ -55,15 +56,19 @@ fn selector(config: &SubsetSelector) -> LbSubsetSelector {
     }
 }
 
-/// `None` where there is none.
-pub(super) fn metadata(config: &LbMetadata) -> Option<Metadata> {
-    (!config.is_empty()).then(|| Metadata {
-        filter_metadata: HashMap::from([(NAMESPACE.to_owned(), structure(config))]),
+/// What is looked at by subsets and by sockets; `None` where there is none.
+pub(super) fn metadata(config: &LbMetadata, socket: Option<&LbMetadata>) -> Option<Metadata> {
+    let config = Some(config).filter(|config| !config.is_empty());
+    let of_lb = config.map(|config| (NAMESPACE.to_owned(), structure(config)));
+    let of_socket = socket.map(|labels| (SOCKET_NAMESPACE.to_owned(), structure(labels)));
+    let filter_metadata: HashMap<_, _> = of_lb.into_iter().chain(of_socket).collect();
+    (!filter_metadata.is_empty()).then(|| Metadata {
+        filter_metadata,
         ..Metadata::default()
     })
 }
 
-fn structure(config: &LbMetadata) -> Struct {
+pub(super) fn structure(config: &LbMetadata) -> Struct {
     let fields = config.iter().map(|(key, metadata)| {
         let json = serde_json::from_str(metadata.as_json()).unwrap_or_default();
         (key.clone(), value(json))

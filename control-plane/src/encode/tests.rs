@@ -21,9 +21,8 @@ fn mtls_cluster() -> Cluster {
             identity: Some(CertificateSource::Provider {
                 instance: "default".into(),
             }),
-            roots: TrustSource::Sds("ROOTCA".into()),
-            subject_alt_names: vec![StringMatcher::exact("spiffe://td/ns/a/sa/b")],
-            sni: None,
+            subject_alt_names: vec![SanMatcher::exact("spiffe://td/ns/a/sa/b")],
+            ..UpstreamTls::new(TrustSource::Sds("ROOTCA".into()))
         }),
         ..Cluster::new("c")
     }
@@ -161,6 +160,147 @@ fn only_our_servers_tell_tls_from_plaintext_on_one_port() {
 }
 
 #[test]
+fn hosts_are_looked_up_by_the_client_as_its_class_can() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+        ClusterDiscoveryType::Type, DiscoveryType,
+    };
+    let host = |name: &str| DnsHost {
+        name: name.to_owned(),
+        port: 443,
+    };
+    let strict =
+        |names: &[&str]| Discovery::StrictDns(names.iter().map(|name| host(name)).collect());
+    for (discovery, class, expected) in [
+        (
+            strict(&["a", "b"]),
+            ClientClass::Rust,
+            DiscoveryType::StrictDns,
+        ),
+        (
+            strict(&["a", "b"]),
+            ClientClass::Envoy,
+            DiscoveryType::StrictDns,
+        ),
+        (
+            strict(&["a"]),
+            ClientClass::GrpcCpp,
+            DiscoveryType::LogicalDns,
+        ),
+        (
+            Discovery::LogicalDns(host("a")),
+            ClientClass::Envoy,
+            DiscoveryType::LogicalDns,
+        ),
+    ] {
+        let config = Cluster {
+            discovery,
+            ..Cluster::new("c")
+        };
+        let proto = cluster(&config, class);
+        assert_eq!(
+            proto.cluster_discovery_type,
+            Some(Type(expected as i32)),
+            "{class:?}"
+        );
+        assert!(proto.eds_cluster_config.is_none());
+        let assignment = proto.load_assignment.expect("hosts");
+        let hosts = match &config.discovery {
+            Discovery::StrictDns(hosts) => hosts.len(),
+            _ => 1,
+        };
+        assert_eq!(assignment.endpoints[0].lb_endpoints.len(), hosts);
+    }
+}
+
+#[test]
+fn envoy_gets_the_systems_roots_as_a_file_and_tls_1_2_outside_alone() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+        UpstreamTlsContext, common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
+    };
+    let outside = UpstreamTls {
+        sni: Some("api.example".into()),
+        auto_sni_san_validation: true,
+        ..UpstreamTls::new(TrustSource::System)
+    };
+    for (tls, class, oldest) in [
+        (&outside, ClientClass::Envoy, Some(TlsProtocol::TlSv12)),
+        (&outside, ClientClass::Rust, None),
+        (
+            &mtls_cluster().tls.unwrap(),
+            ClientClass::Envoy,
+            Some(TlsProtocol::TlSv13),
+        ),
+    ] {
+        let socket = tls::upstream(tls, class);
+        let Some(transport_socket::ConfigType::TypedConfig(any)) = socket.config_type else {
+            panic!("it is typed");
+        };
+        let context = UpstreamTlsContext::decode(&any.value[..]).unwrap();
+        assert_eq!(context.auto_sni_san_validation, tls.auto_sni_san_validation);
+        let common = context.common_tls_context.unwrap();
+        let params = common
+            .tls_params
+            .map(|params| params.tls_minimum_protocol_version);
+        assert_eq!(params, oldest.map(|version| version as i32));
+        if tls.roots == TrustSource::System {
+            let Some(ValidationContextType::ValidationContext(context)) =
+                common.validation_context_type
+            else {
+                panic!("there is no secret");
+            };
+            let is_envoy = class == ClientClass::Envoy;
+            assert_eq!(context.trusted_ca.is_some(), is_envoy);
+            assert_eq!(context.system_root_certs.is_some(), !is_envoy);
+        }
+    }
+}
+
+#[test]
+fn mixed_endpoints_have_sockets_by_label_but_for_grpc() {
+    let mut config = mtls_cluster();
+    let tls = config.tls.take();
+    let labels = LbMetadata::from([("tlsMode".to_owned(), "istio".into())]);
+    let of = |name: &str, labels, tls| SocketMatch {
+        name: name.to_owned(),
+        labels,
+        tls,
+    };
+    config.socket_matches = vec![
+        of("tlsMode-istio", labels.clone(), tls),
+        of("tlsMode-disabled", LbMetadata::new(), None),
+    ];
+    for (class, expected) in [
+        (ClientClass::Rust, 2),
+        (ClientClass::Envoy, 2),
+        (ClientClass::GrpcGo, 0),
+    ] {
+        let proto = cluster(&config, class);
+        assert_eq!(proto.transport_socket_matches.len(), expected, "{class:?}");
+        assert!(
+            proto
+                .transport_socket_matches
+                .iter()
+                .all(|m| m.transport_socket.is_some())
+        );
+    }
+    let mut endpoint = Endpoint::new(([10, 0, 0, 1], 80).into());
+    endpoint.details_mut().socket_labels = Some(labels.into());
+    let locality = LocalityEndpoints {
+        locality: LocalityId::default(),
+        priority: 0,
+        weight: 1,
+        endpoints: vec![endpoint],
+    };
+    let proto = endpoints(&ClusterEndpoints::new("c", vec![locality]));
+    let metadata = proto.endpoints[0].lb_endpoints[0]
+        .metadata
+        .clone()
+        .expect("labels");
+    let labels = &metadata.filter_metadata["envoy.transport_socket_match"];
+    assert!(labels.fields.contains_key("tlsMode"));
+}
+
+#[test]
 fn an_envoy_that_takes_tls_reads_the_hello_before_it_chooses_a_chain() {
     let filters = |transports: &[TransportMatch], class| {
         let filters = listener(&inbound(transports), class).listener_filters;
@@ -295,7 +435,7 @@ fn metadata_of_subsets_is_the_same_at_endpoints_and_in_routes() {
         ..Forward::to("c")
     };
     let asked = action::forward(&forward, ClientClass::Rust).metadata_match;
-    assert_eq!(asked, subset::metadata(&metadata));
+    assert_eq!(asked, subset::metadata(&metadata, None));
     let of_lb = &asked.unwrap().filter_metadata["envoy.lb"].fields;
     use envoy_types::pb::google::protobuf::value::Kind;
     let version = of_lb["version"].kind.clone();

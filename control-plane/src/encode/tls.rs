@@ -1,41 +1,69 @@
 //! TLS contexts and secrets, which differ most between the classes.
 
+use std::path::Path;
+
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket},
-        extensions::transport_sockets::tls::v3::{
-            CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
-            DownstreamTlsContext, SdsSecretConfig, Secret as ProtoSecret, SubjectAltNameMatcher,
-            TlsCertificate, TlsParameters, UpstreamTlsContext, common_tls_context, secret,
-            subject_alt_name_matcher::SanType, tls_parameters::TlsProtocol,
+        extensions::transport_sockets::{
+            raw_buffer::v3::RawBuffer,
+            tls::v3::{
+                CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
+                DownstreamTlsContext, SdsSecretConfig, Secret as ProtoSecret,
+                SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
+                certificate_validation_context::SystemRootCerts, common_tls_context, secret,
+                subject_alt_name_matcher::SanType as ProtoSanType, tls_parameters::TlsProtocol,
+            },
         },
     },
     google::protobuf::BoolValue,
 };
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, Secret, StringMatcher, TrustSource, UpstreamTls,
+    CertificateSource, DownstreamTls, SanMatcher, SanType, Secret, TlsVersion, TrustSource,
+    UpstreamTls,
 };
 
 use super::{ClientClass, ads, any, matcher};
 
 const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
+const RAW_SOCKET: &str = "envoy.transport_sockets.raw_buffer";
+/// The system's roots where Envoy runs, which has no word for them: as its own image has them.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// SDS name of a process's own certificate.
 const OWN_CERTIFICATE: &str = "default";
 /// Certificate name of the roots in a provider instance, by Istio's convention.
 const ROOTS: &str = "ROOTCA";
 
 pub(super) fn upstream(tls: &UpstreamTls, class: ClientClass) -> TransportSocket {
+    let mut common = common(
+        tls.identity.as_ref(),
+        Some(&tls.roots),
+        &tls.subject_alt_names,
+        class,
+    );
+    if tls.min_version < TlsVersion::V1_3
+        && let Some(params) = &mut common.tls_params
+    {
+        params.tls_minimum_protocol_version = TlsProtocol::TlSv12 as i32;
+    }
     let context = UpstreamTlsContext {
-        common_tls_context: Some(common(
-            tls.identity.as_ref(),
-            Some(&tls.roots),
-            &tls.subject_alt_names,
-            class,
-        )),
+        common_tls_context: Some(common),
         sni: tls.sni.clone().unwrap_or_default(),
+        auto_host_sni: tls.auto_host_sni,
+        auto_sni_san_validation: tls.auto_sni_san_validation,
         ..UpstreamTlsContext::default()
     };
     socket(&context)
+}
+
+/// Said in so many words, where the lack of a socket would mean something else.
+pub(super) fn plaintext() -> TransportSocket {
+    TransportSocket {
+        name: RAW_SOCKET.to_owned(),
+        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
+            &RawBuffer::default(),
+        ))),
+    }
 }
 
 pub(super) fn downstream(tls: &DownstreamTls, class: ClientClass) -> TransportSocket {
@@ -64,7 +92,7 @@ fn socket<M: prost::Message + prost::Name>(context: &M) -> TransportSocket {
 fn common(
     identity: Option<&CertificateSource>,
     roots: Option<&TrustSource>,
-    names: &[StringMatcher],
+    names: &[SanMatcher],
     class: ClientClass,
 ) -> CommonTlsContext {
     let mut context = CommonTlsContext::default();
@@ -78,25 +106,49 @@ fn common(
     }
     match (identity, class) {
         (None, _) => {}
+        (Some(CertificateSource::Files { chain, key }), _) => {
+            context.tls_certificates = vec![TlsCertificate {
+                certificate_chain: Some(file(chain)),
+                private_key: Some(file(key)),
+                ..TlsCertificate::default()
+            }];
+        }
         (Some(_), ClientClass::Envoy) => {
             context.tls_certificate_sds_secret_configs = vec![sds(OWN_CERTIFICATE)];
         }
         (Some(source), _) => {
             let instance = match source {
                 CertificateSource::Provider { instance } => instance.clone(),
-                CertificateSource::Sds(_) => OWN_CERTIFICATE.to_owned(),
+                CertificateSource::Sds(_) | CertificateSource::Files { .. } => {
+                    OWN_CERTIFICATE.to_owned()
+                }
             };
             context.tls_certificate_provider_instance = Some(provider(instance, OWN_CERTIFICATE));
         }
     }
     let Some(roots) = roots else { return context };
     let mut validation = CertificateValidationContext::default();
-    if class == ClientClass::Envoy {
-        validation.match_typed_subject_alt_names = names.iter().map(uri_name).collect();
+    if class == ClientClass::Envoy || !roots.is_of_mesh() {
+        validation.match_typed_subject_alt_names = names.iter().map(typed_name).collect();
     } else {
         #[expect(deprecated, reason = "gRPC in Go reads the untyped list alone")]
         let names_field = &mut validation.match_subject_alt_names;
-        *names_field = names.iter().map(matcher::string).collect();
+        *names_field = names
+            .iter()
+            .map(|name| matcher::string(&name.matcher))
+            .collect();
+    }
+    match (roots, class) {
+        (TrustSource::System, ClientClass::Envoy) => {
+            validation.trusted_ca = Some(file(Path::new(SYSTEM_ROOTS)));
+        }
+        (TrustSource::System, _) => validation.system_root_certs = Some(SystemRootCerts {}),
+        (TrustSource::File(path), _) => validation.trusted_ca = Some(file(path)),
+        (TrustSource::Inline(bundle), _) => {
+            let pem: String = bundle.roots.iter().map(|der| pem_block(der)).collect();
+            validation.trusted_ca = Some(inline(pem));
+        }
+        (TrustSource::Provider { .. } | TrustSource::Sds(_), _) => {}
     }
     let bundle = match (roots, class) {
         (TrustSource::Sds(name), ClientClass::Rust | ClientClass::Envoy) => Some(name.as_str()),
@@ -114,10 +166,12 @@ fn common(
         }
         None => {
             let instance = match roots {
-                TrustSource::Provider { instance } => instance.clone(),
-                TrustSource::Sds(_) => OWN_CERTIFICATE.to_owned(),
+                TrustSource::Provider { instance } => Some(instance.clone()),
+                TrustSource::Sds(_) => Some(OWN_CERTIFICATE.to_owned()),
+                TrustSource::System | TrustSource::Inline(_) | TrustSource::File(_) => None,
             };
-            validation.ca_certificate_provider_instance = Some(provider(instance, ROOTS));
+            validation.ca_certificate_provider_instance =
+                instance.map(|instance| provider(instance, ROOTS));
             ValidationContextType::ValidationContext(validation)
         }
     });
@@ -138,11 +192,26 @@ fn sds(name: &str) -> SdsSecretConfig {
     }
 }
 
-fn uri_name(name: &StringMatcher) -> SubjectAltNameMatcher {
+fn typed_name(name: &SanMatcher) -> SubjectAltNameMatcher {
+    let san_type = match name.san_type {
+        Some(SanType::Email) => ProtoSanType::Email,
+        Some(SanType::Dns) => ProtoSanType::Dns,
+        Some(SanType::IpAddress) => ProtoSanType::IpAddress,
+        // Names of members of the mesh.
+        Some(SanType::Uri) | None => ProtoSanType::Uri,
+    };
     SubjectAltNameMatcher {
-        san_type: SanType::Uri as i32,
-        matcher: Some(matcher::string(name)),
+        san_type: san_type as i32,
+        matcher: Some(matcher::string(&name.matcher)),
         ..SubjectAltNameMatcher::default()
+    }
+}
+
+/// A file of the client's machine.
+fn file(path: &Path) -> DataSource {
+    DataSource {
+        specifier: Some(Specifier::Filename(path.display().to_string())),
+        ..DataSource::default()
     }
 }
 

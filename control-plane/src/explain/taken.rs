@@ -1,6 +1,6 @@
 //! What a route does to a request, and by which objects.
 
-use mesh_core::config::{Cluster, Forward, Route, RouteAction};
+use mesh_core::config::{Cluster, Forward, Route, RouteAction, UpstreamTls};
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
@@ -135,7 +135,9 @@ impl Taken {
 /// What holds for calls to a cluster.
 fn policies(cluster: &Cluster) -> Vec<(String, String)> {
     let tls = match &cluster.tls {
-        Some(tls) => format!("mTLS, as one of {:?}", tls.subject_alt_names),
+        Some(tls) if tls.roots.is_of_mesh() => format!("mTLS, as one of {:?}", names(tls)),
+        Some(tls) => format!("TLS to {:?}, by {:?}", names(tls), tls.roots),
+        None if cluster.has_tls() => "mTLS where endpoints take it, plaintext else".to_owned(),
         None => "none: plaintext".to_owned(),
     };
     let mut policies = vec![
@@ -154,4 +156,12 @@ fn policies(cluster: &Cluster) -> Vec<(String, String)> {
         policies.push(("outlier detection".to_owned(), format!("{outliers:?}")));
     }
     policies
+}
+
+/// Names that are expected of the server.
+fn names(tls: &UpstreamTls) -> Vec<String> {
+    let listed = tls.subject_alt_names.iter();
+    let listed = listed.map(|name| format!("{:?}", name.matcher));
+    let sent = tls.sni.clone().filter(|_| tls.auto_sni_san_validation);
+    sent.map_or_else(|| listed.collect(), |name| vec![name])
 }

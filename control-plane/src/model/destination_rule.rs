@@ -27,7 +27,10 @@ impl DestinationRule {
     pub(crate) fn with_mtls(host: String) -> Self {
         let mode = "ISTIO_MUTUAL".to_owned();
         let traffic_policy = Some(TrafficPolicy {
-            tls: Some(TlsSpec { mode }),
+            tls: Some(TlsSpec {
+                mode,
+                ..TlsSpec::default()
+            }),
             ..TrafficPolicy::default()
         });
         Self {
@@ -288,7 +291,18 @@ object! {
 object! {
     /// TLS towards a host.
     TlsSpec {
-        /// `DISABLE` or `ISTIO_MUTUAL`.
+        /// `DISABLE`, `SIMPLE`, `MUTUAL` or `ISTIO_MUTUAL`.
         mode: String,
+        /// The name that is sent; default the host, and inside the mesh that of the cluster.
+        sni: Option<String>,
+        /// One of the server's names must be one of these; default the name that is sent, and inside
+        /// the mesh those of the accounts.
+        subject_alt_names: Vec<String>,
+        /// File at the clients with the roots; default the system's roots.
+        ca_certificates: Option<String>,
+        /// File at the clients with their certificate, for `MUTUAL`.
+        client_certificate: Option<String>,
+        /// File at the clients with its key.
+        private_key: Option<String>,
     }
 }

@@ -108,6 +108,18 @@ fn write(at: &mut Value, path: &str, value: Value) -> String {
     place
 }
 
+/// What a field of TLS is of use with.
+fn beside_in_tls(path: &str, example: &str) -> &'static [(&'static str, &'static str)] {
+    match path {
+        "mode" if example != "MUTUAL" => &[],
+        "caCertificates" => &[("mode", "SIMPLE")],
+        "clientCertificate" => &[("mode", "MUTUAL"), ("privateKey", "/b.pem")],
+        "privateKey" => &[("mode", "MUTUAL"), ("clientCertificate", "/b.pem")],
+        "mode" => &[("clientCertificate", "/a.pem"), ("privateKey", "/b.pem")],
+        _ => &[],
+    }
+}
+
 /// The findings, and the classes that do not honour the example, when it stands in an object.
 fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     let (kind, prefix) = match row.section.as_str() {
@@ -162,6 +174,11 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     {
         let value = serde_norway::from_str(value).unwrap();
         write(&mut object, &format!("{prefix}{path}"), value);
+    }
+    if row.section == "ClientTls" {
+        for (path, value) in beside_in_tls(&row.path, &row.example) {
+            write(&mut object, &format!("{prefix}{path}"), Value::from(*value));
+        }
     }
     if row.path.starts_with("spec.workloadSelector") && kind == "DestinationRule" {
         // Subsets are for all clients.

@@ -165,7 +165,7 @@ fn a_rule_that_cannot_be_used_still_asks_for_mtls() {
              - {{name: v1, trafficPolicy: {{tunnel: {{}}, tls: {{mode: {mode}}}}}}}\n"
         )
     };
-    let loaded = load_text("a.yaml", &rule("SIMPLE"));
+    let loaded = load_text("a.yaml", &rule("SIMPEL"));
     let codes: Vec<_> = loaded.diagnostics.iter().map(|found| found.code).collect();
     assert_eq!(codes, ["MESH0107", "MESH0107", "MESH0106"]);
     let object = loaded.objects.values().next().unwrap();

@@ -1,10 +1,10 @@
 //! Clusters: a group of replicas with one policy (xDS CDS; gRFC A27, A32).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    CommonLbConfig, ConnectionOptions, HealthCheck, LbPolicy, OutlierDetection, Subsets,
-    UpstreamTls,
+    CommonLbConfig, ConnectionOptions, HealthCheck, LbMetadata, LbPolicy, OutlierDetection,
+    SocketMatch, Subsets, UpstreamTls,
 };
 use crate::name::{ClusterName, EndpointsName};
 
@@ -38,6 +38,9 @@ pub struct Cluster {
     pub http_version: HttpVersion,
     /// TLS settings; `None` is plaintext.
     pub tls: Option<UpstreamTls>,
+    /// The first of these that an endpoint's labels match holds for it instead of
+    /// [`tls`](Self::tls). Default none.
+    pub socket_matches: Vec<SocketMatch>,
 }
 
 impl Cluster {
@@ -57,7 +60,46 @@ impl Cluster {
             connection: ConnectionOptions::default(),
             http_version: HttpVersion::ByRequest,
             tls: None,
+            socket_matches: Vec::new(),
         }
+    }
+
+    /// TLS for an endpoint with `labels`; `None` is plaintext.
+    pub fn tls_of(&self, labels: Option<&LbMetadata>) -> Option<&UpstreamTls> {
+        let mut matches = self.socket_matches.iter();
+        match matches.find(|socket| socket.is_match(labels)) {
+            Some(socket) => socket.tls.as_ref(),
+            None => self.tls.as_ref(),
+        }
+    }
+
+    /// The cluster as it is for an endpoint with `hostname` and `labels`: with one socket, and the name
+    /// that is sent. The same pointer where it is the same for all endpoints.
+    pub fn of_endpoint(
+        self: &Arc<Self>,
+        hostname: Option<&str>,
+        labels: Option<&LbMetadata>,
+    ) -> Arc<Self> {
+        let sends_host = self.tls.as_ref().is_some_and(|tls| tls.auto_host_sni);
+        if self.socket_matches.is_empty() && !sends_host {
+            return Arc::clone(self);
+        }
+        let mut tls = self.tls_of(labels).cloned();
+        if let Some(tls) = &mut tls {
+            tls.sni = tls.server_name(hostname).map(str::to_owned);
+            tls.auto_host_sni = false;
+        }
+        Arc::new(Self {
+            tls,
+            socket_matches: Vec::new(),
+            ..Self::clone(self)
+        })
+    }
+
+    /// Whether any endpoint may be connected to by TLS.
+    pub fn has_tls(&self) -> bool {
+        let mut matches = self.socket_matches.iter();
+        self.tls.is_some() || matches.any(|socket| socket.tls.is_some())
     }
 }
 
@@ -66,6 +108,19 @@ impl Cluster {
 pub enum Discovery {
     /// EDS, by `service_name`, or by the cluster's own name where the resource has none.
     Eds(EndpointsName),
+    /// All addresses of these hosts (STRICT_DNS).
+    StrictDns(Vec<DnsHost>),
+    /// The addresses of one host, which are one endpoint for gRPC (LOGICAL_DNS; gRFC A37).
+    LogicalDns(DnsHost),
+}
+
+/// A host by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DnsHost {
+    /// Its name, or an address.
+    pub name: String,
+    /// The port to connect to, not 0.
+    pub port: u16,
 }
 
 /// Which HTTP version a cluster's endpoints speak (`HttpProtocolOptions`).
@@ -133,5 +188,53 @@ impl Default for RetryBudget {
             percent: 20,
             min_retry_concurrency: 3,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TrustSource;
+
+    #[test]
+    fn an_endpoint_has_the_socket_of_its_labels_and_the_name_of_its_host() {
+        let plain = Arc::new(Cluster::new("c"));
+        assert!(Arc::ptr_eq(
+            &plain,
+            &plain.of_endpoint(Some("a.example"), None)
+        ));
+
+        let mut tls = UpstreamTls::new(TrustSource::System);
+        tls.sni = Some("declared.example".into());
+        tls.auto_host_sni = true;
+        let labels = LbMetadata::from([("tlsMode".to_owned(), "istio".into())]);
+        let mut cluster = Cluster::new("c");
+        cluster.tls = Some(tls.clone());
+        let outside = Arc::new(cluster.clone());
+        cluster.tls = None;
+        cluster.socket_matches = vec![SocketMatch {
+            name: "mtls".into(),
+            labels: labels.clone(),
+            tls: Some(tls),
+        }];
+        let mixed = Arc::new(cluster);
+        let sni = |cluster: &Arc<Cluster>, host, labels| {
+            let cluster = cluster.of_endpoint(host, labels);
+            cluster
+                .tls
+                .as_ref()
+                .map(|tls| tls.sni.clone().expect("a name"))
+        };
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            sni(&outside, Some("a.example:443"), None),
+            name("a.example")
+        );
+        assert_eq!(sni(&outside, None, None), name("declared.example"));
+        assert_eq!(
+            sni(&mixed, Some("a.example"), Some(&labels)),
+            name("a.example")
+        );
+        assert_eq!(sni(&mixed, Some("a.example"), None), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Endpoints of a cluster (xDS EDS).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{Fraction, LbMetadata};
 use crate::name::EndpointsName;
@@ -88,11 +88,15 @@ pub struct EndpointDetails {
     pub hostname: String,
     /// What subsets are made by.
     pub metadata: LbMetadata,
+    /// What a [`SocketMatch`](super::SocketMatch) asks for
+    /// (`filter_metadata["envoy.transport_socket_match"]`). Default none.
+    pub socket_labels: Option<Arc<LbMetadata>>,
 }
 
 static NO_DETAILS: EndpointDetails = EndpointDetails {
     hostname: String::new(),
     metadata: LbMetadata::new(),
+    socket_labels: None,
 };
 
 impl Endpoint {

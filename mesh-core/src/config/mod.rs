@@ -28,6 +28,7 @@ mod rewrite;
 mod route;
 mod security;
 mod subset;
+mod upstream_tls;
 mod value_template;
 
 pub use balance::{
@@ -37,7 +38,7 @@ pub use balance::{
 };
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
 pub use cluster::{
-    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, HTTP2_CONNECTIONS_MAX,
+    CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, DnsHost, HTTP2_CONNECTIONS_MAX,
     HttpVersion, RetryBudget,
 };
 pub use connection::{
@@ -84,7 +85,7 @@ pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPa
 pub use route::{Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
     CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
-    UpstreamTls,
 };
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
+pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

@@ -1,26 +1,10 @@
 //! TLS and trust, as declared (gRFC A29; Envoy SDS).
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 
-use super::StringMatcher;
 use crate::name::SecretName;
-
-/// TLS towards a cluster's endpoints (`UpstreamTlsContext`). What cannot be applied fails the
-/// connection; it never falls back to plaintext.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamTls {
-    /// Our certificate; `None` sends none.
-    pub identity: Option<CertificateSource>,
-    /// Whom to trust.
-    pub roots: TrustSource,
-    /// One of the peer's subject alternative names must match one of these; empty accepts every
-    /// certificate that chains to the roots.
-    pub subject_alt_names: Vec<StringMatcher>,
-    /// Server name indication; `None` sends none.
-    pub sni: Option<String>,
-}
 
 /// TLS of a server (`DownstreamTlsContext`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +27,13 @@ pub enum CertificateSource {
     },
     /// A secret over SDS.
     Sds(SecretName),
+    /// PEM files of this process's machine, for servers outside the mesh.
+    Files {
+        /// The chain, leaf first.
+        chain: PathBuf,
+        /// The key.
+        key: PathBuf,
+    },
 }
 
 /// Where trusted roots come from.
@@ -55,6 +46,22 @@ pub enum TrustSource {
     },
     /// A trust bundle over SDS.
     Sds(SecretName),
+    /// The roots of the system that the process runs on (gRFC A82 `system_root_certs`).
+    System,
+    /// Roots that are written into the resource (`trusted_ca`).
+    Inline(Arc<TrustBundle>),
+    /// A PEM file of this process's machine (`trusted_ca.filename`).
+    File(PathBuf),
+}
+
+impl TrustSource {
+    /// Whether these are the mesh's own roots, which vouch for its members alone.
+    pub fn is_of_mesh(&self) -> bool {
+        match self {
+            Self::Provider { .. } | Self::Sds(_) => true,
+            Self::System | Self::Inline(_) | Self::File(_) => false,
+        }
+    }
 }
 
 /// A secret resource (xDS SDS).

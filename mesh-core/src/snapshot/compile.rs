@@ -285,6 +285,7 @@ impl Kept {
             resolution_note,
             endpoints: arranged.endpoints.into(),
             hostnames: arranged.hostnames,
+            socket_labels: arranged.socket_labels,
             picker,
             drops,
             by_address: OnceLock::new(),

@@ -13,7 +13,7 @@ use std::{
 use super::ClusterEndpoint;
 use crate::{
     balance::{Group, TierParts, nearest},
-    config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LocalityId},
+    config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LbMetadata, LocalityId},
     stats::EndpointStats,
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Arranged<'e> {
     pub(super) sources: Vec<&'e Endpoint>,
     /// Names of those that have one, by index.
     pub(super) hostnames: HashMap<usize, Arc<str>>,
+    /// Labels that sockets are chosen by, of those that have some, by index.
+    pub(super) socket_labels: HashMap<usize, Arc<LbMetadata>>,
     pub(super) groups: Vec<Group>,
     /// For each tier, see [`Parts`](crate::balance::Parts).
     pub(super) tier_parts: Vec<TierParts>,
@@ -62,6 +64,10 @@ pub(super) fn arrange<'e>(
         if !hostname.is_empty() {
             let name = hostname.as_str().into();
             arranged.hostnames.insert(arranged.endpoints.len(), name);
+        }
+        if let Some(labels) = &endpoint.details().socket_labels {
+            let index = arranged.endpoints.len();
+            arranged.socket_labels.insert(index, Arc::clone(labels));
         }
         arranged.endpoints.push(ClusterEndpoint {
             address: endpoint.address,

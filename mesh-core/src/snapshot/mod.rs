@@ -87,6 +87,8 @@ pub struct ClusterSnapshot {
     pub endpoints: Box<[ClusterEndpoint]>,
     /// Names of those that have one, by index: apart, because picks read the endpoints.
     hostnames: HashMap<usize, Arc<str>>,
+    /// Labels that sockets are chosen by, likewise.
+    socket_labels: HashMap<usize, Arc<config::LbMetadata>>,
     /// Chooses among `endpoints`.
     pub picker: Picker,
     /// Requests to refuse.
@@ -130,6 +132,11 @@ impl ClusterSnapshot {
     /// The name of an endpoint, by its index, if it has one.
     pub fn hostname(&self, endpoint: usize) -> Option<&str> {
         self.hostnames.get(&endpoint).map(|name| &**name)
+    }
+
+    /// The labels of an endpoint, by its index, that a [`SocketMatch`](config::SocketMatch) may ask for.
+    pub fn socket_labels(&self, endpoint: usize) -> Option<&Arc<config::LbMetadata>> {
+        self.socket_labels.get(&endpoint)
     }
 
     /// Whether time does anything to it: only then is a [`Maintainer`] of use.

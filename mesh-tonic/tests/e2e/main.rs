@@ -3,6 +3,7 @@
 
 mod destination;
 mod load;
+mod outside;
 mod port_level;
 mod registry;
 mod rotation;

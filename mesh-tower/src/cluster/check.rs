@@ -90,7 +90,9 @@ impl HealthChecks {
             return;
         };
         let mut kept = HashMap::new();
-        for endpoint in &snapshot.endpoints {
+        for (index, endpoint) in snapshot.endpoints.iter().enumerate() {
+            let labels = snapshot.socket_labels(index).map(|labels| &**labels);
+            let cluster = &cluster.of_endpoint(snapshot.hostname(index), labels);
             let fits = |held: &Running| {
                 Arc::ptr_eq(&held.stats, &endpoint.stats)
                     && held.cluster.health_checks == cluster.health_checks

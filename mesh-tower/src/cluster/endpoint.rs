@@ -93,7 +93,7 @@ impl<B: 'static> Exchange for BoxExchange<B> {
 pub struct EndpointContext {
     /// Where to connect.
     pub address: SocketAddr,
-    /// Policy of the cluster.
+    /// Policy of the cluster, with TLS as it is for this endpoint.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<EndpointStats>,
     pub(crate) signals: Arc<Signals>,
@@ -152,12 +152,16 @@ impl EndpointContext {
 
     /// Reports that the endpoint cannot be connected to
     /// ([`TransientFailure`](Connectivity::TransientFailure)), and why: callers are told when no other
-    /// endpoint can be reached either.
-    pub fn set_unreachable(&self, error: &(dyn Error + 'static)) {
-        let why = (self.address, Causes(error).to_string());
+    /// endpoint can be reached either. Returns whether the last one failed otherwise.
+    pub fn set_unreachable(&self, error: &(dyn Error + 'static)) -> bool {
+        let why = Some((self.address, Causes(error).to_string()));
         let last = self.signals.unreachable.lock();
-        *last.unwrap_or_else(PoisonError::into_inner) = Some(why);
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let is_new = *last != why;
+        *last = why;
+        drop(last);
         self.set_connectivity(Connectivity::TransientFailure);
+        is_new
     }
 }
 

@@ -65,7 +65,10 @@ pub(super) fn bind<M: MakeEndpoint>(
     snapshot
         .endpoints
         .iter()
-        .map(|endpoint| {
+        .enumerate()
+        .map(|(index, endpoint)| {
+            let labels = snapshot.socket_labels(index).map(|labels| &**labels);
+            let cluster = &cluster.of_endpoint(snapshot.hostname(index), labels);
             if let Some(slot) = held.get(&endpoint.address)
                 && Arc::ptr_eq(&slot.stats, &endpoint.stats)
                 && connects_alike(&slot.cluster, cluster)

@@ -25,7 +25,7 @@ use crate::{
     BoxError,
     cluster::{EndpointContext, Signals},
     identity::Identity,
-    tls::{self, Alpn, TlsError, client::ClientTls},
+    tls::{self, Alpn, TlsError, client::ClientTls, material::Materials},
 };
 
 /// Sent data that stays unacknowledged this long ends the connection (`TCP_USER_TIMEOUT`), as gRPC
@@ -48,14 +48,26 @@ enum Tls {
 }
 
 impl Dialer {
-    pub(super) fn new(context: EndpointContext, identity: Option<&Identity>) -> Self {
+    pub(super) fn new(
+        context: EndpointContext,
+        identity: Option<&Identity>,
+        materials: &Arc<Materials>,
+    ) -> Self {
         let tls = match (&context.cluster.tls, identity) {
             (None, _) => Tls::Off,
-            (Some(_), None) => Tls::Unusable,
-            (Some(settings), Some(identity)) => {
-                let sessions = [Alpn::Http2, Alpn::Http1, Alpn::Either]
-                    .map(|alpn| (alpn, ClientTls::new(settings, identity.clone(), alpn)));
-                Tls::On(Box::new(sessions))
+            (Some(settings), None) if settings.needs_identity() => Tls::Unusable,
+            (Some(settings), identity) => {
+                let session = |alpn| {
+                    let identity = identity.cloned().unwrap_or_else(Identity::none);
+                    let materials = Arc::clone(materials);
+                    (
+                        alpn,
+                        ClientTls::sharing(settings, identity, alpn, materials),
+                    )
+                };
+                Tls::On(Box::new(
+                    [Alpn::Http2, Alpn::Http1, Alpn::Either].map(session),
+                ))
             }
         };
         Self {

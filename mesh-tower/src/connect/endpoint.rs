@@ -29,12 +29,14 @@ use crate::{
     error::DispatchError,
     identity::Identity,
     telemetry::Protocol,
+    tls::material::Materials,
 };
 
 /// Connections to one address.
 pub struct HyperEndpoint {
     context: EndpointContext,
     identity: Option<Identity>,
+    materials: Arc<Materials>,
     /// Made when it is first wanted: most endpoints of a large mesh never are. `None` when the
     /// endpoint left its cluster before.
     used: OnceLock<Option<Box<Used>>>,
@@ -55,17 +57,26 @@ impl Drop for AbortOnDrop {
 }
 
 impl HyperEndpoint {
-    pub(super) fn new(context: EndpointContext, identity: Option<&Identity>) -> Self {
+    pub(super) fn new(
+        context: EndpointContext,
+        identity: Option<&Identity>,
+        materials: &Arc<Materials>,
+    ) -> Self {
         Self {
             context,
             identity: identity.cloned(),
+            materials: Arc::clone(materials),
             used: OnceLock::new(),
         }
     }
 
     fn used(&self) -> Option<&Used> {
         let used = self.used.get_or_init(|| {
-            let dialer = Dialer::new(self.context.clone(), self.identity.as_ref());
+            let dialer = Dialer::new(
+                self.context.clone(),
+                self.identity.as_ref(),
+                &self.materials,
+            );
             let shared = Shared::new(dialer);
             Some(Box::new(Used {
                 shared: Arc::new(shared),

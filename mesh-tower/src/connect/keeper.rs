@@ -1,12 +1,16 @@
 //! The task of one endpoint: connect, drive, reconnect.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
 use mesh_core::{config::HttpVersion, rng::Rng, stats::Connectivity};
 use tokio::time::{Instant, sleep};
 
 use super::{dial::Stream, driver::Driver, http1::Pooled, http2, shared::Shared};
-use crate::{BoxError, rng, tls::Alpn, within::within};
+use crate::{
+    BoxError, rng,
+    tls::{Alpn, TlsError, TlsErrorKind},
+    within::within,
+};
 
 /// First pause after a failed connect; gRPC's connection backoff.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
@@ -36,15 +40,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Ok(Ended::Lost) => failures += 1,
             Err(error) => {
                 failures += 1;
-                shared.set_unreachable(&*error);
-                tracing::debug!(
-                    target: "mesh::connect",
-                    endpoint = %shared.dialer.context.address,
-                    cluster = %shared.dialer.context.cluster.name,
-                    failures,
-                    error = %error,
-                    "cannot connect"
-                );
+                let error = TlsError::in_chain(&*error).map_or(error, Into::into);
+                let is_new = shared.set_unreachable(&*error);
+                say(&shared, failures, &*error, is_new);
             }
         }
         if failures > 0 && !shared.is_gone() {
@@ -52,6 +50,21 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         if is_lost && shared.dialer.context.is_on_demand() {
             shared.sleep_until_wanted().await;
+        }
+    }
+}
+
+/// A peer that cannot be trusted is somebody's mistake; one that is away comes back.
+fn say(shared: &Shared, failures: u32, error: &(dyn Error + 'static), is_new: bool) {
+    let context = &shared.dialer.context;
+    let (endpoint, cluster) = (context.address, &context.cluster.name);
+    match error.downcast_ref::<TlsError>() {
+        Some(refused) if is_new && refused.kind() != TlsErrorKind::Io => {
+            let reason = refused.kind().as_str();
+            tracing::warn!(target: "mesh::connect", %endpoint, %cluster, reason, %error, "TLS failed");
+        }
+        _ => {
+            tracing::debug!(target: "mesh::connect", %endpoint, %cluster, failures, %error, "cannot connect");
         }
     }
 }
@@ -122,10 +135,14 @@ async fn keep_http2(shared: &Arc<Shared>, stream: Stream, alpn: Alpn) -> Result<
         tokio::select! {
             ended = &mut driver => {
                 if let Err(error) = ended {
+                    if let Some(refused) = TlsError::in_chain(&*error) {
+                        let is_new = shared.set_unreachable(&refused);
+                        say(shared, 1, &refused, is_new);
+                    }
                     tracing::debug!(
                         target: "mesh::connect",
                         endpoint = %shared.dialer.context.address,
-                        error = &*error as &dyn std::error::Error,
+                        error = &*error as &dyn Error,
                         "connection lost"
                     );
                 }

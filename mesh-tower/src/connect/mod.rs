@@ -1,4 +1,4 @@
-//! Endpoints over h2 (HTTP/2) and hyper (HTTP/1.1), over TCP or mTLS.
+//! Endpoints over h2 (HTTP/2) and hyper (HTTP/1.1), over TCP or TLS.
 //!
 //! Stages 11 and 12. Each endpoint has one keeper task that connects, drives the HTTP/2 connection
 //! and reconnects; a request becomes a stream on it, without a queue or a task of its own.
@@ -13,7 +13,7 @@ mod keeper;
 mod permit;
 mod shared;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 pub use dial::UNACKNOWLEDGED_MAX;
 pub use endpoint::{HyperBody, HyperEndpoint, HyperExchange};
@@ -21,18 +21,23 @@ pub use endpoint::{HyperBody, HyperEndpoint, HyperExchange};
 use crate::{
     cluster::{EndpointContext, MakeEndpoint},
     identity::Identity,
+    tls::material::Materials,
 };
 
-/// Makes endpoints that connect over TCP, with mTLS where the cluster asks for it.
+/// Makes endpoints that connect over TCP, with TLS where the cluster asks for it.
 #[derive(Clone)]
 pub struct HyperConnector {
     identity: Option<Identity>,
+    materials: Arc<Materials>,
 }
 
 impl HyperConnector {
-    /// A connector; without an `identity`, clusters that ask for TLS fail.
+    /// A connector; without an `identity`, clusters whose TLS needs one fail.
     pub fn new(identity: Option<Identity>) -> Self {
-        Self { identity }
+        Self {
+            identity,
+            materials: Arc::default(),
+        }
     }
 }
 
@@ -48,6 +53,6 @@ impl MakeEndpoint for HyperConnector {
     type Endpoint = HyperEndpoint;
 
     fn make(&self, context: EndpointContext) -> HyperEndpoint {
-        HyperEndpoint::new(context, self.identity.as_ref())
+        HyperEndpoint::new(context, self.identity.as_ref(), &self.materials)
     }
 }

@@ -123,12 +123,12 @@ impl Shared {
         }
     }
 
-    /// Reports that no connection can be made, as [`set_connectivity`](Self::set_connectivity) does.
-    pub(super) fn set_unreachable(&self, error: &(dyn std::error::Error + 'static)) {
-        if !self.is_gone() {
-            self.dialer.context.set_unreachable(error);
-        }
+    /// Reports that no connection can be made, as [`set_connectivity`](Self::set_connectivity) does;
+    /// whether the last one failed otherwise.
+    pub(super) fn set_unreachable(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        let is_new = !self.is_gone() && self.dialer.context.set_unreachable(error);
         self.settled.notify_waiters();
+        is_new
     }
 
     /// The HTTP/2 connection for new requests.

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use mesh_core::config::SanType;
 use rustls_pki_types::CertificateDer;
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, objects::oid_registry,
@@ -19,19 +20,10 @@ pub(crate) struct Leaf<'c> {
 
 /// A subject alternative name as text, with its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum AltName {
-    /// A DNS name; may begin with `*.`.
-    Dns(String),
-    /// A URI, an e-mail address, or an IP address as text.
-    Other(String),
-}
-
-impl AltName {
-    pub(crate) fn into_text(self) -> String {
-        match self {
-            Self::Dns(text) | Self::Other(text) => text,
-        }
-    }
+pub(crate) struct AltName {
+    pub(crate) san_type: SanType,
+    /// Of an IP address in the form of RFC 5952; of a DNS name perhaps with `*.`.
+    pub(crate) text: String,
 }
 
 impl<'c> Leaf<'c> {
@@ -50,13 +42,18 @@ impl<'c> Leaf<'c> {
 
     /// All subject alternative names that have a text form.
     pub(crate) fn alt_names(&self) -> Vec<AltName> {
+        let named = |san_type, text: &str| AltName {
+            san_type,
+            text: text.to_owned(),
+        };
         self.general_names()
             .filter_map(|name| match name {
-                GeneralName::DNSName(name) => Some(AltName::Dns((*name).to_owned())),
-                GeneralName::URI(text) | GeneralName::RFC822Name(text) => {
-                    Some(AltName::Other((*text).to_owned()))
+                GeneralName::DNSName(text) => Some(named(SanType::Dns, text)),
+                GeneralName::URI(text) => Some(named(SanType::Uri, text)),
+                GeneralName::RFC822Name(text) => Some(named(SanType::Email, text)),
+                GeneralName::IPAddress(bytes) => {
+                    ip_text(bytes).map(|text| named(SanType::IpAddress, &text))
                 }
-                GeneralName::IPAddress(bytes) => ip_text(bytes).map(AltName::Other),
                 _ => None,
             })
             .collect()
@@ -96,10 +93,8 @@ impl<'c> Leaf<'c> {
         let dns: Vec<String> = self
             .alt_names()
             .into_iter()
-            .filter_map(|name| match name {
-                AltName::Dns(name) => Some(name),
-                AltName::Other(_) => None,
-            })
+            .filter(|name| name.san_type == SanType::Dns)
+            .map(|name| name.text)
             .collect();
         if !dns.is_empty() {
             return dns;

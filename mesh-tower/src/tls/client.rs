@@ -1,26 +1,31 @@
-//! TLS towards the endpoints of one cluster.
+//! TLS towards the endpoints of one cluster, or to one of them.
 //!
 //! Stage 12. It turns a connected stream into an authenticated one; the caller owns time limits
 //! and everything above. The rustls configuration is kept while identity and roots stay the same,
-//! so that sessions resume; a rotation makes a new one, and with it an empty session store.
+//! so that sessions resume; a rotation makes a new one, and with it an empty session store. It does
+//! not know the endpoint's host name: that is the `sni` of its settings by now.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use mesh_core::config::UpstreamTls;
+use mesh_core::config::{
+    CertificateSource, SanMatcher, TlsVersion, TrustBundle, TrustSource, UpstreamTls,
+};
 use rustls::{
-    ClientConfig, RootCertStore, client::danger::ServerCertVerifier, sign::SingleCertAndKey,
+    ClientConfig, RootCertStore,
+    client::danger::ServerCertVerifier,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Alpn, TlsError, TlsErrorKind, VERSIONS, check_certificate_source, check_not_expired,
-    demanded_trust, domains::ByTrustDomain, provider, root_store, unreadable, unusable,
-    verify::ServerVerifier,
+    Alpn, TlsError, TlsErrorKind, check_certificate_source, check_not_expired, demanded_trust,
+    domains::ByTrustDomain, material::Materials, provider, root_store, unreadable, unusable,
+    verify::ServerVerifier, versions,
 };
 use crate::identity::{Certificate, Identity, Leaf, PeerIdentity, Trust};
 
@@ -30,24 +35,84 @@ pub struct ClientTls {
     settings: UpstreamTls,
     identity: Identity,
     alpn: Alpn,
+    materials: Arc<Materials>,
     cached: Mutex<Option<Cached>>,
 }
 
 /// A configuration, and what it was made from.
 #[derive(Debug)]
 struct Cached {
-    certificate: Option<Arc<Certificate>>,
-    trust: Trust,
+    certificate: Option<OurCertificate>,
+    roots: Roots,
     config: Arc<ClientConfig>,
+}
+
+/// A certificate of ours.
+#[derive(Clone, Debug)]
+enum OurCertificate {
+    /// That of the process in the mesh.
+    Member(Arc<Certificate>),
+    /// One from files, for outside.
+    Files(Arc<CertifiedKey>),
+}
+
+impl OurCertificate {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Member(a), Self::Member(b)) => Arc::ptr_eq(a, b),
+            (Self::Files(a), Self::Files(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    fn certified(&self) -> Arc<CertifiedKey> {
+        match self {
+            Self::Member(held) => held.certified(),
+            Self::Files(held) => Arc::clone(held),
+        }
+    }
+}
+
+/// Whom we trust.
+#[derive(Clone, Debug)]
+enum Roots {
+    /// The mesh's own.
+    Mesh(Trust),
+    /// Those of the resource.
+    Bundle(Arc<TrustBundle>),
+    /// Those of this machine.
+    Store(Arc<RootCertStore>),
+}
+
+impl Roots {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mesh(a), Self::Mesh(b)) => a.is_same(b),
+            (Self::Bundle(a), Self::Bundle(b)) => Arc::ptr_eq(a, b),
+            (Self::Store(a), Self::Store(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
 }
 
 impl ClientTls {
     /// TLS as `settings` declare it, with the current values of `identity` at each handshake.
     pub fn new(settings: &UpstreamTls, identity: Identity, alpn: Alpn) -> Self {
+        Self::sharing(settings, identity, alpn, Arc::default())
+    }
+
+    /// The same, with what the process has read of its machine.
+    pub(crate) fn sharing(
+        settings: &UpstreamTls,
+        identity: Identity,
+        alpn: Alpn,
+        materials: Arc<Materials>,
+    ) -> Self {
         Self {
             settings: settings.clone(),
             identity,
             alpn,
+            materials,
             cached: Mutex::new(None),
         }
     }
@@ -61,9 +126,9 @@ impl ClientTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = self.config()?;
+        let config = self.config().await?;
         let name = match &self.settings.sni {
-            Some(sni) => ServerName::try_from(sni.clone()).map_err(unusable)?,
+            Some(name) => ServerName::try_from(name.clone()).map_err(unusable)?,
             // An address sends no server name indication.
             None => ServerName::IpAddress(server.ip().into()),
         };
@@ -82,54 +147,105 @@ impl ClientTls {
         Ok(stream)
     }
 
-    fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
-        let certificate = match &self.settings.identity {
-            None => None,
-            Some(source) => {
-                check_certificate_source(source)?;
-                let message = "a certificate of ours is demanded and there is none yet";
-                let held = self.identity.certificate();
-                Some(held.ok_or_else(|| TlsError::new(TlsErrorKind::NoIdentity, message))?)
-            }
-        };
-        let trust = demanded_trust(&self.settings.roots, self.identity.trust())?;
+    async fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        let certificate = self.certificate().await?;
+        let roots = self.roots().await?;
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = &*cached
-            && held.trust.is_same(&trust)
-            && held.certificate.as_ref().map(Arc::as_ptr) == certificate.as_ref().map(Arc::as_ptr)
+            && held.roots.is_same(&roots)
+            && match (&held.certificate, &certificate) {
+                (None, None) => true,
+                (Some(held), Some(now)) => held.is_same(now),
+                _ => false,
+            }
         {
             return Ok(Arc::clone(&held.config));
         }
-        let config = Arc::new(self.build(certificate.as_deref(), &trust)?);
+        let config = Arc::new(self.build(certificate.as_ref(), &roots)?);
         *cached = Some(Cached {
             certificate,
-            trust,
+            roots,
             config: Arc::clone(&config),
         });
         Ok(config)
     }
 
+    /// The certificate of handshakes that begin now.
+    async fn certificate(&self) -> Result<Option<OurCertificate>, TlsError> {
+        match &self.settings.identity {
+            None => Ok(None),
+            Some(CertificateSource::Files { chain, key }) => {
+                let certificate = self.materials.certificate(chain, key).await?;
+                Ok(Some(OurCertificate::Files(certificate)))
+            }
+            Some(source) => {
+                check_certificate_source(source)?;
+                let message = "a certificate of ours is demanded and there is none yet";
+                let held = self.identity.certificate();
+                let held = held.ok_or_else(|| TlsError::new(TlsErrorKind::NoIdentity, message))?;
+                Ok(Some(OurCertificate::Member(held)))
+            }
+        }
+    }
+
+    /// The roots of handshakes that begin now.
+    async fn roots(&self) -> Result<Roots, TlsError> {
+        Ok(match &self.settings.roots {
+            TrustSource::Inline(bundle) => Roots::Bundle(Arc::clone(bundle)),
+            TrustSource::System => Roots::Store(self.materials.system_roots().await?),
+            TrustSource::File(path) => Roots::Store(self.materials.roots(path).await?),
+            of_mesh => Roots::Mesh(demanded_trust(of_mesh, self.identity.trust())?),
+        })
+    }
+
+    /// The names that the server must have one of; empty where any will do.
+    fn expected_names(&self) -> Result<Vec<SanMatcher>, TlsError> {
+        let settings = &self.settings;
+        if !settings.auto_sni_san_validation {
+            return Ok(settings.subject_alt_names.clone());
+        }
+        match &self.settings.sni {
+            Some(name) => Ok(vec![SanMatcher::exact(as_in_certificates(name))]),
+            None if settings.subject_alt_names.is_empty() => {
+                let message = "auto_sni_san_validation needs a name: sni, or a host name of the \
+                               endpoint with auto_host_sni";
+                Err(TlsError::new(TlsErrorKind::Config, message))
+            }
+            None => Ok(settings.subject_alt_names.clone()),
+        }
+    }
+
     fn build(
         &self,
-        certificate: Option<&Certificate>,
-        trust: &Trust,
+        certificate: Option<&OurCertificate>,
+        roots: &Roots,
     ) -> Result<ClientConfig, TlsError> {
         let provider = provider();
-        let verifier = |roots: RootCertStore| ServerVerifier {
+        let trust_domain = match certificate {
+            Some(OurCertificate::Member(held)) if self.settings.roots.is_of_mesh() => {
+                Some(held.spiffe_id().trust_domain().to_owned())
+            }
+            _ => None,
+        };
+        let names = self.expected_names()?;
+        let verifier = |roots: Arc<RootCertStore>| ServerVerifier {
             roots,
-            subject_alt_names: self.settings.subject_alt_names.clone(),
-            trust_domain: certificate.map(|held| held.spiffe_id().trust_domain().to_owned()),
+            subject_alt_names: names.clone(),
+            trust_domain: trust_domain.clone(),
             algorithms: provider.signature_verification_algorithms,
         };
-        let verifier: Arc<dyn ServerCertVerifier> = match trust {
-            Trust::Bundle(bundle) => Arc::new(verifier(root_store(bundle)?)),
-            Trust::ByTrustDomain(map) => {
-                let of_domain = |_: &str, roots| Ok(verifier(roots));
+        let verifier: Arc<dyn ServerCertVerifier> = match roots {
+            Roots::Mesh(Trust::Bundle(bundle)) | Roots::Bundle(bundle) => {
+                Arc::new(verifier(Arc::new(root_store(bundle)?)))
+            }
+            Roots::Mesh(Trust::ByTrustDomain(map)) => {
+                let of_domain = |_: &str, roots| Ok(verifier(Arc::new(roots)));
                 Arc::new(ByTrustDomain::new(map, true, of_domain)?)
             }
+            Roots::Store(store) => Arc::new(verifier(Arc::clone(store))),
         };
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(VERSIONS)
+            .with_protocol_versions(versions(self.min_version()))
             .map_err(unusable)?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
@@ -141,6 +257,20 @@ impl ClientTls {
         config.alpn_protocols = self.alpn.protocols();
         Ok(config)
     }
+
+    /// Members of the mesh never speak less than the newest, whatever is declared.
+    fn min_version(&self) -> TlsVersion {
+        let settings = &self.settings;
+        settings
+            .min_version
+            .max(TlsVersion::oldest(&settings.roots))
+    }
+}
+
+/// An address in the form that it has as a name of a certificate.
+fn as_in_certificates(name: &str) -> String {
+    name.parse::<IpAddr>()
+        .map_or_else(|_| name.to_owned(), |ip| ip.to_string())
 }
 
 /// Whether the peers agreed to speak HTTP/2 inside.

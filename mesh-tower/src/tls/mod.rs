@@ -1,15 +1,17 @@
-//! Mutual TLS for both directions, with reasons when it fails.
+//! TLS for both directions, with reasons when it fails: mutual inside the mesh, and to servers outside.
 //!
 //! Stage 12 for the client, before the application for the server. Handshakes read the current
 //! [`Identity`](crate::identity::Identity); a rotation never touches live connections. What is
 //! demanded and missing fails the handshake: there is no way to plaintext from here. TLS 1.3 only,
-//! and the crypto provider is given to rustls by value, never through the process default.
+//! but for servers that other roots than the mesh's vouch for: from 1.2 on. The crypto provider is
+//! given to rustls by value, never through the process default.
 //!
 //! Spec: gRFC A29 (sources of certificates, subject names instead of host names). Deviation: a
 //! process has one identity, so every certificate provider name means that one.
 
 pub mod client;
 mod domains;
+pub mod material;
 pub mod server;
 mod verify;
 
@@ -17,12 +19,12 @@ use std::{error, fmt, io, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use mesh_core::{
-    config::{CertificateSource, TrustBundle, TrustSource},
+    config::{CertificateSource, TlsVersion, TrustBundle, TrustSource},
     name::SecretName,
 };
 use rustls::{
-    AlertDescription, CertificateError, PeerIncompatible, RootCertStore, SupportedProtocolVersion,
-    crypto::CryptoProvider,
+    AlertDescription, CertificateError, InvalidMessage, PeerIncompatible, RootCertStore,
+    SupportedProtocolVersion, crypto::CryptoProvider,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -32,6 +34,15 @@ use crate::identity::{Leaf, Trust};
 pub const OWN_CERTIFICATE: &str = "default";
 
 static VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+static VERSIONS_OUTSIDE: &[&SupportedProtocolVersion] =
+    &[&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn versions(oldest: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match oldest {
+        TlsVersion::V1_2 => VERSIONS_OUTSIDE,
+        TlsVersion::V1_3 => VERSIONS,
+    }
+}
 
 /// What is spoken inside a TLS connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,8 +94,10 @@ pub enum TlsErrorKind {
     BadCertificate,
     /// No common protocol inside TLS.
     NoApplicationProtocol,
-    /// The peer does not speak TLS 1.3, or somebody in between made it say so.
+    /// The peer does not speak TLS 1.3 (1.2 outside the mesh), or somebody in between made it say so.
     Version,
+    /// The peer answers in something else than TLS.
+    Plaintext,
     /// The peer breaks the rules of TLS.
     Protocol,
     /// The connection ended.
@@ -108,6 +121,7 @@ impl TlsErrorKind {
             Self::BadCertificate => "bad_certificate",
             Self::NoApplicationProtocol => "no_application_protocol",
             Self::Version => "tls_version",
+            Self::Plaintext => "plaintext",
             Self::Protocol => "protocol",
             Self::Io => "io",
         }
@@ -149,6 +163,22 @@ impl TlsError {
             message,
             source: Some(error),
         }
+    }
+
+    /// The refusal that ended a connection, which in TLS 1.3 a client reads after its handshake.
+    pub(crate) fn in_chain(error: &(dyn error::Error + 'static)) -> Option<Self> {
+        let mut next = Some(error);
+        while let Some(error) = next.filter(|error| !error.is::<Self>()) {
+            let of_h2 = error.downcast_ref::<h2::Error>();
+            let io = of_h2.and_then(h2::Error::get_io);
+            let io = io.or_else(|| error.downcast_ref::<io::Error>());
+            let inner = io.and_then(io::Error::get_ref);
+            if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                return Some(Self::from_io(io::Error::other(refused.clone())));
+            }
+            next = error.source();
+        }
+        None
     }
 
     /// The reason.
@@ -201,6 +231,7 @@ fn classify(error: &rustls::Error) -> (TlsErrorKind, bool) {
             | PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
         ) => (TlsErrorKind::Version, false),
+        E::InvalidMessage(InvalidMessage::InvalidContentType) => (TlsErrorKind::Plaintext, false),
         _ => (TlsErrorKind::Protocol, false),
     }
 }
@@ -271,6 +302,10 @@ fn check_certificate_source(source: &CertificateSource) -> Result<(), TlsError> 
             format!("certificate {name} is not this process's own ({OWN_CERTIFICATE})"),
         )),
         CertificateSource::Sds(_) | CertificateSource::Provider { .. } => Ok(()),
+        CertificateSource::Files { .. } => Err(TlsError::new(
+            TlsErrorKind::Config,
+            "a certificate from files of the configuration is for clients alone",
+        )),
     }
 }
 
@@ -288,6 +323,10 @@ fn demanded_trust(source: &TrustSource, held: Option<Trust>) -> Result<Trust, Tl
             format!("trust bundle {name} is asked for, {} is held", held.name()),
         )),
         TrustSource::Sds(_) | TrustSource::Provider { .. } => Ok(held),
+        TrustSource::System | TrustSource::Inline(_) | TrustSource::File(_) => Err(TlsError::new(
+            TlsErrorKind::Config,
+            "roots that are not the mesh's are for clients alone",
+        )),
     }
 }
 

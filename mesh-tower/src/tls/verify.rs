@@ -1,11 +1,12 @@
 //! Verification of a peer's certificate: its chain, its trust domain, and one of a server's names.
 //!
-//! The host name is not compared: a mesh identity names a service account, not an address
-//! (gRFC A29). It decides about the leaf only after webpki vouched for the chain.
+//! The host name is not compared unless the settings expect it: a mesh identity names a service
+//! account, not an address (gRFC A29). It decides about the leaf only after webpki vouched for the
+//! chain.
 
 use std::{fmt, sync::Arc};
 
-use mesh_core::config::{StringMatcher, StringPattern};
+use mesh_core::config::SanMatcher;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     SignatureScheme,
@@ -13,7 +14,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
     server::{
         ParsedCertificate,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -26,9 +27,9 @@ use crate::identity::{AltName, Leaf, PeerIdentity};
 /// Verifies a chain against the roots and the names against the matchers.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    pub(super) roots: RootCertStore,
-    pub(super) subject_alt_names: Vec<StringMatcher>,
-    /// That of our own certificate. A bundle vouches for one trust domain, even where one root signs
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) subject_alt_names: Vec<SanMatcher>,
+    /// That of our own certificate, inside the mesh. A bundle vouches for one trust domain, even where one root signs
     /// for several; names that are expected in so many words may be of another.
     pub(super) trust_domain: Option<String>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
@@ -153,7 +154,10 @@ impl ServerCertVerifier for ServerVerifier {
         let peer = PeerIdentity::from_leaf(end_entity).map_err(other)?;
         let is_ours = check_trust_domain(self.trust_domain.as_deref(), &peer);
         let names = Leaf::parse(end_entity).map_err(other)?.alt_names();
-        let expected = |name| self.subject_alt_names.iter().any(|m| matches(m, name));
+        let expected = |name: &AltName| {
+            let mut matchers = self.subject_alt_names.iter();
+            matchers.any(|matcher| matcher.is_match(name.san_type, &name.text))
+        };
         if names.iter().any(expected) {
             return Ok(ServerCertVerified::assertion());
         }
@@ -161,17 +165,17 @@ impl ServerCertVerifier for ServerVerifier {
         if self.subject_alt_names.is_empty() {
             return Ok(ServerCertVerified::assertion());
         }
-        let presented = names.into_iter().map(AltName::into_text).collect();
+        let presented = names.into_iter().map(|name| name.text).collect();
         Err(other(NoExpectedName { presented }))
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not offered".into()))
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -190,54 +194,4 @@ impl ServerCertVerifier for ServerVerifier {
 
 pub(super) fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
-}
-
-/// An exact matcher also meets a wildcard DNS name, which stands for one label; DNS names are
-/// compared without ASCII case (gRFC A29).
-fn matches(matcher: &StringMatcher, name: &AltName) -> bool {
-    let text = match name {
-        AltName::Other(text) => return matcher.is_match(text),
-        AltName::Dns(text) => text,
-    };
-    let StringPattern::Exact(expected) = &matcher.pattern else {
-        return matcher.is_match(text);
-    };
-    if expected.eq_ignore_ascii_case(text) {
-        return true;
-    }
-    let Some(parent) = text.strip_prefix("*.").filter(|parent| !parent.is_empty()) else {
-        return false;
-    };
-    expected
-        .split_once('.')
-        .is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(parent))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_table() {
-        let exact = |text: &str| StringMatcher::exact(text);
-        let prefix = StringMatcher::new(StringPattern::Prefix("spiffe://td/".into())).expect("set");
-        let uri = |text: &str| AltName::Other(text.into());
-        let dns = |text: &str| AltName::Dns(text.into());
-        for (matcher, name, expected) in [
-            (exact("spiffe://td/a"), uri("spiffe://td/a"), true),
-            (exact("spiffe://td/a"), uri("spiffe://td/b"), false),
-            (exact("spiffe://td/A"), uri("spiffe://td/a"), false),
-            (prefix.clone(), uri("spiffe://td/b"), true),
-            (prefix, uri("spiffe://other/b"), false),
-            (exact("a.example"), dns("A.example"), true),
-            (exact("a.example"), dns("*.example"), true),
-            (exact("a.b.example"), dns("*.example"), false),
-            (exact("example"), dns("*.example"), false),
-            (exact(".example"), dns("*.example"), false),
-            (exact("a.example"), uri("*.example"), false),
-            (exact("a."), dns("*."), false),
-        ] {
-            assert_eq!(matches(&matcher, &name), expected, "{matcher:?} {name:?}");
-        }
-    }
 }

@@ -4,6 +4,7 @@ mod attempts;
 mod backend;
 mod check;
 mod demand;
+mod outside;
 mod pool;
 mod server;
 

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
     CertificateSource, ChainMatch, DownstreamTls, FilterChain, HttpFilter, InboundListener,
     PathNormalization, Permission, Principal, Rbac, RbacAction, RbacPolicy, Route, RouteAction,
-    RouteConfig, RouteMatch, RouteSource, StringMatcher, TransportMatch, TrustBundle, TrustSource,
+    RouteConfig, RouteMatch, RouteSource, SanMatcher, TransportMatch, TrustBundle, TrustSource,
     UpstreamTls, VirtualHost,
 };
 use mesh_tower::{
@@ -148,12 +148,8 @@ pub(crate) fn downstream(require_client_certificate: bool) -> DownstreamTls {
 pub(crate) fn upstream(names: &[&str]) -> UpstreamTls {
     UpstreamTls {
         identity: Some(CertificateSource::Sds("default".into())),
-        roots: TrustSource::Sds("ROOTCA".into()),
-        subject_alt_names: names
-            .iter()
-            .map(|name| StringMatcher::exact(*name))
-            .collect(),
-        sni: None,
+        subject_alt_names: names.iter().map(|name| SanMatcher::exact(*name)).collect(),
+        ..UpstreamTls::new(TrustSource::Sds("ROOTCA".into()))
     }
 }
 

@@ -9,4 +9,5 @@ mod filters;
 mod kit;
 mod lifecycle;
 mod mutual_tls;
+mod refusals;
 mod telemetry;

@@ -164,10 +164,10 @@ impl Graph {
                 let error = describe(&watch.listener);
                 watch.fail_for_outage(error);
             }
-            Some(Watch::Inbound { listener, tx }) => {
-                let error = describe(listener);
+            Some(Watch::Inbound(watch)) => {
+                let error = describe(&watch.listener);
                 let is_pending = |state: &InboundState| matches!(state, InboundState::Pending);
-                tx.send_if_modified(|state| {
+                watch.tx.send_if_modified(|state| {
                     let is_changed = is_pending(state);
                     if is_changed {
                         *state = InboundState::Failed(error);
@@ -183,7 +183,7 @@ impl Graph {
     fn missing(&self, watch: &Watch) -> Vec<String> {
         let (listener, route, clusters) = match watch {
             Watch::Client(watch) => watch.awaited(),
-            Watch::Inbound { listener, .. } => (listener, None, BTreeSet::new()),
+            Watch::Inbound(watch) => (&watch.listener, None, BTreeSet::new()),
             Watch::TrustBundle { .. } | Watch::Resource(_) => return Vec::new(),
         };
         let mut missing = Vec::new();

@@ -12,6 +12,7 @@ mod clusters;
 mod faults;
 mod few;
 mod follow;
+mod inbound;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ use std::{
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
     balance::LbPolicyFactory,
-    config::{ListenerKind, Secret, TrustBundle},
+    config::{Secret, TrustBundle},
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -50,6 +51,7 @@ use faults::{Origin, Outage, named};
 use follow::Followers;
 pub use follow::Resource;
 pub(crate) use follow::{Follow, Follower};
+use inbound::InboundWatch;
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
@@ -80,10 +82,7 @@ pub(crate) enum Watcher {
 #[derive(Debug)]
 enum Watch {
     Client(Box<ClientWatch>),
-    Inbound {
-        listener: ListenerName,
-        tx: watch::Sender<InboundState>,
-    },
+    Inbound(InboundWatch),
     TrustBundle {
         name: SecretName,
         tx: watch::Sender<Option<Arc<TrustBundle>>>,
@@ -162,7 +161,7 @@ impl Graph {
             }
             Watcher::Inbound { listener, tx } => {
                 self.hold(Reference::Listener(listener.clone()), id);
-                Watch::Inbound { listener, tx }
+                Watch::Inbound(InboundWatch::new(listener, tx))
             }
             Watcher::TrustBundle { name, tx } => {
                 self.hold(Reference::Secret(name.clone()), id);
@@ -180,9 +179,7 @@ impl Graph {
         self.has_new_sources = true;
         match self.watches.remove(&id) {
             Some(Watch::Client(watch)) => self.release_client(id, *watch),
-            Some(Watch::Inbound { listener, .. }) => {
-                self.release(Reference::Listener(listener), id);
-            }
+            Some(Watch::Inbound(watch)) => self.release_inbound(id, watch),
             Some(Watch::TrustBundle { name, .. }) => self.release(Reference::Secret(name), id),
             Some(Watch::Resource(reference)) => {
                 self.followers.remove(&reference, id);
@@ -402,7 +399,7 @@ impl Graph {
         let mut sources = BTreeMap::new();
         let clients = self.watches.values().filter_map(|watch| match watch {
             Watch::Client(client) => Some(client),
-            Watch::Inbound { .. } | Watch::TrustBundle { .. } | Watch::Resource(_) => None,
+            Watch::Inbound(_) | Watch::TrustBundle { .. } | Watch::Resource(_) => None,
         });
         for handle in clients.flat_map(|client| client.handles()) {
             let Some(Resolved::Value(spec)) = self.cache.clusters.resolved(&handle.name) else {
@@ -449,6 +446,10 @@ impl Graph {
                 self.evaluate_client(id, &mut watch);
                 self.watches.insert(id, Watch::Client(watch));
             }
+            Some(Watch::Inbound(mut watch)) => {
+                self.evaluate_inbound(id, &mut watch);
+                self.watches.insert(id, Watch::Inbound(watch));
+            }
             Some(watch) => {
                 self.evaluate_value(&watch);
                 self.watches.insert(id, watch);
@@ -457,24 +458,10 @@ impl Graph {
         }
     }
 
-    /// Publishes an inbound listener or a trust bundle.
+    /// Publishes a trust bundle.
     fn evaluate_value(&self, watch: &Watch) {
         match watch {
-            Watch::Client(_) | Watch::Resource(_) => {}
-            Watch::Inbound { listener, tx } => match self.cache.listeners.resolved(listener) {
-                None => {}
-                Some(Resolved::Value(value)) => match &value.kind {
-                    ListenerKind::Inbound(inbound) => {
-                        tx.send_replace(InboundState::Ready(Arc::new(inbound.clone())));
-                    }
-                    ListenerKind::Api(_) => {
-                        let error = self.wrong_kind(listener, "a client's, not a server's");
-                        fail_inbound(tx, error, false);
-                    }
-                },
-                Some(Resolved::Error(error)) => fail_inbound(tx, error, false),
-                Some(Resolved::Dropped(error)) => fail_inbound(tx, error, true),
-            },
+            Watch::Client(_) | Watch::Inbound(_) | Watch::Resource(_) => {}
             Watch::TrustBundle { name, tx } => {
                 // The cache has logged an error, and the stream's state says the rest.
                 let secret = match self.cache.secrets.resolved(name) {
@@ -503,14 +490,4 @@ impl Graph {
         let advice = "check the name that is dialled or served";
         self.origin.annotate_any(error, advice)
     }
-}
-
-fn fail_inbound(tx: &watch::Sender<InboundState>, error: ConfigError, drops: bool) {
-    tx.send_if_modified(|state| {
-        if matches!(state, InboundState::Ready(_)) && !drops {
-            return false;
-        }
-        *state = InboundState::Failed(error);
-        true
-    });
 }

@@ -166,7 +166,10 @@ pub(super) fn merge(
     };
     for (other_name, other, _) in &usable {
         // Otherwise a member could be spoken to in plaintext, or as somebody else.
-        if other.tls != first.tls || other.http_version != first.http_version {
+        if other.tls != first.tls
+            || other.socket_matches != first.socket_matches
+            || other.http_version != first.http_version
+        {
             return fail(format!(
                 "{first_name} and {other_name} differ in TLS or HTTP version, which is not \
                  supported in one aggregate"

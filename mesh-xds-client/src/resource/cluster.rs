@@ -17,7 +17,7 @@ use envoy_types::pb::{
 };
 use mesh_core::{
     ClusterName,
-    config::{Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, UpstreamTls},
+    config::{Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, SocketMatch, UpstreamTls},
 };
 use prost::Name;
 
@@ -72,7 +72,7 @@ pub(super) fn decode(
         })?,
         None => None,
     };
-    let has_tls = proto.transport_socket.is_some();
+    let has_tls = proto.transport_socket.is_some() || !proto.transport_socket_matches.is_empty();
     let checks = sink.each("health_checks", &proto.health_checks, |sink, check| {
         health_check::decode(sink, check, has_tls)
     });
@@ -87,7 +87,7 @@ pub(super) fn decode(
     };
     let circuit_breakers = connection::circuit_breakers(sink, proto);
     let connection = connection::options(sink, proto);
-    let tls = decode_transport(sink, context, proto);
+    let sockets = decode_sockets(sink, context, proto);
     let connect_timeout = match duration(sink, "connect_timeout", proto.connect_timeout.as_ref()) {
         Some(timeout) if timeout.is_zero() => {
             return sink.error_at("connect_timeout", "must not be zero");
@@ -98,6 +98,7 @@ pub(super) fn decode(
     let source = source?;
     let (lb_policy, common_lb_config) = balance?;
     let (http_version, connection) = connection?;
+    let (tls, socket_matches) = sockets?;
     let config = Cluster {
         // Only EDS has a form there; for the others the name stands for itself.
         discovery: Discovery::Eds(match &source {
@@ -114,7 +115,8 @@ pub(super) fn decode(
         connect_timeout,
         connection,
         http_version,
-        tls: tls?,
+        tls,
+        socket_matches,
     };
     Some(ClusterSpec {
         config: config.into(),
@@ -165,19 +167,43 @@ fn google_grpc_target(service: &GrpcService) -> Option<&str> {
     }
 }
 
-/// The outer `None` is an error, the inner one plaintext. What cannot be applied is refused, never
-/// taken for plaintext.
-fn decode_transport(
+/// The socket of all endpoints, `None` for plaintext, and those of some. The outer `None` is an error:
+/// what cannot be applied is refused, never taken for plaintext.
+type Sockets = Option<(Option<UpstreamTls>, Vec<SocketMatch>)>;
+
+fn decode_sockets(sink: &mut Sink, context: &DecodeContext, proto: &ClusterProto) -> Sockets {
+    sink.refuse(
+        "transport_socket_matcher",
+        proto.transport_socket_matcher.is_some(),
+        "is not supported; use transport_socket_matches",
+    );
+    let listed = &proto.transport_socket_matches;
+    let matches = sink.each("transport_socket_matches", listed, |sink, proto| {
+        if proto.transport_socket.is_none() {
+            let reason = "is missing; say raw_buffer where plaintext is meant";
+            return sink.error_at("transport_socket", reason);
+        }
+        let tls = decode_socket(sink, context, proto.transport_socket.as_ref())?;
+        Some(SocketMatch {
+            name: proto.name.clone(),
+            labels: proto
+                .r#match
+                .as_ref()
+                .map(lb_metadata::of_struct)
+                .unwrap_or_default(),
+            tls,
+        })
+    });
+    let tls = decode_socket(sink, context, proto.transport_socket.as_ref())?;
+    Some((tls, matches))
+}
+
+fn decode_socket(
     sink: &mut Sink,
     context: &DecodeContext,
-    proto: &ClusterProto,
+    proto: Option<&TransportSocket>,
 ) -> Option<Option<UpstreamTls>> {
-    sink.refuse(
-        "transport_socket_matches",
-        !proto.transport_socket_matches.is_empty() || proto.transport_socket_matcher.is_some(),
-        "is not supported; use transport_socket",
-    );
-    let Some(socket) = &proto.transport_socket else {
+    let Some(socket) = proto else {
         return Some(None);
     };
     sink.field("transport_socket.typed_config", |sink| {

@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::{
     },
     extensions::clusters::aggregate::v3::ClusterConfig as Aggregate,
 };
+pub use mesh_core::config::DnsHost;
 use mesh_core::{ClusterName, EndpointsName, config};
 
 use super::{
@@ -61,15 +62,6 @@ pub enum ClusterSource {
     Dns(Vec<DnsHost>),
     /// Other clusters, the first one that has endpoints first.
     Aggregate(Vec<ClusterName>),
-}
-
-/// A host by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct DnsHost {
-    /// Its name, or an address.
-    pub name: String,
-    /// The port to connect to, not 0.
-    pub port: u16,
 }
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use envoy_types::pb::envoy::config::endpoint::v3::{
@@ -15,7 +16,8 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     locality_lb_endpoints::LbConfig,
 };
 use mesh_core::config::{
-    ClusterEndpoints, DropOverload, Endpoint, EndpointDetails, LocalityEndpoints, LocalityId,
+    ClusterEndpoints, DropOverload, Endpoint, EndpointDetails, LbMetadata, LocalityEndpoints,
+    LocalityId,
 };
 
 use super::{
@@ -30,9 +32,9 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<C
     let (drop_overloads, overprovisioning_factor) = policy.map_or((Vec::new(), None), |policy| {
         sink.field("policy", |sink| decode_policy(sink, policy))
     });
-    let mut addresses = HashSet::new();
+    let mut seen = Seen::default();
     let localities = sink.each("endpoints", &proto.endpoints, |sink, locality| {
-        decode_locality(sink, locality, &mut addresses)
+        decode_locality(sink, locality, &mut seen)
     });
     check_priorities(sink, &localities);
     Some(ClusterEndpoints {
@@ -41,6 +43,25 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<C
         drop_overloads,
         overprovisioning_factor,
     })
+}
+
+/// What earlier endpoints of the resource have.
+#[derive(Default)]
+struct Seen {
+    addresses: HashSet<SocketAddr>,
+    /// Few differ, and all would hold their own.
+    labels: BTreeSet<Arc<LbMetadata>>,
+}
+
+impl Seen {
+    fn labels(&mut self, labels: LbMetadata) -> Arc<LbMetadata> {
+        if let Some(held) = self.labels.get(&labels) {
+            return Arc::clone(held);
+        }
+        let labels = Arc::new(labels);
+        self.labels.insert(Arc::clone(&labels));
+        labels
+    }
 }
 
 fn decode_policy(sink: &mut Sink, proto: &Policy) -> (Vec<DropOverload>, Option<u32>) {
@@ -73,7 +94,7 @@ fn decode_drop(sink: &mut Sink, proto: &DropProto) -> Option<DropOverload> {
 fn decode_locality(
     sink: &mut Sink,
     proto: &LocalityLbEndpoints,
-    addresses: &mut HashSet<SocketAddr>,
+    seen: &mut Seen,
 ) -> Option<LocalityEndpoints> {
     let weight = uint32(proto.load_balancing_weight.as_ref()).unwrap_or(0);
     if weight == 0 {
@@ -92,7 +113,7 @@ fn decode_locality(
         }
     };
     let endpoints = sink.each("lb_endpoints", listed, |sink, endpoint| {
-        decode_endpoint(sink, endpoint, addresses)
+        decode_endpoint(sink, endpoint, seen)
     });
     let sum: u64 = endpoints
         .iter()
@@ -114,11 +135,7 @@ fn decode_locality(
     })
 }
 
-fn decode_endpoint(
-    sink: &mut Sink,
-    proto: &LbEndpoint,
-    addresses: &mut HashSet<SocketAddr>,
-) -> Option<Endpoint> {
+fn decode_endpoint(sink: &mut Sink, proto: &LbEndpoint, seen: &mut Seen) -> Option<Endpoint> {
     let endpoint = match &proto.host_identifier {
         Some(HostIdentifier::Endpoint(endpoint)) => endpoint,
         Some(HostIdentifier::EndpointName(_)) => {
@@ -143,7 +160,7 @@ fn decode_endpoint(
         if port == 0 {
             return sink.error_at("socket_address.port_value", "must not be 0");
         }
-        if !addresses.insert(address) {
+        if !seen.addresses.insert(address) {
             return sink.error(format!("{address} is listed twice"));
         }
         Some(address)
@@ -156,6 +173,8 @@ fn decode_endpoint(
     Some(endpoint.with_details(EndpointDetails {
         hostname: hostname.clone(),
         metadata: lb_metadata::of_lb(proto.metadata.as_ref()),
+        socket_labels:
+            lb_metadata::of_socket(proto.metadata.as_ref()).map(|labels| seen.labels(labels)),
     }))
 }
 

@@ -1,6 +1,7 @@
 //! Metadata that load balancing looks at, and the subsets that are made by it.
 //!
-//! Stage 3. Only `filter_metadata["envoy.lb"]` is read.
+//! Stage 3. Only `filter_metadata["envoy.lb"]` is read, and `["envoy.transport_socket_match"]`, which
+//! sockets are chosen by.
 
 use envoy_types::pb::{
     envoy::config::{
@@ -21,6 +22,8 @@ use super::{path::Sink, report::report};
 
 const NAMESPACE: &str = "envoy.lb";
 
+const SOCKET_NAMESPACE: &str = "envoy.transport_socket_match";
+
 /// Deepest nesting of a value.
 const DEPTH_MAX: usize = 16;
 
@@ -29,7 +32,13 @@ pub(super) fn of_lb(metadata: Option<&Metadata>) -> LbMetadata {
     found.map(of_struct).unwrap_or_default()
 }
 
-fn of_struct(value: &Struct) -> LbMetadata {
+/// What [`SocketMatch`](mesh_core::config::SocketMatch) asks for; `None` without any.
+pub(super) fn of_socket(metadata: Option<&Metadata>) -> Option<LbMetadata> {
+    let found = metadata.and_then(|metadata| metadata.filter_metadata.get(SOCKET_NAMESPACE));
+    found.map(of_struct).filter(|labels| !labels.is_empty())
+}
+
+pub(super) fn of_struct(value: &Struct) -> LbMetadata {
     let fields = value.fields.iter();
     fields
         .map(|(key, value)| {

@@ -19,7 +19,7 @@ use envoy_types::pb::{
             filters::{
                 listener::tls_inspector::v3::TlsInspector,
                 network::http_connection_manager::v3::{
-                    HttpConnectionManager,
+                    HttpConnectionManager, Rds,
                     http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier},
                 },
             },
@@ -178,16 +178,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
         ]
     );
     let filters = http_filter::decode(sink, Side::Client, &manager.http_filters);
-    let routes = match &manager.route_specifier {
-        Some(RouteSpecifier::Rds(rds)) => sink.field("rds", |sink| {
-            same_stream(sink, "config_source", rds.config_source.as_ref());
-            match rds.route_config_name.as_str() {
-                "" => sink.error_at("route_config_name", "is missing"),
-                name => Some(RouteSource::Rds(canonical(name.to_owned()).into())),
-            }
-        }),
-        other => decode_inline(sink, Side::Client, other.as_ref()),
-    };
+    let routes = decode_routes(sink, Side::Client, manager.route_specifier.as_ref());
     Some(ApiListener {
         routes: routes?,
         max_stream_duration: max_stream_duration(sink, &manager),
@@ -201,7 +192,15 @@ fn max_stream_duration(sink: &mut Sink, manager: &HttpConnectionManager) -> Opti
     duration(sink, name, options.max_stream_duration.as_ref()).filter(|limit| !limit.is_zero())
 }
 
-fn decode_inline(
+fn decode_rds(sink: &mut Sink, rds: &Rds) -> Option<RouteSource> {
+    same_stream(sink, "config_source", rds.config_source.as_ref());
+    match rds.route_config_name.as_str() {
+        "" => sink.error_at("route_config_name", "is missing"),
+        name => Some(RouteSource::Rds(canonical(name.to_owned()).into())),
+    }
+}
+
+fn decode_routes(
     sink: &mut Sink,
     side: Side,
     specifier: Option<&RouteSpecifier>,
@@ -211,10 +210,7 @@ fn decode_inline(
             let routes = sink.field("route_config", |sink| route::decode(sink, side, routes))?;
             Some(RouteSource::Inline(Arc::new(routes)))
         }
-        Some(RouteSpecifier::Rds(_)) => sink.error_at(
-            "rds",
-            "is not supported on servers; write the routes into route_config",
-        ),
+        Some(RouteSpecifier::Rds(rds)) => sink.field("rds", |sink| decode_rds(sink, rds)),
         Some(RouteSpecifier::ScopedRoutes(_)) => sink.error_at("scoped_routes", "is not supported"),
         None => sink.error("has no routes: rds or route_config is needed"),
     }
@@ -330,7 +326,7 @@ fn decode_chain(
             });
         }
         let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
-        let routes = decode_inline(sink, Side::Server, manager.route_specifier.as_ref())?;
+        let routes = decode_routes(sink, Side::Server, manager.route_specifier.as_ref())?;
         Some((path_normalization?, filters, routes))
     })?;
     Some(FilterChain {

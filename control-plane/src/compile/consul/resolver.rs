@@ -171,7 +171,7 @@ impl Behind<'_> {
             return Ok(());
         };
         match (&own.tls, &theirs.tls) {
-            (None, None) => {}
+            (None, None) if !own.has_tls() && !theirs.has_tls() => {}
             (Some(_), Some(more)) => {
                 let more = more.clone();
                 let own = Arc::make_mut(own);
@@ -266,6 +266,7 @@ fn subsets(
                 name: own.as_str().into(),
                 discovery: Discovery::Eds(own.as_str().into()),
                 tls: is_mtls.then(|| upstream_tls(service, port, name, around.options)),
+                socket_matches: Vec::new(),
                 ..Cluster::clone(all)
             };
             compiled

@@ -41,7 +41,7 @@ fn with(text: &str, members: &Members) -> Compiled {
 
 const OWN: &str = "outbound|80||billing.default.svc.cluster.local";
 
-fn names_of(compiled: &Compiled, cluster: &str) -> Vec<StringMatcher> {
+fn names_of(compiled: &Compiled, cluster: &str) -> Vec<SanMatcher> {
     let tls = compiled.clusters[cluster].tls.clone();
     tls.expect("mTLS").subject_alt_names
 }
@@ -94,13 +94,13 @@ spec:
 fn an_instance_does_not_say_who_a_declared_service_is() {
     let meta = [("service-account", "evil")];
     let undeclared = with(STRICT, &member("billing", 1, &meta));
-    let evil = StringMatcher::exact("spiffe://cluster.local/ns/default/sa/evil");
+    let evil = SanMatcher::exact("spiffe://cluster.local/ns/default/sa/evil");
     assert_eq!(names_of(&undeclared, OWN), [evil]);
     let declared = with(
         &format!("{STRICT}---{GREETER}"),
         &member("greeter", 1, &meta),
     );
-    let greeter = StringMatcher::exact("spiffe://cluster.local/ns/default/sa/greeter");
+    let greeter = SanMatcher::exact("spiffe://cluster.local/ns/default/sa/greeter");
     assert_eq!(
         names_of(
             &declared,

@@ -6,6 +6,7 @@ mod export;
 mod gateway;
 mod hedge;
 mod members;
+mod outside;
 mod patch;
 mod routes;
 mod visibility;
@@ -165,7 +166,7 @@ fn the_narrowest_mode_wins_and_clients_follow() {
         assert_eq!(cluster.tls.is_some(), is_mtls, "{policies}");
         if let Some(tls) = &cluster.tls {
             let account = "spiffe://cluster.local/ns/default/sa/greeter";
-            assert_eq!(tls.subject_alt_names, [StringMatcher::exact(account)]);
+            assert_eq!(tls.subject_alt_names, [SanMatcher::exact(account)]);
         }
     }
 }

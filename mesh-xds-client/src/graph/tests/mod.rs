@@ -2,6 +2,7 @@
 
 mod faults;
 mod follow;
+mod inbound;
 mod keep;
 mod named;
 mod sources;

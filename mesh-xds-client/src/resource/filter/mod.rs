@@ -193,8 +193,8 @@ fn decode_inner(
         .find(|known| (known.is_override)(any) || (known.is)(any));
     match known {
         Some(known) if known.sides.contains(&side) => (known.decode_override)(sink, side, any),
-        // Authorisation is the server's; clients have no such filter that this could override.
-        Some(_) if rbac::is_rbac(any) => None,
+        // Routes do not say whose they are. A client has no such filter that this could override.
+        Some(known) if rbac::is_rbac(any) => (known.decode_override)(sink, Side::Server, any),
         _ if is::<Router>(any) || fault::is_without_effect(any) => None,
         _ if is_optional => {
             sink.ignore([("(optional filter)", true)]);

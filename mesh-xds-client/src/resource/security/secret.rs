@@ -62,7 +62,8 @@ fn inline(sink: &mut Sink, name: &str, source: Option<&DataSource>) -> Option<Ve
     }
 }
 
-fn decode_roots(sink: &mut Sink, pem: &[u8]) -> Option<Vec<Bytes>> {
+/// Certificates in PEM, at least one.
+pub(super) fn decode_roots(sink: &mut Sink, pem: &[u8]) -> Option<Vec<Bytes>> {
     let mut roots = Vec::new();
     for (i, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
         let certificate = match certificate {

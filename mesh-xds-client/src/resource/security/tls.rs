@@ -1,21 +1,21 @@
 //! `UpstreamTlsContext` and `DownstreamTlsContext` to [`UpstreamTls`] and [`DownstreamTls`].
 //!
 //! Stage 3. Certificates and roots come from provider instances named in the bootstrap (gRFC A29,
-//! in the current and the deprecated fields) or over SDS; a provider instance wins over SDS. Keys
-//! and roots written into the resource are refused. Deviation: of the typed name matchers only DNS
-//! and URI are taken, and both are compared with every name of the peer.
+//! in the current and the deprecated fields) or over SDS; a provider instance wins over SDS, and SDS
+//! over what is for servers [outside] the mesh. Names that are sent and expected: gRFC A101. Deviation:
+//! the system's roots without any expected name are refused, as they vouch for everybody's names.
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
     UpstreamTlsContext,
     common_tls_context::{CertificateProviderInstance, ValidationContextType},
     downstream_tls_context::OcspStaplePolicy,
-    subject_alt_name_matcher::SanType,
 };
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, StringMatcher, TrustSource, UpstreamTls,
+    CertificateSource, DownstreamTls, SanMatcher, TlsVersion, TrustSource, UpstreamTls,
 };
 
+use super::outside;
 use crate::{
     bootstrap::CertificateProvider,
     resource::{DecodeContext, path::Sink, report::report, route::matcher, value::same_stream},
@@ -29,39 +29,65 @@ pub(crate) fn decode_upstream(
     context: &DecodeContext,
     proto: &UpstreamTlsContext,
 ) -> Option<UpstreamTls> {
-    sink.refuse(
-        "auto_sni_san_validation",
-        proto.auto_sni_san_validation,
-        "is not supported; list subject alternative names instead",
-    );
-    report!(
-        sink,
-        proto,
-        [allow_renegotiation, auto_host_sni, enforce_rsa_key_usage,]
-    );
+    report!(sink, proto, [allow_renegotiation, enforce_rsa_key_usage]);
     if proto.sni.len() > SNI_LENGTH_MAX {
         sink.error_at::<()>("sni", format!("is longer than {SNI_LENGTH_MAX} bytes"));
     }
     let Some(common) = &proto.common_tls_context else {
         return sink.error_at("common_tls_context", "is missing");
     };
-    sink.field("common_tls_context", |sink| {
+    let decoded = sink.field("common_tls_context", |sink| {
         check_common(sink, common);
         let identity = decode_identity(sink, context, common);
+        let outside = outside::certificate(sink, common);
+        let min_version = common
+            .tls_params
+            .as_ref()
+            .and_then(|params| sink.field("tls_params", |sink| outside::min_version(sink, params)));
         let validation = decode_validation(sink, context, common);
-        let Some(roots) = validation.roots else {
+        let roots = match (validation.roots, &validation.context) {
+            (None, Some((field, context))) => {
+                sink.field(field, |sink| outside::roots(sink, context))
+            }
+            (roots, Some((field, context))) => {
+                // They lose against a provider and against SDS.
+                sink.field(field, |sink| {
+                    report!(sink, context, [trusted_ca, system_root_certs]);
+                });
+                roots
+            }
+            (roots, None) => roots,
+        };
+        let Some(roots) = roots else {
             return sink.error(
-                "names no source of trusted roots: a CA provider instance or an SDS secret is \
-                 needed",
+                "names no source of trusted roots: a CA provider instance, an SDS secret, \
+                 trusted_ca or system_root_certs is needed",
             );
         };
         Some(UpstreamTls {
-            identity,
-            roots,
+            identity: identity.or(outside),
             subject_alt_names: validation.subject_alt_names,
             sni: Some(proto.sni.clone()).filter(|sni| !sni.is_empty()),
+            auto_host_sni: proto.auto_host_sni,
+            auto_sni_san_validation: proto.auto_sni_san_validation,
+            min_version: min_version.unwrap_or_else(|| TlsVersion::oldest(&roots)),
+            roots,
         })
-    })
+    })?;
+    let checks_names = decoded.checks_names();
+    if decoded.auto_sni_san_validation && !checks_names {
+        return sink.error_at(
+            "auto_sni_san_validation",
+            "needs a name: set sni, auto_host_sni or match_typed_subject_alt_names",
+        );
+    }
+    if decoded.roots == TrustSource::System && !checks_names {
+        return sink.error(
+            "the system's roots vouch for everybody: set match_typed_subject_alt_names, or \
+             auto_sni_san_validation with sni or auto_host_sni",
+        );
+    }
+    Some(decoded)
 }
 
 pub(crate) fn decode_downstream(
@@ -99,10 +125,25 @@ pub(crate) fn decode_downstream(
     let (identity, validation) = sink.field("common_tls_context", |sink| {
         check_common(sink, common);
         let identity = decode_identity(sink, context, common);
+        for (field, is_set) in [
+            ("tls_certificates", !common.tls_certificates.is_empty()),
+            ("tls_params", common.tls_params.is_some()),
+        ] {
+            sink.refuse(field, is_set, "is not supported on servers");
+        }
         if identity.is_none() {
             sink.error::<()>("a server needs a certificate: a provider instance or an SDS secret");
         }
         let validation = decode_validation(sink, context, common);
+        if let Some((field, context)) = &validation.context {
+            sink.field(field, |sink| {
+                let place = "is not supported on servers";
+                sink.refuse("trusted_ca", context.trusted_ca.is_some(), place);
+                // gRFC A82.
+                let system = context.system_root_certs.is_some();
+                sink.refuse("system_root_certs", system, place);
+            });
+        }
         if !validation.subject_alt_names.is_empty() {
             sink.error::<()>(
                 "name matchers are not supported on servers; write authorisation rules instead",
@@ -127,7 +168,6 @@ pub(crate) fn decode_downstream(
 fn check_common(sink: &mut Sink, common: &CommonTlsContext) {
     report!(sink, common, [key_log]);
     let unsupported = "is not supported";
-    sink.refuse("tls_params", common.tls_params.is_some(), unsupported);
     sink.refuse(
         "custom_handshaker",
         common.custom_handshaker.is_some(),
@@ -137,11 +177,6 @@ fn check_common(sink: &mut Sink, common: &CommonTlsContext) {
         "custom_tls_certificate_selector",
         common.custom_tls_certificate_selector.is_some(),
         unsupported,
-    );
-    sink.refuse(
-        "tls_certificates",
-        !common.tls_certificates.is_empty(),
-        "is not supported: keys do not travel with clusters and listeners",
     );
     sink.refuse(
         "tls_certificate_certificate_provider",
@@ -179,35 +214,45 @@ fn decode_identity(
 }
 
 #[derive(Default)]
-struct Validation {
+struct Validation<'c> {
     roots: Option<TrustSource>,
-    subject_alt_names: Vec<StringMatcher>,
+    subject_alt_names: Vec<SanMatcher>,
+    /// With its place.
+    context: Option<(&'static str, &'c CertificateValidationContext)>,
 }
 
-fn decode_validation(
+fn decode_validation<'c>(
     sink: &mut Sink,
     context: &DecodeContext,
-    common: &CommonTlsContext,
-) -> Validation {
+    common: &'c CommonTlsContext,
+) -> Validation<'c> {
     match &common.validation_context_type {
         None => Validation::default(),
-        Some(ValidationContextType::ValidationContext(validation)) => sink
-            .field("validation_context", |sink| {
+        Some(ValidationContextType::ValidationContext(validation)) => Validation {
+            context: Some(("validation_context", validation)),
+            ..sink.field("validation_context", |sink| {
                 decode_context(sink, context, validation)
-            }),
+            })
+        },
         Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => Validation {
             roots: sds(sink, "validation_context_sds_secret_config", config)
                 .map(|name| TrustSource::Sds(name.into())),
-            subject_alt_names: Vec::new(),
+            ..Validation::default()
         },
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            let default = combined.default_validation_context.as_ref();
             sink.field("combined_validation_context", |sink| {
-                let mut validation = match &combined.default_validation_context {
-                    Some(default) => sink.field("default_validation_context", |sink| {
-                        decode_context(sink, context, default)
-                    }),
+                let place = "default_validation_context";
+                let mut validation = match default {
+                    Some(default) => {
+                        sink.field(place, |sink| decode_context(sink, context, default))
+                    }
                     None => Validation::default(),
                 };
+                validation.context = default.map(|default| {
+                    let place = "combined_validation_context.default_validation_context";
+                    (place, default)
+                });
                 let deprecated = &combined.validation_context_certificate_provider_instance;
                 if validation.roots.is_some() {
                     return validation;
@@ -230,7 +275,7 @@ fn decode_validation(
             Validation {
                 roots: instance(sink, context, name, &provider.instance_name)
                     .map(|instance| TrustSource::Provider { instance }),
-                subject_alt_names: Vec::new(),
+                ..Validation::default()
             }
         }
         Some(ValidationContextType::ValidationContextCertificateProvider(_)) => {
@@ -247,7 +292,7 @@ fn decode_context(
     sink: &mut Sink,
     context: &DecodeContext,
     proto: &CertificateValidationContext,
-) -> Validation {
+) -> Validation<'static> {
     check_validation(sink, proto);
     let roots = proto
         .ca_certificate_provider_instance
@@ -258,27 +303,18 @@ fn decode_context(
                 .map(|instance| TrustSource::Provider { instance })
         });
     let subject_alt_names = if proto.match_typed_subject_alt_names.is_empty() {
-        sink.each(
-            "match_subject_alt_names",
-            &proto.match_subject_alt_names,
-            matcher::string,
-        )
+        let untyped = &proto.match_subject_alt_names;
+        sink.each("match_subject_alt_names", untyped, |sink, name| {
+            matcher::string(sink, name).map(SanMatcher::from)
+        })
     } else {
         let typed = &proto.match_typed_subject_alt_names;
-        sink.each("match_typed_subject_alt_names", typed, |sink, typed| {
-            match SanType::try_from(typed.san_type) {
-                Ok(SanType::Dns | SanType::Uri) => {}
-                _ => return sink.error_at("san_type", "only DNS and URI are supported"),
-            }
-            match &typed.matcher {
-                Some(proto) => sink.field("matcher", |sink| matcher::string(sink, proto)),
-                None => sink.error_at("matcher", "is missing"),
-            }
-        })
+        sink.each("match_typed_subject_alt_names", typed, outside::san_matcher)
     };
     Validation {
         roots,
         subject_alt_names,
+        context: None,
     }
 }
 
@@ -313,11 +349,6 @@ fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
         proto.custom_validator_config.is_some(),
         unsupported,
     );
-    sink.refuse(
-        "system_root_certs",
-        proto.system_root_certs.is_some(),
-        unsupported,
-    );
     // Where these would loosen the check, it stays as strict as without them.
     report!(
         sink,
@@ -326,7 +357,6 @@ fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
             allow_expired_certificate,
             only_verify_leaf_cert_crl,
             trust_chain_verification,
-            trusted_ca,
             watched_directory,
         ]
     );

@@ -278,7 +278,7 @@ pub(super) fn what_would_change_traffic_is_refused() {
         ),
         (
             with(|c| c.transport_socket_matches = vec![TransportSocketMatch::default()]),
-            "transport_socket_matches: is not supported",
+            "transport_socket_matches[0].transport_socket: is missing",
         ),
         (
             with(|c| {

@@ -380,8 +380,8 @@ pub(super) fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
     let hcm = "filter_chains[0].filters[0].typed_config";
     for (resource, expected) in [
         (
-            with_manager(|m| m.route_specifier = rds("r")),
-            format!("{hcm}.rds: is not supported on servers; write the routes into route_config"),
+            with_manager(|m| m.route_specifier = rds("")),
+            format!("{hcm}.rds.route_config_name: is missing"),
         ),
         (
             with_manager(|m| m.path_with_escaped_slashes_action = 9),

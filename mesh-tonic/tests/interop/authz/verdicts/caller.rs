@@ -123,9 +123,8 @@ impl Caller {
             let own = CertificateSource::Sds("default".into());
             let settings = UpstreamTls {
                 identity: has_certificate.then_some(own),
-                roots: TrustSource::Sds("ROOTCA".into()),
-                subject_alt_names: Vec::new(),
                 sni,
+                ..UpstreamTls::new(TrustSource::Sds("ROOTCA".into()))
             };
             ClientTls::new(&settings, identity, Alpn::Http2)
         });

@@ -53,7 +53,7 @@ use super::{
     super::*,
     clusters, filters,
     probe::{Fate, probe},
-    routes,
+    routes, tls,
 };
 
 pub(super) type Table = Vec<(String, BTreeMap<String, Fate>)>;
@@ -290,22 +290,7 @@ pub(super) fn table() -> Table {
             ..cluster()
         })
     });
-    let with_tls = |m: UpstreamTlsContext| {
-        any(&ClusterProto {
-            transport_socket: Some(socket(any(&m))),
-            ..cluster()
-        })
-    };
-    add(t, "", Kind::Cluster, &upstream(common()), with_tls);
-    add(t, " (of clusters)", Kind::Cluster, &common(), |m| {
-        with_tls(upstream(m))
-    });
-    add(t, " (of clusters)", Kind::Cluster, &validation(), |m| {
-        with_tls(upstream(CommonTlsContext {
-            validation_context_type: Some(ValidationContextType::ValidationContext(m)),
-            ..common()
-        }))
-    });
+    tls::add_all(t);
     add(
         t,
         "",
@@ -439,7 +424,7 @@ pub(super) fn chain(manager: HttpConnectionManager) -> FilterChain {
     }
 }
 
-fn socket(config: Any) -> TransportSocket {
+pub(super) fn socket(config: Any) -> TransportSocket {
     TransportSocket {
         name: "tls".into(),
         config_type: Some(transport_socket::ConfigType::TypedConfig(config)),
@@ -453,14 +438,14 @@ fn provider() -> CertificateProviderPluginInstance {
     }
 }
 
-fn validation() -> CertificateValidationContext {
+pub(super) fn validation() -> CertificateValidationContext {
     CertificateValidationContext {
         ca_certificate_provider_instance: Some(provider()),
         ..CertificateValidationContext::default()
     }
 }
 
-fn common() -> CommonTlsContext {
+pub(super) fn common() -> CommonTlsContext {
     CommonTlsContext {
         tls_certificate_provider_instance: Some(provider()),
         validation_context_type: Some(ValidationContextType::ValidationContext(validation())),
@@ -468,7 +453,7 @@ fn common() -> CommonTlsContext {
     }
 }
 
-fn upstream(common: CommonTlsContext) -> UpstreamTlsContext {
+pub(super) fn upstream(common: CommonTlsContext) -> UpstreamTlsContext {
     UpstreamTlsContext {
         common_tls_context: Some(common),
         ..UpstreamTlsContext::default()

@@ -5,6 +5,7 @@ mod filters;
 mod messages;
 mod probe;
 mod routes;
+mod tls;
 
 use std::fmt::Write as _;
 
@@ -66,6 +67,9 @@ const NOTES: &[(&str, &[&str])] = &[
             "HttpProtocolOptions upstream_protocol_options.UseDownstreamProtocolConfig",
             "CommonTlsContext (of clusters) tls_certificate_certificate_provider_instance",
             "CommonTlsContext (of clusters) tls_certificate_sds_secret_configs",
+            "TlsParameters (of clusters) tls_maximum_protocol_version",
+            "Cluster.TransportSocketMatch r#match",
+            "Cluster.TransportSocketMatch transport_socket",
             "ClusterLoadAssignment policy",
             "LbEndpoint load_balancing_weight",
             "LocalRateLimit always_consume_default_token_bucket",
