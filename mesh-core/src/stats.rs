@@ -89,6 +89,8 @@ pub struct EndpointStats {
     work: AtomicU64,
     /// Connectivity, and whether it is ejected.
     state: AtomicU8,
+    /// Whether a pick asked for a connection, 0 or 1.
+    wanted: AtomicU8,
     /// Failures in a row, see [`Streaks`], and the level of failures.
     streaks: AtomicU64,
     failed: AtomicU64,
@@ -335,6 +337,17 @@ impl EndpointStats {
         {
             observed.reconnected();
         }
+    }
+
+    /// Asks for a connection, where the policy has endpoints connected that are picked and no others.
+    #[cold]
+    pub(crate) fn want(&self) {
+        self.wanted.store(1, Relaxed);
+    }
+
+    /// Whether a pick asked for a connection since the last call of this.
+    pub fn take_wanted(&self) -> bool {
+        self.wanted.load(Relaxed) != 0 && self.wanted.swap(0, Relaxed) != 0
     }
 
     /// Whether it gets no requests because too many of them failed.

@@ -86,7 +86,10 @@ pub(super) async fn certificate(
         let endpoint = Endpoint::from_shared(format!("http://{}", server.authority()))?;
         let channel = endpoint.connect_with_connector(connector).await?;
         let mut client = IstioCertificateServiceClient::new(channel);
-        let answer = client.create_certificate(request).await.map_err(refused)?;
+        let answer = client
+            .create_certificate(request)
+            .await
+            .map_err(|status| refused(&status))?;
         Ok::<_, anyhow::Error>(answer.into_inner().cert_chain)
     };
     let answer = timeout(REQUEST_TIMEOUT, exchange).await;
@@ -95,7 +98,7 @@ pub(super) async fn certificate(
     accept(&key, &answer, SystemTime::now()).context("the answer is refused")
 }
 
-fn refused(status: Status) -> anyhow::Error {
+fn refused(status: &Status) -> anyhow::Error {
     anyhow!("{:?}: {}", status.code(), status.message())
 }
 

@@ -37,7 +37,7 @@ pub use caller::{Caller, Callers, ConnectionPeer, Method, Unauthenticated};
 pub use deny::DenyList;
 pub use error::CaError;
 pub use identity::Identity;
-pub use jwt::{JwtOptions, JwtVerifier};
+pub use jwt::{JwksSource, JwtOptions, JwtVerifier};
 pub use limit::IssuanceLimits;
 pub use proto::istio_certificate_service_server::IstioCertificateServiceServer;
 pub use rotation::{Rotation, Step};

@@ -20,7 +20,7 @@ use super::{
     peak_ewma::PeakEwma,
     pick_first::PickFirst,
     prequal::Prequal,
-    priority::{Tier, TierParts, Tiers},
+    priority::{Connecting, Tier, TierParts, Tiers},
     probing::Probing,
     ring_hash::RingHash,
     round_robin::RoundRobin,
@@ -154,7 +154,9 @@ impl Picker {
         if tiers.is_empty() {
             return leaf(parts, 0..0, &[], rng.next_u64());
         }
-        let tiers = Tiers::new(tiers, spill_over, Arc::clone(parts.tiers), parts.endpoints);
+        let connecting = Connecting::of(parts.policy);
+        let state = Arc::clone(parts.tiers);
+        let tiers = Tiers::new(tiers, spill_over, connecting, state, parts.endpoints);
         Ok(Self::Other(Box::new(tiers)))
     }
 }
@@ -274,6 +276,7 @@ fn leaf(
         LbPolicy::PickFirst {
             shuffle_address_list,
         } => Picker::Other(Box::new(PickFirst::new(
+            endpoints,
             weights,
             *shuffle_address_list,
             start,

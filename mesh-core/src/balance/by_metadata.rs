@@ -236,4 +236,8 @@ impl LoadBalancer for ByMetadata {
         let of_parts = parts.filter_map(|part| part.picker.refresh(&part.endpoints, now));
         of_parts.chain(self.all.refresh(endpoints, now)).min()
     }
+
+    fn connects(&self, endpoint: usize) -> bool {
+        self.all.connects(endpoint)
+    }
 }

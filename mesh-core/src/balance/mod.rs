@@ -35,6 +35,7 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 pub(crate) use build::{Group, LbPolicyFactories, Parts};
 use least_request::LeastRequest;
 pub use locality::{ZoneShare, zone_shares};
+pub use pick_first::ATTEMPT_DELAY;
 pub use priority::{Failover, FailoverChoice, PRIORITY_FAILOVER_TIMEOUT};
 pub(crate) use priority::{TierParts, TierState};
 use round_robin::RoundRobin;
@@ -164,7 +165,7 @@ pub trait LoadBalancer: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether connections to an endpoint are wanted yet.
+    /// Whether connections to an endpoint are wanted, before a request comes to it.
     fn connects(&self, endpoint: usize) -> bool {
         _ = endpoint;
         true

@@ -24,7 +24,7 @@ use super::{
     spill_over::{PriorityHealth, SpillOver, priority_loads},
     weighted::Weights,
 };
-use crate::{observed::Observation, rng::Rng, stats::Connectivity};
+use crate::{config::LbPolicy, observed::Observation, rng::Rng, stats::Connectivity};
 
 /// How long a priority that is connecting keeps requests from the next one (gRFC A56).
 pub const PRIORITY_FAILOVER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -149,11 +149,35 @@ pub(super) struct Tier {
     pub(super) is_panicking: AtomicBool,
 }
 
+/// Which endpoints of a priority in use are connected.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Connecting {
+    All,
+    /// Those that are picked. With more failing ones than this, and none ready, it fails.
+    OnDemand {
+        failing_max: usize,
+    },
+}
+
+impl Connecting {
+    pub(super) fn of(policy: &LbPolicy) -> Self {
+        match policy {
+            // gRFC A42: two that fail.
+            LbPolicy::RingHash(_) => Self::OnDemand { failing_max: 1 },
+            policy if policy.connects_on_demand() => Self::OnDemand {
+                failing_max: usize::MAX,
+            },
+            _ => Self::All,
+        }
+    }
+}
+
 /// Several priorities.
 #[derive(Debug)]
 pub(super) struct Tiers {
     tiers: Box<[Tier]>,
     spill_over: SpillOver,
+    connecting: Connecting,
     state: Arc<TierState>,
     /// The priority in use, where it is one.
     chosen: AtomicUsize,
@@ -167,6 +191,7 @@ impl Tiers {
     pub(super) fn new(
         tiers: Vec<Tier>,
         spill_over: SpillOver,
+        connecting: Connecting,
         state: Arc<TierState>,
         endpoints: &[ClusterEndpoint],
     ) -> Self {
@@ -177,6 +202,7 @@ impl Tiers {
             loads: Weights::new(loads, None),
             tiers: tiers.into(),
             spill_over,
+            connecting,
             state,
             chosen: AtomicUsize::new(0),
             activated: AtomicUsize::new(activated),
@@ -324,11 +350,14 @@ impl LoadBalancer for Tiers {
     }
 
     fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {
-        let states: Vec<_> = self
-            .tiers
-            .iter()
-            .map(|tier| aggregate(&endpoints[tier.range.clone()]))
-            .collect();
+        let states = self.tiers.iter().map(|tier| {
+            let endpoints = &endpoints[tier.range.clone()];
+            match self.connecting {
+                Connecting::All => aggregate(endpoints),
+                Connecting::OnDemand { failing_max } => aggregate_on_demand(endpoints, failing_max),
+            }
+        });
+        let states: Vec<_> = states.collect();
         let mut failover = lock(&self.state.failover);
         let choice = failover.decide(&states, now);
         self.chosen.store(choice.tier, Relaxed);
@@ -344,30 +373,76 @@ impl LoadBalancer for Tiers {
 
     fn connects(&self, endpoint: usize) -> bool {
         let activated = self.activated.load(Relaxed);
+        let mut tiers = self.tiers.iter().enumerate();
         let is_in =
             |tier: &Tier| tier.range.contains(&endpoint) || tier.parts.rest.contains(&endpoint);
         // What belongs to no priority is kept for sessions.
-        self.tiers
-            .iter()
-            .position(is_in)
-            .is_none_or(|tier| tier < activated)
+        let Some((place, tier)) = tiers.find(|(_, tier)| is_in(tier)) else {
+            return true;
+        };
+        let is_wanted = match tier.range.contains(&endpoint) {
+            true => tier.picker.connects(endpoint - tier.range.start),
+            false => true,
+        };
+        place < activated && is_wanted
     }
 }
 
 /// The connectivity of a priority, from its endpoints' (gRFC A56, as round robin has it).
 fn aggregate(endpoints: &[ClusterEndpoint]) -> Connectivity {
-    let mut result = Connectivity::TransientFailure;
-    for endpoint in endpoints {
-        match endpoint.stats.availability() {
-            Connectivity::Ready => return Connectivity::Ready,
-            Connectivity::Connecting => result = Connectivity::Connecting,
-            Connectivity::Idle if result == Connectivity::TransientFailure => {
-                result = Connectivity::Idle;
-            }
-            Connectivity::Idle | Connectivity::TransientFailure => {}
-        }
+    let count = Count::of(endpoints);
+    match count {
+        Count { ready: 1.., .. } => Connectivity::Ready,
+        Count {
+            connecting: 1.., ..
+        } => Connectivity::Connecting,
+        Count { idle: 1.., .. } => Connectivity::Idle,
+        Count { .. } => Connectivity::TransientFailure,
     }
-    result
+}
+
+/// The same where endpoints connect when they are picked, as ring hash has it (gRFC A42). One that is idle
+/// is as good as ready: a request shall come to it.
+fn aggregate_on_demand(endpoints: &[ClusterEndpoint], failing_max: usize) -> Connectivity {
+    let count = Count::of(endpoints);
+    match count {
+        Count { ready: 1.., .. } => Connectivity::Ready,
+        Count { failing, .. } if failing > failing_max => Connectivity::TransientFailure,
+        Count {
+            connecting: 1.., ..
+        }
+        | Count {
+            failing: 1..,
+            idle: 1..,
+            ..
+        } => Connectivity::Connecting,
+        Count { idle: 1.., .. } => Connectivity::Ready,
+        Count { .. } => Connectivity::TransientFailure,
+    }
+}
+
+/// How many endpoints there are of each connectivity.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    ready: usize,
+    connecting: usize,
+    idle: usize,
+    failing: usize,
+}
+
+impl Count {
+    fn of(endpoints: &[ClusterEndpoint]) -> Self {
+        let mut count = Self::default();
+        for endpoint in endpoints {
+            *match endpoint.stats.availability() {
+                Connectivity::Ready => &mut count.ready,
+                Connectivity::Connecting => &mut count.connecting,
+                Connectivity::Idle => &mut count.idle,
+                Connectivity::TransientFailure => &mut count.failing,
+            } += 1;
+        }
+        count
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

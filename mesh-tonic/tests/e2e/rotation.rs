@@ -18,7 +18,7 @@ use std::{
 };
 
 use mesh_examples::greeter::HelloRequest;
-use mesh_tower::Mesh;
+use mesh_tower::{Mesh, identity::Trust};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
@@ -232,5 +232,8 @@ async fn roots_change_under_load_without_a_failed_call() {
 
 /// The roots that a member trusts.
 fn roots(member: &Mesh) -> Vec<bytes::Bytes> {
-    member.identity().unwrap().trust().unwrap().roots.clone()
+    match member.identity().unwrap().trust() {
+        Some(Trust::Bundle(bundle)) => bundle.roots.clone(),
+        other => panic!("{other:?}"),
+    }
 }

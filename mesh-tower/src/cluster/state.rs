@@ -227,7 +227,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
             if is_strict {
                 return match snapshot.pick_only(host) {
                     PickResult::Endpoint(index) => Some(Ok(index as u32)),
-                    PickResult::Queue => None,
+                    PickResult::Queue => self.queued(),
                     PickResult::Fail => Some(Err(self.session_lost(host))),
                 };
             }
@@ -239,7 +239,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
         }
         match snapshot.pick(&mut context) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
-            PickResult::Queue => None,
+            PickResult::Queue => self.queued(),
             PickResult::Fail => Some(Err(self.no_endpoint())),
         }
     }
@@ -298,6 +298,15 @@ impl<M: MakeEndpoint> ClusterState<M> {
             named: &named,
         };
         self.load.record_metrics(endpoint, &metrics);
+    }
+
+    /// Has what the pick asked for connected.
+    #[cold]
+    fn queued(&self) -> Option<Result<u32, Error>> {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.signals.maintenance.notify_one();
+        }
+        None
     }
 
     #[cold]

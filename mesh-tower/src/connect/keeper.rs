@@ -26,7 +26,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut failures = 0u32;
     while !shared.is_gone() {
         let (started, succeeded) = (Instant::now(), succeeded(&shared));
-        match connect(&shared).await {
+        let ended = connect(&shared).await;
+        let is_lost = matches!(ended, Ok(Ended::Lost));
+        match ended {
             Ok(Ended::Asked) => failures = 0,
             Ok(Ended::Lost) if started.elapsed() >= LIVED => failures = 0,
             Ok(Ended::Lost) if self::succeeded(&shared) != succeeded => failures = 0,
@@ -47,6 +49,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         if failures > 0 && !shared.is_gone() {
             sleep(pause(failures)).await;
+        }
+        if is_lost && shared.dialer.context.is_on_demand() {
+            shared.sleep_until_wanted().await;
         }
     }
 }

@@ -3,6 +3,7 @@
 mod attempts;
 mod backend;
 mod check;
+mod demand;
 mod pool;
 mod server;
 

@@ -6,7 +6,7 @@ mod priority;
 mod properties;
 mod weights;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::{
@@ -203,6 +203,67 @@ fn pick_first_stays_until_its_endpoint_is_lost() {
         [0, 10, 0, 0, 0],
         "no way back"
     );
+}
+
+#[test]
+fn pick_first_connects_one_after_the_other_until_one_is_there() {
+    let endpoints = endpoints(&[Connectivity::Idle; 3]);
+    let policy = LbPolicy::PickFirst {
+        shuffle_address_list: false,
+    };
+    let picker = picker(&policy, &endpoints);
+    let mut rng = SplitMix64::new(1);
+    let mut pick = || picker.pick(&endpoints, &mut PickContext::new(&mut rng, &[]));
+    let wanted = || {
+        let is_wanted = |index: &usize| endpoints[*index].stats.take_wanted();
+        (0..3).filter(is_wanted).collect::<Vec<_>>()
+    };
+    let start = Instant::now();
+    assert_eq!(picker.refresh(&endpoints, start), None);
+    assert_eq!(wanted(), [0; 0], "nobody asks");
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![0]));
+    set(&endpoints[0], Connectivity::Connecting);
+    let second = start + ATTEMPT_DELAY;
+    assert_eq!(picker.refresh(&endpoints, start), Some(second));
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![]));
+    let third = second + ATTEMPT_DELAY;
+    assert_eq!(picker.refresh(&endpoints, second), Some(third));
+    assert_eq!(wanted(), [1], "the first takes too long");
+    set(&endpoints[1], Connectivity::Connecting);
+    // Both fail: the last one does not wait for its time.
+    set(&endpoints[0], Connectivity::TransientFailure);
+    set(&endpoints[1], Connectivity::TransientFailure);
+    assert_eq!(picker.refresh(&endpoints, second), None);
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![2]));
+    set(&endpoints[2], Connectivity::Ready);
+    assert_eq!(pick(), PickResult::Endpoint(2));
+    set(&endpoints[2], Connectivity::Idle);
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![2]), "lost");
+    set(&endpoints[2], Connectivity::TransientFailure);
+    assert_eq!(pick(), PickResult::Fail);
+}
+
+#[test]
+fn pick_first_tries_kinds_of_addresses_in_turn() {
+    let mut endpoints = endpoints(&[Connectivity::Idle; 5]);
+    for endpoint in &mut endpoints[..3] {
+        let port = endpoint.address.ip().to_string().len() as u16;
+        endpoint.address = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    }
+    let policy = LbPolicy::PickFirst {
+        shuffle_address_list: false,
+    };
+    let picker = picker(&policy, &endpoints);
+    let mut rng = SplitMix64::new(1);
+    let mut order = Vec::new();
+    for _ in 0..5 {
+        _ = picker.pick(&endpoints, &mut PickContext::new(&mut rng, &[]));
+        let wanted = (0..5).find(|index| endpoints[*index].stats.take_wanted());
+        let wanted = wanted.unwrap();
+        set(&endpoints[wanted], Connectivity::TransientFailure);
+        order.push(wanted);
+    }
+    assert_eq!(order, [0, 3, 1, 4, 2]);
 }
 
 #[test]

@@ -11,6 +11,16 @@ fn tiers(
     sizes: &[usize],
     endpoints: &[ClusterEndpoint],
 ) -> Picker {
+    tiers_of(&LbPolicy::RoundRobin, common, factor, sizes, endpoints)
+}
+
+fn tiers_of(
+    policy: &LbPolicy,
+    common: &CommonLbConfig,
+    factor: Option<u32>,
+    sizes: &[usize],
+    endpoints: &[ClusterEndpoint],
+) -> Picker {
     let (mut groups, mut tier_parts) = (Vec::new(), Vec::new());
     let mut start = 0;
     for (tier, count) in sizes.iter().enumerate() {
@@ -28,7 +38,7 @@ fn tiers(
         start += count;
     }
     Picker::build(&Parts {
-        policy: &LbPolicy::RoundRobin,
+        policy,
         common,
         overprovisioning_factor: factor,
         endpoints,
@@ -202,4 +212,30 @@ fn below_the_panic_threshold_all_are_used() {
     assert_eq!(used(), 10);
     set(&endpoints[0], TransientFailure);
     assert_eq!(used(), 9, "what is not connected cannot be used");
+}
+
+/// Two priorities of a ring, three endpoints each.
+#[test]
+fn a_priority_that_connects_on_demand_is_used_while_idle_and_left_when_two_fail() {
+    let endpoints = endpoints(&[Idle; 6]);
+    let ring = LbPolicy::RingHash(RingHash::default());
+    let picker = tiers_of(&ring, &CommonLbConfig::default(), None, &[3, 3], &endpoints);
+    let now = Instant::now();
+    let mut rng = SplitMix64::new(1);
+    let mut wanted = || {
+        picker.refresh(&endpoints, now);
+        let mut context = PickContext::new(&mut rng, &[]);
+        context.hash = Some(7);
+        assert_eq!(picker.pick(&endpoints, &mut context), PickResult::Queue);
+        let wanted = (0..6).find(|index| endpoints[*index].stats.take_wanted());
+        wanted.unwrap()
+    };
+    let first = wanted();
+    assert!(first < 3);
+    set(&endpoints[first], TransientFailure);
+    let second = wanted();
+    assert!(second < 3);
+    set(&endpoints[second], TransientFailure);
+    // At once, not after a time: the next priority is idle, not absent.
+    assert!(wanted() >= 3);
 }

@@ -1,5 +1,7 @@
 //! The certificate service over a real socket: who gets a certificate, and what it says.
 
+mod issuer;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
