@@ -54,13 +54,15 @@ async fn who_speaks_plaintext_is_counted_until_a_namespace_becomes_strict() {
     let metrics = socket.local_addr().unwrap();
     tokio::spawn(serve_metrics(socket, telemetry.metrics().clone()));
     let server = world.greeter_at(any, "v1", telemetry).await;
-    world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    let endpoints = endpoints(&[("v1", server.address)]);
+    let labels = "labels: {security.istio.io/tlsMode: istio, ";
+    world.write("endpoints.yaml", &endpoints.replace("labels: {", labels));
     let frontend = world.member("frontend").await;
     let mut client = greeter_client(&frontend);
     client.say_hello(hello()).await.unwrap();
     assert!(
         counted(metrics, MUTUAL).await > 0,
-        "members use mTLS by themselves"
+        "members use mTLS where it is taken"
     );
 
     // Somebody is left to move.
