@@ -99,7 +99,7 @@ impl Bucket {
     }
 
     fn level(&self, now: Instant, per_second: u32, burst: u32) -> f64 {
-        let (held, at) = self.0.unwrap_or((f64::from(burst), now));
+        let (held, at) = self.0.unwrap_or_else(|| (f64::from(burst), now));
         let earned = now.saturating_duration_since(at).as_secs_f64() * f64::from(per_second);
         (held + earned).min(f64::from(burst))
     }

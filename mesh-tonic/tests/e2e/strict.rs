@@ -34,7 +34,7 @@ async fn counted(metrics: SocketAddr, name: &str) -> u64 {
 
 const PLAINTEXT: &str = "mesh_server_connections_total{connection_security_policy=\"none\"}";
 const MUTUAL: &str = "mesh_server_connections_total{connection_security_policy=\"mutual_tls\"}";
-const REFUSED: &str = "mesh_server_refused_connections_total{reason=\"plaintext\"}";
+const REFUSED: &str = "mesh_server_refused_connections_total{reason=\"no_filter_chain\"}";
 
 async fn is_closed(address: SocketAddr) -> bool {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -54,13 +54,15 @@ async fn who_speaks_plaintext_is_counted_until_a_namespace_becomes_strict() {
     let metrics = socket.local_addr().unwrap();
     tokio::spawn(serve_metrics(socket, telemetry.metrics().clone()));
     let server = world.greeter_at(any, "v1", telemetry).await;
-    world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    let endpoints = endpoints(&[("v1", server.address)]);
+    let labels = "labels: {security.istio.io/tlsMode: istio, ";
+    world.write("endpoints.yaml", &endpoints.replace("labels: {", labels));
     let frontend = world.member("frontend").await;
     let mut client = greeter_client(&frontend);
     client.say_hello(hello()).await.unwrap();
     assert!(
         counted(metrics, MUTUAL).await > 0,
-        "members use mTLS by themselves"
+        "members use mTLS where it is taken"
     );
 
     // Somebody is left to move.
@@ -74,12 +76,13 @@ async fn who_speaks_plaintext_is_counted_until_a_namespace_becomes_strict() {
     let load = Load::start(&client, 4);
     world.write("mode.yaml", &authentication("STRICT"));
     let strict = async {
-        while !is_closed(server.address).await {
+        while counted(metrics, REFUSED).await == 0 {
+            is_closed(server.address).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(MUST_HAPPEN, strict).await.expect("STRICT");
-    assert!(counted(metrics, REFUSED).await > 0);
+    assert!(is_closed(server.address).await);
     load.next(50).await;
     assert_eq!(load.stop().await, [""; 0]);
 }

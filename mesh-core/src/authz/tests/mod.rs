@@ -86,6 +86,12 @@ fn without_filters_everything_passes_and_an_empty_allow_refuses_everything() {
 }
 
 #[test]
+fn actions_have_the_names_that_envoy_gives_them() {
+    let actions = [RbacAction::Allow, RbacAction::Deny, RbacAction::Log];
+    assert_eq!(actions.map(RbacAction::as_str), ["ALLOW", "DENY", "LOG"]);
+}
+
+#[test]
 fn a_policy_needs_a_principal_and_a_permission() {
     let allow = Authorizer::compile(&[rbac(
         RbacAction::Allow,
