@@ -9,8 +9,9 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, Cluster, ClusterEndpoints, Endpoint, HashPolicy, LbPolicy,
-    LocalityEndpoints, LocalityId, StringMatcher, StringPattern, TrustSource, UpstreamTls,
+    CertificateSource, Cluster, ClusterEndpoints, Endpoint, HashPolicy, HashSource, LbPolicy,
+    LocalityEndpoints, LocalityId, RingHash, StringMatcher, StringPattern, TrustSource,
+    UpstreamTls,
 };
 
 use super::{
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic},
-    model::{Object, TrafficPolicy},
+    model::{LoadBalancer, Object, TrafficPolicy},
 };
 
 /// Istio's label of workloads that take mTLS.
@@ -236,11 +237,26 @@ fn cluster(
         is_auto_mtls: false,
     };
     let policy = policy::effective(&part.policies, port.number);
+    let balancing = policy.load_balancer.as_ref().map(|(_, spec)| *spec);
+    if service.has_affinity && balancing.is_none_or(says_nothing) {
+        made.cluster.lb_policy = LbPolicy::RingHash(RingHash::default());
+        made.hash = Some(HashPolicy {
+            source: HashSource::SourceIp,
+            terminal: false,
+        });
+    }
+    let places = balancing.is_none_or(|spec| spec.locality_lb_setting.is_none());
+    made.setting = (service.prefers_close && places).then(Setting::same_zone);
     let mode = apply(&policy, &mut made, findings);
     made.is_auto_mtls = mode.is_none();
     let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, members, port, compiled));
     made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, part.name, options));
     made
+}
+
+/// Whether a rule leaves it to the service how endpoints are chosen.
+fn says_nothing(spec: &LoadBalancer) -> bool {
+    spec.simple.is_none() && spec.consistent_hash.is_none()
 }
 
 /// Applies what holds; what it says of mTLS.
@@ -256,7 +272,8 @@ fn apply(policy: &Effective<'_>, made: &mut Made, findings: &mut Vec<Diagnostic>
     if let Some((place, spec)) = &policy.load_balancer {
         let wrong = &mut |field: &str, message| wrong_at(place, field, message);
         let (hash, setting) = balance::apply(spec, cluster, wrong);
-        (made.hash, made.setting) = (hash, setting);
+        made.hash = hash.or(made.hash.take());
+        made.setting = setting.or(made.setting.take());
     }
     if let Some((place, spec)) = &policy.outlier_detection {
         balance::apply_outliers(spec, cluster, &mut |field, message| {

@@ -34,6 +34,7 @@ mod rules;
 mod scoped;
 mod security;
 mod services;
+mod session;
 mod shared;
 mod target;
 #[cfg(test)]
@@ -51,8 +52,8 @@ use std::{
 use mesh_core::{
     ClusterName, EndpointsName, RouteConfigName,
     config::{
-        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, RouteConfig,
-        RouteSource,
+        ApiListener, Cluster, ClusterEndpoints, HashPolicy, HttpFilter, Listener, ListenerKind,
+        RouteConfig, RouteSource,
     },
 };
 
@@ -78,6 +79,7 @@ use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
+pub use session::SESSION_FILTER;
 pub use shared::Shared;
 use visibility::Visibility;
 
@@ -140,6 +142,8 @@ pub struct Compiled {
     security: Shared<SecurityPolicies>,
     visibility: Shared<Visibility>,
     rate_limits: Shared<RateLimits>,
+    /// Filters of the clients of a service, by its full name.
+    client_filters: Shared<BTreeMap<String, Vec<HttpFilter>>>,
     /// How endpoints follow from workloads, by the full name of the service.
     recipes: Shared<BTreeMap<String, Arc<Vec<Recipe>>>>,
     /// Services that select instances by label.
@@ -311,7 +315,13 @@ impl Compiled {
         let api = ApiListener {
             routes,
             max_stream_duration: None,
-            filters: [].into(),
+            filters: self
+                .client_filters
+                .get(&service.fqdn)
+                .cloned()
+                .into_iter()
+                .flatten()
+                .collect(),
         };
         Some(Listener {
             name: requested.into(),
@@ -330,6 +340,7 @@ impl Compiled {
         self.names == other.names
             && ports(self) == ports(other)
             && self.visibility == other.visibility
+            && self.client_filters == other.client_filters
     }
 
     /// Whether all servers are judged alike.

@@ -13,6 +13,7 @@ use mesh_core::config::{
 
 use super::{
     CORS_FILTER, CompileOptions, Compiled, FAULT_FILTER, RATE_LIMIT_FILTER, RouteOrigin,
+    SESSION_FILTER,
     clusters::cluster_name,
     consul::{self, ConsulEntries},
     fault::{cors, fault},
@@ -57,7 +58,7 @@ pub(super) fn compile(
     };
     let around = consul::Surroundings { services, options };
     intent.consul.resolve(&around, compiled, findings);
-    gateway::apply_policies(objects, services, options, compiled, findings);
+    let sessions = gateway::apply_policies(objects, services, options, compiled, findings);
     for service in services.values() {
         for port in &service.ports {
             let mut context = Context {
@@ -76,11 +77,18 @@ pub(super) fn compile(
             }
             let host = format!("{}:{}", service.fqdn, port.number);
             let limit = compiled.rate_limits.of_host(&service.fqdn);
-            let limit = limit.map(|limit| Box::new(FilterOverrides::of(RATE_LIMIT_FILTER, limit)));
+            let mut filters = FilterOverrides::default();
+            for (name, said) in [
+                (RATE_LIMIT_FILTER, limit),
+                (SESSION_FILTER, sessions.get(&service.fqdn).cloned()),
+            ] {
+                let said = said.map(|said| (name.into(), FilterOverride::with(said)));
+                filters.by_name.extend(said);
+            }
             let routes = ScopedRoutes {
                 name: format!("outbound|{}||{}", port.number, service.fqdn).into(),
                 host: VirtualHost {
-                    filters: limit,
+                    filters: filters.boxed(),
                     ..VirtualHost::new(host, domains(service, port, options), Vec::new())
                 },
                 declarations,
@@ -361,8 +369,11 @@ impl Context<'_> {
                     message
                 })?;
         }
+        let old = http.mirror_percent.map(|value| Percent {
+            value: value.into(),
+        });
         let single = http.mirror.iter().map(|destination| {
-            let percentage = http.mirror_percentage.as_ref();
+            let percentage = http.mirror_percentage.as_ref().or(old.as_ref());
             (
                 "mirror".to_owned(),
                 "mirrorPercentage".to_owned(),
