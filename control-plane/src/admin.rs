@@ -14,12 +14,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Query, Request, State},
+    extract::{DefaultBodyLimit, Query, Request, State},
     http::{
         HeaderMap, StatusCode,
         header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN},
     },
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -46,6 +46,8 @@ const WAIT: Duration = Duration::from_secs(30);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Clients or resources in one answer; the others are counted.
 const LISTED_MAX: usize = 1_000;
+/// Longest body of a request, in bytes.
+const BODY_MAX: usize = consul::BODY_MAX;
 
 /// Name of the file with the admin key.
 const ADMIN_KEY: &str = "admin.key";
@@ -108,6 +110,17 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
     refuse(StatusCode::UNAUTHORIZED, NEEDS_KEY)
 }
 
+/// Names the limit on bodies to who exceeds it.
+async fn name_limit(response: Response) -> Response {
+    match response.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("a body has {BODY_MAX} bytes at most");
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, message)
+        }
+        _ => response,
+    }
+}
+
 fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(json!({"error": error.into()}))).into_response()
 }
@@ -149,6 +162,8 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/ca/rotation", get(rotation).post(rotate))
         .with_state(state.clone())
         .merge(registry)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(map_response(name_limit))
         .layer(from_fn_with_state(state, guard))
 }
 
@@ -342,6 +357,8 @@ async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use axum::body::Body;
     use tower::ServiceExt as _;
 
@@ -360,6 +377,27 @@ mod tests {
             key: Some(AdminKey("secret".into())),
             admins: Vec::new(),
             is_open: true,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_long_is_refused_with_the_limit() {
+        let router = router(state(watch::channel(true).1));
+        for (bytes, expected) in [
+            (BODY_MAX, StatusCode::BAD_REQUEST),
+            (BODY_MAX + 1, StatusCode::PAYLOAD_TOO_LARGE),
+        ] {
+            // Of unknown length, as a chunked one is.
+            let body = Body::from_stream(futures_util::stream::iter([Ok::<_, Infallible>(
+                " ".repeat(bytes),
+            )]));
+            let request = Request::put("/v1/agent/service/register").body(body);
+            let answer = router.clone().oneshot(request.unwrap()).await.unwrap();
+            assert_eq!(answer.status(), expected, "{bytes}");
+            let text = axum::body::to_bytes(answer.into_body(), 1_000).await;
+            let text = String::from_utf8(text.unwrap().to_vec()).unwrap();
+            let names_limit = text.contains("262144 bytes at most");
+            assert_eq!(names_limit, bytes > BODY_MAX, "{text}");
         }
     }
 

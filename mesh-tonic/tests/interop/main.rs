@@ -2,6 +2,7 @@
 //!
 //! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
+mod agent;
 mod authz;
 mod consul;
 mod endurance;

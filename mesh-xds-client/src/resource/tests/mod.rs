@@ -12,6 +12,7 @@ mod health_check;
 mod hedge;
 mod listener;
 mod load;
+mod rbac;
 mod retry;
 mod route;
 mod security;
