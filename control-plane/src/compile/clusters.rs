@@ -272,8 +272,8 @@ fn apply(policy: &Effective<'_>, made: &mut Made, findings: &mut Vec<Diagnostic>
     if let Some((place, spec)) = &policy.load_balancer {
         let wrong = &mut |field: &str, message| wrong_at(place, field, message);
         let (hash, setting) = balance::apply(spec, cluster, wrong);
-        made.hash = hash.or(made.hash.take());
-        made.setting = setting.or(made.setting.take());
+        made.hash = hash.or_else(|| made.hash.take());
+        made.setting = setting.or_else(|| made.setting.take());
     }
     if let Some((place, spec)) = &policy.outlier_detection {
         balance::apply_outliers(spec, cluster, &mut |field, message| {
