@@ -15,7 +15,7 @@ use std::{
 };
 
 use http::Request;
-use mesh_core::config::TrustBundle;
+use mesh_core::{balance::LbPolicyFactory, config::TrustBundle};
 use mesh_xds_client::{Bootstrap, Driver, StreamStatus, TrustBundleWatch, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -78,6 +78,7 @@ pub struct MeshBuilder {
     drain_timeout: Option<Duration>,
     state_file: Option<PathBuf>,
     identity_file: Option<PathBuf>,
+    lb_policies: Vec<(String, Arc<dyn LbPolicyFactory>)>,
 }
 
 impl MeshBuilder {
@@ -121,6 +122,63 @@ impl MeshBuilder {
         self
     }
 
+    /// Gives clusters a load balancing policy of the application's own: those for which the control
+    /// plane says so by `name`, in a `TypedStruct` (gRFC A52), with settings that `factory` gets.
+    /// Default none; a cluster with a name that is not known cannot be used, and says so.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use mesh_core::{
+    ///     balance::{ClusterEndpoint, LbPolicyFactory, LoadBalancer, PickContext, PickResult},
+    ///     rng::Rng,
+    /// };
+    /// use mesh_tower::Mesh;
+    ///
+    /// /// The one with the fewest requests in flight, of all.
+    /// #[derive(Debug)]
+    /// struct LeastOfAll;
+    ///
+    /// impl LoadBalancer for LeastOfAll {
+    ///     fn pick(
+    ///         &self,
+    ///         endpoints: &[ClusterEndpoint],
+    ///         context: &mut PickContext<'_, dyn Rng + '_>,
+    ///     ) -> PickResult {
+    ///         let ready = endpoints.iter().enumerate().filter(|(_, endpoint)| {
+    ///             // A retry goes elsewhere.
+    ///             endpoint.stats.is_ready() && !context.previous.contains(&endpoint.address)
+    ///         });
+    ///         let least = ready.min_by_key(|(_, endpoint)| endpoint.stats.in_flight());
+    ///         // With none the request waits until one is connected.
+    ///         least.map_or(PickResult::Queue, |(index, _)| PickResult::Endpoint(index))
+    ///     }
+    /// }
+    ///
+    /// #[derive(Debug)]
+    /// struct Factory;
+    ///
+    /// impl LbPolicyFactory for Factory {
+    ///     fn build(
+    ///         &self,
+    ///         config: &str,
+    ///         _: &[ClusterEndpoint],
+    ///     ) -> Result<Box<dyn LoadBalancer>, String> {
+    ///         match config {
+    ///             "{}" => Ok(Box::new(LeastOfAll)),
+    ///             other => Err(format!("it has no settings, not {other}")),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let builder = Mesh::builder().lb_policy("example.LeastOfAll", Arc::new(Factory));
+    /// # _ = builder;
+    /// ```
+    pub fn lb_policy(mut self, name: impl Into<String>, factory: Arc<dyn LbPolicyFactory>) -> Self {
+        self.lb_policies.push((name.into(), factory));
+        self
+    }
+
     /// How long [`Mesh::shutdown`] waits for requests in flight. Default [`DRAIN_TIMEOUT`].
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.drain_timeout = Some(limit);
@@ -153,6 +211,9 @@ impl MeshBuilder {
         }
         if let Some(path) = self.state_file {
             xds = xds.state_file(path);
+        }
+        for (name, factory) in self.lb_policies {
+            xds = xds.lb_policy(name, factory);
         }
         let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
         run_apart(driver).map_err(SetupError::new)?;

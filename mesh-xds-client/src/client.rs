@@ -16,6 +16,7 @@ use std::{
 
 use mesh_core::{
     ConfigError,
+    balance::LbPolicyFactory,
     snapshot::{self, SnapshotReader},
 };
 use ring::rand::{SecureRandom, SystemRandom};
@@ -139,6 +140,14 @@ impl XdsClientBuilder {
         self
     }
 
+    /// Gives clusters a load balancing policy of the application's own: those whose
+    /// `load_balancing_policy` has a `TypedStruct` whose `type_url` ends in `name` (gRFC A52). Default
+    /// none; a cluster with another name cannot be used, and says so.
+    pub fn lb_policy(mut self, name: impl Into<String>, factory: Arc<dyn LbPolicyFactory>) -> Self {
+        self.options.lb_policies.push((name.into(), factory));
+        self
+    }
+
     /// Starts the client on a task of the current runtime.
     ///
     /// # Errors
@@ -218,6 +227,7 @@ impl XdsClient {
                 seed: seed(),
                 state_file: None,
                 lookup: Lookup::system(),
+                lb_policies: Vec::new(),
             },
             identity_file: None,
         }

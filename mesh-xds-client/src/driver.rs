@@ -9,12 +9,14 @@ use std::{
     fmt,
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use futures_util::{FutureExt, future::select_all};
 use mesh_core::{
     ClusterName,
+    balance::LbPolicyFactory,
     rng::{Rng, SplitMix64},
 };
 use tokio::{
@@ -66,6 +68,8 @@ pub(crate) struct DriverOptions {
     pub(crate) seed: u64,
     pub(crate) state_file: Option<PathBuf>,
     pub(crate) lookup: Lookup,
+    /// Policies of the application, by name.
+    pub(crate) lb_policies: Vec<(String, Arc<dyn LbPolicyFactory>)>,
 }
 
 /// Where the driver reports to.
@@ -155,7 +159,8 @@ impl Driver {
                 bootstrap.node.id.clone(),
                 first.unwrap_or_default(),
                 rng.next_u64(),
-            ),
+            )
+            .with_policies(options.lb_policies),
             load: Load::new(bootstrap, options.connection.clone(), &mut rng),
             resolver: Resolver::new(
                 options.lookup,

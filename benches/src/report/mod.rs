@@ -170,7 +170,7 @@ Written by the suite in `benches`; do not edit. To repeat (Linux, valgrind, some
 
 ```console
 $ scripts/setup-peers.sh
-$ cargo run --release -p mesh-benches --features peers -- all
+$ cargo run --profile bench -p mesh-benches --features peers -- all
 ```
 
 Without `--features peers`, tonic-xds and junction-core are left out; without Envoy, its rows.
@@ -180,7 +180,7 @@ rounds, `--filter TEXT` only the rows that contain the text.
 Figures are medians of rounds with their range. In each round every contender has its turn, the
 order rotates, and the first round does not count. Wall-clock figures of a small shared machine
 are for comparison inside a table, and fail no build: that is for counts, by
-`cargo run --release -p mesh-benches --bin gate` against `benches/gate.toml`.
+`cargo run --profile bench -p mesh-benches --bin gate` against `benches/gate.toml`.
 
 ![Processor time of a call](benchmarks.svg)
 

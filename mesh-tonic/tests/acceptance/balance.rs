@@ -1,20 +1,31 @@
 //! Which endpoint gets a call: priorities, localities, and endpoints that refuse or fail.
 
-use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Instant,
+};
 
 use envoy_types::pb::envoy::config::{
     core::v3::HealthStatus, endpoint::v3::cluster_load_assignment::Policy,
 };
-use mesh_core::snapshot::FAILING_TIME;
-use mesh_examples::greeter::HelloRequest;
+use mesh_core::{
+    balance::{ClusterEndpoint, LbPolicyFactory, LoadBalancer, PickContext, PickResult},
+    rng::Rng,
+    snapshot::FAILING_TIME,
+};
+use mesh_examples::greeter::{HelloRequest, greeter_client::GreeterClient};
+use mesh_tonic::MeshExt as _;
+use mesh_tower::{Mesh, telemetry::Telemetry};
 use tonic::Request;
 
 use super::{
-    Backend, Client, call, dial,
+    Backend, Client, call, dial, member_with,
     plane::Plane,
     resources::{
-        Named, cluster, dropping, endpoints, healths, least_request_cluster, listener, localities,
-        overprovisioned, ring_cluster, route_by_user, route_to, watched_cluster,
+        Named, TARGET, cluster, custom_cluster, dropping, endpoints, healths,
+        least_request_cluster, listener, localities, overprovisioned, ring_cluster, route_by_user,
+        route_to, watched_cluster,
     },
     scenarios::Row,
 };
@@ -98,10 +109,57 @@ pub(crate) async fn declared(rows: &mut Vec<Row>) {
         dropped().await,
     );
     add(
+        "a policy of the application by TypedStruct: the last one",
+        "0 errors, 0 and 40 calls",
+        own_policy().await,
+    );
+    add(
         "RING_HASH by a header, 20 calls of one user",
         "1 of 4 endpoints connected",
         one_user().await,
     );
+}
+
+/// Always the last one.
+#[derive(Debug)]
+struct Last;
+
+impl LoadBalancer for Last {
+    fn pick(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        _: &mut PickContext<'_, dyn Rng + '_>,
+    ) -> PickResult {
+        let last = endpoints.len() - 1;
+        match endpoints[last].stats.is_ready() {
+            true => PickResult::Endpoint(last),
+            false => PickResult::Queue,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LastFactory;
+
+impl LbPolicyFactory for LastFactory {
+    fn build(&self, _: &str, _: &[ClusterEndpoint]) -> Result<Box<dyn LoadBalancer>, String> {
+        Ok(Box::new(Last))
+    }
+}
+
+async fn own_policy() -> String {
+    let (first, last) = (Backend::start("v1").await, Backend::start("v2").await);
+    let both = endpoints("c1", &[first.address, last.address]);
+    let plane = serve(custom_cluster("c1", "test.Last"), both).await;
+    let mesh = Mesh::builder()
+        .bootstrap(member_with(&plane, &[]))
+        .telemetry(Telemetry::disabled())
+        .lb_policy("test.Last", Arc::new(LastFactory));
+    let mesh = mesh.build().await.unwrap();
+    let client = GreeterClient::new(mesh.channel(&format!("xds:///{TARGET}")).unwrap());
+    let errors = load(&client, 4, 40).await;
+    let [first, last] = [first, last].map(|backend| backend.inside.load(SeqCst));
+    format!("{errors} errors, {first} and {last} calls")
 }
 
 async fn dropped() -> String {

@@ -6,13 +6,14 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
-                CircuitBreakers, Cluster, OutlierDetection,
+                CircuitBreakers, Cluster, LoadBalancingPolicy, OutlierDetection,
                 circuit_breakers::Thresholds,
                 cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy},
+                load_balancing_policy::Policy as LbPolicyProto,
             },
             core::v3::{
                 Address, AggregatedConfigSource, ConfigSource, HealthStatus, Locality,
-                SocketAddress, address, config_source::ConfigSourceSpecifier,
+                SocketAddress, TypedExtensionConfig, address, config_source::ConfigSourceSpecifier,
                 socket_address::PortSpecifier,
             },
             endpoint::v3::{
@@ -375,6 +376,42 @@ pub(crate) fn route_by_user(cluster: &str) -> Named {
 pub(crate) fn ring_cluster(name: &'static str) -> Named {
     let cluster = Cluster {
         lb_policy: LbPolicy::RingHash as i32,
+        ..eds_cluster(name)
+    };
+    (CDS, name, any(&cluster))
+}
+
+/// `xds.type.v3.TypedStruct`, which `envoy-types` leaves out.
+#[derive(Clone, PartialEq, Message)]
+struct TypedStruct {
+    #[prost(string, tag = "1")]
+    type_url: String,
+}
+
+impl Name for TypedStruct {
+    const NAME: &'static str = "TypedStruct";
+    const PACKAGE: &'static str = "xds.type.v3";
+
+    fn type_url() -> String {
+        "type.googleapis.com/xds.type.v3.TypedStruct".to_owned()
+    }
+}
+
+/// A cluster with a policy of the application's.
+pub(crate) fn custom_cluster(name: &'static str, policy: &str) -> Named {
+    let typed = TypedStruct {
+        type_url: format!("type.googleapis.com/{policy}"),
+    };
+    let extension = TypedExtensionConfig {
+        name: policy.to_owned(),
+        typed_config: Some(any(&typed)),
+    };
+    let cluster = Cluster {
+        load_balancing_policy: Some(LoadBalancingPolicy {
+            policies: vec![LbPolicyProto {
+                typed_extension_config: Some(extension),
+            }],
+        }),
         ..eds_cluster(name)
     };
     (CDS, name, any(&cluster))

@@ -24,6 +24,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
+    balance::LbPolicyFactory,
     config::{ListenerKind, Secret, TrustBundle},
     snapshot::{Compiler, SnapshotWriter},
 };
@@ -134,6 +135,17 @@ impl Graph {
             has_reports: false,
             senders: BTreeMap::new(),
         }
+    }
+
+    /// The same, with policies of the application, by name.
+    pub(crate) fn with_policies(
+        mut self,
+        policies: impl IntoIterator<Item = (String, Arc<dyn LbPolicyFactory>)>,
+    ) -> Self {
+        for (name, factory) in policies {
+            self.compiler = self.compiler.with_policy(name, factory);
+        }
+        self
     }
 
     /// Starts a watch; it is served from the cache at once where possible.

@@ -2,7 +2,7 @@
 //!
 //! Stage 3. In `load_balancing_policy`, as an `xds.type.v3.TypedStruct`: its `type_url` ends in the
 //! policy's name, its `value` is the settings. `mesh.v1.PeakEwma` and `mesh.v1.Prequal` are ours; any
-//! other name is one that the application has given to `Compiler::with_policy`. Durations are text such
+//! other name is one that the application has given to `MeshBuilder::lb_policy`. Durations are text such
 //! as `1.5s`, as in JSON.
 
 use std::time::Duration;

@@ -230,7 +230,7 @@ The fate of every field of every message that is read, as the decoders have it. 
 Policies that are in no extension of xDS come in `load_balancing_policy` as an `xds.type.v3.TypedStruct`
 whose `type_url` ends in their name: `mesh.v1.PeakEwma` (`decay`, `default_rtt`, `failure_penalty`),
 `mesh.v1.Prequal` (`choice_count`, `rif_quantile`, `max_age`, `failure_penalty`; times such as `1.5s`), and
-any name that the application has given to `Compiler::with_policy`.
+any name that the application has given to `MeshBuilder::lb_policy`.
 ";
 
 #[test]
