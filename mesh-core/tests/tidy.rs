@@ -169,6 +169,15 @@ fn every_file_says_what_it_is_for_and_leaves_nothing_undone() {
 }
 
 #[test]
+fn both_ends_of_a_registration_speak_of_the_same() {
+    let of = |name: &str| {
+        let path = format!("{name}/proto/mesh/registry/v1/registry.proto");
+        fs::read_to_string(root().join(path)).expect("a protocol")
+    };
+    assert_eq!(of("mesh-xds-client"), of("control-plane"));
+}
+
+#[test]
 fn every_dependency_is_explained() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
     let decisions = fs::read_to_string(root().join("docs/decisions.md")).expect("the decisions");

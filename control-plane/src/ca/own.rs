@@ -47,20 +47,19 @@ impl fmt::Debug for OwnCertificate {
 }
 
 impl OwnCertificate {
-    /// A certificate of `authority` for the names and addresses in `dialled`.
+    /// A certificate of `authority` for the names and addresses in `dialled`. It is made when it is first
+    /// used: a change of roots waits for the end of every certificate of the old one.
     ///
     /// # Errors
-    /// When none can be made.
+    /// When the identity has no valid name.
     pub(crate) fn new(authority: Arc<Authority>, dialled: Vec<String>) -> anyhow::Result<Self> {
-        let own = Self {
+        Ok(Self {
             roots: authority.roots(),
             authority,
             identity: Identity::new(NAMESPACE, ACCOUNT)?,
             dialled,
             held: Mutex::default(),
-        };
-        own.current(SystemTime::now())?;
-        Ok(own)
+        })
     }
 
     /// The trust domain that it is in.

@@ -10,8 +10,8 @@ use std::{
 
 use mesh_core::config::{
     CertificateSource, Cluster, ClusterEndpoints, Discovery, Endpoint, EndpointDetails, HashPolicy,
-    LbMetadata, LbPolicy, LocalityEndpoints, LocalityId, SanMatcher, SocketMatch, StringMatcher,
-    StringPattern, TrustSource, UpstreamTls,
+    HashSource, LbMetadata, LbPolicy, LocalityEndpoints, LocalityId, RingHash, SanMatcher,
+    SocketMatch, StringMatcher, StringPattern, TrustSource, UpstreamTls,
 };
 
 use super::{
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic},
-    model::{Object, TrafficPolicy},
+    model::{LoadBalancer, Object, TrafficPolicy},
 };
 
 /// Istio's label of workloads that take mTLS.
@@ -251,6 +251,16 @@ fn cluster(
         is_auto_mtls: false,
     };
     let policy = policy::effective(&part.policies, port.number);
+    let balancing = policy.load_balancer.as_ref().map(|(_, spec)| *spec);
+    if service.has_affinity && balancing.is_none_or(says_nothing) {
+        made.cluster.lb_policy = LbPolicy::RingHash(RingHash::default());
+        made.hash = Some(HashPolicy {
+            source: HashSource::SourceIp,
+            terminal: false,
+        });
+    }
+    let places = balancing.is_none_or(|spec| spec.locality_lb_setting.is_none());
+    made.setting = (service.prefers_close && places).then(Setting::same_zone);
     let asked = apply(&policy, service, &mut made, findings);
     made.is_auto_mtls = asked.is_none();
     let of_mesh = || upstream_tls(service, port, part.name, options);
@@ -277,6 +287,11 @@ fn cluster(
     made
 }
 
+/// Whether a rule leaves it to the service how endpoints are chosen.
+fn says_nothing(spec: &LoadBalancer) -> bool {
+    spec.simple.is_none() && spec.consistent_hash.is_none()
+}
+
 /// Applies what holds; what it says of TLS.
 fn apply(
     policy: &Effective<'_>,
@@ -295,7 +310,8 @@ fn apply(
     if let Some((place, spec)) = &policy.load_balancer {
         let wrong = &mut |field: &str, message| wrong_at(place, field, message);
         let (hash, setting) = balance::apply(spec, cluster, wrong);
-        (made.hash, made.setting) = (hash, setting);
+        made.hash = hash.or_else(|| made.hash.take());
+        made.setting = setting.or_else(|| made.setting.take());
     }
     if let Some((place, spec)) = &policy.outlier_detection {
         balance::apply_outliers(spec, cluster, &mut |field, message| {

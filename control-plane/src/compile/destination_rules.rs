@@ -112,7 +112,7 @@ impl<'r> DestinationRules<'r> {
             let Spec::DestinationRule(rule) = &object.spec else {
                 continue;
             };
-            let named = named(rule, object, services, options);
+            let named = named(&rule.host, object, services, options);
             if named.is_empty() {
                 findings.push(unknown_host(object, "spec.host", &rule.host));
             }
@@ -220,14 +220,14 @@ impl<'r> DestinationRules<'r> {
     }
 }
 
-/// The services that a rule is about, and how narrow its host is.
-fn named<'s>(
-    rule: &DestinationRule,
+/// The services that a host of an object names, and how narrow it is.
+pub(super) fn named<'s>(
+    host: &str,
     object: &Object,
     services: &'s BTreeMap<String, ServiceInfo>,
     options: &CompileOptions,
 ) -> Vec<(&'s ServiceInfo, usize)> {
-    match rule.host.strip_prefix('*') {
+    match host.strip_prefix('*') {
         Some(suffix) => {
             let all = services.values();
             let all = all.filter(|service| service.fqdn.ends_with(suffix));
@@ -235,7 +235,7 @@ fn named<'s>(
         }
         None => {
             let namespace = &object.key.namespace;
-            let found = find(services, &rule.host, namespace, &options.cluster_domain);
+            let found = find(services, host, namespace, &options.cluster_domain);
             found
                 .map(|service| (service, usize::MAX))
                 .into_iter()

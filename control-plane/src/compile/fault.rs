@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mesh_core::config::{
-    Abort, CorsPolicy, Delay, Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, StringMatcher,
+    Abort, CorsPolicy, Delay, Fault, FaultAbort, FaultDelay, FilterConfig, Fraction, Regex,
+    StringMatcher, StringPattern,
 };
 
 use super::{
@@ -51,12 +52,15 @@ pub(super) fn fault(declared: &FaultSpec) -> Result<FilterConfig, Wrong> {
         let field = |message| ("delay.fixedDelay".to_owned(), message);
         let text = delay.fixed_delay.as_deref().unwrap_or_default();
         let fixed = value::duration(text).map_err(field)?;
+        let old = delay.percent.map(|value| Percent {
+            value: value.into(),
+        });
         if fixed.is_zero() {
             return Err(field("it must be more than zero".to_owned()));
         }
         fault.delay = Some(FaultDelay {
             delay: Delay::Fixed(fixed),
-            percentage: percentage("delay", delay.percentage.as_ref())?,
+            percentage: percentage("delay", delay.percentage.as_ref().or(old.as_ref()))?,
             denominator: DENOMINATOR,
         });
     }
@@ -108,6 +112,14 @@ pub(super) fn cors(declared: &CorsSpec) -> Result<FilterConfig, Wrong> {
         let wrong = |message| (format!("allowOrigins[{index}]"), message);
         let pattern = pattern(origin).map_err(wrong)?;
         let pattern = pattern.ok_or_else(|| wrong("it is empty".to_owned()))?;
+        allow_origins.push(StringMatcher::new(pattern).map_err(wrong)?);
+    }
+    for (index, origin) in declared.allow_origin.iter().enumerate() {
+        let wrong = |message| (format!("allowOrigin[{index}]"), message);
+        let pattern = match origin.as_str() {
+            "*" => StringPattern::Regex(Regex::new(".*").map_err(wrong)?),
+            exact => StringPattern::Exact(exact.to_owned()),
+        };
         allow_origins.push(StringMatcher::new(pattern).map_err(wrong)?);
     }
     let forward = match declared.unmatched_preflights.as_deref() {

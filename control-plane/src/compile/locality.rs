@@ -32,6 +32,21 @@ pub(super) enum Setting {
     Priority(Vec<Label>),
 }
 
+impl Setting {
+    /// The client's zone first.
+    pub(super) fn same_zone() -> Self {
+        Self::Priority(vec![Label {
+            key: ZONE.to_owned(),
+            value: None,
+        }])
+    }
+
+    /// The nearest first.
+    pub(super) fn nearest() -> Self {
+        Self::Failover(BTreeMap::new())
+    }
+}
+
 /// A label, with a value that is the client's or this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Label {
@@ -164,6 +179,21 @@ impl Placed {
         Self {
             setting,
             labels: labels.collect(),
+            all,
+        }
+    }
+
+    /// Endpoints of which all clients get the same.
+    pub(super) fn nowhere(all: ClusterEndpoints) -> Self {
+        Self::by(Setting::Nothing, all)
+    }
+
+    /// Endpoints whose labels say nothing.
+    pub(super) fn by(setting: Setting, all: ClusterEndpoints) -> Self {
+        let none = |group: &LocalityEndpoints| vec![BTreeMap::new(); group.endpoints.len()];
+        Self {
+            setting,
+            labels: all.localities.iter().map(none).collect(),
             all,
         }
     }

@@ -15,6 +15,7 @@ mod consul;
 mod delegate;
 mod destination_rules;
 mod fault;
+mod forward;
 mod gateway;
 mod hashing;
 mod hedge;
@@ -34,7 +35,9 @@ mod routes;
 mod rules;
 mod scoped;
 mod security;
+mod seen;
 mod services;
+mod session;
 mod shared;
 mod target;
 #[cfg(test)]
@@ -51,10 +54,7 @@ use std::{
 
 use mesh_core::{
     ClusterName, EndpointsName, RouteConfigName,
-    config::{
-        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, RouteConfig,
-        RouteSource,
-    },
+    config::{Cluster, ClusterEndpoints, HashPolicy, HttpFilter, RouteConfig},
 };
 
 use crate::{
@@ -75,10 +75,10 @@ pub use rate_limit::FILTER as RATE_LIMIT_FILTER;
 use rate_limit::RateLimits;
 pub use request_auth::KeySets;
 pub(crate) use request_auth::key_sets;
-use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
-use security::{Judged, SecurityPolicies};
+use security::SecurityPolicies;
 pub use services::{PortInfo, ServiceInfo, Workload};
+pub use session::SESSION_FILTER;
 pub use shared::Shared;
 use visibility::Visibility;
 
@@ -141,6 +141,8 @@ pub struct Compiled {
     security: Shared<SecurityPolicies>,
     visibility: Shared<Visibility>,
     rate_limits: Shared<RateLimits>,
+    /// Filters of the clients of a service, by its full name.
+    client_filters: Shared<BTreeMap<String, Vec<HttpFilter>>>,
     /// How endpoints follow from workloads, by the full name of the service.
     recipes: Shared<BTreeMap<String, Arc<Vec<Recipe>>>>,
     /// Services that select instances by label.
@@ -290,149 +292,6 @@ pub(crate) const ROUTE_KINDS: [&str; 6] = [
 ];
 
 impl Compiled {
-    /// The client listener of a dialled name: `greeter`, `greeter.default`, `greeter.default.svc`,
-    /// `greeter.default.svc.cluster.local`, each with or without `:PORT`. Without a port it is 80
-    /// if the service has it, else the service's first.
-    pub fn resolve_listener<'v>(
-        &self,
-        requested: &str,
-        viewer: impl Into<Viewer<'v>>,
-    ) -> Option<Listener> {
-        let viewer = viewer.into();
-        let (host, port) = match requested.rsplit_once(':') {
-            Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
-            None => (requested, None),
-        };
-        let service = self.service(host, viewer.namespace)?;
-        let port = service.port(port)?;
-        if !self.visibility.sees(viewer, service, port.number) {
-            return None;
-        }
-        let routes = RouteSource::Rds(format!("outbound|{}||{}", port.number, service.fqdn).into());
-        let api = ApiListener {
-            routes,
-            max_stream_duration: None,
-            filters: [].into(),
-        };
-        Some(Listener {
-            name: requested.into(),
-            kind: ListenerKind::Api(api),
-        })
-    }
-
-    /// Whether all names lead to the same ports.
-    pub(crate) fn has_same_names(&self, other: &Self) -> bool {
-        let ports = |compiled: &Self| {
-            let services = compiled.services.iter();
-            services
-                .map(|(fqdn, service)| (fqdn.clone(), service.ports.clone()))
-                .collect::<Vec<_>>()
-        };
-        self.names == other.names
-            && ports(self) == ports(other)
-            && self.visibility == other.visibility
-    }
-
-    /// Whether all servers are judged alike.
-    pub(crate) fn has_same_policies(&self, other: &Self) -> bool {
-        let judged = |compiled: &Self| {
-            let workloads = compiled.workloads.iter();
-            workloads
-                .map(|(address, w)| (*address, w.namespace.clone(), w.labels.clone()))
-                .collect::<Vec<_>>()
-        };
-        self.security == other.security
-            && self.memberships == other.memberships
-            && self.rate_limits == other.rate_limits
-            && judged(self) == judged(other)
-    }
-
-    /// The routes of a name as a client gets them.
-    pub fn view<'v>(&self, name: &str, viewer: impl Into<Viewer<'v>>) -> Option<View> {
-        if let Some(scoped) = self.scoped.get(name) {
-            return Some(scoped.view(Some(viewer.into())));
-        }
-        Some(View {
-            key: String::new(),
-            config: Arc::clone(self.routes.get(name)?),
-            origins: self.origins.get(name).cloned().unwrap_or_default(),
-        })
-    }
-
-    /// What is declared for a name's routes, but not for this client.
-    pub(crate) fn left_out(&self, name: &str, viewer: Viewer<'_>) -> Vec<LeftOut> {
-        let scoped = self.scoped.get(name);
-        scoped.map_or_else(Vec::new, |scoped| scoped.left_out(viewer))
-    }
-
-    /// The objects that a cluster is made of, and where they are.
-    pub(crate) fn origins_of_cluster(&self, name: &str) -> Vec<RouteOrigin> {
-        let fqdn = name.rsplit('|').next().unwrap_or_default();
-        let objects = self.objects.get(fqdn).into_iter().flatten();
-        let objects = objects.filter(|key| !ROUTE_KINDS.contains(&key.kind.as_str()));
-        let origin = |key: &ObjectKey| {
-            let (file, line) = self.places.get(key)?;
-            Some(RouteOrigin {
-                object: key.clone(),
-                field: String::new(),
-                file: Arc::clone(file),
-                line: *line,
-            })
-        };
-        objects.filter_map(origin).collect()
-    }
-
-    /// Equal for clients for which the same holds everywhere.
-    pub(crate) fn view_key<'v>(&self, viewer: impl Into<Viewer<'v>>) -> String {
-        let viewer = viewer.into();
-        let views = self.scoped.values();
-        let views = views.map(|routes| routes.view(Some(viewer)).key + " ");
-        views.collect::<String>() + &self.visibility.key(viewer)
-    }
-
-    /// The clusters of the services that a client sees, and of those that their routes lead to.
-    pub(crate) fn visible_clusters<'v>(&self, viewer: impl Into<Viewer<'v>>) -> Vec<String> {
-        let viewer = viewer.into();
-        let mut names = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        for service in self.services.values() {
-            for port in &service.ports {
-                if !self.visibility.sees(viewer, service, port.number) {
-                    continue;
-                }
-                seen.insert((service.fqdn.as_str(), port.number));
-                let name = format!("outbound|{}||{}", port.number, service.fqdn);
-                if let Some(view) = self.view(&name, viewer) {
-                    names.extend(view.config.clusters());
-                }
-            }
-        }
-        let of_services = self.clusters.keys().filter(|name| {
-            let mut parts = name.as_str().split('|').skip(1);
-            let port = parts.next().and_then(|port| port.parse().ok());
-            let fqdn = parts.last().unwrap_or_default();
-            port.is_some_and(|port| seen.contains(&(fqdn, port)))
-        });
-        names.extend(of_services.map(ToString::to_string));
-        names.retain(|name| self.clusters.contains_key(name.as_str()));
-        names.into_iter().collect()
-    }
-
-    /// Names of clusters that some client gets otherwise than before.
-    pub(crate) fn changed_clusters(&self, after: &Self) -> HashSet<String> {
-        let mut found = changed(&self.clusters, &after.clusters);
-        found.extend(changed(&self.own_clusters, &after.own_clusters));
-        found
-    }
-
-    /// Names of endpoints that some client gets otherwise than before.
-    pub(crate) fn changed_endpoints(&self, after: &Self) -> HashSet<String> {
-        let mut found = changed(&self.endpoints, &after.endpoints);
-        found.extend(changed(&self.placed, &after.placed));
-        found.extend(changed(&self.own_clusters, &after.own_clusters));
-        found
-    }
-
     fn add_routes(&mut self, mut routes: ScopedRoutes) {
         for declared in routes
             .declarations
@@ -460,69 +319,5 @@ impl Compiled {
     fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
         let objects = self.objects.entry(fqdn.to_owned()).or_default();
         objects.insert(object.clone());
-    }
-
-    /// The full name of the service that a client in `namespace` means with `host`.
-    pub fn full_name(&self, host: &str, namespace: &str) -> Option<String> {
-        Some(self.service(host, namespace)?.fqdn.clone())
-    }
-
-    /// The security objects that hold for a server at `address`.
-    pub fn inbound_objects(
-        &self,
-        address: SocketAddr,
-        namespace: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Vec<ObjectKey> {
-        let workload = self.judged_as(address, namespace, labels);
-        self.security.objects(&workload)
-    }
-
-    /// The workload at `address`.
-    fn judged_as(
-        &self,
-        address: SocketAddr,
-        namespace: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Judged {
-        let mut labels = labels.clone();
-        let mut namespace = namespace.to_owned();
-        if let Some(workload) = self.workloads.get(&address) {
-            namespace.clone_from(&workload.namespace);
-            labels.extend(workload.labels.clone());
-        }
-        let services = self.memberships.get(&address).cloned().unwrap_or_default();
-        Judged {
-            namespace,
-            labels,
-            services,
-        }
-    }
-
-    /// The service that a client in `namespace` means with `host`.
-    fn service(&self, host: &str, namespace: &str) -> Option<&Arc<ServiceInfo>> {
-        let host = host.to_ascii_lowercase();
-        let fqdn = self
-            .names
-            .get(&host)
-            .or_else(|| self.names.get(&format!("{host}.{namespace}")))?;
-        self.services.get(fqdn)
-    }
-
-    /// The listener of a server at `address`: mTLS mode and authorisation of the workload there. An
-    /// address that no service has is judged by the `namespace` and `labels` that the node says.
-    pub fn inbound_listener(
-        &self,
-        requested: &str,
-        address: SocketAddr,
-        namespace: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Listener {
-        let workload = self.judged_as(address, namespace, labels);
-        let limit = self
-            .rate_limits
-            .of_server(&workload.namespace, &workload.labels);
-        self.security
-            .inbound_listener(requested, address, &workload, limit)
     }
 }

@@ -2,13 +2,20 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{Cluster, HttpVersion, TcpKeepalive};
+use mesh_core::config::{Cluster, HTTP2_KEEPALIVE_MIN, Http2Keepalive, HttpVersion, TcpKeepalive};
 
 use super::balance::{Wrong, duration};
-use crate::model::ConnectionPool;
+use crate::model::{ConnectionPool, PingSpec};
 
 /// Most requests on one HTTP/2 connection (Envoy).
 const CONCURRENT_STREAMS_MAX: u32 = (1 << 31) - 1;
+
+/// Time between pings, where the rule does not say.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// A ping that is not answered in this time ends the connection (gRPC's default).
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Random part of the interval (Envoy's default).
+const PING_JITTER_PERCENT: u32 = 15;
 
 pub(super) fn apply(spec: &ConnectionPool, cluster: &mut Cluster, wrong: &mut Wrong<'_>) {
     if let Some(tcp) = &spec.tcp {
@@ -64,6 +71,9 @@ pub(super) fn apply(spec: &ConnectionPool, cluster: &mut Cluster, wrong: &mut Wr
             wrong("http.maxConcurrentStreams", message);
         }
     }
+    if let Some(spec) = &http.http2_keep_alive {
+        cluster.connection.http2.keepalive = Some(pings(spec, wrong));
+    }
     match http.h2_upgrade_policy.as_deref() {
         None | Some("DEFAULT" | "DO_NOT_UPGRADE") => {}
         Some("UPGRADE") => cluster.http_version = HttpVersion::Http2,
@@ -74,6 +84,25 @@ pub(super) fn apply(spec: &ConnectionPool, cluster: &mut Cluster, wrong: &mut Wr
     }
     if http.use_client_protocol == Some(true) {
         cluster.http_version = HttpVersion::ByRequest;
+    }
+}
+
+fn pings(spec: &PingSpec, wrong: &mut Wrong<'_>) -> Http2Keepalive {
+    let mut time = |field: &str, text: Option<&str>| {
+        let field = format!("http.http2KeepAlive.{field}");
+        let time = duration(&field, text?, wrong)?;
+        if time < HTTP2_KEEPALIVE_MIN {
+            wrong(&field, format!("must be {HTTP2_KEEPALIVE_MIN:?} or longer"));
+            return None;
+        }
+        Some(time)
+    };
+    let timeout = time("timeout", spec.timeout.as_deref());
+    let interval = time("interval", spec.interval.as_deref());
+    Http2Keepalive {
+        interval: interval.unwrap_or(PING_INTERVAL),
+        timeout: timeout.unwrap_or(PING_TIMEOUT),
+        interval_jitter_percent: PING_JITTER_PERCENT,
     }
 }
 

@@ -89,6 +89,16 @@ impl Audience {
         Self::Namespaces(names)
     }
 
+    /// Those that are in both.
+    fn and(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::All, both) | (both, Self::All) => both.clone(),
+            (Self::Namespaces(names), Self::Namespaces(others)) => {
+                Self::Namespaces(names.intersection(others).cloned().collect())
+            }
+        }
+    }
+
     pub(super) fn has(&self, namespace: &str) -> bool {
         match self {
             Self::All => true,
@@ -116,6 +126,20 @@ pub(super) struct ClientMatch {
 }
 
 impl ClientMatch {
+    /// Those that are in both; `None` where nobody is.
+    pub(super) fn and(&self, other: &Self) -> Option<Self> {
+        let mut labels = self.labels.clone();
+        for (key, value) in &other.labels {
+            let held = labels.entry(key.clone()).or_insert_with(|| value.clone());
+            if held != value {
+                return None;
+            }
+        }
+        let audience = self.audience.and(&other.audience);
+        let is_somebody = audience != Audience::Namespaces(BTreeSet::new());
+        is_somebody.then_some(Self { audience, labels })
+    }
+
     pub(super) fn has(&self, viewer: Viewer<'_>) -> bool {
         self.audience.has(viewer.namespace)
             && self

@@ -41,6 +41,10 @@ pub struct ServiceInfo {
     pub workloads: Vec<Workload>,
     /// How many of the endpoints come before those that registered.
     pub(super) declared: usize,
+    /// Requests go to the nearest endpoints.
+    pub(super) prefers_close: bool,
+    /// Requests of a process go to one endpoint.
+    pub(super) has_affinity: bool,
     /// Nobody declared it: it is there because instances registered.
     pub(super) is_undeclared: bool,
     /// What it is made of.
@@ -144,6 +148,8 @@ impl ServiceInfo {
             ports: self.ports.clone(),
             workloads: Vec::new(),
             declared: self.declared,
+            prefers_close: self.prefers_close,
+            has_affinity: self.has_affinity,
             is_undeclared: self.is_undeclared,
             objects: self.objects.clone(),
             accounts: self.accounts.clone(),
@@ -276,6 +282,11 @@ fn from_service(object: &Object, service: &Service, options: &CompileOptions) ->
             .iter()
             .filter_map(|port| Some((port.port, port.target_number()?)))
             .collect(),
+        prefers_close: matches!(
+            service.traffic_distribution.as_deref(),
+            Some("PreferClose" | "PreferSameZone")
+        ),
+        has_affinity: service.session_affinity.as_deref() == Some("ClientIP"),
         namespace,
         name,
         ..ServiceInfo::default()

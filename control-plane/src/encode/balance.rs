@@ -15,7 +15,8 @@ use envoy_types::pb::{
         },
         extensions::load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
-            pick_first::v3::PickFirst, wrr_locality::v3::WrrLocality,
+            pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting,
+            wrr_locality::v3::WrrLocality,
         },
         r#type::v3::Percent,
     },
@@ -26,7 +27,7 @@ use mesh_core::config::{
 };
 use prost::Name;
 
-use super::{ClientClass, Feature, any, duration, own_policy, uint32};
+use super::{ClientClass, Feature, any, duration, extension, own_policy, uint32};
 
 /// How a class of clients is told to balance.
 #[derive(Debug, Default)]
@@ -37,6 +38,37 @@ pub(super) struct Balance {
 }
 
 pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
+    let balance = whole(config, class);
+    let size = config.common_lb_config.subset_size;
+    match size.filter(|_| class == ClientClass::Rust) {
+        Some(size) => in_subsets(size, config, balance),
+        None => balance,
+    }
+}
+
+/// Of many endpoints some (gRFC A68). The policy inside has to be an extension.
+fn in_subsets(size: u32, config: &Cluster, balance: Balance) -> Balance {
+    let slow_start = config.common_lb_config.slow_start.as_ref();
+    let child = balance.load_balancing_policy.clone();
+    let child = child.or_else(|| extension::encode(&config.lb_policy, slow_start));
+    let Some(child) = child else {
+        return balance;
+    };
+    let child = match config.common_lb_config.locality_weighted {
+        true if balance.load_balancing_policy.is_none() => by_locality(child),
+        _ => child,
+    };
+    Balance {
+        load_balancing_policy: Some(any_policy(&RandomSubsetting {
+            subset_size: Some(uint32(size)),
+            child_policy: Some(child),
+        })),
+        ..Balance::default()
+    }
+}
+
+/// All endpoints.
+fn whole(config: &Cluster, class: ClientClass) -> Balance {
     let slow_start = config
         .common_lb_config
         .slow_start
@@ -132,7 +164,7 @@ fn slow_start_config(config: &SlowStart) -> cluster::SlowStartConfig {
 }
 
 /// Envoy wants a key, under which nothing is set.
-fn runtime_double(value: f64, key: &str) -> RuntimeDouble {
+pub(super) fn runtime_double(value: f64, key: &str) -> RuntimeDouble {
     RuntimeDouble {
         default_value: value,
         runtime_key: format!("mesh.{key}"),
@@ -162,7 +194,7 @@ fn client_side_wrr(config: &ClientSideWrr) -> ClientSideWeightedRoundRobin {
     }
 }
 
-fn any_policy<P: prost::Message + Name>(policy: &P) -> LoadBalancingPolicy {
+pub(super) fn any_policy<P: prost::Message + Name>(policy: &P) -> LoadBalancingPolicy {
     LoadBalancingPolicy {
         policies: vec![Policy {
             typed_extension_config: Some(TypedExtensionConfig {
@@ -179,7 +211,7 @@ fn by_locality(inner: LoadBalancingPolicy) -> LoadBalancingPolicy {
     })
 }
 
-fn uint64(value: u64) -> UInt64Value {
+pub(super) fn uint64(value: u64) -> UInt64Value {
     UInt64Value { value }
 }
 

@@ -10,7 +10,7 @@ use envoy_types::pb::{
         config::{
             core::v3::{RuntimeFractionalPercent, TypedExtensionConfig},
             route::v3::{
-                RateLimit as ProtoRateLimit,
+                FilterConfig as ProtoOverride, RateLimit as ProtoRateLimit,
                 rate_limit::{
                     Action,
                     action::{
@@ -36,6 +36,7 @@ use envoy_types::pb::{
                         fault_abort::{ErrorType, HeaderAbort},
                     },
                     local_ratelimit::v3::LocalRateLimit as ProtoLimit,
+                    stateful_session::v3::StatefulSession,
                 },
                 network::http_connection_manager::v3::{HttpFilter as ProtoFilter, http_filter},
             },
@@ -50,8 +51,8 @@ use mesh_core::config::{
     FilterOverrides, Fraction, HttpFilter, LocalRateLimit, RateLimit, TokenBucket,
 };
 
-use super::{ClientClass, any, duration, jwt, matcher, rbac, route::percent, uint32};
-use crate::compile::{CORS_FILTER, FAULT_FILTER, RATE_LIMIT_FILTER};
+use super::{ClientClass, any, duration, jwt, matcher, rbac, route::percent, session, uint32};
+use crate::compile::{CORS_FILTER, FAULT_FILTER, RATE_LIMIT_FILTER, SESSION_FILTER};
 
 /// The caller's first URI subject alternative name, as CEL.
 const PEER_IDENTITY: &str = "connection.uri_san_peer_certificate";
@@ -67,6 +68,7 @@ pub(super) fn of_clients(class: ClientClass) -> Vec<ProtoFilter> {
         };
         filters.insert(0, (CORS_FILTER, any(&Cors::default())));
         filters.push((RATE_LIMIT_FILTER, any(&neutral)));
+        filters.push((SESSION_FILTER, any(&StatefulSession::default())));
     }
     let optional = filters.into_iter().map(|(name, config)| ProtoFilter {
         is_optional: true,
@@ -85,7 +87,8 @@ pub(super) fn http_filter(filter: &HttpFilter, class: ClientClass) -> Option<Pro
         }
         FilterConfig::JwtAuthn(tokens) => any(&jwt::filter(tokens)),
         FilterConfig::Cors(None) => any(&Cors::default()),
-        other => one(other, class)?,
+        other if class.is_grpc() => one(other, class)?,
+        other => session::listed(other).or_else(|| one(other, class))?,
     };
     Some(ProtoFilter {
         disabled: filter.disabled,
@@ -107,9 +110,24 @@ pub(super) fn overrides(
     class: ClientClass,
 ) -> HashMap<String, Any> {
     let said = config.into_iter().flat_map(|config| &config.by_name);
-    let said = said
-        .filter_map(|(name, said)| Some((name.to_string(), one(said.config.as_ref()?, class)?)));
+    let said = said.filter_map(|(name, said)| {
+        let config = match &said.config {
+            Some(config) if !said.disabled => overridden(config, class)?,
+            _ if class.is_grpc() => return None,
+            _ => any(&ProtoOverride {
+                disabled: said.disabled,
+                ..ProtoOverride::default()
+            }),
+        };
+        Some((name.to_string(), config))
+    });
     said.collect()
+}
+
+fn overridden(config: &FilterConfig, class: ClientClass) -> Option<Any> {
+    let has_own = !class.is_grpc();
+    let own = has_own.then(|| session::overridden(config)).flatten();
+    own.or_else(|| one(config, class))
 }
 
 fn one(config: &FilterConfig, class: ClientClass) -> Option<Any> {
@@ -119,7 +137,6 @@ fn one(config: &FilterConfig, class: ClientClass) -> Option<Any> {
             Some(any(&rate_limit(config, class)))
         }
         FilterConfig::Cors(Some(policy)) if !class.is_grpc() => Some(any(&cors(policy))),
-        // No source of intent makes the others.
         _ => None,
     }
 }

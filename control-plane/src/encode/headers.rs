@@ -23,7 +23,7 @@ pub(super) fn response_remove(mutations: Mutations<'_>) -> Vec<String> {
     mutations.map_or_else(Vec::new, |mutations| remove(&mutations.response))
 }
 
-fn add(changes: &HeaderChanges) -> Vec<HeaderValueOption> {
+pub(super) fn add(changes: &HeaderChanges) -> Vec<HeaderValueOption> {
     let values = changes.add.iter().map(|header| HeaderValueOption {
         header: Some(ProtoHeaderValue {
             key: header.name.to_string(),
@@ -42,6 +42,6 @@ fn add(changes: &HeaderChanges) -> Vec<HeaderValueOption> {
     values.collect()
 }
 
-fn remove(changes: &HeaderChanges) -> Vec<String> {
+pub(super) fn remove(changes: &HeaderChanges) -> Vec<String> {
     changes.remove.iter().map(ToString::to_string).collect()
 }

@@ -39,7 +39,10 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
     let name = config.name.to_string();
     match &config.kind {
         ListenerKind::Api(api) => {
-            let mut manager = manager(&api.routes, filter::of_clients(class), class);
+            let mut filters = filter::of_clients(class);
+            let own = api.filters.iter();
+            filters.extend(own.filter_map(|own| filter::http_filter(own, class)));
+            let mut manager = manager(&api.routes, filters, class);
             manager.common_http_protocol_options =
                 api.max_stream_duration.map(|limit| HttpProtocolOptions {
                     max_stream_duration: Some(duration(limit)),

@@ -9,6 +9,7 @@ mod balance;
 mod cluster;
 mod connection;
 mod endpoint;
+mod extension;
 mod filter;
 mod headers;
 mod health_check;
@@ -20,6 +21,7 @@ mod own_policy;
 mod rbac;
 mod retry;
 mod route;
+mod session;
 mod subset;
 #[cfg(test)]
 mod tests;

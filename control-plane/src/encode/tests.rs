@@ -1,5 +1,7 @@
 //! What differs between the classes.
 
+use std::sync::Arc;
+
 use mesh_core::config::*;
 
 use envoy_types::pb::envoy::{
@@ -101,7 +103,7 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
         }),
         filters: HttpFilter::of_rbac(&[Rbac::new(RbacAction::Allow, Default::default())]),
         path_normalization: PathNormalization::BASE,
-        routes: RouteSource::Inline(std::sync::Arc::new(RouteConfig::new("r", vec![]))),
+        routes: RouteSource::Inline(Arc::new(RouteConfig::new("r", vec![]))),
     };
     Listener {
         name: "mesh/inbound/127.0.0.1:1".into(),
@@ -479,5 +481,93 @@ fn what_grpc_does_not_know_of_matchers_is_said_in_what_it_knows() {
             matched.path_specifier,
             Some(PathSpecifier::SafeRegex(expected))
         );
+    }
+}
+
+#[test]
+fn filters_have_a_form_in_listeners_and_another_in_routes_and_grpc_gets_none() {
+    use envoy_types::pb::envoy::extensions::filters::http::{
+        buffer::v3::BufferPerRoute, header_mutation::v3::HeaderMutationPerRoute,
+        stateful_session::v3::StatefulSessionPerRoute,
+    };
+    let session = StatefulSession {
+        name: "s".to_owned(),
+        ttl: None,
+        path: "/".to_owned(),
+        attributes: vec![("SameSite".to_owned(), "Strict".to_owned())],
+        strict: true,
+    };
+    let changes = HeaderMutation {
+        request: vec![HeaderChanges {
+            remove: vec!["a".parse().unwrap()],
+            ..HeaderChanges::default()
+        }],
+        ..HeaderMutation::default()
+    };
+    let buffer = FilterConfig::Buffer {
+        max_request_bytes: 9,
+    };
+    let interval = Duration::from_secs(1);
+    let adaptive = Arc::new(AdaptiveConcurrency::new(interval, interval));
+    let filters = [
+        ("s", FilterConfig::StatefulSession(Some(Arc::new(session)))),
+        ("h", FilterConfig::HeaderMutation(Arc::new(changes))),
+        ("b", buffer),
+        ("a", FilterConfig::AdaptiveConcurrency(adaptive)),
+    ];
+    let mut said = FilterOverrides::default();
+    for (name, config) in &filters {
+        let config = FilterOverride::with(config.clone());
+        said.by_name.insert((*name).into(), config);
+    }
+    said.by_name.insert("off".into(), FilterOverride::off());
+    let of_route = filter::overrides(Some(&said), ClientClass::Envoy);
+    let url = |name: &str| of_route.get(name).map(|any| any.type_url.clone());
+    assert_eq!(url("s"), Some(StatefulSessionPerRoute::type_url()));
+    assert_eq!(url("h"), Some(HeaderMutationPerRoute::type_url()));
+    assert_eq!(url("b"), Some(BufferPerRoute::type_url()));
+    assert_eq!(url("a"), None, "a route says nothing of it");
+    let off = of_route["off"].clone();
+    assert!(off.type_url.ends_with("envoy.config.route.v3.FilterConfig"));
+    let mutation = HeaderMutationPerRoute::decode(&of_route["h"].value[..]).unwrap();
+    assert_eq!(mutation.mutations.unwrap().request_mutations.len(), 1);
+    assert!(filter::overrides(Some(&said), ClientClass::GrpcGo).is_empty());
+    for (name, config) in filters {
+        let listed = HttpFilter::new(name, config);
+        for (class, is_there) in [(ClientClass::Envoy, true), (ClientClass::GrpcCpp, false)] {
+            let encoded = filter::http_filter(&listed, class);
+            assert_eq!(encoded.is_some(), is_there, "{name} {class}");
+        }
+    }
+}
+
+#[test]
+fn a_subset_of_the_endpoints_is_for_our_library_alone() {
+    use envoy_types::pb::envoy::extensions::load_balancing_policies::random_subsetting::v3::RandomSubsetting;
+    for policy in [
+        LbPolicy::RoundRobin,
+        LbPolicy::least_request(3),
+        LbPolicy::Random,
+        LbPolicy::RingHash(RingHash::default()),
+        LbPolicy::PeakEwma(PeakEwma::default()),
+    ] {
+        let mut config = Cluster {
+            lb_policy: policy.clone(),
+            ..Cluster::new("c")
+        };
+        let whole = |config: &Cluster| cluster(config, ClientClass::Envoy);
+        let before = whole(&config);
+        config.common_lb_config.subset_size = Some(5);
+        assert_eq!(whole(&config), before, "{policy:?}");
+        let own = cluster(&config, ClientClass::Rust).load_balancing_policy;
+        let policies = own.expect("a policy").policies;
+        let any = policies[0]
+            .typed_extension_config
+            .clone()
+            .unwrap()
+            .typed_config;
+        let subsetting = RandomSubsetting::decode(&any.unwrap().value[..]).unwrap();
+        assert_eq!(subsetting.subset_size, Some(uint32(5)));
+        assert!(subsetting.child_policy.is_some(), "{policy:?}");
     }
 }

@@ -153,6 +153,15 @@ object! {
         failover: BTreeMap<String, ResolverFailover>,
         /// Balancing.
         load_balancer: Option<ResolverBalancer>,
+        /// What places mean.
+        prioritize_by_locality: Option<ResolverLocality>,
+    }
+}
+object! {
+    /// What places mean.
+    ResolverLocality {
+        /// `failover`, which prefers the nearest, or `none`.
+        mode: Option<String>,
     }
 }
 object! {

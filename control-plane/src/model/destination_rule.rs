@@ -277,6 +277,18 @@ object! {
         use_client_protocol: Option<bool>,
         /// Requests in flight on one HTTP/2 connection.
         max_concurrent_streams: Option<u32>,
+        /// Pings of HTTP/2 connections.
+        #[serde(rename = "http2KeepAlive")]
+        http2_keep_alive: Option<PingSpec>,
+    }
+}
+object! {
+    /// Pings of HTTP/2 connections.
+    PingSpec {
+        /// Time between two; default 30s.
+        interval: Option<String>,
+        /// A connection ends that does not answer in this time; default 20s.
+        timeout: Option<String>,
     }
 }
 object! {

@@ -52,6 +52,8 @@ object! {
         timeouts: Option<Timeouts>,
         /// When to try again.
         retry: Option<RetrySpec>,
+        /// Requests of a session go to one endpoint.
+        session_persistence: Option<SessionPersistence>,
     }
 }
 object! {
@@ -65,6 +67,45 @@ object! {
         filters: Vec<Filter>,
         /// Where to.
         backend_refs: Vec<BackendRef>,
+        /// Requests of a session go to one endpoint.
+        session_persistence: Option<SessionPersistence>,
+    }
+}
+object! {
+    /// Requests of a session go to one endpoint.
+    SessionPersistence {
+        /// Name of the cookie; default `mesh-session-` and the name of the object.
+        session_name: Option<String>,
+        /// Longest life of a session; default as long as the caller runs.
+        absolute_timeout: Option<String>,
+        /// `Cookie`, which is the default.
+        r#type: Option<String>,
+        /// The cookie.
+        cookie_config: Option<SessionCookie>,
+    }
+}
+object! {
+    /// A cookie.
+    SessionCookie {
+        /// `Session` (default) or `Permanent`.
+        lifetime_type: Option<String>,
+    }
+}
+object! {
+    /// What pages of other origins may do.
+    CorsFilter {
+        /// `*`, an origin, or one whose host begins with `*.`.
+        allow_origins: Vec<String>,
+        /// Whether cookies are sent.
+        allow_credentials: Option<bool>,
+        /// Methods, or `*`.
+        allow_methods: Vec<String>,
+        /// Headers of requests, or `*`.
+        allow_headers: Vec<String>,
+        /// Headers of responses that pages see.
+        expose_headers: Vec<String>,
+        /// How long browsers remember it, in seconds; default 5.
+        max_age: Option<u32>,
     }
 }
 object! {
@@ -135,6 +176,8 @@ object! {
         request_redirect: Option<RedirectFilter>,
         /// Another path or authority.
         url_rewrite: Option<RewriteFilter>,
+        /// What pages of other origins may do.
+        cors: Option<CorsFilter>,
     }
 }
 object! {
@@ -318,6 +361,8 @@ object! {
         target_refs: Vec<TargetRef>,
         /// Limit on retries.
         retry_constraint: Option<RetryConstraint>,
+        /// Requests of a session go to one endpoint.
+        session_persistence: Option<SessionPersistence>,
     }
 }
 object! {

@@ -127,6 +127,8 @@ object! {
         mirror: Option<Weighted>,
         /// Share of the requests that `mirror` copies.
         mirror_percentage: Option<Percent>,
+        /// The old form of `mirrorPercentage`.
+        mirror_percent: Option<u32>,
         /// Copies of requests.
         mirrors: Vec<MirrorSpec>,
     }
@@ -147,6 +149,8 @@ object! {
         fixed_delay: Option<String>,
         /// Share of the requests; default all.
         percentage: Option<Percent>,
+        /// The old form of `percentage`.
+        percent: Option<u32>,
     }
 }
 object! {
@@ -165,6 +169,8 @@ object! {
     CorsSpec {
         /// Origins, any of them.
         allow_origins: Vec<StringMatch>,
+        /// The old form of `allowOrigins`: each is exact, or `*`.
+        allow_origin: Vec<String>,
         /// Methods.
         allow_methods: Vec<String>,
         /// Request headers.

@@ -12,6 +12,10 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Labels of its pods.
     pub selector: BTreeMap<String, String>,
+    /// `PreferClose`, `PreferSameZone`, or none.
+    pub traffic_distribution: Option<String>,
+    /// `ClientIP` or `None`.
+    pub session_affinity: Option<String>,
 }
 
 /// A port of a Service.

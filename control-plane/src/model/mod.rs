@@ -43,7 +43,7 @@ pub use consul::{
 };
 pub use destination_rule::{
     BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
-    LocalityLbSpec, OutlierSpec, PortPolicy, Subset, TlsSpec, TrafficPolicy,
+    LocalityLbSpec, OutlierSpec, PingSpec, PortPolicy, Subset, TlsSpec, TrafficPolicy,
 };
 pub use intentions::{
     IntentionDestination, IntentionHttp, IntentionPermission, IntentionSource, ServiceIntentions,

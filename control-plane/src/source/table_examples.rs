@@ -155,7 +155,7 @@ pub(super) const BESIDE_BALANCER: [(&str, &str, &str); 6] = [
 /// What must stand beside a field of a route.
 pub(super) const BESIDE: [(&str, &str, &str); 22] = [
     (
-        "fault.delay.percentage",
+        "fault.delay.percent",
         "spec.http[].fault.delay.fixedDelay",
         "1s",
     ),
@@ -178,7 +178,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
         "x",
     ),
     (
-        "cookieConfig",
+        "[].cookieConfig",
         "spec.loadBalancer.hashPolicies[].field",
         "cookie",
     ),

@@ -36,10 +36,12 @@ fn beside_in_filter(path: &str) -> Vec<(String, &'static str)> {
         "requestMirror" => ("RequestMirror", field),
         "requestRedirect" => ("RequestRedirect", field),
         "urlRewrite" => ("URLRewrite", field),
+        "cors" => ("CORS", field),
         _ => return Vec::new(),
     };
     let inner: &[(&str, &str)] = match inside {
         "set[].value" => &[("set[].name", "x")],
+        inside if kind == "CORS" && inside != "allowOrigins[]" => &[("allowOrigins[]", "a")],
         "add[].value" => &[("add[].name", "x")],
         "path.type" | "path.replaceFullPath" => &[
             ("path.type", "ReplaceFullPath"),
@@ -179,11 +181,6 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         for (path, value) in beside_in_tls(&row.path, &row.example) {
             write(&mut object, &format!("{prefix}{path}"), Value::from(*value));
         }
-    }
-    if row.path.starts_with("spec.workloadSelector") && kind == "DestinationRule" {
-        // Subsets are for all clients.
-        let spec = object["spec"].as_mapping_mut().expect("a spec");
-        spec.remove("subsets");
     }
     let example = serde_norway::from_str(&row.example).unwrap();
     let place = write(&mut object, &format!("{prefix}{}", row.path), example);

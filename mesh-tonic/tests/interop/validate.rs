@@ -110,7 +110,42 @@ spec:
 apiVersion: mesh/v1
 kind: BalancerPolicy
 metadata: {name: greeter}
-spec: {host: greeter, subset: v1, panicThreshold: 20, overprovisioningFactor: 150}
+spec: {host: greeter, subset: v1, panicThreshold: 20, overprovisioningFactor: 150,
+       maxConnectionsPerEndpoint: 2, subsetSize: 3}
+---
+kind: Service
+metadata: {name: sticky}
+spec:
+  ports: [{port: 80, name: http}]
+  sessionAffinity: ClientIP
+  trafficDistribution: PreferClose
+---
+apiVersion: mesh/v1
+kind: BalancerPolicy
+metadata: {name: sticky}
+spec: {host: sticky, adaptiveConcurrency: {maxConcurrency: 50}}
+---
+kind: DestinationRule
+metadata: {name: sticky}
+spec:
+  host: sticky
+  exportTo: ['.']
+  trafficPolicy: {connectionPool: {http: {http2KeepAlive: {interval: 10s, timeout: 5s}}}}
+---
+kind: HTTPRoute
+metadata: {name: sticky}
+spec:
+  parentRefs: [{group: '', kind: Service, name: sticky}]
+  rules:
+  - sessionPersistence: {absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}
+    filters: [{type: CORS, cors: {allowOrigins: ['*', 'https://*.example.com'], allowMethods: [GET], maxAge: 9}}]
+    backendRefs: [{name: sticky, port: 80}]
+---
+kind: XBackendTrafficPolicy
+metadata: {name: sticky}
+spec:
+  targetRefs: [{group: '', kind: Service, name: sticky}]
+  sessionPersistence: {sessionName: own}
 ---
 kind: VirtualService
 metadata: {name: greeter}
@@ -213,6 +248,7 @@ const DIALLED: &[&str] = &[
     "greeter.default.svc.cluster.local:8081",
     "empty",
     "six.default.svc",
+    "sticky.default",
 ];
 
 /// Addresses that servers listen on: STRICT, PERMISSIVE, and not in the configuration.

@@ -18,6 +18,7 @@ use super::{
     super::{
         CompileOptions, Compiled, ServiceInfo,
         clusters::{cluster_name, endpoints, upstream_tls},
+        locality::{Placed, Setting},
         routes::Context,
         services::{Workload, find, unknown_host},
     },
@@ -305,7 +306,17 @@ fn policies(
             None
         })
     });
-    if timeout.is_none() && balancer.is_none() {
+    let places = spec.prioritize_by_locality.as_ref();
+    let is_by_place = match places.and_then(|places| places.mode.as_deref()) {
+        None | Some("" | "none") => false,
+        Some("failover") => true,
+        Some(other) => {
+            let message = format!("{other:?} is not failover or none");
+            wrong("spec.prioritizeByLocality.mode", message);
+            false
+        }
+    };
+    if timeout.is_none() && balancer.is_none() && !is_by_place {
         return;
     }
     let named = spec.subsets.keys().map(String::as_str).chain([""]);
@@ -319,6 +330,15 @@ fn policies(
             cluster.connect_timeout = timeout.unwrap_or(cluster.connect_timeout);
             if let Some(balancer) = &balancer {
                 cluster.lb_policy = balancer.clone();
+            }
+            if let Some(all) = compiled
+                .endpoints
+                .get(name.as_str())
+                .filter(|_| is_by_place)
+            {
+                let placed = Placed::by(Setting::nearest(), ClusterEndpoints::clone(all));
+                let name = name.as_str().into();
+                compiled.placed.insert(name, Arc::new(placed));
             }
         }
     }

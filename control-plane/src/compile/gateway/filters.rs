@@ -1,17 +1,22 @@
 //! What happens to a request on its way. A filter that cannot be used fails the requests of its
 //! rule, as Gateway API says: it is never left out.
 
+use std::sync::Arc;
+
 use http::HeaderName;
 use mesh_core::config::{
-    AppendAction, Fraction, HeaderChanges, HeaderMutations, HeaderValue, HostRewrite, Mirror,
-    MirrorTarget, PathPattern, PathRewrite, Redirect, RedirectPath, Regex, RegexRewrite,
-    RouteMatch, ValueTemplate,
+    AppendAction, CorsPolicy, FilterConfig, FilterOverride, FilterOverrides, Fraction,
+    HeaderChanges, HeaderMutations, HeaderValue, HostRewrite, Mirror, MirrorTarget, PathPattern,
+    PathRewrite, Redirect, RedirectPath, Regex, RegexRewrite, RouteMatch, StringMatcher,
+    StringPattern, ValueTemplate,
 };
 
-use super::super::{route_match::Wrong, routes::Context};
+use super::super::{CORS_FILTER, route_match::Wrong, routes::Context};
 use crate::model::{
     Object,
-    gateway::{Filter, HeaderFilter, MirrorFilter, PathModifier, RedirectFilter, RewriteFilter},
+    gateway::{
+        CorsFilter, Filter, HeaderFilter, MirrorFilter, PathModifier, RedirectFilter, RewriteFilter,
+    },
 };
 
 /// What all filters together do.
@@ -22,12 +27,17 @@ pub(super) struct Effects {
     pub(super) redirect: Option<RedirectFilter>,
     pub(super) host: Option<HostRewrite>,
     pub(super) path: Option<PathModifier>,
+    /// Filters that work by what a route says of them.
+    pub(super) filters: FilterOverrides,
 }
 
 impl Effects {
     /// Whether it can be done for one of several backends.
     pub(super) fn is_for_a_backend(&self) -> bool {
-        self.mirrors.is_empty() && self.redirect.is_none() && self.path.is_none()
+        self.mirrors.is_empty()
+            && self.redirect.is_none()
+            && self.path.is_none()
+            && self.filters == FilterOverrides::default()
     }
 
     pub(super) fn literal_host(&self) -> Option<String> {
@@ -95,6 +105,12 @@ impl Context<'_> {
                         declared.ok_or_else(|| missing("urlRewrite"))?;
                     effects.host = hostname.map(HostRewrite::Literal);
                     effects.path = path;
+                }
+                "CORS" if !is_grpc => {
+                    let declared = filter.cors.as_ref().ok_or_else(|| missing("cors"))?;
+                    let policy = cors(declared).map_err(|wrong| inside("cors", wrong))?;
+                    let policy = FilterOverride::with(policy);
+                    effects.filters.by_name.insert(CORS_FILTER.into(), policy);
                 }
                 other => {
                     let message = format!("{other:?} is no filter of {}", object.key.kind);
@@ -296,4 +312,38 @@ pub(super) fn redirect(
         status,
         strip_query: false,
     })
+}
+
+/// How long browsers remember an answer, in seconds (Gateway API).
+const CORS_MAX_AGE: u32 = 5;
+
+/// What pages of other origins may do.
+fn cors(declared: &CorsFilter) -> Result<FilterConfig, Wrong> {
+    let mut allow_origins = Vec::new();
+    for (index, origin) in declared.allow_origins.iter().enumerate() {
+        let wrong = |message| (format!("allowOrigins[{index}]"), message);
+        let pattern = match origin.split_once('*') {
+            None if origin.is_empty() => return Err(wrong("it is empty".to_owned())),
+            None => StringPattern::Exact(origin.clone()),
+            Some((scheme, host)) => {
+                let quoted = |text: &str| text.replace('.', "\\.");
+                let regex = format!("{}.*{}", quoted(scheme), quoted(host));
+                StringPattern::Regex(Regex::new(&regex).map_err(wrong)?)
+            }
+        };
+        allow_origins.push(StringMatcher::new(pattern).map_err(wrong)?);
+    }
+    let max_age = declared.max_age.unwrap_or(CORS_MAX_AGE);
+    Ok(FilterConfig::Cors(Some(Arc::new(CorsPolicy {
+        allow_origins,
+        allow_methods: declared.allow_methods.join(","),
+        allow_headers: declared.allow_headers.join(","),
+        expose_headers: declared.expose_headers.join(","),
+        max_age: max_age.to_string(),
+        allow_credentials: declared.allow_credentials,
+        allow_private_network_access: None,
+        // The backend answers who asks for something else.
+        forward_not_matching_preflights: Some(true),
+        enabled: None,
+    }))))
 }

@@ -11,5 +11,6 @@ pub(super) fn rule(declared: &GrpcRule) -> Rule<'_> {
         backends: &declared.backend_refs,
         timeout: Ok(None),
         retry: Ok(None),
+        session: declared.session_persistence.as_ref(),
     }
 }

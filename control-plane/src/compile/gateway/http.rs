@@ -42,6 +42,7 @@ pub(super) fn rule(declared: &HttpRule) -> Rule<'_> {
         backends: &declared.backend_refs,
         timeout,
         retry,
+        session: declared.session_persistence.as_ref(),
     }
 }
 

@@ -18,17 +18,17 @@ mod status;
 use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_core::config::{
-    ClusterExtras, Forward, ForwardExtras, Fraction, HeaderMutations, RetryPolicy, Route,
-    RouteAction, RouteMatch,
+    ClusterExtras, FilterOverride, Forward, ForwardExtras, Fraction, HeaderMutations, RetryPolicy,
+    Route, RouteAction, RouteMatch,
 };
 
 use super::{
-    RouteOrigin, route_action::default_retries, route_match::Wrong, routes::Context,
-    scoped::DeclaredRoute,
+    RouteOrigin, SESSION_FILTER, route_action::default_retries, route_match::Wrong,
+    routes::Context, scoped::DeclaredRoute, session::session,
 };
 use crate::model::{
     Object,
-    gateway::{BackendRef, Filter, GrpcRoute, HttpRoute},
+    gateway::{BackendRef, Filter, GrpcRoute, HttpRoute, SessionPersistence},
 };
 pub(super) use attach::{Attachments, attach};
 use backend::Backends;
@@ -62,6 +62,7 @@ struct Rule<'r> {
     backends: &'r [BackendRef],
     timeout: Result<Option<std::time::Duration>, Wrong>,
     retry: Result<Option<RetryPolicy>, Wrong>,
+    session: Option<&'r SessionPersistence>,
 }
 
 impl Attached<'_> {
@@ -195,9 +196,12 @@ impl Context<'_> {
             let action = RouteAction::Unsupported(reason.clone());
             routes.push(Route::new(format!("{name}/invalid"), matcher, action));
         }
-        let headers = &done.effects.headers;
+        let Effects {
+            headers, filters, ..
+        } = &done.effects;
         routes.push(Route {
             headers: (!headers.is_empty()).then(|| Box::new(headers.clone())),
+            filters: filters.clone().boxed(),
             ..Route::new(name, matcher.clone(), action)
         });
         routes
@@ -206,7 +210,16 @@ impl Context<'_> {
     /// What happens to requests that a rule takes; what depends on the match comes later.
     fn effects(&mut self, object: &Object, rule: &Rule<'_>, field: &str) -> Result<Done, Wrong> {
         let is_grpc = object.key.kind == "GRPCRoute";
-        let effects = self.filters(object, rule.filters, field, is_grpc)?;
+        let mut effects = self.filters(object, rule.filters, field, is_grpc)?;
+        if let Some(declared) = rule.session {
+            let inside = |(part, message)| (format!("sessionPersistence.{part}"), message);
+            let session = session(declared, &object.key.name).map_err(inside)?;
+            let session = FilterOverride::with(session);
+            effects
+                .filters
+                .by_name
+                .insert(SESSION_FILTER.into(), session);
+        }
         let timeout = rule.timeout.clone()?;
         let retry = rule.retry.clone()?;
         if effects.redirect.is_some() {

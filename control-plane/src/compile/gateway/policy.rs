@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::super::{CompileOptions, Compiled, ServiceInfo, routes::passed_over};
+use mesh_core::config::FilterConfig;
+
+use super::super::{CompileOptions, Compiled, ServiceInfo, routes::passed_over, session::session};
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
     model::{Object, ObjectSet, Spec},
@@ -13,14 +15,16 @@ const PERCENT: u32 = 20;
 /// Default rate of retries that are always allowed (GEP-3388).
 const RATE: u32 = 10;
 
-/// Applies all policies to the clusters of their Services. The oldest one holds.
+/// Applies all policies to the clusters of their Services; the sessions that they ask for, by full name.
+/// The oldest one holds.
 pub(in super::super) fn apply_policies(
     objects: &ObjectSet,
     services: &BTreeMap<String, ServiceInfo>,
     options: &CompileOptions,
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
-) {
+) -> BTreeMap<String, FilterConfig> {
+    let mut sessions = BTreeMap::new();
     let is_policy = |object: &&Arc<Object>| matches!(object.spec, Spec::BackendTrafficPolicy(_));
     let mut policies: Vec<_> = objects.values().filter(is_policy).collect();
     policies.sort_by_key(|object| {
@@ -57,6 +61,15 @@ pub(in super::super) fn apply_policies(
                 held.insert(fqdn, winner);
                 continue;
             }
+            if let Some(declared) = &spec.session_persistence {
+                match session(declared, name) {
+                    Ok(session) => _ = sessions.insert(fqdn.clone(), session),
+                    Err((part, message)) => {
+                        let field = format!("spec.sessionPersistence.{part}");
+                        findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
+                    }
+                }
+            }
             let Some(constraint) = &spec.retry_constraint else {
                 continue;
             };
@@ -85,4 +98,5 @@ pub(in super::super) fn apply_policies(
             }
         }
     }
+    sessions
 }

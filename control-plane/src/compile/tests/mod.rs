@@ -1,5 +1,6 @@
 //! What objects mean together.
 
+mod balancing;
 mod consul;
 mod destination;
 mod export;

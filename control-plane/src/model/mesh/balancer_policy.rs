@@ -2,11 +2,17 @@
 
 use serde::Deserialize;
 
+use crate::model::ClientSelector;
+
 object! {
     /// How a host is balanced; what it says beats what a DestinationRule says.
     BalancerPolicy {
         /// Name, short or full.
         host: String,
+        /// Further names, or `*` and the end of full names.
+        hosts: Vec<String>,
+        /// Clients of its namespace that follow it; none is all.
+        workload_selector: Option<ClientSelector>,
         /// Only this port.
         port: Option<u16>,
         /// Only this subset.
@@ -20,6 +26,27 @@ object! {
         /// How much more than its share of usable endpoints a priority takes, in percent, at least 100;
         /// the rest goes to the next.
         overprovisioning_factor: Option<u32>,
+        /// Of many endpoints each client uses so many, and others other ones.
+        subset_size: Option<u32>,
+        /// Connections to one endpoint.
+        max_connections_per_endpoint: Option<u32>,
+        /// A limit of requests in flight that follows their latency.
+        adaptive_concurrency: Option<AdaptiveSpec>,
+    }
+}
+object! {
+    /// A limit of requests in flight that follows their latency.
+    AdaptiveSpec {
+        /// How often it is calculated; default 100ms.
+        update_interval: Option<String>,
+        /// How often the latency without load is measured; default 60s.
+        min_rtt_interval: Option<String>,
+        /// Requests that such a measurement takes; default 50.
+        min_rtt_requests: Option<u32>,
+        /// The limit is never lower; default 3.
+        min_concurrency: Option<u32>,
+        /// The limit is never higher; default 1000.
+        max_concurrency: Option<u32>,
     }
 }
 object! {

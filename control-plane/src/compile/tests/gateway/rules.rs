@@ -38,8 +38,8 @@ fn a_rule_that_cannot_be_used_fails_its_own_requests_alone() {
             "filters[0].type",
         ),
         (
-            format!("sessionPersistence: {{sessionName: a}}\n    {backend}"),
-            "sessionPersistence",
+            format!("sessionPersistence: {{type: Header}}\n    {backend}"),
+            "sessionPersistence.type",
         ),
         (
             format!("filters: [{{type: URLRewrite}}]\n    {backend}"),
@@ -442,4 +442,67 @@ fn a_retry_constraint_is_the_budget_of_its_service() {
         findings[0].contains("spec.retryConstraint.budget.percent"),
         "{findings:?}"
     );
+}
+
+/// The session that holds for a route, or for the virtual host of all.
+fn session_of(filters: Option<&FilterOverrides>) -> Option<StatefulSession> {
+    let said = filters?.by_name.get(SESSION_FILTER)?;
+    match said.config.as_ref()? {
+        FilterConfig::StatefulSession(session) => session.as_deref().cloned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn sessions_and_origins_are_what_a_rule_says_of_filters() {
+    let (mesh, findings) = Mesh::with_findings(&route(
+        "a",
+        "  - sessionPersistence: {absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}
+    filters: [{type: CORS, cors: {allowOrigins: ['https://*.example.com'], allowMethods: [GET, PUT]}}]
+    backendRefs: [{name: echo-v1, port: 80}]\n",
+    ));
+    assert_eq!(findings, [""; 0]);
+    let name = "outbound|80||echo.mesh.svc.cluster.local";
+    let host = &mesh.0.routes[name].virtual_hosts[0];
+    let filters = host.routes[0].filters.as_deref();
+    let session = session_of(filters).expect("a session");
+    assert_eq!(
+        (session.name.as_str(), session.path.as_str()),
+        ("mesh-session-a", "/")
+    );
+    assert_eq!(session.ttl.map(|ttl| ttl.as_secs()), Some(3600));
+    let cors = filters.and_then(|filters| filters.by_name[CORS_FILTER].config.clone());
+    let Some(FilterConfig::Cors(Some(cors))) = cors else {
+        panic!("{cors:?}")
+    };
+    assert_eq!(cors.allow_methods, "GET,PUT");
+    let is_allowed = |origin: &str| cors.allow_origins[0].is_match(origin);
+    assert!(is_allowed("https://a.example.com") && !is_allowed("https://a.example.org"));
+    assert_eq!(session_of(host.filters.as_deref()), None);
+}
+
+#[test]
+fn a_traffic_policy_makes_sessions_of_all_requests_to_a_service() {
+    let policy = |session: &str| {
+        format!(
+            "kind: XBackendTrafficPolicy\nmetadata: {{name: p, namespace: mesh}}\nspec:\n  \
+             targetRefs: [{{group: '', kind: Service, name: echo}}]\n  sessionPersistence: {session}\n"
+        )
+    };
+    let (mesh, findings) = Mesh::with_findings(&policy("{sessionName: own}"));
+    assert_eq!(findings, [""; 0]);
+    let host = &mesh.0.routes["outbound|80||echo.mesh.svc.cluster.local"].virtual_hosts[0];
+    let session = session_of(host.filters.as_deref()).expect("a session");
+    assert_eq!((session.name.as_str(), session.ttl), ("own", None));
+    for (session, expected) in [
+        ("{sessionName: 'a b'}", "sessionName"),
+        ("{cookieConfig: {lifetimeType: Permanent}}", "lifetimeType"),
+        ("{absoluteTimeout: soon}", "absoluteTimeout"),
+    ] {
+        let (_, findings) = Mesh::with_findings(&policy(session));
+        assert!(
+            findings.len() == 1 && findings[0].contains(expected),
+            "{findings:?}"
+        );
+    }
 }
