@@ -316,6 +316,7 @@ impl Compiled {
         let api = ApiListener {
             routes,
             max_stream_duration: None,
+            stream_idle_timeout: None,
             filters: [].into(),
         };
         Some(Listener {

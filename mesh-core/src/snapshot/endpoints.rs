@@ -14,7 +14,7 @@ use std::{
 use super::ClusterEndpoint;
 use crate::{
     balance::{Group, nearest},
-    config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LocalityId},
+    config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LbMetadata, LocalityId},
     stats::EndpointStats,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Arranged<'e> {
     pub(super) sources: Vec<&'e Endpoint>,
     /// Names of those that have one, by index.
     pub(super) hostnames: HashMap<usize, Arc<str>>,
+    /// Metadata of those that have some, by index.
+    pub(super) metadata: HashMap<usize, Arc<LbMetadata>>,
     pub(super) groups: Vec<Group>,
     /// For each priority, see [`Parts`](crate::balance::Parts).
     pub(super) rests: Vec<(Range<usize>, usize)>,
@@ -62,6 +64,10 @@ pub(super) fn arrange<'e>(
         if !endpoint.hostname.is_empty() {
             let name = endpoint.hostname.as_str().into();
             arranged.hostnames.insert(arranged.endpoints.len(), name);
+        }
+        if !endpoint.metadata.is_empty() {
+            let metadata = Arc::new(endpoint.metadata.clone());
+            arranged.metadata.insert(arranged.endpoints.len(), metadata);
         }
         arranged.endpoints.push(ClusterEndpoint {
             address: endpoint.address,

@@ -87,6 +87,8 @@ pub struct ClusterSnapshot {
     pub endpoints: Box<[ClusterEndpoint]>,
     /// Names of those that have one, by index: apart, because picks read the endpoints.
     hostnames: HashMap<usize, Arc<str>>,
+    /// Metadata of those that have some, by index.
+    metadata: HashMap<usize, Arc<config::LbMetadata>>,
     /// Chooses among `endpoints`.
     pub picker: Picker,
     /// Requests to refuse.
@@ -130,6 +132,11 @@ impl ClusterSnapshot {
     /// The name of an endpoint, by its index, if it has one.
     pub fn hostname(&self, endpoint: usize) -> Option<&str> {
         self.hostnames.get(&endpoint).map(|name| &**name)
+    }
+
+    /// What load balancing knows of an endpoint, by its index, if anything.
+    pub fn metadata(&self, endpoint: usize) -> Option<&config::LbMetadata> {
+        self.metadata.get(&endpoint).map(|metadata| &**metadata)
     }
 
     /// Whether time does anything to it: only then is a [`Maintainer`] of use.

@@ -7,5 +7,7 @@ mod deadline;
 mod filters;
 mod kit;
 mod lifecycle;
+mod limits;
 mod mutual_tls;
+mod routes;
 mod telemetry;
