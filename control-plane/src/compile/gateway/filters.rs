@@ -145,6 +145,7 @@ impl Context<'_> {
             cluster: MirrorTarget::Cluster(cluster.into()),
             fraction,
             shadow_suffix: true,
+            is_traced: true,
         }))
     }
 }
