@@ -4,6 +4,7 @@
 //! bench library   what a call costs above an endpoint that answers at once
 //! bench wire      over loopback, beside bare channels, peers and sidecars
 //! bench pick      choosing an endpoint, every policy, beside tower's balancers
+//! bench security  certificates that are signed, rules that are asked
 //! bench big       ten thousand clusters: ready time, memory, churn
 //! gate            instructions, allocations and future sizes, against `gate.toml`
 //! ```
@@ -19,4 +20,5 @@ pub mod harness;
 pub mod library;
 pub mod pick;
 pub mod report;
+pub mod security;
 pub mod wire;

@@ -124,6 +124,10 @@ async fn measure(streams: usize) -> ExitCode {
             streams: 2 * streams,
             streams_per_second: 1_000_000,
             burst: 1_000_000,
+            streams_per_identity: 2 * streams,
+            requests_per_second: 1_000_000,
+            requests_burst: 1_000_000,
+            ..Limits::default()
         })
         .start()
         .await

@@ -2,7 +2,8 @@
 //!
 //! Read-only but for the registry's part, where services register, and the change of roots, for those
 //! who hold the [`AdminKey`] of the data directory. Where other machines can ask, all of `/v1/` is for
-//! those alone. No answer holds a key or a token.
+//! those alone. On an address of this machine alone services register without a key, as with an agent of
+//! Consul, and pages in a browser do not. No answer holds a key or a token.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +14,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Query, Request, State},
+    extract::{DefaultBodyLimit, Query, Request, State},
     http::{
         HeaderMap, StatusCode,
-        header::{AUTHORIZATION, CONTENT_TYPE},
+        header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN},
     },
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -45,6 +46,8 @@ const WAIT: Duration = Duration::from_secs(30);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Clients or resources in one answer; the others are counted.
 const LISTED_MAX: usize = 1_000;
+/// Longest body of a request, in bytes.
+const BODY_MAX: usize = consul::BODY_MAX;
 
 /// Name of the file with the admin key.
 const ADMIN_KEY: &str = "admin.key";
@@ -89,7 +92,15 @@ impl AdminState {
 async fn guard(State(state): State<AdminState>, request: Request, next: Next) -> Response {
     let is_probe = !request.uri().path().starts_with("/v1/");
     let peer = request.extensions().get::<ConnectionPeer>();
-    if is_probe || state.is_open || state.is_admin(request.headers(), peer) {
+    let is_admin = state.is_admin(request.headers(), peer);
+    // Browsers say where a request that changes something comes from, whatever name the page gave this
+    // address; nobody else does.
+    let is_page = !request.method().is_safe() && request.headers().contains_key(ORIGIN);
+    if is_page && !is_admin {
+        tracing::warn!(target: "audit", path = request.uri().path(), "refused: a page in a browser");
+        return refuse(StatusCode::FORBIDDEN, NO_PAGES);
+    }
+    if is_probe || state.is_open || is_admin {
         return next.run(request).await;
     }
     tracing::warn!(
@@ -99,12 +110,28 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
     refuse(StatusCode::UNAUTHORIZED, NEEDS_KEY)
 }
 
+/// Names the limit on bodies to who exceeds it.
+async fn name_limit(response: Response) -> Response {
+    match response.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("a body has {BODY_MAX} bytes at most");
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, message)
+        }
+        _ => response,
+    }
+}
+
 fn refuse(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(json!({"error": error.into()}))).into_response()
 }
 
 const NEEDS_KEY: &str =
     "the key in admin.key of the data directory, or the certificate of an admin, is needed";
+
+const NO_PAGES: &str = "a page in a browser changes nothing here without the admin key";
+
+/// Where Consul's clients put a token.
+const CONSUL_TOKEN: &str = "x-consul-token";
 
 /// A secret in the data directory, `admin.key`, made by each start: whoever can read it may change
 /// something. An address proves nothing: on the same machine there are other users, and browsers.
@@ -135,6 +162,8 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/ca/rotation", get(rotation).post(rotate))
         .with_state(state.clone())
         .merge(registry)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(map_response(name_limit))
         .layer(from_fn_with_state(state, guard))
 }
 
@@ -305,12 +334,12 @@ impl AdminKey {
         std::fs::read_to_string(data_dir.join(ADMIN_KEY))
     }
 
+    /// As a bearer token, or as Consul's clients send theirs.
     fn is_shown_in(&self, headers: &HeaderMap) -> bool {
-        let shown = headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-        shown.is_some_and(|shown| ca::is_equal(shown.as_bytes(), self.0.as_bytes()))
+        let text = |name: &str| headers.get(name)?.to_str().ok();
+        let bearer = text(AUTHORIZATION.as_str()).and_then(|value| value.strip_prefix("Bearer "));
+        let mut shown = bearer.into_iter().chain(text(CONSUL_TOKEN));
+        shown.any(|shown| ca::is_equal(shown.as_bytes(), self.0.as_bytes()))
     }
 }
 
@@ -328,27 +357,99 @@ async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use axum::body::Body;
     use tower::ServiceExt as _;
 
     use super::*;
     use crate::registry::MemoryStore;
 
-    #[tokio::test]
-    async fn readiness_follows_the_state() {
-        let (ready, is_ready) = watch::channel(false);
-        let state = AdminState {
+    fn state(ready: watch::Receiver<bool>) -> AdminState {
+        AdminState {
             metrics: Metrics::new(),
-            ready: is_ready,
+            ready,
             diagnostics: Arc::default(),
             clients: Clients::default(),
             world: watch::channel(None).1,
             registry: Registry::open(MemoryStore::default()).unwrap(),
             rotator: None,
-            key: None,
+            key: Some(AdminKey("secret".into())),
             admins: Vec::new(),
             is_open: true,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_long_is_refused_with_the_limit() {
+        let router = router(state(watch::channel(true).1));
+        for (bytes, expected) in [
+            (BODY_MAX, StatusCode::BAD_REQUEST),
+            (BODY_MAX + 1, StatusCode::PAYLOAD_TOO_LARGE),
+        ] {
+            // Of unknown length, as a chunked one is.
+            let body = Body::from_stream(futures_util::stream::iter([Ok::<_, Infallible>(
+                " ".repeat(bytes),
+            )]));
+            let request = Request::put("/v1/agent/service/register").body(body);
+            let answer = router.clone().oneshot(request.unwrap()).await.unwrap();
+            assert_eq!(answer.status(), expected, "{bytes}");
+            let text = axum::body::to_bytes(answer.into_body(), 1_000).await;
+            let text = String::from_utf8(text.unwrap().to_vec()).unwrap();
+            let names_limit = text.contains("262144 bytes at most");
+            assert_eq!(names_limit, bytes > BODY_MAX, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn services_register_without_a_key_on_this_machine_alone_and_pages_never_do() {
+        let state = state(watch::channel(true).1);
+        // Whether other machines can ask, a header, and the answer to a registration.
+        for (is_open, header, expected) in [
+            (true, None, StatusCode::OK),
+            (
+                true,
+                Some(("origin", "http://a.example")),
+                StatusCode::FORBIDDEN,
+            ),
+            (true, Some(("x-consul-token", "secret")), StatusCode::OK),
+            (false, None, StatusCode::UNAUTHORIZED),
+            (
+                false,
+                Some(("x-consul-token", "wrong")),
+                StatusCode::UNAUTHORIZED,
+            ),
+            (false, Some(("x-consul-token", "secret")), StatusCode::OK),
+            (
+                false,
+                Some(("authorization", "Bearer secret")),
+                StatusCode::OK,
+            ),
+            (
+                false,
+                Some(("origin", "http://a.example")),
+                StatusCode::FORBIDDEN,
+            ),
+        ] {
+            let state = AdminState {
+                is_open,
+                ..state.clone()
+            };
+            let mut request = Request::put("/v1/agent/service/register");
+            if let Some((name, value)) = header {
+                request = request.header(name, value);
+            }
+            let body = Body::from(r#"{"Name": "a", "Port": 1, "Address": "127.0.0.1"}"#);
+            let request = request.body(body).unwrap();
+            let answer = router(state).oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), expected, "{is_open} {header:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_the_state() {
+        let (ready, is_ready) = watch::channel(false);
+        let state = state(is_ready);
         let status = async |path: &str| {
             let request = Request::get(path).body(Body::empty()).unwrap();
             router(state.clone())

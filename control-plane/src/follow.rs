@@ -17,7 +17,6 @@ use crate::{
     diagnostic::{Diagnostic, Severity},
     keys::Wanted,
     metrics::Metrics,
-    model::ObjectSet,
     registry::{Members, Registry},
     server::Clients,
     source::{FileSource, Loaded, loses_endpoints, loses_members},
@@ -35,7 +34,9 @@ pub(crate) struct Follower {
     /// Instances that registered.
     members: watch::Receiver<Arc<Members>>,
     /// What was published last, and what was found in it whatever the clients are.
-    held: (ObjectSet, Vec<Diagnostic>),
+    held: (Arc<Loaded>, Vec<Diagnostic>),
+    /// Nothing but instances can be new since then.
+    is_current: bool,
     /// The instances among it.
     published: Arc<Members>,
     /// Where they are told.
@@ -64,6 +65,7 @@ impl Follower {
             shown: registry.shown(),
             members,
             held: Default::default(),
+            is_current: false,
         }
     }
 
@@ -87,7 +89,7 @@ impl Follower {
                     }
                     let current = loaded.borrow_and_update().clone();
                     self.metrics.source_changed();
-                    let is_urgent = loses_endpoints(&self.held.0, &current.objects);
+                    let is_urgent = loses_endpoints(&self.held.0.objects, &current.objects);
                     trigger = if is_urgent { "endpoint_down" } else { trigger };
                     debounce.changed(Instant::now(), is_urgent);
                 }
@@ -112,6 +114,7 @@ impl Follower {
                 }
                 Ok(()) = keys.changed() => {
                     self.options.keys = keys.borrow_and_update().clone();
+                    self.is_current = false;
                     trigger = "keys";
                     debounce.changed(Instant::now(), false);
                 }
@@ -132,40 +135,73 @@ impl Follower {
     }
 
     /// Compiles and publishes.
-    pub(crate) fn publish(&mut self, loaded: &Loaded) {
+    pub(crate) fn publish(&mut self, loaded: &Arc<Loaded>) {
         let begin = Instant::now();
-        self.published = Arc::clone(&self.members.borrow());
-        let (compiled, found) = compile_with(&loaded.objects, &self.published, &self.options);
-        let found: Vec<_> = loaded.diagnostics.iter().cloned().chain(found).collect();
+        let members = Arc::clone(&self.members.borrow());
+        let trust = TrustBundle {
+            name: TRUST_BUNDLE.into(),
+            roots: self.roots.borrow_and_update().clone(),
+        };
+        let before = self.world.borrow().clone();
+        let is_current = self.is_current && Arc::ptr_eq(&self.held.0, loaded);
+        let patched = before
+            .as_ref()
+            .filter(|before| is_current && before.trusts(&trust))
+            .and_then(|before| {
+                let instances = (&*self.published, &*members);
+                let patched = before.compiled().patched(instances, &self.options)?;
+                Some(World::patched(patched, before))
+            });
+        self.published = members;
+        let world = match patched {
+            Some(world) => {
+                self.metrics.compiled("endpoints");
+                world
+            }
+            None => {
+                self.metrics.compiled("everything");
+                self.compile(loaded, trust, before.as_deref())
+            }
+        };
+        let world = Arc::new(world);
+        self.world.send_replace(Some(Arc::clone(&world)));
+        self.clients.published(&world);
+        self.shown.send_replace(Some(Arc::clone(&self.published)));
+        let compiled = world.compiled();
         let counts = [
             ("cds", compiled.clusters.len()),
             ("eds", compiled.endpoints.len()),
             ("rds", compiled.routes.len()),
         ];
         let services = compiled.services.len();
-        let before = self.world.borrow().clone();
-        let trust = TrustBundle {
-            name: TRUST_BUNDLE.into(),
-            roots: self.roots.borrow_and_update().clone(),
-        };
+        self.metrics.published(begin.elapsed(), services, &counts);
+    }
+
+    /// Compiles everything.
+    fn compile(
+        &mut self,
+        loaded: &Arc<Loaded>,
+        trust: TrustBundle,
+        before: Option<&World>,
+    ) -> World {
+        let (compiled, found) = compile_with(&loaded.objects, &self.published, &self.options);
+        let found: Vec<_> = loaded.diagnostics.iter().cloned().chain(found).collect();
         let world = match before {
-            Some(before) => World::following(compiled, trust, &before),
+            Some(before) => World::following(compiled, trust, before),
             None => World::new(compiled, trust),
         };
-        let world = Arc::new(world.made_of(&loaded.objects));
-        self.world.send_replace(Some(Arc::clone(&world)));
-        self.clients.published(&world);
-        self.shown.send_replace(Some(Arc::clone(&self.published)));
-        self.metrics.published(begin.elapsed(), services, &counts);
-        self.held = (loaded.objects.clone(), found);
+        self.held = (Arc::clone(loaded), found);
+        self.is_current = true;
         let classes = self.clients.classes().borrow().clone();
         self.report(&classes);
+        world.made_of(&loaded.objects)
     }
 
     /// Tells operators what was found, given the classes of clients that were seen.
     fn report(&self, classes: &Classes) {
-        let (objects, found) = &self.held;
-        let limits = objects
+        let (loaded, found) = &self.held;
+        let limits = loaded
+            .objects
             .values()
             .flat_map(|object| object.limits_for(classes));
         let all: Vec<_> = found.iter().cloned().chain(limits).collect();

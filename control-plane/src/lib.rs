@@ -8,9 +8,10 @@
 //! [`ControlPlane`] runs it in a process, as the binary `control-plane` and the tests do. Modules
 //! import only downward in this order:
 //! `cli → run → {admin, follow} → server → cache → encode`, `source → model`, `compile → {registry, model}`, and `ca`,
-//! `class`, `debounce`, `diagnostic`, `metrics` and `value` beside them.
+//! `class`, `debounce`, `diagnostic`, `metrics` and `value` beside them. [`agent`] is a client, over `dial`.
 
 pub mod admin;
+pub mod agent;
 pub mod ca;
 pub mod cache;
 pub mod check;
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod compile;
 mod debounce;
 pub mod diagnostic;
+mod dial;
 pub mod encode;
 pub mod explain;
 mod follow;

@@ -102,6 +102,7 @@ struct Inner {
     delivery: Times,
     inbound_updates: Count,
     triggers: Family<Label, Count>,
+    compiles: Family<Label, Count>,
     services: Gauge,
     snapshot_resources: Family<Label, Gauge>,
     csr_count: Count,
@@ -160,6 +161,7 @@ impl Metrics {
             delivery: Family::new_with_constructor(seconds),
             inbound_updates: Count::default(),
             triggers: Family::default(),
+            compiles: Family::default(),
             services: Gauge::default(),
             snapshot_resources: Family::default(),
             csr_count: Count::default(),
@@ -261,6 +263,11 @@ impl Metrics {
     pub fn triggered(&self, kind: &str, waited: Duration) {
         self.0.triggers.get_or_create(&label(kind)).add(1);
         self.0.debounce_time.observe(waited.as_secs_f64());
+    }
+
+    /// `everything` was compiled, or `endpoints` alone.
+    pub fn compiled(&self, what: &str) {
+        self.0.compiles.get_or_create(&label(what)).add(1);
     }
 
     /// A configuration was compiled and published in so long, with so many of each.
@@ -390,6 +397,8 @@ impl Inner {
         registry.register("pilot_debounce_time", help, self.debounce_time.clone());
         let help = "Changes that were published, by why they were";
         registry.register("pilot_push_triggers", help, self.triggers.clone());
+        let help = "Compiles of everything, and of the endpoints of instances that changed alone";
+        registry.register("mesh_compiles", help, self.compiles.clone());
         let help = "Seconds to compile and publish a change";
         registry.register("pilot_xds_push_time", help, self.push_time.clone());
         registry.register("pilot_services", "Services", self.services.clone());

@@ -16,7 +16,7 @@ use crate::{
     admin::{self, AdminKey, AdminState},
     ca::{
         Authority, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
-        IstioCertificateServiceServer, JwtOptions, JwtVerifier, Tokens,
+        IstioCertificateServiceServer, JwksSource, JwtOptions, JwtVerifier, OwnCertificate, Tokens,
     },
     cache::Version,
     compile::{CompileOptions, key_sets},
@@ -24,7 +24,9 @@ use crate::{
     follow::Follower,
     keys::{self, Keys, Trust},
     metrics::Metrics,
-    registry::{FileStore, LeaseService, Registry, proto::registry_server::RegistryServer},
+    registry::{
+        FileStore, LeaseService, ProbeTls, Registry, proto::registry_server::RegistryServer,
+    },
     rotate::Rotator,
     server::{self, AdsService, CONNECTION_AGE_MAX, Clients, Limits, ServerTls},
     source::{FileSource, LastGood},
@@ -40,6 +42,8 @@ pub const CERT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const OBJECTS: &str = "objects";
 /// Where the keys of issuers are in it.
 const KEYS: &str = "keys.json";
+/// Where the keys of service account tokens are in it.
+const TOKEN_KEYS: &str = "token-keys.json";
 /// What services said of themselves, in the data directory.
 const REGISTRATIONS: &str = "registrations.log";
 /// Longest request for a certificate that is read.
@@ -232,12 +236,22 @@ impl ControlPlaneBuilder {
                 .with_context(|| format!("certificate authority in {}", dir.display()))?,
         };
         let authority = Arc::new(authority);
-        let callers = Arc::new(callers(&data_dir, jwt)?);
         let last_good = LastGood::open(data_dir.join(OBJECTS))
             .with_context(|| format!("last good objects in {}", data_dir.display()))?;
         let (source, loaded) = FileSource::open(&config_dir, Some(last_good))
             .with_context(|| format!("configuration directory {}", config_dir.display()))?;
         let trust = Trust::open(jwks_ca_file.as_deref()).context("roots of issuers")?;
+        let mut tasks = JoinSet::new();
+        let jwt = match jwt {
+            None => None,
+            Some(jwt) => {
+                let keys = Keys::open(data_dir.join(TOKEN_KEYS), trust.clone(), jwks_refresh)
+                    .with_context(|| format!("keys of tokens in {}", data_dir.display()))?;
+                let verifier = verifier(jwt, keys, &mut tasks).await;
+                Some(verifier.context("service account tokens")?)
+            }
+        };
+        let callers = Arc::new(callers(&data_dir, jwt)?);
         let mut keys = Keys::open(data_dir.join(KEYS), trust, jwks_refresh)
             .with_context(|| format!("keys of issuers in {}", data_dir.display()))?;
         // Servers that believe a token must not be told otherwise because we start.
@@ -245,7 +259,9 @@ impl ControlPlaneBuilder {
         keys.fetch(&wanted).await;
         options.keys = keys.held().clone();
         let registrations = data_dir.join(REGISTRATIONS);
-        let registry = Registry::open(FileStore::new(&registrations))
+        let checks = OwnCertificate::new(Arc::clone(&authority), Vec::new())?;
+        let checks = Some(ProbeTls::new(checks));
+        let registry = Registry::open_with(FileStore::new(&registrations), checks)
             .with_context(|| format!("registrations in {}", registrations.display()))?;
         let xds = TcpListener::bind(self.xds_listen)
             .await
@@ -271,7 +287,6 @@ impl ControlPlaneBuilder {
         // Nobody is served before every source is read.
         follower.publish(&loaded.borrow().clone());
         ready.send_replace(true);
-        let mut tasks = JoinSet::new();
         let (wanted, is_wanted) = watch::channel(wanted);
         let (fetched, are_fetched) = watch::channel(keys.held().clone());
         let keys = keys.follow(is_wanted, fetched);
@@ -358,11 +373,25 @@ fn dialled(names: &[String], address: SocketAddr) -> Vec<String> {
     dialled
 }
 
-fn callers(data_dir: &Path, jwt: Option<JwtOptions>) -> anyhow::Result<Callers> {
+/// What verifies service account tokens, with keys that are fetched where they are not in a file.
+async fn verifier(
+    options: JwtOptions,
+    keys: Keys,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<JwtVerifier> {
+    let (issuer, audience) = (&options.issuer, &options.audience);
+    Ok(match options.jwks {
+        JwksSource::File(path) => JwtVerifier::open(&path, issuer, audience)?,
+        JwksSource::Uri(uri) => {
+            let keys = keys::follow_one(keys, uri, tasks).await?;
+            JwtVerifier::following(issuer, audience, keys)?
+        }
+    })
+}
+
+fn callers(data_dir: &Path, jwt: Option<JwtVerifier>) -> anyhow::Result<Callers> {
     let tokens =
         Tokens::open(data_dir).with_context(|| format!("join tokens in {}", data_dir.display()))?;
-    let jwt = jwt.map(JwtVerifier::open).transpose();
-    let jwt = jwt.context("service account tokens")?;
     let denied =
         DenyList::open(data_dir).with_context(|| format!("deny list in {}", data_dir.display()))?;
     Ok(Callers::new(tokens, jwt, denied))

@@ -423,3 +423,128 @@ async fn a_server_explains_what_a_directory_does() {
     let both = run(&["status", "--config", "a", "--server", "http://b"]);
     assert_eq!(both.status.code(), Some(2), "one of the two");
 }
+
+/// A control plane that speaks TLS, its directory, and a join token of `default/web` in a file.
+async fn secured() -> (tempfile::TempDir, control_plane::Running) {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, data) = (dir.path().join("config"), dir.path().join("data"));
+    fs::create_dir(&config).unwrap();
+    let any = ([127, 0, 0, 1], 0).into();
+    let running = control_plane::ControlPlane::builder(&config, &data)
+        .xds_listen(any)
+        .http_listen(any)
+        .tls(control_plane::Tls::Always)
+        .start()
+        .await
+        .unwrap();
+    let whose = control_plane::ca::Identity::new("default", "web").unwrap();
+    let life = std::time::Duration::from_secs(600);
+    let token =
+        control_plane::ca::create_token_for(&data, &whose, life, control_plane::ca::TokenUse::Once);
+    fs::write(dir.path().join("token"), token.unwrap()).unwrap();
+    (dir, running)
+}
+
+async fn run_beside(arguments: Vec<String>) -> Output {
+    let run = move || run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_needs_a_token_once_and_its_certificate_from_then_on() {
+    let (dir, running) = secured().await;
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let agent = async |server: String, more: &[&str]| {
+        let mut arguments = ["agent", "--once", "--xds"].map(str::to_owned).to_vec();
+        arguments.extend([server, "--out".into(), at("out")]);
+        arguments.extend(["--ca".into(), at("data/ca/trust-bundle.pem")]);
+        arguments.extend(more.iter().map(ToString::to_string));
+        run_beside(arguments).await
+    };
+    let server = format!("https://{}", running.xds_addr());
+    let nobody = agent(server.clone(), &[]).await;
+    assert_eq!(nobody.status.code(), Some(1));
+    let errors = text(&nobody.stderr);
+    assert!(
+        errors.contains("Unauthenticated: a certificate"),
+        "{errors}"
+    );
+    assert!(!dir.path().join("out/key.pem").exists());
+
+    let (token, bootstrap) = (at("token"), at("bootstrap.json"));
+    let first = agent(
+        server.clone(),
+        &["--token-file", &token, "--bootstrap", &bootstrap],
+    )
+    .await;
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert_eq!(
+        text(&first.stdout),
+        "RESULT   LEFT      NEXT      IDENTITY OR REASON\n\
+         written  23h59m    -         spiffe://cluster.local/ns/default/sa/web\n"
+    );
+    let made: Value = serde_json::from_slice(&fs::read(&bootstrap).unwrap()).unwrap();
+    assert_eq!(made["node"]["id"], "web~ns/default/sa/web");
+    assert_eq!(made["xds_servers"][0]["channel_creds"][0]["type"], "tls");
+    let files = &made["certificate_providers"]["default"]["config"];
+    assert_eq!(files["refresh_interval"], "600s");
+    for name in [
+        "certificate_file",
+        "private_key_file",
+        "ca_certificate_file",
+    ] {
+        assert!(Path::new(files[name].as_str().unwrap()).exists(), "{name}");
+    }
+
+    // The token is used up.
+    let chain = dir.path().join("out/cert-chain.pem");
+    let before = serial(&chain);
+    let second = agent(server.clone(), &["--token-file", &token]).await;
+    assert!(second.status.success(), "{}", text(&second.stderr));
+    assert_ne!(serial(&chain), before);
+
+    // What went wrong is said, and what was there stays.
+    let before = serial(&chain);
+    running.shutdown().await;
+    let alone = agent(server, &[]).await;
+    assert_eq!(alone.status.code(), Some(1));
+    let errors = text(&alone.stderr);
+    assert!(errors.contains("127.0.0.1:"), "{errors}");
+    assert_eq!(serial(&chain), before);
+    let clear = agent("http://10.0.0.1:1".into(), &["--token-file", &token]).await;
+    let errors = text(&clear.stderr);
+    assert!(errors.contains("in the clear"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_endpoint_is_asked_over_tls_and_only_with_roots_that_vouch_for_it() {
+    let (dir, running) = secured().await;
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let status = async |server: String, more: &[&str]| {
+        let mut arguments = ["ca", "status", "--data-dir"].map(str::to_owned).to_vec();
+        arguments.extend([at("data"), "--http".into(), server]);
+        arguments.extend(more.iter().map(ToString::to_string));
+        run_beside(arguments).await
+    };
+    let server = format!("https://{}", running.http_addr());
+    let said = status(server.clone(), &[]).await;
+    assert_eq!(
+        text(&said.stdout),
+        "no change of roots is going on\n",
+        "{}",
+        text(&said.stderr)
+    );
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(dir.path().join("other.pem"), other.cert.pem()).unwrap();
+    let refused = status(server, &["--ca", &at("other.pem")]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    let errors = text(&refused.stderr);
+    assert!(errors.contains("UnknownIssuer"), "{errors}");
+    let clear = status("http://10.0.0.1:1".to_owned(), &[]).await;
+    let errors = text(&clear.stderr);
+    assert!(
+        errors.contains("admin key would travel in the clear"),
+        "{errors}"
+    );
+    running.shutdown().await;
+}

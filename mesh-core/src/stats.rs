@@ -12,7 +12,7 @@ use std::{
 use crate::{
     observed::Observed,
     outcome::Verdict,
-    sync::{AtomicU8, AtomicU32, AtomicU64},
+    sync::{AtomicU8, AtomicU64},
 };
 
 /// Whether an endpoint can take a request now (gRPC connectivity).
@@ -71,6 +71,11 @@ const LEVEL_MAX: u64 = 12;
 /// The level of one that is tried again: a failure more, and it is failing.
 const LEVEL_ON_TRIAL: u64 = 6;
 
+/// One success, above the requests in flight.
+const SUCCEEDED: u64 = 1 << SUCCEEDED_SHIFT;
+/// 16 million requests are never in flight to one endpoint; successes have room for 10¹².
+const SUCCEEDED_SHIFT: u32 = 24;
+
 /// Requests in flight that being [failing](EndpointStats::is_failing) counts as. Others are preferred
 /// up to this much, so that few good endpoints are not drowned by what many bad ones would get.
 pub const FAILING_PENALTY: u32 = 256;
@@ -79,12 +84,15 @@ pub const FAILING_PENALTY: u32 = 256;
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct EndpointStats {
-    in_flight: AtomicU32,
+    /// Requests in flight, and above them ([`SUCCEEDED`]) those that succeeded: a success is one
+    /// operation.
+    work: AtomicU64,
     /// Connectivity, and whether it is ejected.
     state: AtomicU8,
+    /// Whether a pick asked for a connection, 0 or 1.
+    wanted: AtomicU8,
     /// Failures in a row, see [`Streaks`], and the level of failures.
     streaks: AtomicU64,
-    succeeded: AtomicU64,
     failed: AtomicU64,
     /// Of those that failed: without any response.
     failed_local: AtomicU64,
@@ -168,13 +176,13 @@ impl EndpointStats {
     /// Requests in flight.
     #[inline]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        (self.work.load(Relaxed) & (SUCCEEDED - 1)) as u32
     }
 
     /// A request begins.
     #[inline]
     pub fn begin(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
+        self.work.fetch_add(1, Relaxed);
     }
 
     /// A request that began has ended.
@@ -190,11 +198,11 @@ impl EndpointStats {
     /// since this one.
     #[inline]
     pub fn end_as(&self, verdict: Verdict) -> bool {
-        self.in_flight.fetch_sub(1, Relaxed);
         if verdict != Verdict::Success {
+            self.work.fetch_sub(1, Relaxed);
             return self.count_failure(verdict);
         }
-        self.succeeded.fetch_add(1, Relaxed);
+        self.work.fetch_add(SUCCEEDED - 1, Relaxed);
         // In steady state this is a read.
         if self.streaks.load(Relaxed) != 0 {
             self.recover();
@@ -269,7 +277,7 @@ impl EndpointStats {
 
     /// Requests that ended well, since the process started.
     pub fn succeeded(&self) -> u64 {
-        self.succeeded.load(Relaxed)
+        self.work.load(Relaxed) >> SUCCEEDED_SHIFT
     }
 
     /// Requests that ended badly, since the process started.
@@ -329,6 +337,17 @@ impl EndpointStats {
         {
             observed.reconnected();
         }
+    }
+
+    /// Asks for a connection, where the policy has endpoints connected that are picked and no others.
+    #[cold]
+    pub(crate) fn want(&self) {
+        self.wanted.store(1, Relaxed);
+    }
+
+    /// Whether a pick asked for a connection since the last call of this.
+    pub fn take_wanted(&self) -> bool {
+        self.wanted.load(Relaxed) != 0 && self.wanted.swap(0, Relaxed) != 0
     }
 
     /// Whether it gets no requests because too many of them failed.

@@ -165,7 +165,20 @@ impl fmt::Display for Error {
         if let Some(endpoint) = self.inner.endpoint {
             write!(f, " (endpoint {endpoint}, attempt {})", self.inner.attempts)?;
         }
-        let mut source = self.inner.source.as_deref().map(|e| e as &dyn error::Error);
+        match &self.inner.source {
+            Some(source) => write!(f, ": {}", Causes(&**source)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Shows an error with everything that caused it.
+pub(crate) struct Causes<'e>(pub(crate) &'e (dyn error::Error + 'static));
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
         while let Some(cause) = source {
             write!(f, ": {cause}")?;
             source = cause.source();

@@ -23,6 +23,8 @@ mod error;
 pub mod explain;
 mod ext;
 mod extras;
+#[cfg(test)]
+mod fuzz;
 mod head;
 mod headers;
 #[cfg(feature = "xds")]

@@ -167,18 +167,22 @@ impl MeshBuilder {
             telemetry.metrics().clone(),
         ));
         let (shutdown, _) = watch::channel(false);
-        Ok(Mesh {
-            inner: Arc::new(Inner {
-                xds,
-                clusters,
-                identity,
-                telemetry,
-                drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
-                shutdown,
-                servers: Arc::default(),
-                registrations: Registrations::default(),
-            }),
-        })
+        let inner = Arc::new(Inner {
+            xds,
+            clusters,
+            identity,
+            telemetry,
+            drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+            shutdown,
+            servers: Arc::default(),
+            registrations: Registrations::default(),
+        });
+        let of = Arc::downgrade(&inner);
+        inner.telemetry.metrics().certificates().add(move || {
+            let inner = of.upgrade()?;
+            Some(inner.identity.as_ref().and_then(Identity::certificate))
+        });
+        Ok(Mesh { inner })
     }
 }
 
@@ -464,13 +468,20 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
     let Some(provider) = bootstrap.certificate_providers.get(IDENTITY_PROVIDER) else {
         return Ok(None);
     };
-    let (mut certificates, trust) = match xds.start_files(provider) {
-        Some(files) => (files.certificate, files.roots),
-        None => {
-            let certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
-            let name = provider.trust_bundle().unwrap_or(TRUST_BUNDLE);
-            (certificates, follow_trust(xds.watch_trust_bundle(name)))
-        }
+    let (mut certificates, trust, bundles) = if let Some(files) = xds.start_files(provider) {
+        (files.certificate, files.roots, files.bundles)
+    } else if let Some(workload) = xds.start_workload(provider) {
+        let workload = workload.map_err(SetupError::new)?;
+        let none = watch::channel(None).1;
+        (workload.certificate, none, Some(workload.bundles))
+    } else {
+        let certificates = xds.start_certificate(provider).map_err(SetupError::new)?;
+        let name = provider.trust_bundle().unwrap_or(TRUST_BUNDLE);
+        (
+            certificates,
+            follow_trust(xds.watch_trust_bundle(name)),
+            None,
+        )
     };
     let (tx, certificate) = watch::channel(None);
     let mut roots = trust.clone();
@@ -504,7 +515,10 @@ fn identity_from_bootstrap(xds: &XdsClient) -> Result<Option<Identity>, SetupErr
             }
         }
     });
-    Ok(Some(Identity::new(certificate, trust)))
+    Ok(Some(match bundles {
+        Some(bundles) => Identity::with_bundle_map(certificate, bundles),
+        None => Identity::new(certificate, trust),
+    }))
 }
 
 /// A trust bundle of the control plane, watched for as long as anybody reads it.

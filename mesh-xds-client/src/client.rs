@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     Error, Variant,
     bootstrap::{Bootstrap, CertificateProvider},
-    certificate::{self, CertificateClient, CertificateWatch, FileIdentity},
+    certificate::{self, CertificateClient, CertificateWatch, FileIdentity, WorkloadIdentity},
     connection::ConnectionOptions,
     dns::Lookup,
     driver::{Command, Driver, DriverOptions, Reports},
@@ -345,8 +345,31 @@ impl XdsClient {
             CertificateProvider::FileWatcher(config) => {
                 Some(certificate::files::start(config.clone()))
             }
-            CertificateProvider::MeshCsr(_) | CertificateProvider::Unsupported { .. } => None,
+            CertificateProvider::MeshCsr(_)
+            | CertificateProvider::WorkloadApi(_)
+            | CertificateProvider::Unsupported { .. } => None,
         }
+    }
+
+    /// Follows the Workload API of a provider of the bootstrap; `None` when it has none. Connections
+    /// to control planes show the certificate.
+    ///
+    /// # Errors
+    /// When it is not known where the Workload API is.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_workload(
+        &self,
+        provider: &CertificateProvider,
+    ) -> Option<Result<WorkloadIdentity, Error>> {
+        let name = provider.trust_bundle()?.into();
+        let started = Bootstrap::workload_socket(provider)?.map(|socket| {
+            let identity = certificate::workload::start(socket, name);
+            self.shared.own.set(identity.certificate.clone());
+            identity
+        });
+        Some(started)
     }
 
     /// Registers this process as an instance of a service, until the handle is dropped.

@@ -25,7 +25,7 @@
 //! | aggregates, logical and strict DNS | gRFC A37, A75 | yes |
 //! | fallback servers, federation | gRFC A71, A47, A95 | yes; glob collections are refused |
 //! | virtual hosts and endpoints on demand | VHDS, LEDS (gRFC A95) | no: refused by the field's path |
-//! | certificates from a signer or from files | Istio CSR, gRFC A29 `file_watcher` | yes; roots by trust domain (gRFC A87) are refused |
+//! | certificates from a signer, from files, from an agent | Istio CSR, gRFC A29 `file_watcher`, A87, SPIFFE Workload API | yes; of the Workload API X.509 alone |
 //! | `tls` and `insecure` channels, tokens, `unix:` | gRFC A65, A97 | yes |
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |

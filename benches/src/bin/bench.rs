@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, Subcommand};
-use mesh_benches::{big, harness::Plan, library, pick, report, wire};
+use mesh_benches::{big, harness::Plan, library, pick, report, security, wire};
 
 #[derive(Parser)]
 #[command(about = "Benchmarks of the mesh beside its peers; writes docs/benchmarks.md")]
@@ -30,6 +30,8 @@ enum Family {
     Pick,
     /// Ten thousand clusters.
     Big,
+    /// What certificates and rules cost.
+    Security,
     /// Writes the report from what was measured before.
     Report,
     /// Calls a library scenario so often, under valgrind.
@@ -64,6 +66,7 @@ fn main() -> anyhow::Result<()> {
             "library" => library::run(&plan)?,
             "pick" => pick::run(&plan)?,
             "big" => big::run(&plan)?,
+            "security" => security::run(&plan)?,
             "wire" => wire::run(&plan)?,
             other => anyhow::bail!("no family is named {other}"),
         };
@@ -79,6 +82,7 @@ fn main() -> anyhow::Result<()> {
         Family::Wire => measure("wire")?,
         Family::Pick => measure("pick")?,
         Family::Big => measure("big")?,
+        Family::Security => measure("security")?,
         Family::Report => {}
         Family::Calls { scenario, calls } => return library::call(&scenario, calls),
         Family::Serve(part) => return library::runtime()?.block_on(serve(part)),

@@ -176,7 +176,7 @@ fn path() -> PathBuf {
     crate::harness::root().join("benches/gate.toml")
 }
 
-const HEAD: &str = "# Costs of one call above the stub, checked by `cargo run --release -p mesh-benches --bin gate`.
+const HEAD: &str = "# Costs of one call above the stub, checked by `cargo run --profile bench -p mesh-benches --bin gate`.
 # Written by the same with `-- --write`; a raised number is a reviewed change.
 ";
 

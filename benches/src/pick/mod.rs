@@ -1,6 +1,9 @@
 //! What it costs to choose an endpoint: every policy at ten, a thousand and a hundred thousand
-//! endpoints, by one and by two threads, beside tower's balancers.
+//! endpoints, by one and by two threads, beside tower's and pingora's balancers. tonic-xds picks by
+//! tower's power of two choices behind a queue: what that costs is in the family `library`.
 
+#[cfg(feature = "peers")]
+mod pingora_peer;
 mod tower_peer;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration, time::Instant};
@@ -36,10 +39,17 @@ fn policies() -> Vec<(&'static str, LbPolicy)> {
             "ours, client-side WRR",
             LbPolicy::ClientSideWeightedRoundRobin(ClientSideWrr::default()),
         ),
+        ("ours, random", LbPolicy::Random),
         ("ours, peak EWMA", LbPolicy::PeakEwma(PeakEwma::default())),
         ("ours, Prequal", LbPolicy::Prequal(Prequal::default())),
         ("ours, ring hash", LbPolicy::RingHash(RingHash::default())),
         ("ours, maglev", LbPolicy::Maglev { table_size: 65_537 }),
+        (
+            "ours, pick first",
+            LbPolicy::PickFirst {
+                shuffle_address_list: false,
+            },
+        ),
     ]
 }
 
@@ -73,16 +83,26 @@ pub fn run(plan: &Plan) -> anyhow::Result<Results> {
                     plan.scaled(PICKS_OF_TOWER),
                 ));
             }
+            #[cfg(feature = "peers")]
+            contenders.extend(pingora_peer::contenders(
+                &addresses(endpoints),
+                threads,
+                plan.scaled(PICKS),
+            )?);
             runtime.block_on(take_turns(plan, &mut results, (TABLE, &case), contenders));
         }
     }
     Ok(results)
 }
 
+fn addresses(endpoints: usize) -> Vec<SocketAddr> {
+    let address = |n: usize| SocketAddr::from(([10, (n >> 16) as u8, (n >> 8) as u8, n as u8], 80));
+    (0..endpoints).map(address).collect()
+}
+
 /// A cluster whose endpoints are all connected and have been seen.
 fn cluster(endpoints: usize, policy: LbPolicy) -> anyhow::Result<Arc<ClusterSnapshot>> {
-    let address = |n: usize| SocketAddr::from(([10, (n >> 16) as u8, (n >> 8) as u8, n as u8], 80));
-    let addresses: Vec<_> = (0..endpoints).map(address).collect();
+    let addresses = addresses(endpoints);
     let tree = testing::tree("l")
         .cluster_with("c", &addresses, |cluster| cluster.lb_policy = policy)
         .route("/", "c")
@@ -160,7 +180,8 @@ mod tests {
         };
         let results = run(&plan).expect("results");
         assert_eq!(results.notes, [""; 0]);
-        let one = policies().len() + 2;
-        assert_eq!(results.rows.len(), one + policies().len());
+        let peers = if cfg!(feature = "peers") { 4 } else { 0 };
+        let ours = policies().len() + peers;
+        assert_eq!(results.rows.len(), 2 * ours + 2);
     }
 }

@@ -15,7 +15,7 @@ use anyhow::Context;
 use crate::harness::{Results, Row, Spread, root};
 
 /// In the order of the page.
-pub const FAMILIES: [&str; 4] = ["library", "pick", "wire", "big"];
+pub const FAMILIES: [&str; 5] = ["library", "pick", "wire", "big", "security"];
 
 /// What the figures do not say of themselves; written by hand.
 const WHY: &str = include_str!("why.md");
@@ -72,6 +72,7 @@ fn title(family: &str) -> &'static str {
         "library" => "Library: cost above an endpoint that answers at once",
         "pick" => "Pick: choosing an endpoint",
         "wire" => "Wire: end to end over loopback",
+        "security" => "Security: certificates and rules",
         _ => "Big: ten thousand clusters",
     }
 }
@@ -97,6 +98,11 @@ fn remarks(family: &str) -> &'static str {
              endpoints. Client CPU includes the callers. \
              Latency at a fixed rate is from when a call is issued, by a thread that waits for no \
              answer and whose own time counts as the client's. A \"call\" of a stream is a message there and back."
+        }
+        "security" => {
+            "Issuance: a request of a P-256 key is read, its proof checked, the certificate signed and \
+             written as PEM; or the key made here, too. RBAC: the whole engine's decision of one call, \
+             beside a walk through the same rules; each rule allows one caller one method."
         }
         _ => {
             "An xDS server in a process of its own serves both variants of the protocol. Ready: from start \
@@ -164,7 +170,7 @@ Written by the suite in `benches`; do not edit. To repeat (Linux, valgrind, some
 
 ```console
 $ scripts/setup-peers.sh
-$ cargo run --release -p mesh-benches --features peers -- all
+$ cargo run --profile bench -p mesh-benches --features peers -- all
 ```
 
 Without `--features peers`, tonic-xds and junction-core are left out; without Envoy, its rows.
@@ -174,7 +180,7 @@ rounds, `--filter TEXT` only the rows that contain the text.
 Figures are medians of rounds with their range. In each round every contender has its turn, the
 order rotates, and the first round does not count. Wall-clock figures of a small shared machine
 are for comparison inside a table, and fail no build: that is for counts, by
-`cargo run --release -p mesh-benches --bin gate` against `benches/gate.toml`.
+`cargo run --profile bench -p mesh-benches --bin gate` against `benches/gate.toml`.
 
 ![Processor time of a call](benchmarks.svg)
 

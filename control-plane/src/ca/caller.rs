@@ -120,7 +120,7 @@ impl Callers {
                 method: Method::ServiceAccountToken,
             }),
             (None, true) => Err(Unauthenticated(
-                "service account tokens are not accepted here: no --jwks is set".to_owned(),
+                "service account tokens are not accepted here: neither --jwks nor --jwks-uri is set".to_owned(),
             )),
             (_, false) => Ok(Caller {
                 identity: self.tokens.identify(bearer)?,

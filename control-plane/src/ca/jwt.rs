@@ -1,7 +1,8 @@
 //! Service account tokens as Kubernetes makes them: signed by the cluster, for an audience, about
 //! `system:serviceaccount:NAMESPACE:ACCOUNT`.
 //!
-//! Keys come from a JWKS file, read again when it changed. A token is refused unless its signature,
+//! Keys come from a JWKS file, read again when it changed, or from the issuer over HTTPS, fetched again
+//! and again by somebody else. A token is refused unless its signature,
 //! issuer, audience, times and subject are all right; only asymmetric algorithms are known, so that a
 //! public key can never be taken for a shared secret.
 
@@ -9,7 +10,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jsonwebtoken::{
@@ -18,6 +19,7 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet},
 };
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::{CaError, Identity, files};
 
@@ -31,26 +33,50 @@ const SUBJECT: &str = "system:serviceaccount:";
 /// Which tokens are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtOptions {
-    /// A file with the issuer's keys (RFC 7517).
-    pub jwks_file: PathBuf,
+    /// The issuer's keys (RFC 7517).
+    pub jwks: JwksSource,
     /// What `iss` must be.
     pub issuer: String,
     /// What `aud` must hold, for example `istio-ca`.
     pub audience: String,
 }
 
+/// Where the keys of an issuer are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JwksSource {
+    /// In a file.
+    File(PathBuf),
+    /// At an address, `https://` alone.
+    Uri(String),
+}
+
+/// Keys as they were fetched last, or why there are none.
+pub(crate) type FetchedKeys = watch::Receiver<Result<Arc<str>, String>>;
+
 /// Verifies tokens.
 #[derive(Debug)]
 pub struct JwtVerifier {
-    options: JwtOptions,
+    issuer: String,
+    audience: String,
     keys: Mutex<Keys>,
 }
 
 #[derive(Debug)]
-struct Keys {
-    stamp: (i64, i64, u64, u64),
-    set: JwkSet,
+enum Keys {
+    File {
+        path: PathBuf,
+        stamp: Stamp,
+        set: JwkSet,
+    },
+    Fetched {
+        keys: FetchedKeys,
+        set: Result<JwkSet, String>,
+    },
 }
+
+/// Modification time, length and inode.
+type Stamp = (i64, i64, u64, u64);
 
 #[derive(Deserialize)]
 struct Claims {
@@ -58,12 +84,31 @@ struct Claims {
 }
 
 impl JwtVerifier {
-    /// A verifier with the keys as they are now.
+    /// A verifier with the keys of a file as they are now.
     ///
     /// # Errors
     /// When the file cannot be read, holds no usable key, or issuer or audience are empty.
-    pub fn open(options: JwtOptions) -> Result<Self, CaError> {
-        for (what, value) in [("issuer", &options.issuer), ("audience", &options.audience)] {
+    pub fn open(path: &Path, issuer: &str, audience: &str) -> Result<Self, CaError> {
+        let (stamp, set) = read(path)?;
+        let path = path.to_owned();
+        Self::new(issuer, audience, Keys::File { path, stamp, set })
+    }
+
+    /// A verifier with keys that somebody else fetches. While there are none it believes nobody.
+    ///
+    /// # Errors
+    /// When issuer or audience are empty.
+    pub(crate) fn following(
+        issuer: &str,
+        audience: &str,
+        mut keys: FetchedKeys,
+    ) -> Result<Self, CaError> {
+        let set = parse_fetched(&keys.borrow_and_update());
+        Self::new(issuer, audience, Keys::Fetched { keys, set })
+    }
+
+    fn new(issuer: &str, audience: &str, keys: Keys) -> Result<Self, CaError> {
+        for (what, value) in [("issuer", issuer), ("audience", audience)] {
             if value.is_empty() {
                 return Err(CaError::InvalidName {
                     what,
@@ -71,8 +116,11 @@ impl JwtVerifier {
                 });
             }
         }
-        let keys = Mutex::new(Keys::read(&options.jwks_file)?);
-        Ok(Self { options, keys })
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            audience: audience.to_owned(),
+            keys: Mutex::new(keys),
+        })
     }
 
     /// Whose token it is, or why it is nobody's; the reason quotes nothing of the token.
@@ -83,22 +131,25 @@ impl JwtVerifier {
         }
         let header = decode_header(token).map_err(|_| refused("is malformed"))?;
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.refresh(&self.options.jwks_file).map_err(|error| {
-            tracing::error!(%error, "no service account token is accepted until it is readable");
+        let keys = keys.current().map_err(|error| {
+            tracing::error!(
+                error,
+                "no service account token is accepted until there are keys"
+            );
             refused("cannot be verified now")
         })?;
         let mut validation = Validation::new(header.alg);
         validation.leeway = CLOCK_SKEW_S;
         validation.validate_nbf = true;
-        validation.set_issuer(&[&self.options.issuer]);
-        validation.set_audience(&[&self.options.audience]);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         let fits = |key: &&Jwk| {
             let is_named = header.kid.is_none() || key.common.key_id == header.kid;
             is_named && is_for(key, header.alg)
         };
         let mut failure = refused("is signed with a key or an algorithm that is not known");
-        for key in keys.set.keys.iter().filter(fits) {
+        for key in keys.keys.iter().filter(fits) {
             let Ok(key) = DecodingKey::from_jwk(key) else {
                 continue;
             };
@@ -151,35 +202,51 @@ fn is_for(key: &Jwk, algorithm: Algorithm) -> bool {
 }
 
 impl Keys {
-    fn read(path: &Path) -> Result<Self, CaError> {
-        let meta = fs::metadata(path).map_err(files::at(path))?;
-        let text = fs::read_to_string(path).map_err(files::at(path))?;
-        let corrupt = |reason: String| CaError::Corrupt {
-            path: path.into(),
-            reason,
-        };
-        let set: JwkSet = serde_json::from_str(&text).map_err(|e| corrupt(e.to_string()))?;
-        let is_usable = |key: &Jwk| !matches!(key.algorithm, AlgorithmParameters::OctetKey(_));
-        if !set.keys.iter().any(is_usable) {
-            return Err(corrupt("it holds no public key".to_owned()));
+    /// The keys as they are now.
+    fn current(&mut self) -> Result<&JwkSet, String> {
+        match self {
+            Self::File { path, stamp, set } => {
+                let meta = fs::metadata(&*path).map_err(files::at(path));
+                if stamp_of(&meta.map_err(|e| e.to_string())?) != *stamp {
+                    (*stamp, *set) = read(path).map_err(|e| e.to_string())?;
+                }
+                Ok(set)
+            }
+            Self::Fetched { keys, set } => {
+                if keys.has_changed().unwrap_or(false) {
+                    *set = parse_fetched(&keys.borrow_and_update());
+                }
+                set.as_ref().map_err(Clone::clone)
+            }
         }
-        Ok(Self {
-            stamp: stamp(&meta),
-            set,
-        })
     }
+}
 
-    fn refresh(&mut self, path: &Path) -> Result<(), CaError> {
-        let meta = fs::metadata(path).map_err(files::at(path))?;
-        if stamp(&meta) != self.stamp {
-            *self = Self::read(path)?;
-        }
-        Ok(())
+fn read(path: &Path) -> Result<(Stamp, JwkSet), CaError> {
+    let meta = fs::metadata(path).map_err(files::at(path))?;
+    let text = fs::read_to_string(path).map_err(files::at(path))?;
+    let set = parse(&text).map_err(|reason| CaError::Corrupt {
+        path: path.into(),
+        reason,
+    })?;
+    Ok((stamp_of(&meta), set))
+}
+
+fn parse_fetched(fetched: &Result<Arc<str>, String>) -> Result<JwkSet, String> {
+    parse(fetched.as_ref().map_err(Clone::clone)?)
+}
+
+fn parse(text: &str) -> Result<JwkSet, String> {
+    let set: JwkSet = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let is_usable = |key: &Jwk| !matches!(key.algorithm, AlgorithmParameters::OctetKey(_));
+    match set.keys.iter().any(is_usable) {
+        true => Ok(set),
+        false => Err("it holds no public key".to_owned()),
     }
 }
 
 /// Tells one version of a file from another.
-fn stamp(meta: &fs::Metadata) -> (i64, i64, u64, u64) {
+fn stamp_of(meta: &fs::Metadata) -> Stamp {
     (meta.mtime(), meta.mtime_nsec(), meta.len(), meta.ino())
 }
 
@@ -244,12 +311,8 @@ mod tests {
             files::replace(&jwks_file, text.as_bytes()).unwrap();
         };
         write(json!([ours.jwk]));
-        let verifier = JwtVerifier::open(JwtOptions {
-            jwks_file: jwks_file.clone(),
-            issuer: "https://kubernetes.default.svc".into(),
-            audience: "istio-ca".into(),
-        })
-        .unwrap();
+        let verifier =
+            JwtVerifier::open(&jwks_file, "https://kubernetes.default.svc", "istio-ca").unwrap();
         let good = claims(|_| {});
         let verified = verifier.verify(&token(&ours, "k1", &good));
         assert_eq!(verified, Ok(Identity::new("default", "greeter").unwrap()));
@@ -321,12 +384,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let jwks_file = dir.path().join("jwks.json");
         fs::write(&jwks_file, r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#).unwrap();
-        let options = JwtOptions {
-            jwks_file,
-            issuer: "i".into(),
-            audience: "a".into(),
-        };
-        let error = JwtVerifier::open(options).unwrap_err().to_string();
+        let error = JwtVerifier::open(&jwks_file, "i", "a")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("no public key"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ mod identity;
 mod jwt;
 mod ledger;
 mod limit;
+mod own;
 pub(crate) mod rotation;
 mod service;
 mod signer;
@@ -36,13 +37,15 @@ pub use caller::{Caller, Callers, ConnectionPeer, Method, Unauthenticated};
 pub use deny::DenyList;
 pub use error::CaError;
 pub use identity::Identity;
-pub use jwt::{JwtOptions, JwtVerifier};
+pub use jwt::{JwksSource, JwtOptions, JwtVerifier};
 pub use limit::IssuanceLimits;
 pub use proto::istio_certificate_service_server::IstioCertificateServiceServer;
 pub use rotation::{Rotation, Step};
 pub use service::CertificateService;
 pub use token::{TokenRefusal, TokenUse, Tokens, create_token, create_token_for};
 
+pub(crate) use authority::TRUST_BUNDLE;
+pub(crate) use own::{OwnCertificate, OwnLeaf};
 pub(crate) use token::is_equal;
 
 /// A new secret in hex.

@@ -37,6 +37,28 @@ impl Changes {
         }
     }
 
+    /// Endpoints of these names, and whether servers are judged otherwise.
+    pub(super) fn of_endpoints(endpoints: HashSet<String>, policies: bool) -> Self {
+        Self {
+            clusters: HashSet::new(),
+            endpoints,
+            routes: HashSet::new(),
+            names: false,
+            policies,
+            trust: false,
+        }
+    }
+
+    /// Whether what was encoded of a name, for whichever client, may be another now; for changes of
+    /// endpoints.
+    pub(super) fn outdates(&self, kind: ResourceType, name: &str) -> bool {
+        match kind {
+            ResourceType::Endpoints => self.endpoints.contains(name),
+            ResourceType::Listener => self.policies && name.starts_with(INBOUND_PREFIX),
+            ResourceType::Secret | ResourceType::Cluster | ResourceType::Route => false,
+        }
+    }
+
     /// Whether a subscription to a name may get something else now.
     pub(crate) fn touches(&self, client: &Client, kind: ResourceType, name: &str) -> bool {
         match kind {

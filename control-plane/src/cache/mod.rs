@@ -41,7 +41,7 @@ pub use version::{Version, combined_version, input_version};
 
 use crate::{
     class::Release,
-    compile::{Compiled, ROUTE_KINDS, View, Viewer},
+    compile::{Compiled, Patched, ROUTE_KINDS, View, Viewer},
     encode::{self, ClientClass, any},
     model::{ObjectKey, ObjectSet},
 };
@@ -229,6 +229,33 @@ impl World {
             generation: before.generation + 1,
             changes: Some(changes),
             ..world
+        }
+    }
+
+    /// Whether certificates are vouched for by these.
+    pub(crate) fn trusts(&self, trust: &TrustBundle) -> bool {
+        self.roots() == trust.roots
+    }
+
+    /// A world that differs from `before` in endpoints alone.
+    pub(crate) fn patched(patched: Patched, before: &Self) -> Self {
+        let Patched {
+            compiled,
+            endpoints,
+            policies,
+        } = patched;
+        let changes = Changes::of_endpoints(endpoints, policies);
+        let all = before.encoded().clone().into_iter();
+        let (outdated, current) =
+            all.partition(|((_, kind, name, _), _)| changes.outdates(*kind, name));
+        Self {
+            version: before.version,
+            generation: before.generation + 1,
+            compiled,
+            changes: Some(changes),
+            trust: before.trust.clone(),
+            encoded: Mutex::new(current),
+            before: outdated,
         }
     }
 

@@ -1,28 +1,17 @@
 //! `control-plane explain` and `control-plane status`: of a directory, or of who serves it.
 
-use std::{path::Path, time::Duration};
-
 use anyhow::{Context as _, bail};
-use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http::{HeaderName, HeaderValue, Method, Uri};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::{net::TcpStream, time::timeout};
 
-use super::{Output, Where};
+use super::{Output, Where, admin::Admin};
 use crate::{
-    HTTP_PORT,
-    admin::AdminKey,
     compile::{CompileOptions, compile},
     explain::{ExplainRequest, Explained, explain as explain_folder},
     source::load_folder,
 };
 
-/// How long a server may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest answer, in bytes.
-const ANSWER_MAX: usize = 64 << 20;
 /// Exit code when the answer is no.
 const NO: u8 = 1;
 
@@ -54,7 +43,7 @@ pub(super) async fn explain(
                 ("headers", &lines),
                 ("from", from),
             ];
-            answer(server, of.data_dir.as_deref(), "/v1/explain", &query).await?
+            answer(server, of, "/v1/explain", &query).await?
         }
         (None, None) => bail!("write --config or --server"),
     };
@@ -80,7 +69,7 @@ pub(super) async fn status(of: &Where, object: Option<&str>, output: Output) -> 
                 .map(|object| ("object", object))
                 .into_iter()
                 .collect();
-            answer(server, of.data_dir.as_deref(), "/v1/routes", &query).await?
+            answer(server, of, "/v1/routes", &query).await?
         }
         (None, None) => bail!("write --config or --server"),
     };
@@ -115,46 +104,20 @@ pub(super) async fn status(of: &Where, object: Option<&str>, output: Output) -> 
 /// What a server's admin API answers.
 async fn answer<T: DeserializeOwned>(
     server: &Uri,
-    data_dir: Option<&Path>,
+    of: &Where,
     path: &str,
     query: &[(&str, &str)],
 ) -> anyhow::Result<T> {
-    if server.scheme_str().is_some_and(|scheme| scheme != "http") {
-        bail!("{server}: the admin API is served over http");
-    }
-    let authority = server.authority();
-    let authority = authority.with_context(|| format!("{server} has no host"))?;
-    let address = (authority.host(), authority.port_u16().unwrap_or(HTTP_PORT));
+    let admin = Admin {
+        server,
+        ca: of.ca.as_deref(),
+        data_dir: of.data_dir.as_deref(),
+    };
     let pairs = query
         .iter()
         .map(|(key, value)| format!("{key}={}", escaped(value)));
-    let mut request = Request::get(format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")))
-        .header(header::HOST, authority.as_str());
-    if let Some(folder) = data_dir {
-        let key = AdminKey::read(folder);
-        let key = key.with_context(|| format!("admin.key in {}", folder.display()))?;
-        request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.trim()));
-    }
-    let request = request.body(Empty::<bytes::Bytes>::new())?;
-    let exchange = async {
-        let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX)
-            .collect()
-            .await;
-        let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
-        if !status.is_success() {
-            bail!("{status} {}", String::from_utf8_lossy(&body));
-        }
-        Ok(serde_json::from_slice(&body)?)
-    };
-    let done = timeout(ANSWER_TIMEOUT, exchange).await;
-    let done = done.unwrap_or_else(|_| Err(anyhow::anyhow!("it does not answer")));
-    done.with_context(|| format!("{authority}{path}"))
+    let path = format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"));
+    admin.ask(Method::GET, &path).await
 }
 
 /// A value in a query (RFC 3986).

@@ -3,25 +3,16 @@
 //! The change goes on in the control plane whether somebody looks or not; these commands begin it,
 //! show how far it is, and turn it back.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use http::{Method, Request, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use http::{Method, Uri};
 use serde_json::Value;
-use tokio::net::TcpStream;
 
-use crate::{HTTP_PORT, admin::AdminKey};
+use super::admin::{self, Admin};
 
 /// How often progress is asked for.
 const LOOK: Duration = Duration::from_millis(500);
-/// Longest answer that is read.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Longest wait for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Ca {
@@ -49,9 +40,12 @@ pub(super) enum Ca {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Server {
-    /// The control plane's admin endpoint.
-    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], HTTP_PORT)))]
-    http: SocketAddr,
+    /// The control plane's admin endpoint: HOST:PORT, or `https://HOST:PORT` where it speaks TLS.
+    #[arg(long, default_value = "http://127.0.0.1:18001", value_parser = admin::address)]
+    http: Uri,
+    /// PEM roots that vouch for it over TLS. Default: those in the data directory.
+    #[arg(long)]
+    ca: Option<PathBuf>,
     /// The control plane's data directory, which holds the key of its admin endpoint.
     #[arg(long)]
     data_dir: PathBuf,
@@ -105,58 +99,13 @@ impl Server {
     }
 
     async fn ask(&self, method: Method, query: &str) -> anyhow::Result<Value> {
-        let key = AdminKey::read(&self.data_dir)
-            .with_context(|| format!("admin.key in {}", self.data_dir.display()))?;
-        let path = format!("/v1/ca/rotation{query}");
-        ask(self.http, Some(&key), method, &path).await
+        let admin = Admin {
+            server: &self.http,
+            ca: self.ca.as_deref(),
+            data_dir: Some(&self.data_dir),
+        };
+        admin.ask(method, &format!("/v1/ca/rotation{query}")).await
     }
-}
-
-/// Asks a control plane's admin endpoint, with its key where that is known.
-pub(super) async fn ask(
-    http: SocketAddr,
-    key: Option<&str>,
-    method: Method,
-    path: &str,
-) -> anyhow::Result<Value> {
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, send(http, key, method, path)).await;
-    let place = format!("control plane at {http}");
-    let (status, body) = answer.with_context(|| place.clone())?.context(place)?;
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if !status.is_success() {
-        bail!(
-            "{status}: {}",
-            body["error"].as_str().unwrap_or("no reason given")
-        );
-    }
-    Ok(body)
-}
-
-async fn send(
-    http: SocketAddr,
-    key: Option<&str>,
-    method: Method,
-    path: &str,
-) -> anyhow::Result<(http::StatusCode, Bytes)> {
-    let stream = TcpStream::connect(http).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, http.to_string());
-    if let Some(key) = key {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {}", key.trim()));
-    }
-    let request = request.body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-        .collect()
-        .await;
-    connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!("its answer: {error}"))?;
-    Ok((status, body.to_bytes()))
 }
 
 /// Progress in a line.

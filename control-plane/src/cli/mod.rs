@@ -1,8 +1,10 @@
 //! The command line: what can be asked, and what is done then.
 //!
 //! `report` prints findings, `ask` what is made of routes, `bootstrap` makes the file that clients start
-//! from, `ca` changes roots, `services` lists instances.
+//! from, `ca` changes roots, `services` lists instances, `agent` keeps an identity in files.
 
+mod admin;
+mod agent;
 mod ask;
 mod bootstrap;
 mod ca;
@@ -16,7 +18,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     CERT_TTL, ControlPlane, HTTP_PORT, Tls, XDS_PORT,
-    ca::{Authority, Identity, JwtOptions, TokenUse, create_token_for},
+    ca::{Authority, Identity, JwksSource, JwtOptions, TokenUse, create_token_for},
     cache::input_version,
     class::ClientClass,
     explain::parse_header,
@@ -98,6 +100,9 @@ enum Command {
     Ca(ca::Ca),
     /// Lists every instance of every service, its health and why.
     Services(services::Services),
+    /// Keeps an identity in files, for clients that read files: asks for a certificate, and again in
+    /// time.
+    Agent(agent::Agent),
     /// Prints a bootstrap for a workload.
     Bootstrap(Bootstrap),
 }
@@ -109,8 +114,12 @@ struct Where {
     #[arg(long, required_unless_present = "server", conflicts_with = "server")]
     config: Option<PathBuf>,
     /// Admin API of a running control plane, for example `http://127.0.0.1:18001`.
-    #[arg(long)]
+    #[arg(long, value_parser = admin::address)]
     server: Option<http::Uri>,
+    /// PEM roots that vouch for the server over TLS. Default: those in its data directory, else the
+    /// system's.
+    #[arg(long, requires = "server")]
+    ca: Option<PathBuf>,
     /// The server's data directory, which holds the key of its admin API; not needed on its own
     /// machine.
     #[arg(long, requires = "server")]
@@ -142,13 +151,26 @@ struct Serve {
     #[arg(long)]
     ca_dir: Option<PathBuf>,
     /// File with the keys (JWKS) of service account tokens that prove an identity.
-    #[arg(long, requires = "jwt_issuer", requires = "jwt_audience")]
+    #[arg(
+        long,
+        group = "token_keys",
+        requires = "jwt_issuer",
+        requires = "jwt_audience"
+    )]
     jwks: Option<PathBuf>,
+    /// Address of those keys, `https://` alone, fetched every five minutes.
+    #[arg(
+        long,
+        group = "token_keys",
+        requires = "jwt_issuer",
+        requires = "jwt_audience"
+    )]
+    jwks_uri: Option<String>,
     /// Issuer of those tokens, for example `https://kubernetes.default.svc.cluster.local`.
-    #[arg(long, requires = "jwks")]
+    #[arg(long, requires = "token_keys")]
     jwt_issuer: Option<String>,
     /// Audience that those tokens must be for.
-    #[arg(long, requires = "jwks")]
+    #[arg(long, requires = "token_keys")]
     jwt_audience: Option<String>,
     /// When to speak TLS: `remote` where other machines can reach an address, `always`, or `never`,
     /// by which whoever is on the network reads everything.
@@ -157,7 +179,8 @@ struct Serve {
     /// Another name or address that clients dial, for the certificate of the control plane.
     #[arg(long = "dialled-as")]
     dialled_as: Vec<String>,
-    /// PEM roots of those who serve the keys of issuers (`jwksUri`). Default: the system's.
+    /// PEM roots of those who serve the keys of issuers (`jwksUri`, --jwks-uri). Default: the
+    /// system's.
     #[arg(long)]
     jwks_uri_ca: Option<PathBuf>,
     /// Who may do over HTTP what the admin key allows, as NAMESPACE/SERVICE_ACCOUNT.
@@ -291,6 +314,7 @@ impl Cli {
             }
             Command::Ca(ca) => ca.run().await,
             Command::Services(services) => services.run().await,
+            Command::Agent(agent) => agent.run().await,
             Command::Cert(Cert::Issue {
                 workload,
                 data_dir,
@@ -364,9 +388,10 @@ impl Serve {
         if let Some(dir) = self.ca_dir {
             builder = builder.ca_dir(dir);
         }
-        if let Some(jwks_file) = self.jwks {
+        let jwks = self.jwks.map(JwksSource::File);
+        if let Some(jwks) = jwks.or_else(|| self.jwks_uri.map(JwksSource::Uri)) {
             builder = builder.service_account_tokens(JwtOptions {
-                jwks_file,
+                jwks,
                 issuer: self.jwt_issuer.unwrap_or_default(),
                 audience: self.jwt_audience.unwrap_or_default(),
             });

@@ -3,14 +3,18 @@
 use std::{
     env,
     io::{IsTerminal as _, stdout},
-    net::SocketAddr,
     path::PathBuf,
 };
 
-use anyhow::Context as _;
+use http::{Method, Uri};
+use serde_json::Value;
 
-use super::{Output, ca, colours};
-use crate::{HTTP_PORT, admin::AdminKey, registry::InstanceReport};
+use super::{
+    Output,
+    admin::{self, Admin},
+    colours,
+};
+use crate::registry::InstanceReport;
 
 /// Longest output of a check in a line.
 const OUTPUT_MAX: usize = 60;
@@ -25,9 +29,12 @@ pub(super) struct Services {
     /// How to print.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
-    /// The control plane's admin endpoint.
-    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], HTTP_PORT)))]
-    http: SocketAddr,
+    /// The control plane's admin endpoint: HOST:PORT, or `https://HOST:PORT` where it speaks TLS.
+    #[arg(long, default_value = "http://127.0.0.1:18001", value_parser = admin::address)]
+    http: Uri,
+    /// PEM roots that vouch for it over TLS. Default: those in the data directory, else the system's.
+    #[arg(long)]
+    ca: Option<PathBuf>,
     /// The control plane's data directory, with the key of its admin endpoint, where that needs one.
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -35,14 +42,12 @@ pub(super) struct Services {
 
 impl Services {
     pub(super) async fn run(self) -> anyhow::Result<u8> {
-        let key = match &self.data_dir {
-            None => None,
-            Some(folder) => Some(
-                AdminKey::read(folder)
-                    .with_context(|| format!("admin.key in {}", folder.display()))?,
-            ),
+        let admin = Admin {
+            server: &self.http,
+            ca: self.ca.as_deref(),
+            data_dir: self.data_dir.as_deref(),
         };
-        let body = ca::ask(self.http, key.as_deref(), http::Method::GET, "/v1/services").await?;
+        let body: Value = admin.ask(Method::GET, "/v1/services").await?;
         let mut found: Vec<InstanceReport> = serde_json::from_value(body["services"].clone())?;
         if let Some(wanted) = &self.service {
             let is_wanted = |instance: &InstanceReport| {

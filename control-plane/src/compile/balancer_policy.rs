@@ -91,15 +91,21 @@ fn apply_one(
                 .as_deref()
                 .is_none_or(|own| subset == Some(own))
     };
-    for (name, cluster) in &mut compiled.clusters {
+    for (name, cluster) in compiled.clusters.iter_mut() {
         if is_meant(name.as_str()) {
             is_known = true;
             change(cluster);
         }
     }
     let own = compiled.own_clusters.iter_mut();
-    for (_, clusters) in own.filter(|(name, _)| is_meant(name.as_str())) {
-        clusters.iter_mut().for_each(|(_, cluster)| change(cluster));
+    for own in own
+        .filter(|(name, _)| is_meant(name.as_str()))
+        .flat_map(|(_, own)| own)
+    {
+        change(&mut own.cluster);
+        if let Some(placed) = own.endpoints.as_mut().filter(|_| factor.is_some()) {
+            Arc::make_mut(placed).spill_over(factor);
+        }
     }
     if factor.is_some() {
         let endpoints = compiled.endpoints.iter_mut();

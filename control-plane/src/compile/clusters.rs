@@ -15,8 +15,11 @@ use mesh_core::config::{
 
 use super::{
     CompileOptions, Compiled, balance,
+    destination_rules::{Held, Holding},
     locality::{Placed, Setting},
-    policy::{self, Effective},
+    own::OwnCluster,
+    patch::Recipe,
+    policy::{self, Effective, Place},
     pool,
     scoped::ClientMatch,
     security::MtlsMode,
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic},
-    model::{DestinationRule, Object, TrafficPolicy},
+    model::{Object, TrafficPolicy},
 };
 
 /// Istio's label of workloads that take mTLS.
@@ -43,34 +46,35 @@ pub(super) fn cluster_name(port: u16, subset: &str, fqdn: &str) -> String {
 struct Part<'p> {
     name: &'p str,
     labels: &'p BTreeMap<String, String>,
-    /// Policies with their fields; what a later one says beats what an earlier one says.
-    policies: Vec<(String, &'p TrafficPolicy)>,
+    /// What a later one says beats what an earlier one says.
+    policies: Vec<(Place<'p>, &'p TrafficPolicy)>,
 }
 
 impl Part<'_> {
-    fn has(&self, workload: &Workload) -> bool {
-        self.labels
-            .iter()
-            .all(|(key, value)| workload.labels.get(key) == Some(value))
+    fn members<'w>(&self, service: &'w ServiceInfo) -> Vec<&'w Workload> {
+        let workloads = service.workloads.iter();
+        workloads
+            .filter(|workload| Recipe::has(self.labels, workload))
+            .collect()
     }
 }
 
-/// All of the service first, then the subsets of its rule.
-fn parts<'p>(
-    rule: Option<&'p DestinationRule>,
-    nothing: &'p BTreeMap<String, String>,
-) -> Vec<Part<'p>> {
-    let of_all = rule.and_then(|rule| rule.traffic_policy.as_ref());
-    let inherited = of_all.map(|policy| ("spec.trafficPolicy".to_owned(), policy));
+/// All of the service first, then the subsets.
+fn parts<'p>(held: &Held<'p>, nothing: &'p BTreeMap<String, String>) -> Vec<Part<'p>> {
+    let place = |object: &'p Object, field: String| Place { object, field };
+    let inherited = held.policy.map(|(object, policy)| {
+        let place = place(object, "spec.trafficPolicy".to_owned());
+        (place, policy)
+    });
     let all = Part {
         name: "",
         labels: nothing,
         policies: inherited.iter().cloned().collect(),
     };
-    let subsets = rule.iter().flat_map(|rule| rule.subsets.iter().enumerate());
-    let subsets = subsets.map(|(index, subset)| {
+    let subsets = held.subsets.iter().map(|(object, index, subset)| {
         let field = format!("spec.subsets[{index}].trafficPolicy");
-        let own = subset.traffic_policy.as_ref().map(|policy| (field, policy));
+        let own = subset.traffic_policy.as_ref();
+        let own = own.map(|policy| (place(object, field), policy));
         Part {
             name: &subset.name,
             labels: &subset.labels,
@@ -80,93 +84,122 @@ fn parts<'p>(
     std::iter::once(all).chain(subsets).collect()
 }
 
-/// The DestinationRules of a service: one for all clients, and those for some.
-#[derive(Debug, Default)]
-pub(super) struct Rules<'r> {
-    pub(super) of_all: Option<DeclaredRule<'r>>,
-    pub(super) of_some: Vec<DeclaredRule<'r>>,
-}
-
-pub(super) type DeclaredRule<'r> = (&'r Arc<Object>, &'r DestinationRule);
-
 /// The clusters of all ports and parts of a service.
 pub(super) fn compile(
     service: &ServiceInfo,
-    rules: &Rules<'_>,
+    rules: &Holding<'_>,
     options: &CompileOptions,
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
 ) {
     let nothing = BTreeMap::new();
-    let rule = rules.of_all;
-    let parts = parts(rule.map(|(_, rule)| rule), &nothing);
     for port in &service.ports {
-        for part in &parts {
-            let name = cluster_name(port.number, part.name, &service.fqdn);
-            let members: Vec<_> = service.workloads.iter().filter(|w| part.has(w)).collect();
-            let place = Port {
-                service,
-                port,
-                subset: part.name,
-                members: &members,
-            };
-            let object = rule.map(|(object, _)| object);
-            let made = cluster(
-                &place,
-                (object, &part.policies),
-                options,
-                compiled,
-                findings,
-            );
-            let endpoints = endpoints(&name, &members, port.number);
-            if let Some(setting) = made.setting {
-                let placed = Placed::new(setting, endpoints.clone(), &members, port.number);
-                compiled
-                    .placed
-                    .insert(name.as_str().into(), Arc::new(placed));
+        for part in parts(&rules.all, &nothing) {
+            add(service, port, &part, options, compiled, findings);
+        }
+        for (clients, held) in &rules.some {
+            for part in parts(held, &nothing) {
+                add_own(service, port, (clients, &part), options, compiled, findings);
             }
-            if let Some(hash) = made.hash {
-                compiled.hashing.insert(name.as_str().into(), hash);
-            }
-            for (object, own) in &rules.of_some {
-                let client = ClientMatch::of(object, own);
-                let policies = own.traffic_policy.as_ref();
-                let field = "spec.trafficPolicy".to_owned();
-                let policies: Vec<_> = policies.map(|policy| (field, policy)).into_iter().collect();
-                let own = cluster(
-                    &place,
-                    (Some(object), &policies),
-                    options,
-                    compiled,
-                    findings,
-                );
-                if own.hash.is_some() || own.setting.is_some() {
-                    let field = "spec.trafficPolicy.loadBalancer";
-                    let message = "consistentHash and localityLbSetting hold for all clients";
-                    let help = "write them into the rule without a workloadSelector";
-                    findings.push(object.diagnose(BAD_VALUE, field, message, help));
-                }
-                compiled
-                    .own_clusters
-                    .entry(name.as_str().into())
-                    .or_default()
-                    .push((client, Arc::new(own.cluster)));
-            }
-            compiled
-                .clusters
-                .insert(name.as_str().into(), Arc::new(made.cluster));
-            compiled
-                .endpoints
-                .insert(name.as_str().into(), Arc::new(endpoints));
         }
     }
+}
+
+/// Adds the cluster that all clients get.
+fn add(
+    service: &ServiceInfo,
+    port: &PortInfo,
+    part: &Part<'_>,
+    options: &CompileOptions,
+    compiled: &mut Compiled,
+    findings: &mut Vec<Diagnostic>,
+) {
+    let name = cluster_name(port.number, part.name, &service.fqdn);
+    let members = part.members(service);
+    let port_of = Port {
+        service,
+        port,
+        members: &members,
+    };
+    let made = cluster(&port_of, part, options, compiled, findings);
+    let endpoints = endpoints(&name, &members, port.number);
+    if let Some(setting) = made.setting {
+        let placed = Placed::new(setting, endpoints.clone(), &members, port.number);
+        let name = name.as_str().into();
+        compiled.placed.insert(name, Arc::new(placed));
+    }
+    if let Some(hash) = made.hash {
+        compiled.hashing.insert(name.as_str().into(), hash);
+    }
+    let recipe = Recipe {
+        cluster: name.as_str().into(),
+        port: port.number,
+        labels: part.labels.clone(),
+        is_auto_mtls: made.is_auto_mtls,
+        own: None,
+    };
+    compiled.follow_recipe(&service.fqdn, recipe);
+    let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
+    clusters.insert(name.as_str().into(), Arc::new(made.cluster));
+    all.insert(name.as_str().into(), Arc::new(endpoints));
+}
+
+/// Adds the cluster that some clients get instead.
+fn add_own(
+    service: &ServiceInfo,
+    port: &PortInfo,
+    (clients, part): (&ClientMatch, &Part<'_>),
+    options: &CompileOptions,
+    compiled: &mut Compiled,
+    findings: &mut Vec<Diagnostic>,
+) {
+    let name = cluster_name(port.number, part.name, &service.fqdn);
+    let members = part.members(service);
+    let port_of = Port {
+        service,
+        port,
+        members: &members,
+    };
+    let made = cluster(&port_of, part, options, compiled, findings);
+    let own = endpoints(&name, &members, port.number);
+    let recipes = compiled.recipes.get(&service.fqdn);
+    let mut recipes = recipes.into_iter().flat_map(|recipes| recipes.iter());
+    let is_same = recipes
+        .any(|all| all.own.is_none() && all.cluster.as_str() == name && all.labels == *part.labels)
+        && made.setting.is_none()
+        && !compiled.placed.contains_key(name.as_str());
+    if !compiled.endpoints.contains_key(name.as_str()) {
+        // Clients that do not see the subset find nobody there.
+        let empty = ClusterEndpoints::new(name.as_str(), Vec::new());
+        let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
+        all.insert(name.as_str().into(), Arc::new(empty));
+        clusters.insert(name.as_str().into(), Arc::new(made.cluster.clone()));
+    }
+    let setting = made.setting.unwrap_or(Setting::Nothing);
+    let placed = Placed::new(setting, own, &members, port.number);
+    let own = OwnCluster {
+        clients: clients.clone(),
+        cluster: Arc::new(made.cluster),
+        endpoints: (!is_same).then(|| Arc::new(placed)),
+        hash: made.hash,
+    };
+    let held = compiled.own_clusters.entry(name.as_str().into());
+    let held = held.or_default();
+    let recipe = Recipe {
+        cluster: name.as_str().into(),
+        port: port.number,
+        labels: part.labels.clone(),
+        is_auto_mtls: made.is_auto_mtls,
+        own: Some(held.len()),
+    };
+    held.push(own);
+    compiled.follow_recipe(&service.fqdn, recipe);
 }
 
 /// A port of a part of a service.
 struct Port<'p> {
     service: &'p ServiceInfo,
     port: &'p PortInfo,
-    subset: &'p str,
     members: &'p [&'p Workload],
 }
 
@@ -175,11 +208,13 @@ struct Made {
     cluster: Cluster,
     hash: Option<HashPolicy>,
     setting: Option<Setting>,
+    /// Whether the workloads decide if clients speak mTLS.
+    is_auto_mtls: bool,
 }
 
 fn cluster(
     place: &Port<'_>,
-    (object, policies): (Option<&Arc<Object>>, &[(String, &TrafficPolicy)]),
+    part: &Part<'_>,
     options: &CompileOptions,
     compiled: &Compiled,
     findings: &mut Vec<Diagnostic>,
@@ -187,10 +222,9 @@ fn cluster(
     let Port {
         service,
         port,
-        subset,
         members,
     } = *place;
-    let name = cluster_name(port.number, subset, &service.fqdn);
+    let name = cluster_name(port.number, part.name, &service.fqdn);
     let mut made = Made {
         cluster: Cluster {
             lb_policy: default_lb(),
@@ -199,31 +233,24 @@ fn cluster(
         },
         hash: None,
         setting: None,
+        is_auto_mtls: false,
     };
-    let mut mode = None;
-    if let Some(object) = object {
-        let policies = policies.iter().map(|(field, policy)| (&**field, *policy));
-        let policy = policy::effective(policies, port.number);
-        mode = apply(object, &policy, &mut made, findings);
-    }
+    let policy = policy::effective(&part.policies, port.number);
+    let mode = apply(&policy, &mut made, findings);
+    made.is_auto_mtls = mode.is_none();
     let is_mtls = mode.unwrap_or_else(|| takes_mtls(service, members, port, compiled));
-    made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, subset, options));
+    made.cluster.tls = is_mtls.then(|| upstream_tls(service, port, part.name, options));
     made
 }
 
 /// Applies what holds; what it says of mTLS.
-fn apply(
-    object: &Object,
-    policy: &Effective<'_>,
-    made: &mut Made,
-    findings: &mut Vec<Diagnostic>,
-) -> Option<bool> {
-    let mut wrong_at = |place: &str, field: &str, message: String| {
+fn apply(policy: &Effective<'_>, made: &mut Made, findings: &mut Vec<Diagnostic>) -> Option<bool> {
+    let mut wrong_at = |place: &Place<'_>, field: &str, message: String| {
         let field = match field {
-            "" => place.to_owned(),
-            field => format!("{place}.{field}"),
+            "" => place.field.clone(),
+            field => format!("{}.{field}", place.field),
         };
-        findings.push(object.diagnose(BAD_VALUE, &field, message, ""));
+        findings.push(place.object.diagnose(BAD_VALUE, &field, message, ""));
     };
     let cluster = &mut made.cluster;
     if let Some((place, spec)) = &policy.load_balancer {
@@ -268,7 +295,7 @@ fn apply(
 }
 
 /// Automatic mTLS: whether the endpoints take it.
-fn takes_mtls(
+pub(super) fn takes_mtls(
     service: &ServiceInfo,
     members: &[&Workload],
     port: &PortInfo,

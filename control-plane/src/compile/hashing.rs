@@ -3,14 +3,87 @@
 
 use mesh_core::config::{
     HashPolicy, HashSource, LbPolicy, MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX,
-    RING_SIZE_MAX, RingHash,
+    RING_SIZE_MAX, RingHash, Route, RouteAction,
 };
 
-use super::balance::{Wrong, duration};
+use super::{
+    Compiled, Viewer,
+    balance::{Wrong, duration},
+    scoped::{ClientMatch, DeclaredRoute},
+};
 use crate::model::ConsistentHash;
 
 /// The field, below that of the load balancer.
 const FIELD: &str = "consistentHash";
+
+/// What a cluster of a route hashes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PartHash {
+    /// For some clients; the first that is for one holds.
+    some: Vec<(ClientMatch, Option<HashPolicy>)>,
+    all: Option<HashPolicy>,
+}
+
+/// What a client hashes, and what tells it apart from those that hash something else: the first part
+/// that has something to hash decides.
+pub(super) fn of<'p>(
+    parts: &'p [PartHash],
+    viewer: Option<Viewer<'_>>,
+) -> (String, Option<&'p HashPolicy>) {
+    let (mut key, mut found) = (String::new(), None);
+    for part in parts {
+        let is_for = |(clients, _): &(ClientMatch, _)| viewer.is_some_and(|v| clients.has(v));
+        let own = part.some.iter().position(is_for);
+        let policy = match own {
+            Some(index) => &part.some[index].1,
+            None => &part.all,
+        };
+        key.push('h');
+        key.extend(own.map(|index| index.to_string()));
+        found = found.or(policy.as_ref());
+    }
+    (key, found)
+}
+
+/// Says what is hashed.
+pub(super) fn set(route: &mut Route, policy: Option<&HashPolicy>) {
+    if let RouteAction::Forward(forward) = &mut route.action
+        && let Some(policy) = policy
+    {
+        let extras = forward.extras.get_or_insert_default();
+        extras.hash_policy.push(policy.clone());
+    }
+}
+
+impl Compiled {
+    /// Routes to what balances by hash say what is hashed, unless they do already.
+    pub(super) fn hash(&self, declared: &mut DeclaredRoute) {
+        let RouteAction::Forward(forward) = &declared.route.action else {
+            return;
+        };
+        let extras = forward.extras.as_deref();
+        if extras.is_some_and(|extras| !extras.hash_policy.is_empty()) {
+            return;
+        }
+        let parts = forward.clusters.iter().map(|part| {
+            let own = self.own_clusters.get(&part.name).into_iter().flatten();
+            PartHash {
+                some: own
+                    .map(|own| (own.clients.clone(), own.hash.clone()))
+                    .collect(),
+                all: self.hashing.get(&part.name).cloned(),
+            }
+        });
+        let parts: Vec<_> = parts.collect();
+        let is_same = |part: &PartHash| part.some.iter().all(|(_, own)| *own == part.all);
+        if parts.iter().all(is_same) {
+            let policy = parts.iter().find_map(|part| part.all.as_ref());
+            set(&mut declared.route, policy);
+        } else {
+            declared.hashes = parts;
+        }
+    }
+}
 
 /// The balancer, and what is hashed; nothing when it cannot be used.
 pub(super) fn consistent_hash(

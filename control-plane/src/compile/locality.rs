@@ -22,6 +22,8 @@ const SUB_ZONE: &str = "topology.istio.io/subzone";
 /// What places mean for a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Setting {
+    /// Nothing.
+    Nothing,
     /// Shares by place, by where the client is; the first that matches holds.
     Distribute(Vec<(Pattern, Vec<(Pattern, u32)>)>),
     /// The nearest first; the region that is next, by region.
@@ -166,6 +168,12 @@ impl Placed {
         }
     }
 
+    /// The same setting for other endpoints.
+    pub(super) fn with(&self, mut all: ClusterEndpoints, members: &[&Workload], port: u16) -> Self {
+        all.overprovisioning_factor = self.all.overprovisioning_factor;
+        Self::new(self.setting.clone(), all, members, port)
+    }
+
     /// How much more than its share a priority takes.
     pub(super) fn spill_over(&mut self, factor: Option<u32>) {
         self.all.overprovisioning_factor = factor;
@@ -174,6 +182,7 @@ impl Placed {
     /// Equal for clients that get the same.
     pub(super) fn key(&self, viewer: Viewer<'_>) -> String {
         match &self.setting {
+            Setting::Nothing => String::new(),
             Setting::Priority(labels) => {
                 let wanted = labels.iter().map(|label| label.wanted(viewer));
                 format!("{:?}", wanted.collect::<Vec<_>>())
@@ -192,6 +201,7 @@ impl Placed {
     /// What a client gets.
     pub(super) fn view(&self, viewer: Viewer<'_>) -> ClusterEndpoints {
         let localities = match &self.setting {
+            Setting::Nothing => self.all.localities.clone(),
             Setting::Distribute(rules) => distributed(rules, &self.all.localities, viewer.locality),
             Setting::Failover(next) => {
                 let priority = |place: &LocalityId, _: &BTreeMap<String, String>| {

@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use mesh_core::config::{HealthStatus, LocalityId};
@@ -31,31 +32,80 @@ pub const META_ACCOUNT: &str = "service-account";
 /// Entry of `Meta` with the protocol of an instance's port, as `appProtocol` of a Service has it.
 pub const META_PROTOCOL: &str = "protocol";
 
+/// The full name of the service that an instance is of.
+pub(super) fn full_name(registration: &Registration, options: &CompileOptions) -> String {
+    let (name, namespace) = (&registration.service, &registration.namespace);
+    format!("{name}.{namespace}.svc.{}", options.cluster_domain).to_ascii_lowercase()
+}
+
 /// Adds the instances that registered.
 pub(super) fn add_registered(
     members: &Members,
     options: &CompileOptions,
     services: &mut BTreeMap<String, ServiceInfo>,
 ) {
+    for service in services.values_mut() {
+        service.declared = service.workloads.len();
+    }
     for member in members.values() {
         let registration = &member.registration;
-        let (name, namespace) = (&registration.service, &registration.namespace);
-        let fqdn =
-            format!("{name}.{namespace}.svc.{}", options.cluster_domain).to_ascii_lowercase();
         let service = services
-            .entry(fqdn)
+            .entry(full_name(registration, options))
             .or_insert_with_key(|fqdn| undeclared(registration, fqdn));
-        // Who may be a service that somebody declared is said there.
-        if service.objects.is_empty()
-            && let Some(account) = registration.meta.get(META_ACCOUNT)
-        {
-            service
-                .accounts
-                .insert(format!("ns/{namespace}/sa/{account}"));
-        }
-        let workload = registered(member, &service.ports);
-        service.workloads.push(workload);
+        add_one(member, service);
     }
+}
+
+/// Adds an instance to the service that it names.
+fn add_one(member: &Member, service: &mut ServiceInfo) {
+    let registration = &member.registration;
+    // Who may be a service that somebody declared is said there.
+    if service.is_undeclared
+        && let Some(account) = registration.meta.get(META_ACCOUNT)
+    {
+        let namespace = &registration.namespace;
+        service
+            .accounts
+            .insert(format!("ns/{namespace}/sa/{account}"));
+    }
+    let workload = registered(member, &service.ports);
+    service.workloads.push(workload);
+}
+
+/// The service with these instances instead of those that it has; `None` when it would be more than
+/// other endpoints.
+pub(super) fn with_registered(
+    before: &ServiceInfo,
+    members: &Members,
+    options: &CompileOptions,
+) -> Option<ServiceInfo> {
+    let is_of = |member: &&Arc<Member>| {
+        let registration = &member.registration;
+        full_name(registration, options) == before.fqdn
+    };
+    let mut own = members.values().filter(is_of).peekable();
+    let (declared, others) = before.workloads.split_at(before.declared);
+    let mut service = ServiceInfo {
+        workloads: declared.to_vec(),
+        ..before.without_workloads()
+    };
+    if before.is_undeclared {
+        let first = undeclared(&own.peek()?.registration, &before.fqdn);
+        if first.ports != before.ports || first.spellings != before.spellings {
+            return None;
+        }
+        service.accounts.clear();
+    }
+    for member in own {
+        add_one(member, &mut service);
+    }
+    if service.accounts != before.accounts {
+        return None;
+    }
+    let entries = others.iter().filter(|workload| !workload.is_registered);
+    service.workloads.extend(entries.cloned());
+    add_chosen(members, &mut service);
+    Some(service)
 }
 
 /// The service of an instance that no object declares.
@@ -76,6 +126,7 @@ fn undeclared(registration: &Registration, fqdn: &str) -> ServiceInfo {
             http_version: http_version(protocol.map_or("", String::as_str)),
         }],
         spellings,
+        is_undeclared: true,
         ..ServiceInfo::default()
     }
 }
@@ -142,23 +193,32 @@ pub(super) fn add_selected(
                 add_entry(service, object, entry, *ip);
             }
         }
-        let is_own = |registration: &Registration| {
-            (&registration.service, &registration.namespace) == (&service.name, &service.namespace)
-        };
-        let chosen: Vec<_> = members
-            .values()
-            .filter(|member| {
-                let registration = &member.registration;
-                let labels = labels(registration);
-                registration.namespace == selector.namespace
-                    && !is_own(registration)
-                    && selector.of_registered
-                    && selector.has(|key| labels.get(key).cloned())
-            })
-            .map(|member| registered(member, &service.ports))
-            .collect();
-        service.workloads.extend(chosen);
+        add_chosen(members, service);
     }
+}
+
+/// Whether a service selects an instance by its labels, and the instance is not of its name.
+pub(super) fn selects(service: &ServiceInfo, registration: &Registration) -> bool {
+    let Some(selector) = service.selector.as_ref().filter(|own| own.of_registered) else {
+        return false;
+    };
+    let own = (&service.name, &service.namespace);
+    registration.namespace == selector.namespace
+        && (&registration.service, &registration.namespace) != own
+        && {
+            let labels = labels(registration);
+            selector.has(|key| labels.get(key).cloned())
+        }
+}
+
+/// Adds the instances that it selects.
+fn add_chosen(members: &Members, service: &mut ServiceInfo) {
+    let chosen = members.values();
+    let chosen = chosen.filter(|member| selects(service, &member.registration));
+    let chosen: Vec<_> = chosen
+        .map(|member| registered(member, &service.ports))
+        .collect();
+    service.workloads.extend(chosen);
 }
 
 fn address(

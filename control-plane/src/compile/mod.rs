@@ -12,6 +12,7 @@ mod claims;
 mod clusters;
 mod consul;
 mod delegate;
+mod destination_rules;
 mod fault;
 mod gateway;
 mod hashing;
@@ -20,6 +21,8 @@ mod intentions;
 mod locality;
 mod members;
 mod mesh_policy;
+mod own;
+mod patch;
 mod policy;
 mod pool;
 mod rate_limit;
@@ -31,6 +34,7 @@ mod rules;
 mod scoped;
 mod security;
 mod services;
+mod shared;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -47,31 +51,34 @@ use std::{
 use mesh_core::{
     ClusterName, EndpointsName, RouteConfigName,
     config::{
-        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, Route,
-        RouteAction, RouteConfig, RouteSource,
+        ApiListener, Cluster, ClusterEndpoints, HashPolicy, Listener, ListenerKind, RouteConfig,
+        RouteSource,
     },
 };
 
 use crate::{
-    diagnostic::{BAD_VALUE, Diagnostic},
-    model::{ClientSelector, DestinationRule, Object, ObjectKey, ObjectSet, Spec},
+    diagnostic::Diagnostic,
+    model::{Object, ObjectKey, ObjectSet},
     registry::Members,
 };
 pub(crate) use changed::changed;
-use clusters::Rules;
+use destination_rules::DestinationRules;
 pub use fault::{CORS_FILTER, FAULT_FILTER};
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
+use own::OwnCluster;
+pub(crate) use patch::Patched;
+use patch::Recipe;
 pub use rate_limit::FILTER as RATE_LIMIT_FILTER;
 use rate_limit::RateLimits;
 pub use request_auth::KeySets;
 pub(crate) use request_auth::key_sets;
-use scoped::ClientMatch;
 use scoped::LeftOut;
 pub use scoped::{ScopedRoutes, View, Viewer};
 use security::{Judged, SecurityPolicies};
 pub use services::{PortInfo, ServiceInfo, Workload};
+pub use shared::Shared;
 use visibility::Visibility;
 
 /// What holds for the whole mesh.
@@ -103,36 +110,42 @@ impl Default for CompileOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
     /// By `outbound|PORT|SUBSET|FQDN`.
-    pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
+    pub clusters: Shared<BTreeMap<ClusterName, Arc<Cluster>>>,
     /// By the same names.
-    pub endpoints: BTreeMap<EndpointsName, Arc<ClusterEndpoints>>,
+    pub endpoints: Shared<BTreeMap<EndpointsName, Arc<ClusterEndpoints>>>,
     /// By `outbound|PORT||FQDN`, for clients that nothing special is for.
-    pub routes: BTreeMap<RouteConfigName, Arc<RouteConfig>>,
+    pub routes: Shared<BTreeMap<RouteConfigName, Arc<RouteConfig>>>,
     /// Those of which some clients get another.
-    pub scoped: BTreeMap<RouteConfigName, Arc<ScopedRoutes>>,
+    pub scoped: Shared<BTreeMap<RouteConfigName, Arc<ScopedRoutes>>>,
     /// What became of the routes of Gateway API.
-    pub statuses: BTreeMap<ObjectKey, RouteStatus>,
+    pub statuses: Shared<BTreeMap<ObjectKey, RouteStatus>>,
     /// By full name.
-    pub services: BTreeMap<String, ServiceInfo>,
+    pub services: Shared<BTreeMap<String, Arc<ServiceInfo>>>,
     /// What each service is made of, by full name.
-    pub objects: BTreeMap<String, BTreeSet<ObjectKey>>,
+    pub objects: Shared<BTreeMap<String, BTreeSet<ObjectKey>>>,
     /// Where each route of each configuration is declared; `None` for one that nobody declared.
-    pub origins: BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>,
+    pub origins: Shared<BTreeMap<RouteConfigName, Vec<Option<RouteOrigin>>>>,
     /// File and line of each object.
-    places: BTreeMap<ObjectKey, (Arc<str>, usize)>,
+    places: Shared<BTreeMap<ObjectKey, (Arc<str>, usize)>>,
     /// Clusters of which some clients get another: the first that is for a client.
-    own_clusters: BTreeMap<ClusterName, Vec<(ClientMatch, Arc<Cluster>)>>,
+    own_clusters: Shared<BTreeMap<ClusterName, Vec<OwnCluster>>>,
     /// Endpoints that clients in other places get in another order.
-    placed: BTreeMap<EndpointsName, Arc<Placed>>,
+    placed: Shared<BTreeMap<EndpointsName, Arc<Placed>>>,
     /// What routes to a cluster hash.
-    hashing: BTreeMap<ClusterName, HashPolicy>,
-    names: BTreeMap<String, String>,
-    workloads: BTreeMap<SocketAddr, Workload>,
+    hashing: Shared<BTreeMap<ClusterName, HashPolicy>>,
+    names: Shared<BTreeMap<String, String>>,
+    workloads: Shared<BTreeMap<SocketAddr, Workload>>,
     /// The services that each address is part of.
-    memberships: BTreeMap<SocketAddr, BTreeSet<String>>,
-    security: SecurityPolicies,
-    visibility: Visibility,
-    rate_limits: RateLimits,
+    memberships: Shared<BTreeMap<SocketAddr, BTreeSet<String>>>,
+    security: Shared<SecurityPolicies>,
+    visibility: Shared<Visibility>,
+    rate_limits: Shared<RateLimits>,
+    /// How endpoints follow from workloads, by the full name of the service.
+    recipes: Shared<BTreeMap<String, Arc<Vec<Recipe>>>>,
+    /// Services that select instances by label.
+    selecting: Shared<Vec<String>>,
+    /// Services whose endpoints take part in what the recipes do not say.
+    entangled: Shared<BTreeSet<String>>,
 }
 
 /// Where a route is declared.
@@ -192,10 +205,10 @@ pub fn compile_with(
     let visibility = Visibility::collect(objects, &services, options, &mut findings);
     let rate_limits = RateLimits::collect(objects, &services, options, &mut findings);
     let mut compiled = Compiled {
-        security,
-        visibility,
-        rate_limits,
-        places: places.collect(),
+        security: security.into(),
+        visibility: visibility.into(),
+        rate_limits: rate_limits.into(),
+        places: places.collect::<BTreeMap<_, _>>().into(),
         ..Compiled::default()
     };
     for service in services.values() {
@@ -242,33 +255,23 @@ pub fn compile_with(
             }
         }
     }
-    let mut rules = BTreeMap::<String, Rules<'_>>::new();
-    for object in objects.values() {
-        if let Spec::DestinationRule(rule) = &object.spec {
-            let namespace = &object.key.namespace;
-            match services::find(&services, &rule.host, namespace, &options.cluster_domain) {
-                Some(service) => {
-                    compiled.made_of(&service.fqdn, &object.key);
-                    let rules = rules.entry(service.fqdn.clone()).or_default();
-                    let has_labels = |s: &ClientSelector| !s.match_labels.is_empty();
-                    if rule.workload_selector.as_ref().is_some_and(has_labels) {
-                        rules.of_some.push((object, rule));
-                        findings.extend(subsets_of_some(object, rule));
-                    } else {
-                        rules.of_all = Some((object, rule));
-                    }
-                }
-                None => findings.push(services::unknown_host(object, "spec.host", &rule.host)),
-            }
-        }
-    }
+    let rules =
+        DestinationRules::collect(objects, &services, options, &mut compiled, &mut findings);
     for service in services.values() {
-        let rules = rules.remove(&service.fqdn).unwrap_or_default();
-        clusters::compile(service, &rules, options, &mut compiled, &mut findings);
+        let holding = rules.of(service);
+        clusters::compile(service, &holding, options, &mut compiled, &mut findings);
     }
     balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
     routes::compile(objects, &services, options, &mut compiled, &mut findings);
-    compiled.services = services;
+    let selecting = services.values().filter(|service| {
+        let selector = service.selector.as_ref();
+        selector.is_some_and(|selector| selector.of_registered)
+    });
+    let selecting: Vec<_> = selecting.map(|service| service.fqdn.clone()).collect();
+    compiled.selecting = selecting.into();
+    let services = services.into_iter();
+    let services = services.map(|(fqdn, service)| (fqdn, Arc::new(service)));
+    compiled.services = services.collect::<BTreeMap<_, _>>().into();
     // One mistake may be met once for each port, subset or host.
     let mut seen = HashSet::new();
     findings.retain(|finding| seen.insert(finding.clone()));
@@ -284,14 +287,6 @@ pub(crate) const ROUTE_KINDS: [&str; 6] = [
     "ServiceSplitter",
     "HedgePolicy",
 ];
-
-/// Subsets are for all clients, as routes to them are.
-fn subsets_of_some(object: &Object, rule: &DestinationRule) -> Option<Diagnostic> {
-    let help = "write them into a rule without a workloadSelector";
-    let message = "subsets hold for all clients: those here are not used";
-    let finding = object.diagnose(BAD_VALUE, "spec.subsets", message, help);
-    (!rule.subsets.is_empty()).then_some(finding)
-}
 
 impl Compiled {
     /// The client listener of a dialled name: `greeter`, `greeter.default`, `greeter.default.svc`,
@@ -434,35 +429,8 @@ impl Compiled {
     pub(crate) fn changed_endpoints(&self, after: &Self) -> HashSet<String> {
         let mut found = changed(&self.endpoints, &after.endpoints);
         found.extend(changed(&self.placed, &after.placed));
+        found.extend(changed(&self.own_clusters, &after.own_clusters));
         found
-    }
-
-    /// A cluster as a client gets it, with what tells apart clients that get another.
-    pub(crate) fn cluster<'v>(
-        &self,
-        name: &str,
-        viewer: impl Into<Viewer<'v>>,
-    ) -> Option<(String, &Arc<Cluster>)> {
-        let viewer = viewer.into();
-        let own = self.own_clusters.get(name).into_iter().flatten();
-        let mut own = own.enumerate();
-        match own.find(|(_, (clients, _))| clients.has(viewer)) {
-            Some((index, (_, cluster))) => Some((index.to_string(), cluster)),
-            None => Some((String::new(), self.clusters.get(name)?)),
-        }
-    }
-
-    /// Endpoints as a client gets them, with what tells apart clients that get others.
-    pub(crate) fn endpoints<'v>(
-        &self,
-        name: &str,
-        viewer: impl Into<Viewer<'v>>,
-    ) -> Option<(String, Arc<ClusterEndpoints>)> {
-        let viewer = viewer.into();
-        match self.placed.get(name) {
-            Some(placed) => Some((placed.key(viewer), Arc::new(placed.view(viewer)))),
-            None => Some((String::new(), Arc::clone(self.endpoints.get(name)?))),
-        }
     }
 
     fn add_routes(&mut self, mut routes: ScopedRoutes) {
@@ -471,7 +439,7 @@ impl Compiled {
             .iter_mut()
             .flat_map(|held| &mut held.routes)
         {
-            self.hash(&mut declared.route);
+            self.hash(declared);
         }
         let name = routes.name.clone();
         let View {
@@ -484,22 +452,9 @@ impl Compiled {
         }
     }
 
-    /// Routes to what balances by hash say what is hashed, unless they do already.
-    fn hash(&self, route: &mut Route) {
-        let RouteAction::Forward(forward) = &mut route.action else {
-            return;
-        };
-        let policies = forward
-            .clusters
-            .iter()
-            .map(|part| self.hashing.get(&part.name));
-        let Some(policy) = policies.flatten().next() else {
-            return;
-        };
-        let extras = forward.extras.get_or_insert_default();
-        if extras.hash_policy.is_empty() {
-            extras.hash_policy.push(policy.clone());
-        }
+    fn follow_recipe(&mut self, fqdn: &str, recipe: Recipe) {
+        let recipes = self.recipes.entry(fqdn.to_owned()).or_default();
+        Arc::make_mut(recipes).push(recipe);
     }
 
     fn made_of(&mut self, fqdn: &str, object: &ObjectKey) {
@@ -545,7 +500,7 @@ impl Compiled {
     }
 
     /// The service that a client in `namespace` means with `host`.
-    fn service(&self, host: &str, namespace: &str) -> Option<&ServiceInfo> {
+    fn service(&self, host: &str, namespace: &str) -> Option<&Arc<ServiceInfo>> {
         let host = host.to_ascii_lowercase();
         let fqdn = self
             .names

@@ -4,10 +4,28 @@
 //! takes the place of all sections, whether it says them or not. What a section means is for the
 //! modules beside this one.
 
-use crate::model::{BudgetSpec, ConnectionPool, LoadBalancer, OutlierSpec, TlsSpec, TrafficPolicy};
+use crate::model::{
+    BudgetSpec, ConnectionPool, LoadBalancer, Object, OutlierSpec, TlsSpec, TrafficPolicy,
+};
 
-/// A section, and its field.
-pub(super) type Section<'p, T> = Option<(String, &'p T)>;
+/// Where a policy or a section of one is written.
+#[derive(Clone, Debug)]
+pub(super) struct Place<'p> {
+    pub(super) object: &'p Object,
+    pub(super) field: String,
+}
+
+impl Place<'_> {
+    fn inside(&self, field: &str) -> Self {
+        Self {
+            object: self.object,
+            field: format!("{}.{field}", self.field),
+        }
+    }
+}
+
+/// A section, and where it is.
+pub(super) type Section<'p, T> = Option<(Place<'p>, &'p T)>;
 
 /// The sections that hold.
 #[derive(Debug, Default)]
@@ -19,14 +37,14 @@ pub(super) struct Effective<'p> {
     pub(super) tls: Section<'p, TlsSpec>,
 }
 
-/// Of policies with their fields, the widest first, for a port.
+/// Of policies with their places, the widest first, for a port.
 pub(super) fn effective<'p>(
-    policies: impl IntoIterator<Item = (&'p str, &'p TrafficPolicy)>,
+    policies: &[(Place<'p>, &'p TrafficPolicy)],
     port: u16,
 ) -> Effective<'p> {
     let mut found = Effective::default();
-    for (field, policy) in policies {
-        let own = |name: &str| format!("{field}.{name}");
+    for (place, policy) in policies {
+        let own = |name: &str| place.inside(name);
         replace(
             &mut found.load_balancer,
             own("loadBalancer"),
@@ -50,7 +68,7 @@ pub(super) fn effective<'p>(
         replace(&mut found.tls, own("tls"), &policy.tls);
         let ports = policy.port_level_settings.iter().enumerate();
         for (index, settings) in ports.filter(|(_, settings)| settings.port.number == port) {
-            let own = |name: &str| format!("{field}.portLevelSettings[{index}].{name}");
+            let own = |name: &str| place.inside(&format!("portLevelSettings[{index}].{name}"));
             let budget = found.retry_budget.take();
             found = Effective {
                 load_balancer: section(own("loadBalancer"), &settings.load_balancer),
@@ -65,12 +83,12 @@ pub(super) fn effective<'p>(
     found
 }
 
-fn section<T>(field: String, own: &Option<T>) -> Section<'_, T> {
-    own.as_ref().map(|own| (field, own))
+fn section<'p, T>(place: Place<'p>, own: &'p Option<T>) -> Section<'p, T> {
+    own.as_ref().map(|own| (place, own))
 }
 
-fn replace<'p, T>(held: &mut Section<'p, T>, field: String, own: &'p Option<T>) {
+fn replace<'p, T>(held: &mut Section<'p, T>, place: Place<'p>, own: &'p Option<T>) {
     if own.is_some() {
-        *held = section(field, own);
+        *held = section(place, own);
     }
 }

@@ -5,7 +5,7 @@ use mesh_core::config::{
     StringMatcher, StringPattern,
 };
 
-use super::scoped::ClientMatch;
+use super::scoped::{Audience, ClientMatch};
 use crate::model::{HttpMatch, StringMatch};
 
 /// A field, and what is wrong with it.
@@ -69,7 +69,10 @@ pub(super) fn compile_match(declared: &HttpMatch) -> Result<RouteMatch, Wrong> {
 /// The clients that a match is for; `None` is everybody.
 pub(super) fn clients_of(declared: &HttpMatch) -> Option<ClientMatch> {
     let clients = ClientMatch {
-        namespace: declared.source_namespace.clone(),
+        audience: match &declared.source_namespace {
+            Some(name) => Audience::namespace(name),
+            None => Audience::All,
+        },
         labels: declared.source_labels.clone(),
     };
     (clients != ClientMatch::default()).then_some(clients)

@@ -16,8 +16,10 @@ use mesh_core::{
     config::{LocalityId, Route, RouteConfig, VirtualHost},
 };
 
-use super::RouteOrigin;
-use crate::model::{DestinationRule, Object};
+use super::{
+    RouteOrigin,
+    hashing::{self, PartHash},
+};
 
 /// What a client says of itself.
 #[derive(Clone, Copy, Debug)]
@@ -107,25 +109,15 @@ impl Audience {
 /// Which clients a route is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ClientMatch {
-    /// In this namespace.
-    pub(super) namespace: Option<String>,
+    /// In these namespaces.
+    pub(super) audience: Audience,
     /// With all of these labels.
     pub(super) labels: BTreeMap<String, String>,
 }
 
 impl ClientMatch {
-    /// The clients of a DestinationRule with a selector.
-    pub(super) fn of(object: &Object, rule: &DestinationRule) -> Self {
-        let selector = rule.workload_selector.as_ref();
-        Self {
-            namespace: Some(object.key.namespace.clone()),
-            labels: selector.map_or_else(BTreeMap::new, |own| own.match_labels.clone()),
-        }
-    }
-
     pub(super) fn has(&self, viewer: Viewer<'_>) -> bool {
-        let namespace = self.namespace.as_deref();
-        namespace.is_none_or(|namespace| namespace == viewer.namespace)
+        self.audience.has(viewer.namespace)
             && self
                 .labels
                 .iter()
@@ -141,6 +133,8 @@ pub(super) struct DeclaredRoute {
     pub(super) clients: Option<ClientMatch>,
     /// `None` for one that nobody declared.
     pub(super) origin: Option<RouteOrigin>,
+    /// What its clusters hash, where that is not the same for all clients.
+    pub(super) hashes: Vec<PartHash>,
 }
 
 impl DeclaredRoute {
@@ -149,6 +143,7 @@ impl DeclaredRoute {
             route,
             clients: None,
             origin,
+            hashes: Vec::new(),
         }
     }
 }
@@ -195,9 +190,9 @@ impl fmt::Display for Audience {
 
 impl fmt::Display for ClientMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("clients")?;
-        if let Some(namespace) = &self.namespace {
-            write!(f, " of namespace {namespace}")?;
+        match &self.audience {
+            Audience::All => f.write_str("clients")?,
+            some => some.fmt(f)?,
         }
         for (key, value) in &self.labels {
             write!(f, " with {key}={value}")?;
@@ -244,7 +239,8 @@ impl ScopedRoutes {
     /// Whether the same holds for all clients.
     pub(super) fn is_same_for_all(&self) -> bool {
         let mut all = self.declarations.iter().flat_map(|held| &held.routes);
-        self.declarations.len() == 1 && all.all(|declared| declared.clients.is_none())
+        let is_for_all = |held: &DeclaredRoute| held.clients.is_none() && held.hashes.is_empty();
+        self.declarations.len() == 1 && all.all(is_for_all)
     }
 
     /// What holds for a client; `None` asks for what holds for one that nothing special is for.
@@ -268,7 +264,13 @@ impl ScopedRoutes {
                     continue;
                 }
             }
-            host.routes.push(declared.route.clone());
+            let mut route = declared.route.clone();
+            if !declared.hashes.is_empty() {
+                let (number, policy) = hashing::of(&declared.hashes, viewer);
+                key.push_str(&number);
+                hashing::set(&mut route, policy);
+            }
+            host.routes.push(route);
             origins.push(declared.origin.clone());
         }
         View {

@@ -37,6 +37,10 @@ pub struct ServiceInfo {
     pub ports: Vec<PortInfo>,
     /// Endpoints.
     pub workloads: Vec<Workload>,
+    /// How many of the endpoints come before those that registered.
+    pub(super) declared: usize,
+    /// Nobody declared it: it is there because instances registered.
+    pub(super) is_undeclared: bool,
     /// What it is made of.
     pub(super) objects: BTreeSet<ObjectKey>,
     pub(super) accounts: BTreeSet<String>,
@@ -125,6 +129,26 @@ impl Workload {
 }
 
 impl ServiceInfo {
+    /// The service without endpoints.
+    pub(super) fn without_workloads(&self) -> Self {
+        Self {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            fqdn: self.fqdn.clone(),
+            ports: self.ports.clone(),
+            workloads: Vec::new(),
+            declared: self.declared,
+            is_undeclared: self.is_undeclared,
+            objects: self.objects.clone(),
+            accounts: self.accounts.clone(),
+            extra_names: self.extra_names.clone(),
+            is_external: self.is_external,
+            spellings: self.spellings.clone(),
+            selector: self.selector.clone(),
+            target_ports: self.target_ports.clone(),
+        }
+    }
+
     /// All ways to write the name, with 0 for the name in full.
     pub(super) fn spellings(&self, cluster_domain: &str) -> Vec<(String, u8)> {
         let (name, namespace) = (&self.name, &self.namespace);

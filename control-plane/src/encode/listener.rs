@@ -8,11 +8,13 @@ use envoy_types::pb::{
             core::v3::HttpProtocolOptions,
             listener::v3::{
                 ApiListener as ProtoApiListener, Filter, FilterChain as ProtoFilterChain,
-                FilterChainMatch, Listener as ProtoListener, filter::ConfigType,
+                FilterChainMatch, Listener as ProtoListener, ListenerFilter, filter::ConfigType,
+                listener_filter,
             },
         },
         extensions::filters::{
             http::router::v3::Router,
+            listener::tls_inspector::v3::TlsInspector,
             network::http_connection_manager::v3::{
                 HttpConnectionManager, HttpFilter, Rds,
                 http_connection_manager::{
@@ -87,14 +89,31 @@ fn inbound_listener(name: String, config: &InboundListener, class: ClientClass) 
         );
         chains.retain(|chain| chain.transport != TransportMatch::Tls);
     }
+    let reads_hello = chains
+        .iter()
+        .any(|chain| chain.transport != TransportMatch::Any);
     ProtoListener {
         name,
         address: config.address.map(socket),
+        // Without it Envoy takes every connection for plaintext; gRPC refuses it.
+        listener_filters: match class {
+            ClientClass::Envoy if reads_hello => vec![tls_inspector()],
+            _ => Vec::new(),
+        },
         filter_chains: chains
             .into_iter()
             .map(|chain| filter_chain(chain, class))
             .collect(),
         ..ProtoListener::default()
+    }
+}
+
+fn tls_inspector() -> ListenerFilter {
+    let config = any(&TlsInspector::default());
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(config)),
+        ..ListenerFilter::default()
     }
 }
 

@@ -194,6 +194,24 @@ fn only_our_servers_tell_tls_from_plaintext_on_one_port() {
 }
 
 #[test]
+fn an_envoy_that_takes_tls_reads_the_hello_before_it_chooses_a_chain() {
+    let filters = |transports: &[TransportMatch], class| {
+        let filters = listener(&inbound(transports), class).listener_filters;
+        let names = filters.into_iter().map(|filter| filter.name);
+        names.collect::<Vec<_>>()
+    };
+    let strict = [TransportMatch::Tls];
+    let permissive = [TransportMatch::Tls, TransportMatch::RawBuffer];
+    for transports in [&strict[..], &permissive] {
+        let names = filters(transports, ClientClass::Envoy);
+        assert_eq!(names, ["envoy.filters.listener.tls_inspector"]);
+        assert_eq!(filters(transports, ClientClass::Rust), [""; 0]);
+        assert_eq!(filters(transports, ClientClass::GrpcCpp), [""; 0]);
+    }
+    assert_eq!(filters(&[TransportMatch::Any], ClientClass::Envoy), [""; 0]);
+}
+
+#[test]
 fn envoy_chooses_the_upstream_protocol_by_itself() {
     use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
         DownstreamTlsContext, UpstreamTlsContext,

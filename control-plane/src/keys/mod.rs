@@ -19,6 +19,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     sync::watch,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -125,6 +126,55 @@ impl Keys {
             }
         }
     }
+}
+
+/// Fetches the keys at one address until nobody wants to know any more; for callers of the certificate
+/// authority, as others are for requests.
+///
+/// # Errors
+/// When the address is not https, or what was kept cannot be read.
+pub(crate) async fn follow_one(
+    mut keys: Keys,
+    uri: String,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<watch::Receiver<Result<Arc<str>, String>>> {
+    anyhow::ensure!(
+        uri.starts_with("https://"),
+        "{uri}: keys come over https alone"
+    );
+    let wanted = Wanted::from([(uri.clone(), None)]);
+    let mut is_complete = keys.fetch(&wanted).await;
+    let of = move |keys: &Keys| {
+        let held = keys.held.get(&uri).cloned();
+        held.unwrap_or_else(|| Err("it was not asked yet".to_owned()))
+    };
+    let (tx, rx) = watch::channel(of(&keys));
+    if let Err(reason) = &*rx.borrow() {
+        tracing::warn!(
+            reason,
+            "service account tokens are refused until there are keys"
+        );
+    }
+    tasks.spawn(async move {
+        loop {
+            let pause = match is_complete {
+                true => keys.refresh,
+                false => keys.refresh.min(RETRY),
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = tx.closed() => return,
+            }
+            is_complete = keys.fetch(&wanted).await;
+            let current = of(&keys);
+            tx.send_if_modified(|sent| {
+                let is_new = *sent != current;
+                *sent = current;
+                is_new
+            });
+        }
+    });
+    Ok(rx)
 }
 
 /// Keeps what is known over a restart; that it cannot be kept is no reason not to use it.

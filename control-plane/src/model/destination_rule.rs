@@ -16,6 +16,8 @@ object! {
         traffic_policy: Option<TrafficPolicy>,
         /// Parts by label.
         subsets: Vec<Subset>,
+        /// Namespaces whose clients see it; none is all.
+        export_to: Vec<String>,
         /// Clients that follow it; none is all.
         workload_selector: Option<ClientSelector>,
     }

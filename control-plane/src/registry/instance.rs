@@ -134,7 +134,7 @@ pub enum CheckKind {
     Ttl(Duration),
     /// Asks for a URL: 2xx passes, 429 warns, all else fails.
     Http {
-        /// `http://…`.
+        /// `http://…`, or `https://…` where there is a `tls`.
         url: String,
         /// Method. Default GET.
         method: String,
@@ -142,6 +142,9 @@ pub enum CheckKind {
         headers: BTreeMap<String, Vec<String>>,
         /// Body.
         body: String,
+        /// How TLS is spoken, if it is.
+        #[serde(default)]
+        tls: Option<CheckTls>,
         /// How often.
         schedule: Schedule,
     },
@@ -149,6 +152,9 @@ pub enum CheckKind {
     Tcp {
         /// `HOST:PORT`.
         address: String,
+        /// How TLS is spoken, if it is.
+        #[serde(default)]
+        tls: Option<CheckTls>,
         /// How often.
         schedule: Schedule,
     },
@@ -158,6 +164,9 @@ pub enum CheckKind {
         address: String,
         /// Which service; empty is the server.
         service: String,
+        /// How TLS is spoken, if it is.
+        #[serde(default)]
+        tls: Option<CheckTls>,
         /// How often.
         schedule: Schedule,
     },
@@ -174,6 +183,14 @@ impl CheckKind {
         }
     }
 
+    /// How it speaks TLS, if it does.
+    pub fn tls(&self) -> Option<&CheckTls> {
+        match self {
+            Self::Ttl(_) => None,
+            Self::Http { tls, .. } | Self::Tcp { tls, .. } | Self::Grpc { tls, .. } => tls.as_ref(),
+        }
+    }
+
     /// How often the control plane does it; `None` when it waits to be told.
     pub fn schedule(&self) -> Option<Schedule> {
         match self {
@@ -183,6 +200,18 @@ impl CheckKind {
             | Self::Grpc { schedule, .. } => Some(*schedule),
         }
     }
+}
+
+/// How a check speaks TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckTls {
+    /// Name that is asked for, and that a certificate from outside of the mesh must have. Default the
+    /// host that is dialled.
+    #[serde(default)]
+    pub server_name: String,
+    /// Any certificate will do. Default false.
+    #[serde(default)]
+    pub skip_verify: bool,
 }
 
 /// When a check is done.

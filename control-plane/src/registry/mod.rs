@@ -21,6 +21,7 @@ mod store_tests;
 mod table;
 #[cfg(test)]
 mod table_tests;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -40,8 +41,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::diagnostic::Diagnostic;
 pub use guard::{GUARD_ENDPOINTS_MIN, GUARD_SHARE, GUARD_WINDOW};
 pub use instance::{
-    CheckKind, CheckSpec, CheckState, CheckStatus, OUTPUT_MAX, Place, Registration, Schedule,
-    Source, Stored, UNNAMED, Weights,
+    CheckKind, CheckSpec, CheckState, CheckStatus, CheckTls, OUTPUT_MAX, Place, Registration,
+    Schedule, Source, Stored, UNNAMED, Weights,
 };
 pub(crate) use lease::proto;
 pub use lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN, LeaseService};
@@ -50,6 +51,7 @@ pub use report::{CheckReport, InstanceReport};
 pub use store::{FileStore, MemoryStore, Record, Store};
 use table::Table;
 pub use table::{DRAIN, Member, Members, RESTART_GRACE, Unknown};
+pub(crate) use tls::ProbeTls;
 
 /// Checks that are done at the same time; the others wait for their turn.
 pub const PROBES_MAX: usize = 64;
@@ -76,6 +78,7 @@ struct Inner {
     writer: Writer,
     probes: Mutex<BTreeMap<String, Probes>>,
     permits: Semaphore,
+    tls: Option<ProbeTls>,
     /// What is due may be due earlier now.
     wake: Arc<Notify>,
 }
@@ -92,11 +95,20 @@ impl Drop for Inner {
 }
 
 impl Registry {
-    /// A registry of what `store` kept. Must be called inside a tokio runtime.
+    /// A registry of what `store` kept, whose checks do not go over TLS. Must be called inside a tokio
+    /// runtime.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn open(mut store: impl Store + 'static) -> io::Result<Self> {
+    pub fn open(store: impl Store + 'static) -> io::Result<Self> {
+        Self::open_with(store, None)
+    }
+
+    /// The same, with checks over TLS.
+    pub(crate) fn open_with(
+        mut store: impl Store + 'static,
+        tls: Option<ProbeTls>,
+    ) -> io::Result<Self> {
         let table = Table::restored(store.load()?, now());
         let (members, _) = watch::channel(Arc::clone(table.members()));
         let (index, _) = watch::channel(table.index());
@@ -110,6 +122,7 @@ impl Registry {
             writer: Writer::start(store)?,
             probes: Mutex::default(),
             permits: Semaphore::new(PROBES_MAX),
+            tls,
             wake: Arc::clone(&wake),
         }));
         for id in ids {
@@ -230,6 +243,11 @@ impl Registry {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn namespace(&self, id: &str) -> Option<String> {
+        let table = self.table();
+        Some(table.entries.get(id)?.registration.namespace.clone())
+    }
+
     /// Changes the table, tells everybody, and has it kept in that order.
     fn change<R>(&self, change: impl FnOnce(&mut Table, Instant) -> R) -> (R, Kept) {
         let mut table = self.table();
@@ -346,7 +364,15 @@ async fn check(inner: Weak<Inner>, id: String, spec: CheckSpec) {
         let Ok(permit) = registry.0.permits.acquire().await else {
             return;
         };
-        let (status, output) = probe::probe(&spec.kind).await;
+        let Some(namespace) = registry.namespace(&id) else {
+            return;
+        };
+        let tls = registry.0.tls.clone();
+        let from = probe::From {
+            tls: tls.as_ref(),
+            namespace: &namespace,
+        };
+        let (status, output) = probe::probe(&spec.kind, &from).await;
         drop(permit);
         let is_there = registry.table().entries.contains_key(&id);
         if !is_there {

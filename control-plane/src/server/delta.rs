@@ -130,6 +130,12 @@ impl Variant for Delta {
         request.node.take()
     }
 
+    fn names(request: &DeltaDiscoveryRequest) -> impl Iterator<Item = &str> {
+        let new = request.resource_names_subscribe.iter();
+        let held = request.initial_resource_versions.keys();
+        new.chain(held).map(String::as_str)
+    }
+
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
         let warming = match kind {

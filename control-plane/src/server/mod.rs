@@ -145,6 +145,9 @@ pub(crate) trait Variant: Default + Send + 'static {
 
     fn node(request: &mut Self::Request) -> Option<envoy_types::pb::envoy::config::core::v3::Node>;
 
+    /// The names in a request.
+    fn names(request: &Self::Request) -> impl Iterator<Item = &str>;
+
     /// Applies a request; `None` for one of a type that is not served.
     fn hear(&mut self, request: Self::Request) -> Option<Heard>;
 

@@ -38,9 +38,6 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Longest request that is read: a state-of-the-world request names everything that its client
-/// subscribes to, in names of any length.
-const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Responses that may wait for a client: one being sent, one ready.
 const RESPONSES_WAITING: usize = 1;
 
@@ -130,14 +127,13 @@ impl AdsService {
             request.metadata(),
             request.extensions().get::<ConnectionPeer>(),
         )?;
-        let place = shared.admission.admit(Instant::now()).inspect_err(|_| {
-            shared.metrics.stream_refused();
-        })?;
+        let place = shared.admission.admit(identity.as_ref(), Instant::now());
+        let place = place.inspect_err(|_| shared.metrics.stream_refused())?;
         let end = request.extensions_mut().remove::<ConnectionEnd>();
         let opened = Opened {
             identity,
             end: end.map_or_else(|| watch::channel(false).1, |end| end.0),
-            _place: place,
+            place,
         };
         let (tx, rx) = mpsc::channel(RESPONSES_WAITING);
         let stream = Stream::<V>::new(Arc::clone(shared), opened, tx);
@@ -174,7 +170,7 @@ impl AdsService {
     ) -> BoxFuture<'static, Result<http::Response<Body>, Infallible>> {
         let method = Method::<V>(self.clone(), PhantomData);
         let mut grpc = Grpc::new(SharedBytes::<V::Request>::default())
-            .max_decoding_message_size(REQUEST_BYTES_MAX);
+            .max_decoding_message_size(self.shared.admission.limits().request_bytes);
         Box::pin(async move { Ok(grpc.streaming(method, request).await) })
     }
 }

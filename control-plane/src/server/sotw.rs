@@ -147,6 +147,10 @@ impl Variant for Sotw {
         request.node.take()
     }
 
+    fn names(request: &DiscoveryRequest) -> impl Iterator<Item = &str> {
+        request.resource_names.iter().map(String::as_str)
+    }
+
     fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
         let kind = ResourceType::from_url(&request.type_url)?;
         if kind == ResourceType::Endpoints {

@@ -25,7 +25,7 @@ use tokio::{
         mpsc::{self, error::SendError},
         watch,
     },
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::{Stream as Requests, StreamExt as _};
 use tonic::Status;
@@ -50,6 +50,8 @@ use crate::{
 const DEFAULT_NAMESPACE: &str = "default";
 /// After so long another attempt is made to issue a certificate.
 const ISSUE_AGAIN: Duration = Duration::from_secs(10);
+/// A client that is refused gets so long to take the reason.
+const REFUSAL_MAX: Duration = Duration::from_secs(1);
 
 /// What a stream was opened with.
 pub(super) struct Opened {
@@ -57,8 +59,8 @@ pub(super) struct Opened {
     pub(super) identity: Option<Identity>,
     /// Becomes true when the connection is to end.
     pub(super) end: watch::Receiver<bool>,
-    /// Given back at the end.
-    pub(super) _place: Place,
+    /// What it may ask; given back at the end.
+    pub(super) place: Place,
 }
 
 pub(super) struct Stream<V: Variant> {
@@ -144,12 +146,17 @@ impl<V: Variant> Stream<V> {
                     Some(Ok(request)) => match self.request(request) {
                         Ok(()) => Ok(()),
                         Err(refusal) => {
-                            // A client that takes nothing is refused by the end of its stream.
-                            _ = responses.try_send(Err(refusal));
+                            refuse(&responses, refusal).await;
                             break;
                         }
                     },
-                    Some(Err(_)) | None => break,
+                    Some(Err(error)) => {
+                        if let Some(refusal) = self.opened.place.unread(&error) {
+                            refuse(&responses, refusal).await;
+                        }
+                        break;
+                    }
+                    None => break,
                 },
                 room = responses.reserve(), if self.has_work => match room {
                     Ok(room) => {
@@ -187,15 +194,23 @@ impl<V: Variant> Stream<V> {
     }
 
     /// # Errors
-    /// When the client claims to be somebody else than it proved to be.
+    /// When the client claims to be somebody else than it proved to be, or asks too much.
     fn request(&mut self, mut request: V::Request) -> Result<(), Status> {
+        let now = Instant::now().into_std();
+        self.opened.place.request(V::names(&request), now)?;
         let node = V::node(&mut request);
         if !self.is_introduced {
             self.introduce(node.unwrap_or_default())?;
         }
-        let Some(heard) = self.session().hear(request) else {
+        let (heard, names) = {
+            let mut session = self.session();
+            let heard = session.hear(request);
+            (heard, session.variant().subscriptions().names())
+        };
+        let Some(heard) = heard else {
             return Ok(());
         };
+        self.opened.place.subscribed(names)?;
         self.has_work = true;
         let kind = heard.kind;
         self.shared
@@ -354,6 +369,11 @@ impl<V: Variant> Stream<V> {
             }
         }
     }
+}
+
+/// Tells a client why its stream ends. One that takes nothing sees only that it does.
+async fn refuse(responses: &mpsc::Sender<Result<Response, Status>>, refusal: Status) {
+    _ = timeout(REFUSAL_MAX, responses.send(Err(refusal))).await;
 }
 
 /// Returns when it is true; never if nobody can make it so any more.

@@ -47,6 +47,10 @@ struct Kit {
 
 impl Kit {
     fn start() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
         let data = tempfile::tempdir().unwrap();
         let life = Duration::from_secs(60);
         let (worlds, rx) = watch::channel(None);
@@ -65,13 +69,13 @@ impl Kit {
             cert_ttl: life,
             metrics: metrics.clone(),
             clients: clients.clone(),
-            admission: Admission::new(Limits::default()),
+            admission: Admission::new(limits),
         };
         let (end, ends) = watch::channel(false);
         let opened = Opened {
             identity: None,
             end: ends,
-            _place: shared.admission.admit(Instant::now()).unwrap(),
+            place: shared.admission.admit(None, Instant::now()).unwrap(),
         };
         let (tx, responses) = mpsc::channel(1);
         let (requests, rx) = mpsc::channel(16);
@@ -101,7 +105,17 @@ impl Kit {
     }
 
     async fn ask(&self, kind: ResourceType, nonce: &str) {
-        let request = DiscoveryRequest {
+        let request = Self::request(kind, nonce);
+        self.requests.send(Ok(request)).await.unwrap();
+    }
+
+    /// The same of a stream that may have ended.
+    async fn ask_if_open(&self, kind: ResourceType) {
+        _ = self.requests.send(Ok(Self::request(kind, ""))).await;
+    }
+
+    fn request(kind: ResourceType, nonce: &str) -> DiscoveryRequest {
+        DiscoveryRequest {
             node: Some(Node {
                 id: "web".into(),
                 user_agent_name: "gRPC Go".into(),
@@ -111,8 +125,7 @@ impl Kit {
             resource_names: vec![CLUSTER.into()],
             response_nonce: nonce.into(),
             ..DiscoveryRequest::default()
-        };
-        self.requests.send(Ok(request)).await.unwrap();
+        }
     }
 
     async fn next(&mut self) -> Response {
@@ -278,4 +291,71 @@ async fn the_end_of_a_connection_ends_its_streams_and_forgets_them() {
         1,
         "the class was seen"
     );
+}
+
+/// What the client is told when its stream is ended.
+async fn refusal(kit: &mut Kit) -> Status {
+    let ended = async {
+        loop {
+            match kit.responses.recv().await.expect("a reason") {
+                Ok(_) => {}
+                Err(refusal) => return refusal,
+            }
+        }
+    };
+    time::timeout(MUST_HAPPEN, ended).await.expect("the end")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_asks_too_much_is_refused_with_the_limit() {
+    for (limits, kinds, limit) in [
+        (
+            Limits {
+                requests_burst: 2,
+                ..Limits::default()
+            },
+            [ResourceType::Cluster; 3],
+            "1000 requests in a second on a stream",
+        ),
+        (
+            Limits {
+                names: 2,
+                ..Limits::default()
+            },
+            [
+                ResourceType::Cluster,
+                ResourceType::Endpoints,
+                ResourceType::Route,
+            ],
+            "3 names on a stream, of which there may be 2",
+        ),
+        (
+            Limits {
+                name_bytes: CLUSTER.len() - 1,
+                ..Limits::default()
+            },
+            [ResourceType::Cluster; 3],
+            "bytes at most",
+        ),
+    ] {
+        let mut kit = Kit::with(limits);
+        kit.publish(GREETER);
+        for kind in kinds {
+            // The stream may have ended by now.
+            _ = time::timeout(MUST_HAPPEN, kit.ask_if_open(kind)).await;
+        }
+        let refused = refusal(&mut kit).await;
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(refused.message().contains(limit), "{refused}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_too_long_is_refused_with_the_limit() {
+    let mut kit = Kit::start();
+    kit.publish(GREETER);
+    let too_long = Status::out_of_range("decoded message length too large");
+    kit.requests.send(Err(too_long)).await.unwrap();
+    let refused = refusal(&mut kit).await;
+    assert!(refused.message().contains("33554432 bytes"), "{refused}");
 }

@@ -115,6 +115,11 @@ impl Subscriptions {
         Some((&held.names, held.is_wildcard))
     }
 
+    /// How many names the client subscribes to.
+    pub(super) fn names(&self) -> usize {
+        self.types.values().map(|held| held.names.len()).sum()
+    }
+
     /// What was sent, and what the client said of it, by type.
     pub(super) fn sent(&self) -> impl Iterator<Item = (ResourceType, &Sent)> {
         self.types.iter().map(|(kind, held)| (*kind, &held.sent))

@@ -12,47 +12,36 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context as _;
-use bytes::Bytes;
 use rustls::{RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use rustls_pki_types::CertificateDer;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::ca::{Authority, Identity};
+use crate::ca::{Authority, Identity, OwnCertificate, OwnLeaf};
 
 /// Longest time from accepting a connection to the end of its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Life of the certificate; less when the authority gives less.
-const SERVING_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Who the control plane is.
-const NAMESPACE: &str = "mesh-system";
-const ACCOUNT: &str = "control-plane";
 
 /// The TLS of one control plane. Clones share the certificate.
 #[derive(Clone)]
 pub struct ServerTls(Arc<Inner>);
 
 struct Inner {
-    authority: Arc<Authority>,
-    roots: watch::Receiver<Vec<Bytes>>,
-    identity: Identity,
-    dialled: Vec<String>,
+    own: OwnCertificate,
     held: Mutex<Option<Held>>,
 }
 
-/// A configuration, and until when it is used.
+/// A configuration, and the certificate that it is made of.
 struct Held {
     config: Arc<ServerConfig>,
-    roots: Vec<Bytes>,
-    renew_at: SystemTime,
+    leaf: Arc<OwnLeaf>,
 }
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerTls")
-            .field("dialled", &self.0.dialled)
+            .field("own", &self.0.own)
             .finish_non_exhaustive()
     }
 }
@@ -64,10 +53,7 @@ impl ServerTls {
     /// When no certificate can be made.
     pub fn new(authority: Arc<Authority>, dialled: Vec<String>) -> anyhow::Result<Self> {
         let tls = Self(Arc::new(Inner {
-            roots: authority.roots(),
-            authority,
-            identity: Identity::new(NAMESPACE, ACCOUNT)?,
-            dialled,
+            own: OwnCertificate::new(authority, dialled)?,
             held: Mutex::default(),
         }));
         tls.config(SystemTime::now())?;
@@ -118,7 +104,7 @@ impl ServerTls {
                 _ => None,
             })
             .collect();
-        let domain = self.0.authority.trust_domain();
+        let domain = self.0.own.trust_domain();
         match uris[..] {
             [uri] => Identity::of_spiffe_id(uri, domain)
                 .ok_or_else(|| format!("{uri} is no identity of trust domain {domain}")),
@@ -130,40 +116,25 @@ impl ServerTls {
     }
 
     fn config(&self, now: SystemTime) -> anyhow::Result<Arc<ServerConfig>> {
-        let inner = &*self.0;
-        let roots = inner.roots.borrow().clone();
-        let mut held = inner.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaf = self.0.own.current(now)?;
+        let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = &*held
-            && held.roots == roots
-            && now < held.renew_at
+            && Arc::ptr_eq(&held.leaf, &leaf)
         {
             return Ok(Arc::clone(&held.config));
         }
-        let issued = inner
-            .authority
-            .issue_serving(&inner.identity, &inner.dialled, SERVING_TTL)
-            .context("a certificate for the control plane's own addresses")?;
-        let left = issued.not_after.duration_since(now).unwrap_or_default();
-        let text = issued.chain_pem[..issued.chain_pem.len() - 1].concat();
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-        let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes())?;
-        let config = Arc::new(config(&roots, chain?, key)?);
+        let config = Arc::new(config(&leaf)?);
         *held = Some(Held {
             config: Arc::clone(&config),
-            roots,
-            renew_at: now + left / 2,
+            leaf,
         });
         Ok(config)
     }
 }
 
-fn config(
-    roots: &[Bytes],
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> anyhow::Result<ServerConfig> {
+fn config(leaf: &OwnLeaf) -> anyhow::Result<ServerConfig> {
     let mut store = RootCertStore::empty();
-    for root in roots {
+    for root in &leaf.roots {
         store.add(CertificateDer::from(root.as_ref()))?;
     }
     let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
@@ -177,7 +148,7 @@ fn config(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)?;
+        .with_single_cert(leaf.chain.clone(), leaf.key.clone_key())?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

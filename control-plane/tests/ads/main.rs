@@ -2,6 +2,7 @@
 //! control plane that reads real files.
 
 mod broken;
+mod checks;
 mod depth;
 mod kit;
 mod registry;

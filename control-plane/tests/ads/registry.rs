@@ -32,17 +32,27 @@ impl World {
     }
 
     async fn json(&self, path: &str) -> serde_json::Value {
-        let answer = self.get(path).await;
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
+        json(self, path).await
     }
 }
 
-async fn put(address: std::net::SocketAddr, path: &str, body: &str) -> u16 {
+pub(crate) async fn json(world: &World, path: &str) -> serde_json::Value {
+    let answer = world.get(path).await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
+}
+
+pub(crate) async fn put(address: std::net::SocketAddr, path: &str, body: &str) -> u16 {
+    put_with(address, path, "", body).await
+}
+
+/// The same with further header lines.
+async fn put_with(address: std::net::SocketAddr, path: &str, headers: &str, body: &str) -> u16 {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
     let request = format!(
-        "PUT {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "PUT {path} HTTP/1.1\r\nhost: x\r\n{headers}connection: close\r\n\
+         content-length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -95,6 +105,20 @@ async fn an_instance_that_registers_joins_its_service_and_nothing_but_its_endpoi
         HealthStatus::Draining
     );
     assert_eq!(world.put(path, "").await, 404, "it is gone for who asks");
+    let metrics = world.get("/metrics").await;
+    let compiles = metrics
+        .lines()
+        .filter(|line| line.starts_with("mesh_compiles"));
+    let expected = [
+        "mesh_compiles{type=\"endpoints\"} 2",
+        "mesh_compiles{type=\"everything\"} 1",
+    ];
+    let mut compiles: Vec<_> = compiles.collect();
+    compiles.sort_unstable();
+    assert_eq!(
+        compiles, expected,
+        "instances alone are not worth a compile of everything"
+    );
 }
 
 #[tokio::test]

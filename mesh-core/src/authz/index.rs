@@ -4,7 +4,7 @@
 //! is looked at for those alone. What a request costs depends on the policies that are about it,
 //! not on how many there are.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, iter, sync::Arc};
 
 use hashbrown::HashMap;
 
@@ -80,19 +80,32 @@ impl PolicyIndex {
 
     /// The first policy that matches.
     pub(super) fn find(&self, request: &AuthzRequest<'_>) -> Option<Arc<str>> {
-        let mut first = self.everybody.find(&self.rules, request, None);
-        if !self.by_name.is_empty() && request.authenticated {
-            // A certificate without any name is compared as the empty text (gRFC A41).
-            let nameless = request.principals.is_empty().then_some("");
-            let names = request.principals.iter().map(String::as_str);
-            for name in names.chain(nameless) {
-                if let Some(bucket) = self.by_name.get(name) {
-                    first = bucket.find(&self.rules, request, first);
-                }
-            }
-        }
+        let first = self.buckets(request).fold(None, |first, bucket| {
+            bucket.find(&self.rules, request, first)
+        });
         let rule = self.rules.get(usize::try_from(first?).ok()?)?;
         Some(Arc::clone(&rule.name))
+    }
+
+    /// The policies that a caller's names may match.
+    fn buckets<'i>(&'i self, request: &AuthzRequest<'i>) -> impl Iterator<Item = &'i Bucket> {
+        let names = match request.authenticated {
+            true => request.principals,
+            false => &[],
+        };
+        // A certificate without any name is compared as the empty text (gRFC A41).
+        let nameless = (request.authenticated && names.is_empty()).then_some("");
+        let names = names.iter().map(String::as_str).chain(nameless);
+        iter::once(&self.everybody).chain(names.filter_map(|name| self.by_name.get(name)))
+    }
+
+    /// How many policies are looked at for a request that none matches.
+    #[cfg(test)]
+    pub(super) fn looked_at(&self, request: &AuthzRequest<'_>) -> usize {
+        let lists = self
+            .buckets(request)
+            .flat_map(|bucket| bucket.lists(request.path));
+        lists.map(<[u32]>::len).sum()
     }
 }
 
@@ -111,19 +124,25 @@ impl Bucket {
         }
     }
 
+    /// The policies for a path, each list in order.
+    fn lists(&self, path: &str) -> [&[u32]; 2] {
+        let by_path = self.by_path.get(path);
+        [by_path.map_or(&[][..], Vec::as_slice), &self.everywhere]
+    }
+
     /// The first policy before `best` that matches, else `best`.
     fn find(&self, rules: &[Rule], request: &AuthzRequest<'_>, best: Option<u32>) -> Option<u32> {
-        let by_path = self.by_path.get(request.path);
-        let lists = [by_path.map_or(&[][..], Vec::as_slice), &self.everywhere];
-        lists.into_iter().fold(best, |best, list| {
-            let is_better = |number: &&u32| best.is_none_or(|best| **number < best);
-            let mut candidates = list.iter().take_while(is_better);
-            let found = candidates.find(|number| {
-                let rule = usize::try_from(**number).ok().and_then(|at| rules.get(at));
-                rule.is_some_and(|rule| rule.is_match(request))
-            });
-            found.copied().or(best)
-        })
+        self.lists(request.path)
+            .into_iter()
+            .fold(best, |best, list| {
+                let is_better = |number: &&u32| best.is_none_or(|best| **number < best);
+                let mut candidates = list.iter().take_while(is_better);
+                let found = candidates.find(|number| {
+                    let rule = usize::try_from(**number).ok().and_then(|at| rules.get(at));
+                    rule.is_some_and(|rule| rule.is_match(request))
+                });
+                found.copied().or(best)
+            })
     }
 }
 

@@ -30,6 +30,12 @@ impl Rule {
     pub(super) fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
         self.permissions.is_match(request) && self.principals.is_match(request)
     }
+
+    /// How many tests there are in it.
+    #[cfg(test)]
+    pub(super) fn tests(&self) -> usize {
+        self.principals.count() + self.permissions.count()
+    }
 }
 
 /// A tree of predicates.
@@ -53,6 +59,19 @@ impl<P: Predicate> Test<P> {
             Self::Not(inner) => !inner.is_match(request),
             Self::OneOf(set) => P::values_in(set, request),
             Self::Leaf(predicate) => predicate.is_match(request),
+        }
+    }
+}
+
+#[cfg(test)]
+impl<P> Test<P> {
+    fn count(&self) -> usize {
+        match self {
+            Self::All(tests) | Self::AnyOf(tests) => {
+                1 + tests.iter().map(Self::count).sum::<usize>()
+            }
+            Self::Not(inner) => 1 + inner.count(),
+            Self::Any | Self::OneOf(_) | Self::Leaf(_) => 1,
         }
     }
 }

@@ -15,15 +15,16 @@ use super::{
     by_metadata::ByMetadata,
     client_side_wrr::ClientSideWrr,
     least_request::LeastRequest,
-    locality::Localities,
+    locality::{Localities, Locality},
     maglev::Maglev,
     peak_ewma::PeakEwma,
     pick_first::PickFirst,
     prequal::Prequal,
-    priority::{SpillOver, Tier, Tiers},
+    priority::{Connecting, Tier, TierParts, Tiers},
     probing::Probing,
     ring_hash::RingHash,
     round_robin::RoundRobin,
+    spill_over::SpillOver,
     weighted::{WeightedLeastRequest, WeightedRoundRobin, Weights},
 };
 use crate::{
@@ -42,6 +43,8 @@ pub(crate) struct Group {
     /// Share among the localities of the priority.
     pub(crate) weight: u32,
     pub(crate) range: Range<usize>,
+    /// How many the locality has, with those that are not usable.
+    pub(crate) total: usize,
 }
 
 /// What a picker is made from.
@@ -56,9 +59,8 @@ pub(crate) struct Parts<'p> {
     pub(crate) subsets: Option<&'p Subsets>,
     /// In the order of priorities, without empty ones.
     pub(crate) groups: Vec<Group>,
-    /// For each priority: its endpoints that are kept although they are not usable, and how many it
-    /// has in all.
-    pub(crate) rests: Vec<(Range<usize>, usize)>,
+    /// What else there is to say of each [`tier`](Group::tier).
+    pub(crate) tier_parts: Vec<TierParts>,
     /// Whether ejected endpoints come back by a single request.
     pub(crate) single_probe: bool,
     pub(crate) tiers: &'p Arc<TierState>,
@@ -90,8 +92,12 @@ impl Picker {
                 tier: 0,
                 weight: 1,
                 range: 0..endpoints.len(),
+                total: endpoints.len(),
             }],
-            rests: vec![(0..0, endpoints.len())],
+            tier_parts: vec![TierParts {
+                total: endpoints.len(),
+                ..TierParts::default()
+            }],
             single_probe: false,
             tiers: &Arc::default(),
             factories: &LbPolicyFactories::new(),
@@ -122,14 +128,21 @@ impl Picker {
             .is_some_and(|percent| percent > 0);
         let mut rng = SplitMix64::new(parts.start);
         let mut tiers: Vec<Tier> = Vec::new();
-        for (index, (rest, total)) in parts.rests.iter().enumerate() {
+        for (index, tier_parts) in parts.tier_parts.iter().enumerate() {
             let groups: Vec<_> = parts.groups.iter().filter(|g| g.tier == index).collect();
             let start = groups.first().map_or(0, |group| group.range.start);
             let end = groups.last().map_or(0, |group| group.range.end);
+            if tier_parts.is_degraded {
+                // A panic of the priority uses these too.
+                let is_same = |tier: &&mut Tier| tier.parts.priority == tier_parts.priority;
+                if let Some(healthy) = tiers.iter_mut().find(is_same) {
+                    healthy.degraded = start..end;
+                }
+            }
             tiers.push(Tier {
+                parts: tier_parts.clone(),
                 range: start..end,
-                rest: rest.clone(),
-                total: *total,
+                degraded: 0..0,
                 picker: tier(parts, &groups, start..end, &mut rng)?,
                 is_panicking: AtomicBool::new(false),
             });
@@ -141,7 +154,9 @@ impl Picker {
         if tiers.is_empty() {
             return leaf(parts, 0..0, &[], rng.next_u64());
         }
-        let tiers = Tiers::new(tiers, spill_over, Arc::clone(parts.tiers), parts.endpoints);
+        let connecting = Connecting::of(parts.policy);
+        let state = Arc::clone(parts.tiers);
+        let tiers = Tiers::new(tiers, spill_over, connecting, state, parts.endpoints);
         Ok(Self::Other(Box::new(tiers)))
     }
 }
@@ -186,9 +201,18 @@ fn tier(
         let inner = group.range.start - range.start..group.range.end - range.start;
         let range = group.range.clone();
         let picker = leaf(parts, range, &weights_of(group), rng.next_u64())?;
-        children.push((group.weight, inner, picker));
+        children.push(Locality {
+            weight: group.weight,
+            range: inner,
+            total: group.total,
+            picker,
+        });
     }
-    Ok(Picker::Other(Box::new(Localities::new(children))))
+    let factor = parts.overprovisioning_factor;
+    let endpoints = &parts.endpoints[range];
+    Ok(Picker::Other(Box::new(Localities::new(
+        children, factor, endpoints,
+    ))))
 }
 
 /// The picker of a list of endpoints.
@@ -252,6 +276,7 @@ fn leaf(
         LbPolicy::PickFirst {
             shuffle_address_list,
         } => Picker::Other(Box::new(PickFirst::new(
+            endpoints,
             weights,
             *shuffle_address_list,
             start,

@@ -6,7 +6,8 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
-    ClusterEndpoint, Group, LoadBalancer, Parts, PickContext, PickResult, Picker, TierState,
+    ClusterEndpoint, Group, LoadBalancer, Parts, PickContext, PickResult, Picker, TierParts,
+    TierState,
 };
 use crate::{
     config::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets},
@@ -161,24 +162,31 @@ impl Part {
             }
             start..endpoints.len()
         };
-        let groups = parts.groups.iter().map(|group| Group {
-            range: take(group.range.clone()),
-            ..*group
+        let groups = parts.groups.iter().map(|group| {
+            let range = take(group.range.clone());
+            Group {
+                total: range.len(),
+                range,
+                ..*group
+            }
         });
         let groups: Vec<_> = groups.filter(|group| !group.range.is_empty()).collect();
-        let rests = parts.rests.iter().enumerate().map(|(tier, (rest, _))| {
-            let rest = take(rest.clone());
+        let tiers = parts.tier_parts.iter().enumerate().map(|(tier, parts)| {
             let of_tier = groups.iter().filter(|group| group.tier == tier);
             let usable: usize = of_tier.map(|group| group.range.len()).sum();
-            let total = usable + rest.len();
-            (rest, total)
+            let rest = take(parts.rest.clone());
+            TierParts {
+                total: usable + rest.len(),
+                rest,
+                ..*parts
+            }
         });
-        let rests = rests.collect();
+        let tier_parts = tiers.collect();
         let picker = Picker::build_tiers(&Parts {
             endpoints: &endpoints,
             sources: &sources,
             groups,
-            rests,
+            tier_parts,
             // Its own failover: its endpoints are not those of the others.
             tiers: &Arc::<TierState>::default(),
             ..*parts
@@ -227,5 +235,9 @@ impl LoadBalancer for ByMetadata {
         let parts = self.parts();
         let of_parts = parts.filter_map(|part| part.picker.refresh(&part.endpoints, now));
         of_parts.chain(self.all.refresh(endpoints, now)).min()
+    }
+
+    fn connects(&self, endpoint: usize) -> bool {
+        self.all.connects(endpoint)
     }
 }

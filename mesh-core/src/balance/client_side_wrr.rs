@@ -66,7 +66,7 @@ impl LoadBalancer for ClientSideWrr {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
         let picked = self.inner.choose(endpoints, context.previous);
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     fn observes(&self) -> bool {

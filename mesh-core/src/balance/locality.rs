@@ -2,31 +2,69 @@
 //! `locality_weighted_lb_config`), and how much of its traffic a zone keeps for itself.
 //!
 //! A locality has its share as long as one of its endpoints is ready; one without gives it to the
-//! others by their weights.
+//! others by their weights. With an overprovisioning factor its share follows from its health (Envoy).
 
 use std::{ops::Range, time::Instant};
 
 use super::{
     ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker, unready, weighted::Weights,
 };
-use crate::{observed::Observation, rng::Rng};
+use crate::{observed::Observation, rng::Rng, stats::Connectivity};
+
+/// One locality.
+#[derive(Debug)]
+pub(super) struct Locality {
+    /// Its share.
+    pub(super) weight: u32,
+    /// Its usable endpoints.
+    pub(super) range: Range<usize>,
+    /// How many it has, with those that are not usable.
+    pub(super) total: usize,
+    pub(super) picker: Picker,
+}
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Localities {
     weights: Weights,
-    children: Box<[(Range<usize>, Picker)]>,
+    children: Box<[Locality]>,
+    /// Percentage; with it a locality's share follows from its health.
+    overprovisioning_factor: Option<u32>,
 }
 
 impl Localities {
-    pub(super) fn new(children: Vec<(u32, Range<usize>, Picker)>) -> Self {
-        let weights = children.iter().map(|(weight, ..)| f64::from(*weight));
-        Self {
+    pub(super) fn new(
+        children: Vec<Locality>,
+        overprovisioning_factor: Option<u32>,
+        endpoints: &[ClusterEndpoint],
+    ) -> Self {
+        let weights = children.iter().map(|child| f64::from(child.weight));
+        let this = Self {
             weights: Weights::new(weights.collect(), None),
-            children: children
-                .into_iter()
-                .map(|(_, range, picker)| (range, picker))
-                .collect(),
+            children: children.into(),
+            overprovisioning_factor,
+        };
+        this.share(endpoints);
+        this
+    }
+
+    /// Lowers the shares of localities that have lost endpoints, as Envoy does: by what is left of them
+    /// times the factor.
+    fn share(&self, endpoints: &[ClusterEndpoint]) {
+        let Some(factor) = self.overprovisioning_factor else {
+            return;
+        };
+        let weights = self.children.iter().map(|child| {
+            let usable = endpoints[child.range.clone()]
+                .iter()
+                .filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure)
+                .count();
+            let part = usable as f64 / child.total.max(1) as f64;
+            f64::from(child.weight) * (part * f64::from(factor) / 100.0).min(1.0)
+        });
+        let weights: Vec<_> = weights.collect();
+        if weights.iter().any(|weight| *weight > 0.0) {
+            self.weights.set(&weights);
         }
     }
 }
@@ -39,36 +77,40 @@ impl LoadBalancer for Localities {
     ) -> PickResult {
         let previous = context.previous;
         let can_use = |index: usize| {
-            let (range, _) = &self.children[index];
-            let mut endpoints = endpoints[range.clone()].iter();
+            let mut endpoints = endpoints[self.children[index].range.clone()].iter();
             endpoints.any(|endpoint| super::is_eligible(endpoint, previous))
         };
         let point = || (context.rng.next_u64() >> 32) as u32;
         let Some(index) = self.weights.draw(point, can_use) else {
-            return unready(endpoints, previous);
+            return unready(endpoints);
         };
-        let (range, picker) = &self.children[index];
-        picker
-            .pick_dyn(&endpoints[range.clone()], context)
-            .after(range.start)
+        let child = &self.children[index];
+        let result = child
+            .picker
+            .pick_dyn(&endpoints[child.range.clone()], context);
+        result.after(child.range.start)
     }
 
     fn observes(&self) -> bool {
-        self.children.iter().any(|(_, picker)| picker.observes())
+        self.children.iter().any(|child| child.picker.observes())
     }
 
     fn observe(&self, endpoints: &[ClusterEndpoint], index: usize, observation: &Observation<'_>) {
         let mut children = self.children.iter();
-        if let Some((range, picker)) = children.find(|(range, _)| range.contains(&index)) {
-            picker.observe(&endpoints[range.clone()], index - range.start, observation);
+        if let Some(child) = children.find(|child| child.range.contains(&index)) {
+            let (endpoints, index) = (&endpoints[child.range.clone()], index - child.range.start);
+            child.picker.observe(endpoints, index, observation);
         }
     }
 
     fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {
+        self.share(endpoints);
         let children = self.children.iter();
-        children
-            .filter_map(|(range, picker)| picker.refresh(&endpoints[range.clone()], now))
-            .min()
+        let refresh = |child: &Locality| {
+            let endpoints = &endpoints[child.range.clone()];
+            child.picker.refresh(endpoints, now)
+        };
+        children.filter_map(refresh).min()
     }
 }
 

@@ -115,9 +115,6 @@ impl LoadBalancer for Maglev {
                 break;
             }
         }
-        full.map_or_else(
-            || unready(endpoints, context.previous),
-            PickResult::Endpoint,
-        )
+        full.map_or_else(|| unready(endpoints), PickResult::Endpoint)
     }
 }

@@ -24,6 +24,7 @@ mod ring_hash;
 mod round_robin;
 mod sample;
 mod session;
+mod spill_over;
 mod subset;
 #[cfg(test)]
 mod tests;
@@ -34,8 +35,9 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 pub(crate) use build::{Group, LbPolicyFactories, Parts};
 use least_request::LeastRequest;
 pub use locality::{ZoneShare, zone_shares};
-pub(crate) use priority::TierState;
+pub use pick_first::ATTEMPT_DELAY;
 pub use priority::{Failover, FailoverChoice, PRIORITY_FAILOVER_TIMEOUT};
+pub(crate) use priority::{TierParts, TierState};
 use round_robin::RoundRobin;
 pub(crate) use session::resolve as resolve_override;
 pub use session::{SessionCookie, SessionCookieError};
@@ -163,7 +165,7 @@ pub trait LoadBalancer: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether connections to an endpoint are wanted yet.
+    /// Whether connections to an endpoint are wanted, before a request comes to it.
     fn connects(&self, endpoint: usize) -> bool {
         _ = endpoint;
         true
@@ -222,7 +224,7 @@ impl Picker {
                 return balancer.pick(endpoints, &mut context);
             }
         };
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     /// The same, for a picker inside of another.
@@ -238,7 +240,7 @@ impl Picker {
             }
             Self::Other(balancer) => return balancer.pick(endpoints, context),
         };
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     /// See [`LoadBalancer::observes`].
@@ -278,30 +280,23 @@ impl Picker {
     }
 }
 
-fn or_unready(
-    picked: Option<usize>,
-    endpoints: &[ClusterEndpoint],
-    previous: &[SocketAddr],
-) -> PickResult {
+fn or_unready(picked: Option<usize>, endpoints: &[ClusterEndpoint]) -> PickResult {
     match picked {
         Some(index) => PickResult::Endpoint(index),
-        None => unready(endpoints, previous),
+        None => unready(endpoints),
     }
 }
 
-/// The answer when no endpoint outside `previous` is ready.
-fn unready(endpoints: &[ClusterEndpoint], previous: &[SocketAddr]) -> PickResult {
+/// The answer when no endpoint outside of those that were tried before is ready. One of these is
+/// better than none, and one that connects is waited for: it may be the only one, and have said no
+/// more than that this connection takes no more requests (GOAWAY).
+fn unready(endpoints: &[ClusterEndpoint]) -> PickResult {
     let mut result = PickResult::Fail;
     for (index, endpoint) in endpoints.iter().enumerate() {
         match endpoint.stats.availability() {
-            // One that was tried before is better than none.
             Connectivity::Ready => return PickResult::Endpoint(index),
-            Connectivity::Idle | Connectivity::Connecting
-                if !previous.contains(&endpoint.address) =>
-            {
-                result = PickResult::Queue;
-            }
-            _ => {}
+            Connectivity::Idle | Connectivity::Connecting => result = PickResult::Queue,
+            Connectivity::TransientFailure => {}
         }
     }
     result

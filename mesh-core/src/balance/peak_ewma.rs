@@ -56,7 +56,7 @@ impl LoadBalancer for PeakEwma {
                 })
             }
         };
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     fn observes(&self) -> bool {

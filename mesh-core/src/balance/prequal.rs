@@ -141,7 +141,7 @@ impl LoadBalancer for Prequal {
             };
             (latency, is_failing, candidate.in_flight)
         });
-        or_unready(best.map(|best| best.index), endpoints, context.previous)
+        or_unready(best.map(|best| best.index), endpoints)
     }
 
     fn observes(&self) -> bool {

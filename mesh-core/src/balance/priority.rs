@@ -19,10 +19,12 @@ use std::{
 };
 
 use super::{
-    ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker, sample::sample_rest,
+    ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker,
+    sample::sample_rest,
+    spill_over::{PriorityHealth, SpillOver, priority_loads},
     weighted::Weights,
 };
-use crate::{observed::Observation, rng::Rng, stats::Connectivity};
+use crate::{config::LbPolicy, observed::Observation, rng::Rng, stats::Connectivity};
 
 /// How long a priority that is connecting keeps requests from the next one (gRFC A56).
 pub const PRIORITY_FAILOVER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -120,27 +122,54 @@ pub(crate) struct TierState {
     failover: Mutex<Failover>,
 }
 
-/// One priority.
+/// What a tier is, but for its usable endpoints.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TierParts {
+    /// The priority, without gaps.
+    pub(crate) priority: usize,
+    /// Whether these are its degraded endpoints.
+    pub(crate) is_degraded: bool,
+    /// Its endpoints that are not usable, as far as they are kept for a panic.
+    pub(crate) rest: Range<usize>,
+    /// All endpoints of the priority, with those that are not kept.
+    pub(crate) total: usize,
+}
+
+/// One priority, or the degraded endpoints of one.
 #[derive(Debug)]
 pub(super) struct Tier {
+    /// Which one.
+    pub(super) parts: TierParts,
     /// Its usable endpoints.
     pub(super) range: Range<usize>,
-    /// Its endpoints that are not usable, as far as they are kept for a panic.
-    pub(super) rest: Range<usize>,
-    /// All of its endpoints, with those that are not kept.
-    pub(super) total: usize,
+    /// The degraded endpoints of the same priority.
+    pub(super) degraded: Range<usize>,
     pub(super) picker: Picker,
     /// Whether all of its endpoints are used, whatever is known of their health.
     pub(super) is_panicking: AtomicBool,
 }
 
-/// How the load is shared by health.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SpillOver {
-    /// Percentage; none: it is not shared, the first priority that can be used is.
-    pub(super) overprovisioning_factor: Option<u32>,
-    /// Percentage; none or 0: there is no panic.
-    pub(super) panic_threshold: Option<u32>,
+/// Which endpoints of a priority in use are connected.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Connecting {
+    All,
+    /// Those that are picked. With more failing ones than this, and none ready, it fails.
+    OnDemand {
+        failing_max: usize,
+    },
+}
+
+impl Connecting {
+    pub(super) fn of(policy: &LbPolicy) -> Self {
+        match policy {
+            // gRFC A42: two that fail.
+            LbPolicy::RingHash(_) => Self::OnDemand { failing_max: 1 },
+            policy if policy.connects_on_demand() => Self::OnDemand {
+                failing_max: usize::MAX,
+            },
+            _ => Self::All,
+        }
+    }
 }
 
 /// Several priorities.
@@ -148,6 +177,7 @@ pub(super) struct SpillOver {
 pub(super) struct Tiers {
     tiers: Box<[Tier]>,
     spill_over: SpillOver,
+    connecting: Connecting,
     state: Arc<TierState>,
     /// The priority in use, where it is one.
     chosen: AtomicUsize,
@@ -161,6 +191,7 @@ impl Tiers {
     pub(super) fn new(
         tiers: Vec<Tier>,
         spill_over: SpillOver,
+        connecting: Connecting,
         state: Arc<TierState>,
         endpoints: &[ClusterEndpoint],
     ) -> Self {
@@ -171,6 +202,7 @@ impl Tiers {
             loads: Weights::new(loads, None),
             tiers: tiers.into(),
             spill_over,
+            connecting,
             state,
             chosen: AtomicUsize::new(0),
             activated: AtomicUsize::new(activated),
@@ -181,29 +213,48 @@ impl Tiers {
 
     /// Computes loads and panic.
     fn share(&self, endpoints: &[ClusterEndpoint]) {
-        let shares = self.tiers.iter().map(|tier| {
-            let healthy = endpoints[tier.range.clone()]
-                .iter()
-                .filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure);
-            (healthy.count() as u32, tier.total as u32)
-        });
-        let shares: Vec<_> = shares.collect();
         let factor = self.spill_over.overprovisioning_factor;
-        let loads = priority_loads(&shares, factor.unwrap_or(100));
         let threshold = self.spill_over.panic_threshold.unwrap_or(0);
-        for ((tier, (healthy, total)), _) in self.tiers.iter().zip(&shares).zip(&loads.percent) {
-            let available = (u64::from(*healthy) * 100).checked_div(u64::from(*total));
-            let panics = loads.is_short && available.unwrap_or(0) < u64::from(threshold);
-            tier.is_panicking.store(panics, Relaxed);
+        let health = self.health(endpoints);
+        let loads = priority_loads(&health, factor.unwrap_or(100), threshold);
+        for tier in &self.tiers {
+            tier.is_panicking
+                .store(loads.panics[tier.parts.priority], Relaxed);
         }
         if factor.is_some() {
-            let percent: Vec<_> = loads.percent.iter().map(|load| f64::from(*load)).collect();
-            self.loads.set(&percent);
+            let percent = self.tiers.iter().map(|tier| {
+                let of = match tier.parts.is_degraded {
+                    false => &loads.healthy,
+                    true => &loads.degraded,
+                };
+                f64::from(of[tier.parts.priority])
+            });
+            self.loads.set(&percent.collect::<Vec<_>>());
         }
         if factor.is_some() || threshold > 0 {
             // Who shares is connected.
             self.activated.store(self.tiers.len(), Relaxed);
         }
+    }
+
+    fn health(&self, endpoints: &[ClusterEndpoint]) -> Vec<PriorityHealth> {
+        let mut health: Vec<PriorityHealth> = Vec::new();
+        for tier in &self.tiers {
+            let place = tier.parts.priority;
+            if health.len() <= place {
+                health.resize(place + 1, PriorityHealth::default());
+            }
+            let usable = endpoints[tier.range.clone()]
+                .iter()
+                .filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure)
+                .count() as u32;
+            health[place].total = health[place].total.max(tier.parts.total as u32);
+            match tier.parts.is_degraded {
+                false => health[place].healthy = usable,
+                true => health[place].degraded = usable,
+            }
+        }
+        health
     }
 
     fn pick_in(
@@ -232,11 +283,14 @@ fn panic_pick(
         endpoint.stats.connectivity() == Connectivity::Ready
             && !previous.contains(&endpoint.address)
     };
-    let lengths = [tier.range.len() as u64, tier.rest.len() as u64];
-    let mut order = [tier.range.clone(), tier.rest.clone()];
+    let rest = &tier.parts.rest;
+    let mut order = [tier.range.clone(), tier.degraded.clone(), rest.clone()];
     // Each endpoint is as likely as any other.
-    if context.rng.below((lengths[0] + lengths[1]).max(1)) >= lengths[0] {
-        order.swap(0, 1);
+    let all: usize = order.iter().map(|range| range.len()).sum();
+    let drawn = context.rng.below(all.max(1) as u64) as usize;
+    if drawn >= tier.range.len() {
+        let is_degraded = drawn < tier.range.len() + tier.degraded.len();
+        order.swap(0, if is_degraded { 1 } else { 2 });
     }
     for previous in [context.previous, &[]] {
         for range in &order {
@@ -249,7 +303,7 @@ fn panic_pick(
             }
         }
     }
-    super::unready(&endpoints[tier.range.clone()], context.previous).after(tier.range.start)
+    super::unready(&endpoints[tier.range.clone()]).after(tier.range.start)
 }
 
 impl LoadBalancer for Tiers {
@@ -296,11 +350,14 @@ impl LoadBalancer for Tiers {
     }
 
     fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {
-        let states: Vec<_> = self
-            .tiers
-            .iter()
-            .map(|tier| aggregate(&endpoints[tier.range.clone()]))
-            .collect();
+        let states = self.tiers.iter().map(|tier| {
+            let endpoints = &endpoints[tier.range.clone()];
+            match self.connecting {
+                Connecting::All => aggregate(endpoints),
+                Connecting::OnDemand { failing_max } => aggregate_on_demand(endpoints, failing_max),
+            }
+        });
+        let states: Vec<_> = states.collect();
         let mut failover = lock(&self.state.failover);
         let choice = failover.decide(&states, now);
         self.chosen.store(choice.tier, Relaxed);
@@ -316,67 +373,75 @@ impl LoadBalancer for Tiers {
 
     fn connects(&self, endpoint: usize) -> bool {
         let activated = self.activated.load(Relaxed);
-        let is_in = |tier: &Tier| tier.range.contains(&endpoint) || tier.rest.contains(&endpoint);
+        let mut tiers = self.tiers.iter().enumerate();
+        let is_in =
+            |tier: &Tier| tier.range.contains(&endpoint) || tier.parts.rest.contains(&endpoint);
         // What belongs to no priority is kept for sessions.
-        self.tiers
-            .iter()
-            .position(is_in)
-            .is_none_or(|tier| tier < activated)
+        let Some((place, tier)) = tiers.find(|(_, tier)| is_in(tier)) else {
+            return true;
+        };
+        let is_wanted = match tier.range.contains(&endpoint) {
+            true => tier.picker.connects(endpoint - tier.range.start),
+            false => true,
+        };
+        place < activated && is_wanted
     }
 }
 
 /// The connectivity of a priority, from its endpoints' (gRFC A56, as round robin has it).
 fn aggregate(endpoints: &[ClusterEndpoint]) -> Connectivity {
-    let mut result = Connectivity::TransientFailure;
-    for endpoint in endpoints {
-        match endpoint.stats.availability() {
-            Connectivity::Ready => return Connectivity::Ready,
-            Connectivity::Connecting => result = Connectivity::Connecting,
-            Connectivity::Idle if result == Connectivity::TransientFailure => {
-                result = Connectivity::Idle;
-            }
-            Connectivity::Idle | Connectivity::TransientFailure => {}
-        }
+    let count = Count::of(endpoints);
+    match count {
+        Count { ready: 1.., .. } => Connectivity::Ready,
+        Count {
+            connecting: 1.., ..
+        } => Connectivity::Connecting,
+        Count { idle: 1.., .. } => Connectivity::Idle,
+        Count { .. } => Connectivity::TransientFailure,
     }
-    result
 }
 
-/// Shares of the load of priorities.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PriorityLoads {
-    /// For each, 0 to 100; the sum is 100.
-    pub(super) percent: Vec<u32>,
-    /// Whether all together cannot take all of the load.
-    pub(super) is_short: bool,
+/// The same where endpoints connect when they are picked, as ring hash has it (gRFC A42). One that is idle
+/// is as good as ready: a request shall come to it.
+fn aggregate_on_demand(endpoints: &[ClusterEndpoint], failing_max: usize) -> Connectivity {
+    let count = Count::of(endpoints);
+    match count {
+        Count { ready: 1.., .. } => Connectivity::Ready,
+        Count { failing, .. } if failing > failing_max => Connectivity::TransientFailure,
+        Count {
+            connecting: 1.., ..
+        }
+        | Count {
+            failing: 1..,
+            idle: 1..,
+            ..
+        } => Connectivity::Connecting,
+        Count { idle: 1.., .. } => Connectivity::Ready,
+        Count { .. } => Connectivity::TransientFailure,
+    }
 }
 
-/// Envoy's formula, from the usable and all endpoints of each priority and the overprovisioning factor
-/// in percent.
-pub(super) fn priority_loads(tiers: &[(u32, u32)], factor: u32) -> PriorityLoads {
-    let health: Vec<u32> = tiers
-        .iter()
-        .map(|(healthy, total)| {
-            let percent = u64::from(factor) * u64::from(*healthy);
-            percent.checked_div(u64::from(*total)).unwrap_or(0).min(100) as u32
-        })
-        .collect();
-    let sum: u32 = health.iter().sum::<u32>().min(100);
-    let mut percent = vec![0; tiers.len()];
-    let mut left: u32 = 100;
-    if sum > 0 {
-        for (load, health) in percent.iter_mut().zip(&health) {
-            *load = left.min((f64::from(*health) * 100.0 / f64::from(sum)).round() as u32);
-            left -= *load;
+/// How many endpoints there are of each connectivity.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    ready: usize,
+    connecting: usize,
+    idle: usize,
+    failing: usize,
+}
+
+impl Count {
+    fn of(endpoints: &[ClusterEndpoint]) -> Self {
+        let mut count = Self::default();
+        for endpoint in endpoints {
+            *match endpoint.stats.availability() {
+                Connectivity::Ready => &mut count.ready,
+                Connectivity::Connecting => &mut count.connecting,
+                Connectivity::Idle => &mut count.idle,
+                Connectivity::TransientFailure => &mut count.failing,
+            } += 1;
         }
-    }
-    // What rounding leaves over goes to the first that takes anything.
-    let first = health.iter().position(|health| *health > 0).unwrap_or(0);
-    if let Some(load) = percent.get_mut(first) {
-        *load += left;
-    }
-    PriorityLoads {
-        percent,
-        is_short: sum < 100,
+        count
     }
 }
 

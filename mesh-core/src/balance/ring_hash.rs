@@ -2,8 +2,13 @@
 //!
 //! Each endpoint has entries on the ring in proportion to its weight, at the hashes of its address and
 //! a number; a request goes to the first entry at or after its own hash. Rings are equal to those of
-//! Envoy and gRPC, so that processes of any kind agree on where a key lives. A request without a hash
-//! goes to the next ready endpoint from a random place.
+//! Envoy and gRPC, so that processes of any kind agree on where a key lives.
+//!
+//! An endpoint is connected when the first request comes to it, which waits; when that fails it goes on
+//! to the next one. A request without a hash starts at a random place, and does not wait for one that is
+//! connecting already while another is ready.
+
+use std::net::SocketAddr;
 
 use xxhash_rust::xxh64::xxh64;
 
@@ -36,7 +41,9 @@ impl RingHash {
         bound: Option<Bound>,
     ) -> Self {
         let total: f64 = weights.iter().sum();
-        let least = weights.iter().copied().fold(f64::INFINITY, f64::min) / total;
+        // In the order of the peers' operations: another one rounds to another ring here and there.
+        let parts: Vec<_> = weights.iter().map(|weight| weight / total).collect();
+        let least = parts.iter().copied().fold(f64::INFINITY, f64::min);
         let smallest = config.minimum_ring_size.min(RING_SIZE_CAP) as f64;
         let largest = config.maximum_ring_size.min(RING_SIZE_CAP) as f64;
         // The endpoint with the least weight has a whole number of entries, if the ring is not too
@@ -47,7 +54,7 @@ impl RingHash {
         let mut entries = Vec::with_capacity(scale.max(0.0).ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);
         for index in order {
-            target += scale * weights[index] / total;
+            target += scale * parts[index];
             let mut number = 0;
             while current < target {
                 let key = format!("{}_{number}", keys[index]);
@@ -70,6 +77,29 @@ impl RingHash {
         let entries = after.iter().chain(before);
         entries.map(|(_, endpoint)| *endpoint as usize)
     }
+
+    /// None is ready but those of `previous`, if any.
+    #[cold]
+    fn unready(
+        &self,
+        hash: u64,
+        endpoints: &[ClusterEndpoint],
+        previous: &[SocketAddr],
+    ) -> PickResult {
+        let result = unready(endpoints);
+        if result == PickResult::Queue {
+            // What it waits for must be under way: another one, or the only one there is.
+            let is_idle =
+                |index: &usize| endpoints[*index].stats.availability() == Connectivity::Idle;
+            let is_new = |index: &usize| !previous.contains(&endpoints[*index].address);
+            let mut idle = self.walk(hash).filter(is_idle);
+            let next = idle.find(is_new).or_else(|| self.walk(hash).find(is_idle));
+            if let Some(next) = next {
+                endpoints[next].stats.want();
+            }
+        }
+        result
+    }
 }
 
 impl LoadBalancer for RingHash {
@@ -79,8 +109,9 @@ impl LoadBalancer for RingHash {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
         let hash = context.hash.unwrap_or_else(|| context.rng.next_u64());
+        let is_first = context.previous.is_empty();
         // A first attempt with a hash waits for its endpoint while that is connecting (gRFC A61).
-        let waits = context.hash.is_some() && context.previous.is_empty();
+        let waits = context.hash.is_some() && is_first;
         // The first that would do, but is busy.
         let (mut full, mut total) = (None, None);
         for (step, index) in self.walk(hash).enumerate() {
@@ -94,7 +125,11 @@ impl LoadBalancer for RingHash {
                     }
                     return PickResult::Endpoint(index);
                 }
-                Connectivity::Idle | Connectivity::Connecting if waits => return PickResult::Queue,
+                Connectivity::Idle if is_first => {
+                    endpoint.stats.want();
+                    return PickResult::Queue;
+                }
+                Connectivity::Connecting if waits => return PickResult::Queue,
                 _ => {}
             }
             let is_hopeless = || {
@@ -106,8 +141,12 @@ impl LoadBalancer for RingHash {
             }
         }
         full.map_or_else(
-            || unready(endpoints, context.previous),
+            || self.unready(hash, endpoints, context.previous),
             PickResult::Endpoint,
         )
+    }
+
+    fn connects(&self, _: usize) -> bool {
+        false
     }
 }

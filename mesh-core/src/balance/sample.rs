@@ -72,22 +72,21 @@ pub(super) fn sample_distinct<const N: usize, R: Rng + ?Sized>(
             }
         }
     }
-    if count == 0 {
-        // Few are eligible.
-        while count < wanted.min(2) {
-            let held = found;
-            let is_new = |endpoint: &ClusterEndpoint| {
-                is_eligible(endpoint, previous)
-                    && held[..count]
-                        .iter()
-                        .all(|i| endpoints[*i].address != endpoint.address)
-            };
-            let Some(index) = sample_rest(endpoints, rng, is_new) else {
-                break;
-            };
-            found[count] = index;
-            count += 1;
-        }
+    // Few are eligible, or there are few. One alone would be taken whatever is known of it: of three
+    // endpoints, a bad one would keep a hundredth of the requests.
+    while count < wanted.min(2) {
+        let held = found;
+        let is_new = |endpoint: &ClusterEndpoint| {
+            is_eligible(endpoint, previous)
+                && held[..count]
+                    .iter()
+                    .all(|i| endpoints[*i].address != endpoint.address)
+        };
+        let Some(index) = sample_rest(endpoints, rng, is_new) else {
+            break;
+        };
+        found[count] = index;
+        count += 1;
     }
     (found, count)
 }

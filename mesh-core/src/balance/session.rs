@@ -125,7 +125,11 @@ pub(crate) fn resolve(
     }
     match endpoint.stats.availability() {
         Connectivity::Ready => Some(PickResult::Endpoint(index)),
-        Connectivity::Idle | Connectivity::Connecting => Some(PickResult::Queue),
+        Connectivity::Idle => {
+            endpoint.stats.want();
+            Some(PickResult::Queue)
+        }
+        Connectivity::Connecting => Some(PickResult::Queue),
         Connectivity::TransientFailure => None,
     }
 }

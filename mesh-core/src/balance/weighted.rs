@@ -205,7 +205,7 @@ impl LoadBalancer for WeightedRoundRobin {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
         let picked = self.choose(endpoints, context.previous);
-        or_unready(picked, endpoints, context.previous)
+        or_unready(picked, endpoints)
     }
 
     fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {
@@ -265,7 +265,7 @@ impl LoadBalancer for WeightedLeastRequest {
                 best = Some((load, index));
             }
         }
-        or_unready(best.map(|(_, index)| index), endpoints, context.previous)
+        or_unready(best.map(|(_, index)| index), endpoints)
     }
 
     fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {

@@ -46,6 +46,12 @@ pub enum LbPolicy {
 }
 
 impl LbPolicy {
+    /// Whether an endpoint is connected when it is first picked, and again so after its connection was
+    /// lost (gRFC A42, A62), or all of them at once.
+    pub fn connects_on_demand(&self) -> bool {
+        matches!(self, Self::RingHash(_) | Self::PickFirst { .. })
+    }
+
     /// Least request with its defaults and this number of choices.
     pub fn least_request(choice_count: u32) -> Self {
         Self::LeastRequest(LeastRequest {

@@ -85,7 +85,8 @@ pub use retry::{
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
 pub use route::{AttemptCounts, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
-    CertificateSource, DownstreamTls, Secret, TrustBundle, TrustSource, UpstreamTls,
+    CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
+    UpstreamTls,
 };
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};

@@ -1,6 +1,6 @@
 //! TLS and trust, as declared (gRFC A29; Envoy SDS).
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use bytes::Bytes;
 
@@ -96,4 +96,13 @@ pub struct TrustBundle {
     pub name: SecretName,
     /// DER certificates.
     pub roots: Vec<Bytes>,
+}
+
+/// Roots by trust domain; each vouches for its own alone (gRFC A87).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpiffeBundleMap {
+    /// Where it is from.
+    pub name: SecretName,
+    /// DER certificates by trust domain. A trust domain without any trusts nobody.
+    pub bundles: BTreeMap<String, Vec<Bytes>>,
 }

@@ -254,7 +254,7 @@ impl Kept {
                 .ok()
                 .and_then(|cluster| cluster.subsets.as_ref()),
             groups: arranged.groups,
-            rests: arranged.rests,
+            tier_parts: arranged.tier_parts,
             single_probe: outliers.is_some_and(|config| config.single_probe),
             tiers: &self.tiers,
             factories,

@@ -7,13 +7,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    ops::Range,
     sync::{Arc, Weak},
 };
 
 use super::ClusterEndpoint;
 use crate::{
-    balance::{Group, nearest},
+    balance::{Group, TierParts, nearest},
     config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LbMetadata, LocalityId},
     stats::EndpointStats,
 };
@@ -32,8 +31,8 @@ pub(super) struct Arranged<'e> {
     /// Metadata of those that have some, by index.
     pub(super) metadata: HashMap<usize, Arc<LbMetadata>>,
     pub(super) groups: Vec<Group>,
-    /// For each priority, see [`Parts`](crate::balance::Parts).
-    pub(super) rests: Vec<(Range<usize>, usize)>,
+    /// For each tier, see [`Parts`](crate::balance::Parts).
+    pub(super) tier_parts: Vec<TierParts>,
 }
 
 /// An endpoint with its locality, by index.
@@ -79,12 +78,13 @@ pub(super) fn arrange<'e>(
     };
     let mut tiers = Vec::new();
     for health in [HealthStatus::is_healthy, is_degraded] {
-        for (priority, placed) in &priorities {
+        for (place, (priority, placed)) in priorities.iter().enumerate() {
             let usable = placed
                 .iter()
                 .copied()
                 .filter(|(_, endpoint)| health(endpoint.health));
             let mut usable: Vec<_> = usable.collect();
+            let found = usable.len();
             if let Some(size) = common.subset_size {
                 usable = nearest(usable, size as usize, seed, |(_, endpoint)| {
                     endpoint.address
@@ -99,16 +99,24 @@ pub(super) fn arrange<'e>(
                 for placed in of_locality {
                     add(&mut arranged, *placed);
                 }
+                let locality = &assignment.localities[of_locality[0].0];
                 arranged.groups.push(Group {
                     tier: tiers.len(),
-                    weight: assignment.localities[of_locality[0].0].weight,
+                    weight: locality.weight,
                     range: start..arranged.endpoints.len(),
+                    total: part(locality.endpoints.len(), usable.len(), found),
                 });
             }
-            tiers.push((is_first.then_some(priority), placed.len()));
+            let parts = TierParts {
+                priority: place,
+                is_degraded: !is_first,
+                rest: 0..0,
+                total: part(placed.len(), usable.len(), found),
+            };
+            tiers.push((is_first.then_some(priority), parts));
         }
     }
-    for (priority, total) in tiers {
+    for (priority, parts) in tiers {
         let start = arranged.endpoints.len();
         let unusable = priority.iter().flat_map(|priority| &priorities[*priority]);
         for placed in unusable.filter(|(_, endpoint)| !endpoint.health.is_usable()) {
@@ -122,9 +130,20 @@ pub(super) fn arrange<'e>(
         } else {
             start
         };
-        arranged.rests.push((start..end, total));
+        arranged.tier_parts.push(TierParts {
+            rest: start..end,
+            ..parts
+        });
     }
     arranged
+}
+
+/// How many of `total` endpoints count where only `kept` of the `usable` ones are.
+fn part(total: usize, kept: usize, usable: usize) -> usize {
+    match usable {
+        0 => total,
+        _ => (total * kept).div_ceil(usable),
+    }
 }
 
 fn is_degraded(health: HealthStatus) -> bool {

@@ -40,6 +40,30 @@ const CHOICE: &str = "
 * **ring hash** and **maglev** are for caches: the same key goes to the same endpoint.
 ";
 
+const MODELS: &str = "
+## What they are held to
+
+Each over generated clusters, against a slow model that does what the specification says and no more
+(`mesh-core/src/balance/tests/properties`, `mesh-core/src/health/outlier/properties.rs`).
+`MESH_PROPERTY_CASES=2000 cargo test -p mesh-core --lib properties` runs more of them.
+
+| what | model | bound |
+|---|---|---|
+| round robin | the next ready endpoint after the last one | exact, while endpoints come and go |
+| least request, random | the chances that counting gives, for 1 to 10 choices | 5 standard deviations |
+| peak EWMA | who wins how many of all pairs | 5 standard deviations; the worst one gets none |
+| endpoint weights; slow start; weights from reports | the weight by the letter of the specification | 5 standard deviations; 1 %; 1 % |
+| locality weights | Envoy's weight by health, with an overprovisioning factor | 5 standard deviations |
+| ring hash | the ring of Envoy and gRPC as an ordered map | exact; nothing moves but what new entries take |
+| Maglev | the table from written-out permutations | exact; at most 8 % move beside the part of the one that leaves |
+| bounded loads | requests in flight, counted | never exceeded |
+| priorities by health, panic, degraded endpoints | Envoy's formula, by handing out 100 tickets | exact |
+| failover between priorities | gRFC A56 over the whole history | exact |
+| outlier detection | a look at every request there ever was | who is ejected, when and for how long: exact; never above the limit |
+| endpoints of a process (gRFC A68) | sorted by score | exact; one change moves one at most |
+| subsets by metadata | a look at each endpoint | exact |
+";
+
 /// The page.
 pub(crate) fn page(rows: &[Row]) -> String {
     let mut text = HEAD.to_owned();
@@ -91,6 +115,7 @@ pub(crate) fn page(rows: &[Row]) -> String {
         _ = writeln!(text, "| {} | {failed:.3} % | {} |", row.name, millis(p99));
     }
     text.push_str(CHOICE);
+    text.push_str(MODELS);
     text
 }
 

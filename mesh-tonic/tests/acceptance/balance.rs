@@ -2,14 +2,19 @@
 
 use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Instant};
 
+use envoy_types::pb::envoy::config::{
+    core::v3::HealthStatus, endpoint::v3::cluster_load_assignment::Policy,
+};
 use mesh_core::snapshot::FAILING_TIME;
+use mesh_examples::greeter::HelloRequest;
+use tonic::Request;
 
 use super::{
     Backend, Client, call, dial,
     plane::Plane,
     resources::{
-        Named, cluster, endpoints, least_request_cluster, listener, localities, route_to,
-        watched_cluster,
+        Named, cluster, dropping, endpoints, healths, least_request_cluster, listener, localities,
+        overprovisioned, ring_cluster, route_by_user, route_to, watched_cluster,
     },
     scenarios::Row,
 };
@@ -48,6 +53,93 @@ pub(crate) async fn rows(rows: &mut Vec<Row>) {
     );
 }
 
+/// Adds the rows about what the control plane says of endpoints.
+pub(crate) async fn declared(rows: &mut Vec<Row>) {
+    use HealthStatus::{Degraded, Draining, Healthy, Unhealthy};
+    let mut add = |scenario, expected, got| {
+        rows.push(Row {
+            scenario,
+            expected,
+            got,
+        });
+    };
+    for (scenario, health) in [
+        ("a DEGRADED endpoint beside a healthy one", Degraded),
+        ("a DRAINING endpoint beside a healthy one", Draining),
+        ("an UNHEALTHY endpoint beside a healthy one", Unhealthy),
+    ] {
+        let got = first_of_two(|first, second| {
+            healths(
+                "c1",
+                &[(first, 0, Healthy), (second, 0, health)],
+                Policy::default(),
+            )
+        });
+        add(scenario, "all to 0", got.await);
+    }
+    let spills = first_of_two(|first, second| {
+        // Half of priority 0 is left: 70 % of what it could take.
+        let lost = SocketAddr::from(([127, 0, 0, 1], 1));
+        let of = [
+            (first, 0, Healthy),
+            (lost, 0, Unhealthy),
+            (second, 1, Healthy),
+        ];
+        healths("c1", &of, overprovisioned(140))
+    });
+    add(
+        "overprovisioning_factor 140, half of priority 0 unhealthy",
+        "65 to 75 %",
+        spills.await,
+    );
+    add(
+        "drop_overloads 30 % and then 50 %",
+        "60 to 70 % dropped, the others answered",
+        dropped().await,
+    );
+    add(
+        "RING_HASH by a header, 20 calls of one user",
+        "1 of 4 endpoints connected",
+        one_user().await,
+    );
+}
+
+async fn dropped() -> String {
+    let backend = Backend::start("v1").await;
+    let of = [(backend.address, 0, HealthStatus::Healthy)];
+    let plane = serve(cluster("c1"), healths("c1", &of, dropping(&[30, 50]))).await;
+    let (_mesh, client) = dial(&plane).await;
+    let refused = load(&client, 8, CALLS).await;
+    let served = backend.inside.load(SeqCst);
+    match refused * 100 / CALLS {
+        60..70 if served + refused == CALLS => "60 to 70 % dropped, the others answered".to_owned(),
+        _ => format!("{refused} of {CALLS} dropped, {served} answered"),
+    }
+}
+
+async fn one_user() -> String {
+    let mut backends = Vec::new();
+    for _ in 0..4 {
+        backends.push(Backend::start("v1").await);
+    }
+    let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
+    let plane = serve(ring_cluster("c1"), endpoints("c1", &addresses)).await;
+    plane.set([route_by_user("c1")]);
+    let (_mesh, mut client) = dial(&plane).await;
+    for _ in 0..20 {
+        let mut request = Request::new(HelloRequest { name: "x".into() });
+        let metadata = request.metadata_mut();
+        metadata.insert("x-user", "ann".parse().unwrap());
+        if let Err(status) = client.say_hello(request).await {
+            return status.to_string();
+        }
+    }
+    let used = backends
+        .iter()
+        .filter(|backend| backend.inside.load(SeqCst) > 0);
+    format!("{} of 4 endpoints connected", used.count())
+}
+
 async fn serve(policy: Named, assignment: Named) -> Plane {
     let plane = Plane::start().await;
     plane.set([listener(), route_to("c1"), policy, assignment]);
@@ -56,12 +148,18 @@ async fn serve(policy: Named, assignment: Named) -> Plane {
 
 /// How many of the calls come to the first of two localities.
 async fn shares(priority_of_second: u32, weight_of_first: u32) -> String {
+    first_of_two(|first, second| {
+        let of = [(first, 0, weight_of_first), (second, priority_of_second, 1)];
+        localities("c1", &of)
+    })
+    .await
+}
+
+/// How many of the calls come to the first of two endpoints.
+async fn first_of_two(assignment: impl FnOnce(SocketAddr, SocketAddr) -> Named) -> String {
     let (first, second) = (Backend::start("v1").await, Backend::start("v2").await);
-    let of = [
-        (first.address, 0, weight_of_first),
-        (second.address, priority_of_second, 1),
-    ];
-    let plane = serve(cluster("c1"), localities("c1", &of)).await;
+    let assignment = assignment(first.address, second.address);
+    let plane = serve(cluster("c1"), assignment).await;
     let (_mesh, client) = dial(&plane).await;
     // Both are connected before it counts.
     load(&client, 8, 200).await;
@@ -73,6 +171,7 @@ async fn shares(priority_of_second: u32, weight_of_first: u32) -> String {
         _ if errors > 0 => format!("{errors} errors"),
         100 => "all to 0".to_owned(),
         87..=93 => "87 to 93 %".to_owned(),
+        65..=75 => "65 to 75 %".to_owned(),
         share => format!("{share} %"),
     }
 }

@@ -11,18 +11,23 @@ use envoy_types::pb::{
                 cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy},
             },
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, Locality, SocketAddress, address,
-                config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
+                Address, AggregatedConfigSource, ConfigSource, HealthStatus, Locality,
+                SocketAddress, address, config_source::ConfigSourceSpecifier,
+                socket_address::PortSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+                cluster_load_assignment::{Policy, policy::DropOverload},
                 lb_endpoint::HostIdentifier,
             },
             listener::v3::{ApiListener, Listener},
             route::v3::{
                 Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
                 route::Action,
-                route_action::{ClusterSpecifier, MaxStreamDuration},
+                route_action::{
+                    ClusterSpecifier, HashPolicy, MaxStreamDuration,
+                    hash_policy::{Header, PolicySpecifier},
+                },
                 route_match::PathSpecifier,
                 weighted_cluster::ClusterWeight,
             },
@@ -34,6 +39,7 @@ use envoy_types::pb::{
                 http_filter,
             },
         },
+        r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     },
     google::protobuf::{Any, Duration as ProtoDuration, UInt32Value},
 };
@@ -311,4 +317,79 @@ pub(crate) fn endpoints(name: &'static str, addresses: &[SocketAddr]) -> Named {
         ..ClusterLoadAssignment::default()
     };
     (EDS, name, any(&assignment))
+}
+
+/// Endpoints of one locality, each with a priority and its health, and more to say of them.
+pub(crate) fn healths(
+    name: &'static str,
+    of: &[(SocketAddr, u32, HealthStatus)],
+    policy: Policy,
+) -> Named {
+    let locality = |(address, priority, health): &(SocketAddr, u32, HealthStatus)| {
+        let mut endpoint = endpoint(&address.ip().to_string(), address.port());
+        endpoint.health_status = *health as i32;
+        LocalityLbEndpoints {
+            locality: Some(Locality {
+                zone: address.to_string(),
+                ..Locality::default()
+            }),
+            lb_endpoints: vec![endpoint],
+            load_balancing_weight: Some(UInt32Value { value: 1 }),
+            priority: *priority,
+            ..LocalityLbEndpoints::default()
+        }
+    };
+    let assignment = ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: of.iter().map(locality).collect(),
+        policy: Some(policy),
+        ..ClusterLoadAssignment::default()
+    };
+    (EDS, name, any(&assignment))
+}
+
+/// Refuses these percentages, one category after the other.
+pub(crate) fn dropping(percentages: &[u32]) -> Policy {
+    let overload = |(index, numerator): (usize, &u32)| DropOverload {
+        category: format!("c{index}"),
+        drop_percentage: Some(FractionalPercent {
+            numerator: *numerator,
+            denominator: DenominatorType::Hundred as i32,
+        }),
+    };
+    Policy {
+        drop_overloads: percentages.iter().enumerate().map(overload).collect(),
+        ..Policy::default()
+    }
+}
+
+/// Priorities share the load by health.
+pub(crate) fn overprovisioned(percent: u32) -> Policy {
+    Policy {
+        overprovisioning_factor: Some(UInt32Value { value: percent }),
+        ..Policy::default()
+    }
+}
+
+/// Calls of one user go to one endpoint.
+pub(crate) fn route_by_user(cluster: &str) -> Named {
+    let header = PolicySpecifier::Header(Header {
+        header_name: "x-user".into(),
+        ..Header::default()
+    });
+    routes(RouteAction {
+        hash_policy: vec![HashPolicy {
+            policy_specifier: Some(header),
+            ..HashPolicy::default()
+        }],
+        ..to(cluster)
+    })
+}
+
+pub(crate) fn ring_cluster(name: &'static str) -> Named {
+    let cluster = Cluster {
+        lb_policy: LbPolicy::RingHash as i32,
+        ..eds_cluster(name)
+    };
+    (CDS, name, any(&cluster))
 }

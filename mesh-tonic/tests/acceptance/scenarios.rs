@@ -93,6 +93,7 @@ pub(crate) async fn all() -> Vec<Row> {
         limited_calls()
     );
     balance::rows(&mut rows).await;
+    balance::declared(&mut rows).await;
     row!("10 channels of one process", "1 stream", shared_stream());
     row!(
         "10 meshes built and dropped",

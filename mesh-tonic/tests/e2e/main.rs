@@ -9,6 +9,8 @@ mod rotation;
 mod secured;
 #[path = "../interop/authz/signer.rs"]
 mod signer;
+mod sources;
+mod strict;
 mod tokens;
 mod traces;
 mod world;

@@ -2,9 +2,12 @@
 //!
 //! The first test that needs them installs them with `scripts/setup-peers.sh`.
 
+mod agent;
 mod authz;
 mod consul;
 mod endurance;
+#[path = "../e2e/load.rs"]
+mod load;
 mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]

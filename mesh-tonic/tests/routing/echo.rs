@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -15,7 +15,9 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+use super::world::MUST_HAPPEN;
 
 /// Header of the answer with what was [`Seen`].
 pub(crate) const SEEN: &str = "x-seen";
@@ -40,12 +42,30 @@ pub(crate) struct Echo {
     /// The next so many requests are answered with 503, or UNAVAILABLE.
     pub(crate) fail_next: Arc<AtomicUsize>,
     pub(crate) served: Arc<AtomicUsize>,
-    task: JoinHandle<()>,
+    running: Mutex<Running>,
 }
 
-impl Drop for Echo {
+/// The task that serves.
+struct Running {
+    task: JoinHandle<()>,
+    drain: oneshot::Sender<()>,
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl Running {
+    fn start(listener: TcpListener, router: axum::Router) -> Self {
+        let (drain, asked) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let until = async { _ = asked.await };
+            let served = axum::serve(listener, router).with_graceful_shutdown(until);
+            served.await.unwrap();
+        });
+        Self { task, drain }
     }
 }
 
@@ -56,14 +76,30 @@ impl Echo {
         let fail_next = Arc::<AtomicUsize>::default();
         let served = Arc::<AtomicUsize>::default();
         let router = router(name, &fail_next, &served);
-        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
             name,
             address,
             fail_next,
             served,
-            task,
+            running: Mutex::new(Running::start(listener, router)),
         }
+    }
+
+    /// Drains (GOAWAY, `connection: close`), is gone when its last connection is, and comes back where
+    /// it was.
+    pub(crate) async fn restart(&self) {
+        let (drain, _) = oneshot::channel();
+        let (asked, task) = {
+            let mut running = self.running.lock().unwrap();
+            let task = std::mem::replace(&mut running.task, tokio::spawn(async {}));
+            (std::mem::replace(&mut running.drain, drain), task)
+        };
+        _ = asked.send(());
+        let drained = tokio::time::timeout(MUST_HAPPEN, task).await;
+        drained.expect("its connections end").unwrap();
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        let router = router(self.name, &self.fail_next, &self.served);
+        *self.running.lock().unwrap() = Running::start(listener, router);
     }
 }
 

@@ -1,11 +1,15 @@
 //! The seam between the mesh and what sends a request to one address.
 
 use std::{
+    error::Error,
     fmt,
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -18,7 +22,11 @@ use mesh_core::{
 };
 use tokio::sync::Notify;
 
-use crate::{BoxError, Outgoing, error::DispatchError};
+use crate::{
+    BoxError, Outgoing,
+    error::{Causes, DispatchError},
+    telemetry::HandshakeFailures,
+};
 
 /// Makes the [`EndpointService`] of an address.
 pub trait MakeEndpoint: Send + Sync + 'static {
@@ -39,7 +47,9 @@ pub trait EndpointService: Send + Sync + 'static {
     type Exchange: Exchange<ResponseBody = Self::ResponseBody>;
 
     /// Connects and stays connected, reporting through
-    /// [`EndpointContext::set_connectivity`]. Called once or more often, not on every request.
+    /// [`EndpointContext::set_connectivity`]. Called once or more often, not on every request. Where
+    /// [connections are made on demand](EndpointContext::is_on_demand), one that is lost leaves the
+    /// endpoint idle until this is called again.
     fn connect(&self);
 
     /// The endpoint left its cluster: no connection is made any more, requests in flight finish. A
@@ -101,14 +111,53 @@ pub(crate) struct Signals {
     pub(crate) connections: ConnectionCircuit,
     /// A connection has ended: there may be another one.
     pub(crate) freed: Notify,
+    /// Whether endpoints are connected when they are picked, and not before.
+    pub(crate) is_on_demand: AtomicBool,
+    /// TLS handshakes that failed.
+    pub(crate) handshakes: HandshakeFailures,
+    /// The endpoint that could not be connected to last, and why.
+    unreachable: Mutex<Option<(SocketAddr, String)>>,
+}
+
+impl Signals {
+    /// Those of a new cluster.
+    pub(crate) fn new(handshakes: HandshakeFailures) -> Self {
+        Self {
+            handshakes,
+            ..Self::default()
+        }
+    }
+
+    /// The last failure to connect, for whoever asks why nothing can be reached.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        let last = self.unreachable.lock();
+        let last = last.unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .map(|(address, why)| format!("{address}: {why}"))
+    }
 }
 
 impl EndpointContext {
+    /// Whether the endpoint is connected when it is picked, and not before (gRFC A42, A62).
+    pub fn is_on_demand(&self) -> bool {
+        self.signals.is_on_demand.load(Relaxed)
+    }
+
     /// Reports whether requests can be sent; wakes the requests that wait for it.
     pub fn set_connectivity(&self, connectivity: Connectivity) {
         self.stats.set_connectivity(connectivity);
         self.signals.waiting.notify_waiters();
         self.signals.maintenance.notify_one();
+    }
+
+    /// Reports that the endpoint cannot be connected to
+    /// ([`TransientFailure`](Connectivity::TransientFailure)), and why: callers are told when no other
+    /// endpoint can be reached either.
+    pub fn set_unreachable(&self, error: &(dyn Error + 'static)) {
+        let why = (self.address, Causes(error).to_string());
+        let last = self.signals.unreachable.lock();
+        *last.unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.set_connectivity(Connectivity::TransientFailure);
     }
 }
 

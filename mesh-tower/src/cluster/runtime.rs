@@ -1,7 +1,10 @@
 //! What outlives snapshots of one cluster: circuit, connections, and who waits for them.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak, atomic::AtomicU32},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -45,7 +48,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let mut current = handle.current.clone();
         let snapshot = Arc::clone(current.borrow_and_update().get());
         let (source, followed) = watch::channel(current);
-        let signals = Arc::<Signals>::default();
+        let signals = Arc::new(Signals::new(metrics.handshakes().clone()));
         set_limits(&signals, &snapshot);
         let services = bind(&snapshot, &[], &*make, &signals);
         let calls = metrics.cluster(handle.name.as_str());
@@ -106,10 +109,11 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         });
     }
 
-    /// Connects to all endpoints but those of a priority that is not needed yet.
+    /// Connects to all endpoints but those of a priority that is not needed yet; where that is done on
+    /// demand, to those that were picked.
     fn connect_all(&self, snapshot: &ClusterSnapshot, services: &[Arc<EndpointSlot<M>>]) {
         for (index, slot) in services.iter().enumerate() {
-            if snapshot.picker.connects(index) {
+            if slot.stats.take_wanted() || snapshot.picker.connects(index) {
                 slot.service.connect();
             }
         }
@@ -215,6 +219,8 @@ async fn follow<M: MakeEndpoint>(
 fn set_limits(signals: &Signals, snapshot: &ClusterSnapshot) {
     if let Ok(config) = &snapshot.config {
         signals.connections.set_limits(&config.circuit_breakers);
+        let is_on_demand = config.lb_policy.connects_on_demand();
+        signals.is_on_demand.store(is_on_demand, Relaxed);
     }
 }
 

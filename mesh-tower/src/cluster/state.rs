@@ -1,6 +1,7 @@
 //! What a call keeps of its cluster: the newest endpoints and policy when it began.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc, OnceLock, Weak,
@@ -20,6 +21,7 @@ use mesh_core::{
     retry::Latencies,
     rng::Rng,
     snapshot::ClusterSnapshot,
+    stats::Connectivity,
 };
 use tokio::time::Instant;
 
@@ -230,7 +232,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
             if is_strict {
                 return match snapshot.pick_only(host) {
                     PickResult::Endpoint(index) => Some(Ok(index as u32)),
-                    PickResult::Queue => None,
+                    PickResult::Queue => self.queued(),
                     PickResult::Fail => Some(Err(self.session_lost(host))),
                 };
             }
@@ -242,7 +244,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
         }
         match snapshot.pick(&mut context) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
-            PickResult::Queue => None,
+            PickResult::Queue => self.queued(),
             PickResult::Fail => Some(Err(self.no_endpoint())),
         }
     }
@@ -303,6 +305,15 @@ impl<M: MakeEndpoint> ClusterState<M> {
         self.load.record_metrics(endpoint, &metrics);
     }
 
+    /// Has what the pick asked for connected.
+    #[cold]
+    fn queued(&self) -> Option<Result<u32, Error>> {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.signals.maintenance.notify_one();
+        }
+        None
+    }
+
     #[cold]
     fn session_lost(&self, host: SocketAddr) -> Error {
         Error::new(
@@ -315,11 +326,42 @@ impl<M: MakeEndpoint> ClusterState<M> {
         )
     }
 
+    /// How many endpoints cannot be used for which reason.
+    fn endpoint_states(&self) -> String {
+        let mut counts = BTreeMap::<&str, usize>::new();
+        for endpoint in &*self.snapshot.endpoints {
+            let stats = &endpoint.stats;
+            let word = match (
+                stats.is_ejected(),
+                stats.connectivity(),
+                stats.availability(),
+            ) {
+                (true, ..) => "ejected by outlier detection",
+                (_, Connectivity::TransientFailure, _) => "not connected",
+                (_, _, Connectivity::TransientFailure) => "failing health checks",
+                (_, Connectivity::Ready, Connectivity::Connecting) => "not health checked yet",
+                (_, Connectivity::Connecting, _) => "connecting",
+                (_, Connectivity::Idle, _) => "idle",
+                (_, Connectivity::Ready, _) => "connected",
+            };
+            *counts.entry(word).or_default() += 1;
+        }
+        let counts = counts.iter().map(|(word, count)| format!("{count} {word}"));
+        counts.collect::<Vec<_>>().join(", ")
+    }
+
     fn no_endpoint(&self) -> Error {
         let snapshot = &self.snapshot;
         let reason = match (&snapshot.resolution_note, snapshot.endpoints.len()) {
             (Some(note), _) => note.to_string(),
-            (None, count) => format!("none of its {count} endpoints can be reached"),
+            (None, 0) => "it has no endpoints".to_owned(),
+            (None, count) => {
+                let why = self.runtime.upgrade();
+                let why = why.and_then(|runtime| runtime.signals.last_failure());
+                let why = why.map_or_else(String::new, |why| format!("; last failure: {why}"));
+                let states = self.endpoint_states();
+                format!("none of its {count} endpoints can be reached ({states}){why}")
+            }
         };
         Error::new(
             ErrorKind::NoEndpoint,

@@ -183,8 +183,7 @@ async fn connect(
     permit: ConnectionPermit,
 ) -> Result<(Connection, Driver), BoxError> {
     let stream = shared.dialer.dial(Alpn::Http2, permit).await?;
-    let options = &shared.dialer.context.cluster.connection;
-    http2::handshake(stream, false, options).await
+    http2::handshake(stream, false, &shared.dialer.context.cluster).await
 }
 
 fn forget(crowd: &Crowd, ended: &Weak<Connection>) {

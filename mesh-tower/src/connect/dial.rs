@@ -4,6 +4,7 @@
 //! find too frequent with GOAWAY (gRFC A8), and nobody minds a kernel's probes.
 
 use std::{
+    error::Error,
     io,
     pin::Pin,
     sync::Arc,
@@ -22,9 +23,9 @@ use tokio_rustls::client::TlsStream;
 use super::permit::{ConnectionPermit, Connections};
 use crate::{
     BoxError,
-    cluster::EndpointContext,
+    cluster::{EndpointContext, Signals},
     identity::Identity,
-    tls::{Alpn, client::ClientTls},
+    tls::{self, Alpn, TlsError, client::ClientTls},
 };
 
 /// Sent data that stays unacknowledged this long ends the connection (`TCP_USER_TIMEOUT`), as gRPC
@@ -76,11 +77,20 @@ impl Dialer {
         let limit = self.context.cluster.connect_timeout;
         let io = timeout(limit, self.connect(alpn))
             .await
-            .unwrap_or_else(|_| Err(format!("no connection within {limit:?}").into()))?;
+            .unwrap_or_else(|_| Err(format!("no connection within {limit:?}").into()))
+            .inspect_err(|error| self.count(&**error))?;
         Ok(Stream {
             io,
+            signals: Arc::clone(&self.context.signals),
             _permit: permit,
         })
+    }
+
+    fn count(&self, error: &(dyn Error + 'static)) {
+        if let Some(error) = error.downcast_ref::<TlsError>() {
+            let handshakes = &self.context.signals.handshakes;
+            handshakes.count(error.kind(), error.is_refused_by_peer());
+        }
     }
 
     async fn connect(&self, alpn: Alpn) -> Result<Io, BoxError> {
@@ -125,6 +135,7 @@ fn find_the_dead(tcp: &TcpStream, config: TcpKeepalive) {
 /// A connection, with its permit.
 pub(super) struct Stream {
     io: Io,
+    signals: Arc<Signals>,
     _permit: ConnectionPermit,
 }
 
@@ -134,6 +145,14 @@ enum Io {
 }
 
 impl Stream {
+    /// Counts a server that refuses our certificate, of which TLS 1.3 tells by the first reading.
+    #[cold]
+    fn refused(&self, error: &io::Error) {
+        if let Some((kind, true)) = tls::reason(error) {
+            self.signals.handshakes.count(kind, true);
+        }
+    }
+
     /// Whether the peer chose HTTP/2 in the handshake; `None` without TLS.
     pub(super) fn negotiated_http2(&self) -> Option<bool> {
         match &self.io {
@@ -149,10 +168,15 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+        let this = self.get_mut();
+        let read = match &mut this.io {
+            Io::Plain(stream) => return Pin::new(stream).poll_read(cx, buf),
             Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if let Poll::Ready(Err(error)) = &read {
+            this.refused(error);
         }
+        read
     }
 }
 

@@ -71,6 +71,22 @@ impl Driver {
             streams,
         }
     }
+
+    /// Ready when the server's first SETTINGS are there. Before, it may have `untold` streams.
+    pub(super) fn poll_begun(
+        &mut self,
+        cx: &mut Context<'_>,
+        untold: usize,
+    ) -> Poll<Result<(), BoxError>> {
+        if let Poll::Ready(ended) = Pin::new(&mut *self).poll(cx) {
+            ended?;
+            return Poll::Ready(Err("the server ended the connection at once".into()));
+        }
+        if self.connection.max_concurrent_send_streams() == untold {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl Future for Driver {

@@ -92,6 +92,9 @@ impl EndpointService for HyperEndpoint {
         let Some(Used { shared, keeper }) = self.used() else {
             return;
         };
+        if shared.is_dormant() {
+            shared.wanted.notify_one();
+        }
         keeper.get_or_init(|| {
             shared.set_connectivity(Connectivity::Connecting);
             let task = tokio::spawn(keeper::run(Arc::clone(shared)));

@@ -5,7 +5,7 @@
 //! between. Only a streaming request body that outlives its response's head gets a task of its own.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{
         Arc,
@@ -24,7 +24,8 @@ use http::{
 };
 use http_body::{Body as _, Frame, SizeHint};
 
-use mesh_core::config::{ConnectionOptions, Http2Options};
+use mesh_core::config::{Cluster, Http2Options};
+use tokio::time::timeout;
 
 use super::{
     dial::Stream,
@@ -42,6 +43,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Bytes of a streaming body that wait in a stream at most.
 const SEND_BUFFER: usize = 1 << 20;
+/// Stands for streams that may be open before the server has said how many: nothing that it can say.
+const STREAMS_UNTOLD: usize = usize::MAX - 1;
 /// Longest list of response headers.
 const HEADERS_MAX: u32 = 64 << 10;
 
@@ -86,13 +89,19 @@ impl Quota {
     }
 }
 
-/// Speaks HTTP/2 on `stream`. The second half must be polled for anything to happen; it ends with the
-/// connection, or after the last stream once nobody holds the first.
+/// Speaks HTTP/2 on `stream`, and waits for the server to do so: one whose listener is closing takes
+/// connections that nobody will look at, and so does a proxy without its backend. The second half must
+/// be polled for anything to happen; it ends with the connection, or after the last stream once nobody
+/// holds the first.
+///
+/// # Errors
+/// When the connection ends, or the server says nothing within the cluster's connect timeout.
 pub(super) async fn handshake(
     stream: Stream,
     is_kept: bool,
-    options: &ConnectionOptions,
+    cluster: &Cluster,
 ) -> Result<(Connection, Driver), BoxError> {
+    let (options, limit) = (&cluster.connection, cluster.connect_timeout);
     let Http2Options {
         max_concurrent_streams,
         initial_stream_window_size,
@@ -105,10 +114,14 @@ pub(super) async fn handshake(
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_MAX)
         .enable_push(false)
+        .initial_max_send_streams(STREAMS_UNTOLD)
         .handshake(stream)
         .await?;
     let streams = Streams::new(max_concurrent_streams);
-    let driver = Driver::new(connection, keepalive, Arc::clone(&streams));
+    let mut driver = Driver::new(connection, keepalive, Arc::clone(&streams));
+    let begun = poll_fn(|cx| driver.poll_begun(cx, STREAMS_UNTOLD));
+    let begun = timeout(limit, begun).await;
+    begun.map_err(|_| format!("the server speaks no HTTP/2 within {limit:?}"))??;
     let quota = options.max_requests_per_connection.map(|max| Quota {
         taken: AtomicU32::new(0),
         max,

@@ -17,22 +17,26 @@ const BACKOFF_FACTOR: f64 = 1.6;
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Share of the pause that is random, each way.
 const BACKOFF_JITTER: f64 = 0.2;
-/// A connection that lived at least this long is replaced at once when it ends.
+/// A connection that lived at least this long, or carried a call that succeeded, is replaced at once
+/// when it ends.
 const LIVED: Duration = Duration::from_secs(1);
 
 /// Keeps one endpoint connected until it is gone or this is aborted.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut failures = 0u32;
     while !shared.is_gone() {
-        let started = Instant::now();
-        match connect(&shared).await {
+        let (started, succeeded) = (Instant::now(), succeeded(&shared));
+        let ended = connect(&shared).await;
+        let is_lost = matches!(ended, Ok(Ended::Lost));
+        match ended {
             Ok(Ended::Asked) => failures = 0,
             Ok(Ended::Lost) if started.elapsed() >= LIVED => failures = 0,
+            Ok(Ended::Lost) if self::succeeded(&shared) != succeeded => failures = 0,
             // Accepted and closed at once: as bad as a failure, or it would be tried in a loop.
             Ok(Ended::Lost) => failures += 1,
             Err(error) => {
                 failures += 1;
-                shared.set_connectivity(Connectivity::TransientFailure);
+                shared.set_unreachable(&*error);
                 tracing::debug!(
                     target: "mesh::connect",
                     endpoint = %shared.dialer.context.address,
@@ -46,7 +50,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if failures > 0 && !shared.is_gone() {
             sleep(pause(failures)).await;
         }
+        if is_lost && shared.dialer.context.is_on_demand() {
+            shared.sleep_until_wanted().await;
+        }
     }
+}
+
+fn succeeded(shared: &Shared) -> u64 {
+    shared.dialer.context.stats.succeeded()
 }
 
 /// Why [`connect`] returned.
@@ -96,8 +107,9 @@ async fn connect(shared: &Arc<Shared>) -> Result<Ended, BoxError> {
 const IDLE_LOOKS: u32 = 4;
 
 async fn keep_http2(shared: &Arc<Shared>, stream: Stream, alpn: Alpn) -> Result<Ended, BoxError> {
-    let options = &shared.dialer.context.cluster.connection;
-    let (connection, driver) = http2::handshake(stream, true, options).await?;
+    let cluster = &shared.dialer.context.cluster;
+    let options = &cluster.connection;
+    let (connection, driver) = http2::handshake(stream, true, cluster).await?;
     let mut held = shared.put_http2(connection);
     shared.set_connectivity(Connectivity::Ready);
     let mut driver = Box::pin(driver);
@@ -169,8 +181,7 @@ async fn another(
 ) -> Result<(http2::Connection, Driver), BoxError> {
     let permit = shared.dialer.connections.permit_kept();
     let stream = shared.dialer.dial(alpn, permit).await?;
-    let options = &shared.dialer.context.cluster.connection;
-    http2::handshake(stream, true, options).await
+    http2::handshake(stream, true, &shared.dialer.context.cluster).await
 }
 
 /// Tells whether requests have come.

@@ -42,6 +42,10 @@ pub(super) struct Shared {
     pub(super) reconnect: Notify,
     /// Asks the keeper for a connection that takes the place of one that is still good.
     pub(super) renew: Notify,
+    /// Wakes the keeper of an endpoint that is connected on demand.
+    pub(super) wanted: Notify,
+    /// Whether it sleeps until then.
+    is_dormant: AtomicBool,
     /// Whether the keeper ended the connection because nobody used it: the next request asks for
     /// another one.
     is_idle: AtomicBool,
@@ -61,6 +65,8 @@ impl Shared {
             http1: Pool::new(&dialer.context.cluster.connection),
             reconnect: Notify::new(),
             renew: Notify::new(),
+            wanted: Notify::new(),
+            is_dormant: AtomicBool::new(false),
             is_idle: AtomicBool::new(false),
             settled: Notify::new(),
             on_demand: tokio::sync::Mutex::new(()),
@@ -84,6 +90,26 @@ impl Shared {
         self.settled.notify_waiters();
     }
 
+    /// Whether the keeper waits until a request comes to the endpoint.
+    pub(super) fn is_dormant(&self) -> bool {
+        self.is_dormant.load(Relaxed)
+    }
+
+    /// Waits until a request comes to the endpoint, or it leaves.
+    pub(super) async fn sleep_until_wanted(&self) {
+        self.is_dormant.store(true, Relaxed);
+        self.set_connectivity(Connectivity::Idle);
+        while !self.is_gone() {
+            tokio::select! {
+                () = self.wanted.notified() => break,
+                // Said of the connection that was lost, or because it leaves.
+                () = self.reconnect.notified() => {}
+            }
+        }
+        self.is_dormant.store(false, Relaxed);
+        self.set_connectivity(Connectivity::Connecting);
+    }
+
     /// Requests in flight, with those that wait.
     #[inline]
     pub(super) fn in_flight(&self) -> u32 {
@@ -95,9 +121,14 @@ impl Shared {
         if !self.is_gone() {
             self.dialer.context.set_connectivity(connectivity);
         }
-        if connectivity == Connectivity::TransientFailure {
-            self.settled.notify_waiters();
+    }
+
+    /// Reports that no connection can be made, as [`set_connectivity`](Self::set_connectivity) does.
+    pub(super) fn set_unreachable(&self, error: &(dyn std::error::Error + 'static)) {
+        if !self.is_gone() {
+            self.dialer.context.set_unreachable(error);
         }
+        self.settled.notify_waiters();
     }
 
     /// The HTTP/2 connection for new requests.
@@ -260,8 +291,8 @@ impl Shared {
         }
         let permit = self.dialer.connections.permit_kept();
         let stream = self.dialer.dial(Alpn::Http2, permit).await?;
-        let options = &self.dialer.context.cluster.connection;
-        let (connection, driver) = http2::handshake(stream, false, options).await?;
+        let cluster = &self.dialer.context.cluster;
+        let (connection, driver) = http2::handshake(stream, false, cluster).await?;
         let held = self.put_http2(connection);
         let shared = Arc::clone(self);
         tokio::spawn(async move {

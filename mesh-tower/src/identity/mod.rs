@@ -6,7 +6,7 @@
 //! not fetch or renew certificates, and verification of a peer's chain belongs to [`crate::tls`].
 //!
 //! Spec: SPIFFE-ID and X.509-SVID (one URI name per certificate); names of a peer follow gRFC A41.
-//! Deviation: roots are not kept apart by trust domain (gRFC A87).
+//! Roots are one bundle for our own trust domain, or one for each (gRFC A87).
 
 mod leaf;
 #[cfg(feature = "xds")]
@@ -16,7 +16,8 @@ mod tests;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use mesh_core::config::TrustBundle;
+use mesh_core::config::{SpiffeBundleMap, TrustBundle};
+use mesh_core::name::SecretName;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::watch;
@@ -32,7 +33,42 @@ pub const SPIFFE_ID_LENGTH_MAX: usize = 2048;
 #[derive(Clone)]
 pub struct Identity {
     certificate: watch::Receiver<Option<Arc<Certificate>>>,
-    trust: watch::Receiver<Option<Arc<TrustBundle>>>,
+    trust: TrustWatch,
+}
+
+#[derive(Clone)]
+enum TrustWatch {
+    Bundle(watch::Receiver<Option<Arc<TrustBundle>>>),
+    ByTrustDomain(watch::Receiver<Option<Arc<SpiffeBundleMap>>>),
+}
+
+/// Who vouches for peers.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Trust {
+    /// One bundle, for our own trust domain.
+    Bundle(Arc<TrustBundle>),
+    /// A bundle for each trust domain, none of which vouches for another (gRFC A87).
+    ByTrustDomain(Arc<SpiffeBundleMap>),
+}
+
+impl Trust {
+    /// Where it is from.
+    pub fn name(&self) -> &SecretName {
+        match self {
+            Self::Bundle(bundle) => &bundle.name,
+            Self::ByTrustDomain(map) => &map.name,
+        }
+    }
+
+    /// Whether it is the same value, not an equal one.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Bundle(a), Self::Bundle(b)) => Arc::ptr_eq(a, b),
+            (Self::ByTrustDomain(a), Self::ByTrustDomain(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
 }
 
 impl Identity {
@@ -42,7 +78,21 @@ impl Identity {
         certificate: watch::Receiver<Option<Arc<Certificate>>>,
         trust: watch::Receiver<Option<Arc<TrustBundle>>>,
     ) -> Self {
-        Self { certificate, trust }
+        Self {
+            certificate,
+            trust: TrustWatch::Bundle(trust),
+        }
+    }
+
+    /// The same, with roots by trust domain.
+    pub fn with_bundle_map(
+        certificate: watch::Receiver<Option<Arc<Certificate>>>,
+        map: watch::Receiver<Option<Arc<SpiffeBundleMap>>>,
+    ) -> Self {
+        Self {
+            certificate,
+            trust: TrustWatch::ByTrustDomain(map),
+        }
     }
 
     /// An identity that never changes, for tests and static setups.
@@ -69,8 +119,11 @@ impl Identity {
     }
 
     /// The roots of handshakes that begin now.
-    pub fn trust(&self) -> Option<Arc<TrustBundle>> {
-        self.trust.borrow().clone()
+    pub fn trust(&self) -> Option<Trust> {
+        match &self.trust {
+            TrustWatch::Bundle(bundle) => bundle.borrow().clone().map(Trust::Bundle),
+            TrustWatch::ByTrustDomain(map) => map.borrow().clone().map(Trust::ByTrustDomain),
+        }
     }
 
     /// Waits until there is a certificate and a trust bundle.
@@ -78,15 +131,19 @@ impl Identity {
     /// # Errors
     /// When one of them is missing and nothing will provide it any more.
     pub async fn ready(&self) -> Result<(), IdentityError> {
-        let (mut certificate, mut trust) = (self.certificate.clone(), self.trust.clone());
+        let mut certificate = self.certificate.clone();
         if certificate.wait_for(Option::is_some).await.is_err() {
             return Err(IdentityError::new(
                 "no certificate, and its source has ended",
             ));
         }
-        match trust.wait_for(Option::is_some).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(IdentityError::new(
+        let is_there = match self.trust.clone() {
+            TrustWatch::Bundle(mut bundle) => bundle.wait_for(Option::is_some).await.is_ok(),
+            TrustWatch::ByTrustDomain(mut map) => map.wait_for(Option::is_some).await.is_ok(),
+        };
+        match is_there {
+            true => Ok(()),
+            false => Err(IdentityError::new(
                 "no trust bundle, and its source has ended",
             )),
         }
@@ -97,10 +154,7 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
             .field("certificate", &*self.certificate.borrow())
-            .field(
-                "roots",
-                &self.trust.borrow().as_ref().map(|trust| trust.roots.len()),
-            )
+            .field("trust", &self.trust().map(|trust| trust.name().clone()))
             .finish()
     }
 }
@@ -318,7 +372,7 @@ pub struct IdentityError {
 }
 
 impl IdentityError {
-    fn new(reason: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
         }

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use mesh_core::config::TrustBundle;
+use mesh_core::{config::TrustBundle, rng::SplitMix64};
 use tokio::sync::watch;
 
 use super::*;
+use crate::fuzz;
 
 #[test]
 fn spiffe_ids_are_validated() {
@@ -113,4 +114,46 @@ async fn ready_waits_for_both_halves_and_tells_when_it_never_will_be() {
         Certificate::from_pem(&pem, &other.serialize_pem()).is_err(),
         "foreign key"
     );
+}
+
+/// Letters of PEM.
+const LETTERS: &[u8] = b"-=\n BEGINCRTFAabcz019+/";
+
+/// Bounded, seeded fuzzing: what is taken is a SPIFFE ID with a key that belongs to it, and a pair
+/// whose halves are of two identities is never taken.
+#[test]
+fn damaged_chains_and_keys_are_refused_or_belong_together() {
+    let mut rng = SplitMix64::new(9);
+    let root = rcgen::KeyPair::generate().expect("key");
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = rcgen::CertifiedIssuer::self_signed(params, root).expect("root");
+    let pair = |id: &str| {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().expect("IA5"))];
+        let leaf = params.signed_by(&key, &root).expect("leaf");
+        (leaf.pem() + &root.pem(), key.serialize_pem())
+    };
+    let (chain, key) = pair("spiffe://td/ns/default/sa/a");
+    let (other_chain, other_key) = pair("spiffe://td/ns/default/sa/b");
+    Certificate::from_pem(&chain, &key).expect("whole");
+    let mut taken = 0;
+    for _ in 0..fuzz::rounds(2_000) {
+        let damaged = fuzz::damage(&chain, LETTERS, &mut rng);
+        if let Ok(certificate) = Certificate::from_pem(&damaged, &key) {
+            assert!(SpiffeId::parse(certificate.spiffe_id().as_str()).is_ok());
+            assert!(certificate.certified().keys_match().is_ok(), "{damaged}");
+            taken += 1;
+        }
+        let mixed = Certificate::from_pem(&damaged, &other_key);
+        assert!(mixed.is_err(), "the key of another: {damaged}");
+        let damaged = fuzz::damage(&key, LETTERS, &mut rng);
+        if let Ok(certificate) = Certificate::from_pem(&chain, &damaged) {
+            assert!(certificate.certified().keys_match().is_ok(), "{damaged}");
+        }
+        let mixed = Certificate::from_pem(&other_chain, &damaged);
+        assert!(mixed.is_err(), "the chain of another: {damaged}");
+    }
+    assert!(taken > 0, "damage behind the leaf is the peer's to judge");
 }

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::header::AUTHORIZATION;
 use mesh_core::{
     config::{ClaimToHeader, HeaderLocation},
-    rng::{Rng, SplitMix64},
+    rng::SplitMix64,
 };
 use ring::{
     hmac, rand,
@@ -19,6 +19,7 @@ use ring::{
 use serde_json::json;
 
 use super::*;
+use crate::fuzz;
 
 const ISSUER: &str = "https://issuer.example";
 /// A key of 2048 bits that signs nothing but the tokens of these tests.
@@ -466,27 +467,11 @@ fn of_several_issuers_each_verifies_its_own_and_one_good_token_is_enough() {
     assert!(matches!(found, Ok(Some(_))));
 }
 
-/// How many rounds of damage; `MESH_FUZZ_ROUNDS` asks for more.
-fn rounds() -> u64 {
-    let asked = std::env::var("MESH_FUZZ_ROUNDS").ok();
-    asked.and_then(|n| n.parse().ok()).unwrap_or(2_000)
-}
+/// Rounds of damage, unless `MESH_FUZZ_ROUNDS` asks for others.
+const ROUNDS: u64 = 2_000;
 
 fn damage(text: &str, rng: &mut SplitMix64) -> String {
-    let mut bytes = text.as_bytes().to_vec();
-    for _ in 0..=rng.next_u64() % 3 {
-        if bytes.is_empty() {
-            break;
-        }
-        let at = (rng.next_u64() % bytes.len() as u64) as usize;
-        match rng.next_u64() % 4 {
-            0 => _ = bytes.remove(at),
-            1 => bytes[at] = b".={}[]\",:09aA_-"[(rng.next_u64() % 15) as usize],
-            2 => bytes.insert(at, bytes[at]),
-            _ => bytes.truncate(at),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    fuzz::damage(text, b".={}[]\",:09aA_-", rng)
 }
 
 #[test]
@@ -495,7 +480,7 @@ fn damaged_tokens_are_never_believed() {
     let verifier = verifier(vec![provider(&[signer.jwk("k")])]);
     let good = signer.sign(&claims());
     let mut rng = SplitMix64::new(5);
-    for _ in 0..rounds() {
+    for _ in 0..fuzz::rounds(ROUNDS) {
         let damaged = damage(&good, &mut rng);
         if damaged != good {
             assert!(ask(&verifier, &damaged).is_err(), "{damaged}");
@@ -509,7 +494,7 @@ fn damaged_key_sets_believe_nobody_else() {
     let good = set(&[signer.jwk("k"), Signer::rsa().jwk("r")]);
     let forged = other.sign(&claims());
     let mut rng = SplitMix64::new(6);
-    for _ in 0..rounds() {
+    for _ in 0..fuzz::rounds(ROUNDS) {
         if let Ok(keys) = KeySet::parse(&damage(&good, &mut rng)) {
             let token = Token::parse(&forged).expect("well-formed");
             assert!(keys.verify(&token).is_err());

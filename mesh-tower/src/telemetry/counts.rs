@@ -1,8 +1,8 @@
 //! How many, how they ended and how long they took, counted without one thread meeting another.
 //!
 //! `prometheus_client`'s counters are one cache line for everybody and its histogram takes a lock;
-//! here each thread adds to a shard of its own, and only a scrape reads them all. A scrape may see
-//! an end before the duration that belongs to it.
+//! here each thread adds to a shard of its own, for the most part without atomic operations, and only
+//! a scrape reads them all. A scrape may see an end before the duration that belongs to it.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::shard::{Padded, Sharded};
+use mesh_core::shard::{Adder, Padded, Sharded};
 use prometheus_client::encoding::{MetricEncoder, NoLabelSet};
 
 use super::code::{CODES, Code, Protocol};
@@ -82,23 +82,26 @@ struct DurationShard {
 
 impl Counts {
     #[inline]
-    fn local(&self) -> &Shard {
-        self.shards.get_or_init(Sharded::default).local()
+    fn local(&self) -> (&Shard, Adder) {
+        let (shard, adder) = self.shards.get_or_init(Sharded::default).counters();
+        (shard, adder)
     }
 
     #[inline]
     pub(super) fn start(&self) {
-        self.local().started.fetch_add(1, Relaxed);
+        let (shard, adder) = self.local();
+        adder.add(&shard.started, 1);
     }
 
     pub(super) fn extra(&self, extra: Extra) {
-        self.local().extra[extra as usize].fetch_add(1, Relaxed);
+        let (shard, adder) = self.local();
+        adder.add(&shard.extra[extra as usize], 1);
     }
 
     #[inline]
     pub(super) fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
-        let shard = self.local();
-        shard.ended[code.index()].fetch_add(1, Relaxed);
+        let (shard, adder) = self.local();
+        adder.add(&shard.ended[code.index()], 1);
         let durations = match protocol {
             Protocol::Grpc => &shard.grpc,
             Protocol::Http => &shard.http,
@@ -106,8 +109,8 @@ impl Counts {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         let is_above = |bound: &u64| nanos > bound * 1_000_000;
         let bucket = BOUNDS_MS.iter().take_while(|bound| is_above(bound)).count();
-        durations.buckets[bucket].fetch_add(1, Relaxed);
-        durations.nanos.fetch_add(nanos, Relaxed);
+        adder.add(&durations.buckets[bucket], 1);
+        adder.add(&durations.nanos, nanos);
     }
 
     /// Adds what was counted so far to `totals`.

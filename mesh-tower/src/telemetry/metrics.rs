@@ -23,8 +23,10 @@ use prometheus_client::{
 #[cfg(feature = "xds")]
 use super::control_plane::ControlPlaneSeries;
 use super::{
+    certificate::CertificateSeries,
     code::{Code, Protocol},
     counts::{Counts, Extra, Totals},
+    handshakes::HandshakeFailures,
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -42,6 +44,8 @@ struct Shared {
     registry: Mutex<Registry>,
     clusters: Arc<Clusters>,
     server: ServerMetrics,
+    certificates: CertificateSeries,
+    handshakes: HandshakeFailures,
     #[cfg(feature = "xds")]
     control_planes: ControlPlaneSeries,
     filters: Family<Labels<3>, Counter>,
@@ -63,6 +67,9 @@ impl Metrics {
         let clusters = Arc::<Clusters>::default();
         registry.register_collector(Box::new(ClientSeries(Arc::clone(&clusters))));
         let server = ServerMetrics::new(&mut registry);
+        let certificates = CertificateSeries::default();
+        registry.register_collector(Box::new(certificates.clone()));
+        let handshakes = HandshakeFailures::new(&mut registry);
         #[cfg(feature = "xds")]
         let control_planes = ControlPlaneSeries::default();
         #[cfg(feature = "xds")]
@@ -76,6 +83,8 @@ impl Metrics {
                 registry: Mutex::new(registry),
                 clusters,
                 server,
+                certificates,
+                handshakes,
                 #[cfg(feature = "xds")]
                 control_planes,
             }),
@@ -97,6 +106,20 @@ impl Metrics {
         }
         clusters.push(Arc::downgrade(&metrics));
         metrics
+    }
+
+    /// TLS handshakes of the client that failed.
+    pub(crate) fn handshakes(&self) -> &HandshakeFailures {
+        &self.shared.handshakes
+    }
+
+    /// Where our own certificates are shown.
+    #[cfg_attr(
+        not(feature = "xds"),
+        expect(dead_code, reason = "an identity is handed in")
+    )]
+    pub(crate) fn certificates(&self) -> &CertificateSeries {
+        &self.shared.certificates
     }
 
     /// Where streams to control planes are shown.

@@ -6,11 +6,13 @@
 //!
 //! Spec: OpenTelemetry semantic conventions for RPC and HTTP, W3C Trace Context and Baggage.
 
+mod certificate;
 mod code;
 #[cfg(feature = "xds")]
 mod control_plane;
 mod counts;
 mod export;
+mod handshakes;
 pub mod metrics;
 mod serve;
 mod span;
@@ -25,6 +27,7 @@ pub use code::{Code, Protocol};
 pub(crate) use control_plane::{ControlPlaneRows, Labels};
 pub(crate) use counts::Extra;
 pub use export::{TelemetryBuilder, TelemetryError};
+pub(crate) use handshakes::HandshakeFailures;
 pub use metrics::Metrics;
 pub use serve::serve_metrics;
 pub(crate) use span::AttemptSpan;

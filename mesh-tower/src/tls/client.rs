@@ -9,17 +9,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use mesh_core::config::{TrustBundle, UpstreamTls};
-use rustls::{ClientConfig, sign::SingleCertAndKey};
+use mesh_core::config::UpstreamTls;
+use rustls::{
+    ClientConfig, RootCertStore, client::danger::ServerCertVerifier, sign::SingleCertAndKey,
+};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     Alpn, TlsError, TlsErrorKind, VERSIONS, check_certificate_source, check_not_expired,
-    demanded_trust, provider, root_store, unreadable, unusable, verify::ServerVerifier,
+    demanded_trust, domains::ByTrustDomain, provider, root_store, unreadable, unusable,
+    verify::ServerVerifier,
 };
-use crate::identity::{Certificate, Identity, Leaf, PeerIdentity};
+use crate::identity::{Certificate, Identity, Leaf, PeerIdentity, Trust};
 
 /// Client side of TLS for one cluster.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub struct ClientTls {
 #[derive(Debug)]
 struct Cached {
     certificate: Option<Arc<Certificate>>,
-    trust: Arc<TrustBundle>,
+    trust: Trust,
     config: Arc<ClientConfig>,
 }
 
@@ -92,7 +95,7 @@ impl ClientTls {
         let trust = demanded_trust(&self.settings.roots, self.identity.trust())?;
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = &*cached
-            && Arc::ptr_eq(&held.trust, &trust)
+            && held.trust.is_same(&trust)
             && held.certificate.as_ref().map(Arc::as_ptr) == certificate.as_ref().map(Arc::as_ptr)
         {
             return Ok(Arc::clone(&held.config));
@@ -109,20 +112,27 @@ impl ClientTls {
     fn build(
         &self,
         certificate: Option<&Certificate>,
-        trust: &TrustBundle,
+        trust: &Trust,
     ) -> Result<ClientConfig, TlsError> {
         let provider = provider();
-        let verifier = ServerVerifier {
-            roots: root_store(trust)?,
+        let verifier = |roots: RootCertStore| ServerVerifier {
+            roots,
             subject_alt_names: self.settings.subject_alt_names.clone(),
             trust_domain: certificate.map(|held| held.spiffe_id().trust_domain().to_owned()),
             algorithms: provider.signature_verification_algorithms,
         };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let verifier: Arc<dyn ServerCertVerifier> = match trust {
+            Trust::Bundle(bundle) => Arc::new(verifier(root_store(bundle)?)),
+            Trust::ByTrustDomain(map) => {
+                let of_domain = |_: &str, roots| Ok(verifier(roots));
+                Arc::new(ByTrustDomain::new(map, true, of_domain)?)
+            }
+        };
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(VERSIONS)
             .map_err(unusable)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+            .with_custom_certificate_verifier(verifier);
         let mut config = match certificate {
             None => builder.with_no_client_auth(),
             Some(held) => builder

@@ -9,19 +9,24 @@
 //! process has one identity, so every certificate provider name means that one.
 
 pub mod client;
+mod domains;
 pub mod server;
 mod verify;
 
 use std::{error, fmt, io, sync::Arc, time::SystemTime};
 
-use mesh_core::config::{CertificateSource, TrustBundle, TrustSource};
+use bytes::Bytes;
+use mesh_core::{
+    config::{CertificateSource, TrustBundle, TrustSource},
+    name::SecretName,
+};
 use rustls::{
     AlertDescription, CertificateError, PeerIncompatible, RootCertStore, SupportedProtocolVersion,
     crypto::CryptoProvider,
 };
 use rustls_pki_types::CertificateDer;
 
-use crate::identity::Leaf;
+use crate::identity::{Leaf, Trust};
 
 /// Name of the secret that holds the process's own certificate.
 pub const OWN_CERTIFICATE: &str = "default";
@@ -70,6 +75,8 @@ pub enum TlsErrorKind {
     SubjectAltName,
     /// The peer is of another trust domain than we are.
     TrustDomain,
+    /// There are no roots for the peer's trust domain.
+    UnknownTrustDomain,
     /// A client came without a certificate where one is required.
     NoCertificate,
     /// A certificate is bad for another reason.
@@ -96,6 +103,7 @@ impl TlsErrorKind {
             Self::UnknownIssuer => "unknown_issuer",
             Self::SubjectAltName => "subject_alt_name",
             Self::TrustDomain => "trust_domain",
+            Self::UnknownTrustDomain => "unknown_trust_domain",
             Self::NoCertificate => "no_certificate",
             Self::BadCertificate => "bad_certificate",
             Self::NoApplicationProtocol => "no_application_protocol",
@@ -128,10 +136,7 @@ impl TlsError {
     /// Classifies an error of a TLS stream. In TLS 1.3 a client learns that its certificate was
     /// refused only when it reads, so this is also for errors after [`client::ClientTls::connect`].
     pub fn from_io(error: io::Error) -> Self {
-        let inner = error
-            .get_ref()
-            .and_then(|e| e.downcast_ref::<rustls::Error>());
-        let (kind, by_peer) = inner.map_or((TlsErrorKind::Io, false), classify);
+        let (kind, by_peer) = reason(&error).unwrap_or((TlsErrorKind::Io, false));
         let whose = if by_peer {
             "the peer refused us"
         } else {
@@ -175,6 +180,12 @@ impl error::Error for TlsError {
     }
 }
 
+/// The reason in an error of a TLS stream, and whether the peer gave it; `None` when it is not of TLS.
+pub(crate) fn reason(error: &io::Error) -> Option<(TlsErrorKind, bool)> {
+    let inner = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(classify(inner))
+}
+
 /// The reason, and whether the peer gave it.
 fn classify(error: &rustls::Error) -> (TlsErrorKind, bool) {
     use rustls::Error as E;
@@ -202,6 +213,9 @@ fn classify_certificate(error: &CertificateError) -> TlsErrorKind {
         // A root of the same name with another key, as after a change of roots.
         E::UnknownIssuer | E::BadSignature => TlsErrorKind::UnknownIssuer,
         E::Other(other) if other.0.is::<verify::OtherTrustDomain>() => TlsErrorKind::TrustDomain,
+        E::Other(other) if other.0.is::<domains::UnknownTrustDomain>() => {
+            TlsErrorKind::UnknownTrustDomain
+        }
         E::Other(other) if other.0.is::<verify::NoExpectedName>() => TlsErrorKind::SubjectAltName,
         _ => TlsErrorKind::BadCertificate,
     }
@@ -232,20 +246,22 @@ fn provider() -> Arc<CryptoProvider> {
 
 /// Roots for verification. A root that cannot be read is left out; none at all is an error.
 fn root_store(trust: &TrustBundle) -> Result<RootCertStore, TlsError> {
-    let mut store = RootCertStore::empty();
-    let roots = trust
-        .roots
-        .iter()
-        .map(|der| CertificateDer::from(der.as_ref()));
-    let (_, unreadable) = store.add_parsable_certificates(roots);
-    if unreadable > 0 {
-        tracing::warn!(target: "mesh::tls", bundle = %trust.name, unreadable, "roots left out");
-    }
+    let store = add_roots(&trust.name, &trust.roots);
     if store.is_empty() {
         let message = format!("trust bundle {} has no usable root", trust.name);
         return Err(TlsError::new(TlsErrorKind::NoTrust, message));
     }
     Ok(store)
+}
+
+fn add_roots(name: &SecretName, roots: &[Bytes]) -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    let roots = roots.iter().map(|der| CertificateDer::from(der.as_ref()));
+    let (_, unreadable) = store.add_parsable_certificates(roots);
+    if unreadable > 0 {
+        tracing::warn!(target: "mesh::tls", bundle = %name, unreadable, "roots left out");
+    }
+    store
 }
 
 fn check_certificate_source(source: &CertificateSource) -> Result<(), TlsError> {
@@ -258,23 +274,20 @@ fn check_certificate_source(source: &CertificateSource) -> Result<(), TlsError> 
     }
 }
 
-/// The bundle that `source` asks for.
-fn demanded_trust(
-    source: &TrustSource,
-    held: Option<Arc<TrustBundle>>,
-) -> Result<Arc<TrustBundle>, TlsError> {
-    let bundle = held.ok_or_else(|| {
+/// What `source` asks for.
+fn demanded_trust(source: &TrustSource, held: Option<Trust>) -> Result<Trust, TlsError> {
+    let held = held.ok_or_else(|| {
         TlsError::new(
             TlsErrorKind::NoTrust,
             "there is no trust bundle to verify the peer with",
         )
     })?;
     match source {
-        TrustSource::Sds(name) if *name != bundle.name => Err(TlsError::new(
+        TrustSource::Sds(name) if name != held.name() => Err(TlsError::new(
             TlsErrorKind::NoTrust,
-            format!("trust bundle {name} is asked for, {} is held", bundle.name),
+            format!("trust bundle {name} is asked for, {} is held", held.name()),
         )),
-        TrustSource::Sds(_) | TrustSource::Provider { .. } => Ok(bundle),
+        TrustSource::Sds(_) | TrustSource::Provider { .. } => Ok(held),
     }
 }
 

@@ -6,9 +6,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_core::config::{DownstreamTls, TrustBundle};
+use mesh_core::config::DownstreamTls;
 use rustls::{
-    ServerConfig,
+    RootCertStore, ServerConfig,
     server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
 };
@@ -17,9 +17,10 @@ use tokio_rustls::{StartHandshake, TlsAcceptor, server::TlsStream};
 
 use super::{
     Alpn, TlsError, TlsErrorKind, VERSIONS, check_certificate_source, check_not_expired,
-    demanded_trust, provider, root_store, unreadable, unusable, verify::ClientVerifier,
+    demanded_trust, domains::ByTrustDomain, provider, root_store, unreadable, unusable,
+    verify::ClientVerifier,
 };
-use crate::identity::{Certificate, Identity, Leaf, PeerIdentity};
+use crate::identity::{Certificate, Identity, Leaf, PeerIdentity, Trust};
 
 /// Server side of TLS for one filter chain.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub struct ServerTls {
 #[derive(Debug)]
 struct Cached {
     certificate: Arc<Certificate>,
-    trust: Option<Arc<TrustBundle>>,
+    trust: Option<Trust>,
     config: Arc<ServerConfig>,
 }
 
@@ -127,11 +128,11 @@ impl ServerTls {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = &*cached
             && Arc::ptr_eq(&held.certificate, &certificate)
-            && held.trust.as_ref().map(Arc::as_ptr) == trust.as_ref().map(Arc::as_ptr)
+            && is_same(held.trust.as_ref(), trust.as_ref())
         {
             return Ok(Arc::clone(&held.config));
         }
-        let config = Arc::new(self.build(&certificate, trust.as_deref())?);
+        let config = Arc::new(self.build(&certificate, trust.as_ref())?);
         *cached = Some(Cached {
             certificate,
             trust,
@@ -143,26 +144,19 @@ impl ServerTls {
     fn build(
         &self,
         certificate: &Certificate,
-        trust: Option<&TrustBundle>,
+        trust: Option<&Trust>,
     ) -> Result<ServerConfig, TlsError> {
         let provider = provider();
         let verifier: Arc<dyn ClientCertVerifier> = match trust {
             None => Arc::new(NoClientAuth),
-            Some(trust) => {
-                let roots = Arc::new(root_store(trust)?);
-                // Without hints a client that still holds a certificate of an older root sends it
-                // and is told why it is refused, instead of coming without any.
-                let builder =
-                    WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                        .clear_root_hint_subjects();
-                let builder = match self.settings.require_client_certificate {
-                    true => builder,
-                    false => builder.allow_unauthenticated(),
-                };
-                Arc::new(ClientVerifier {
-                    chain: builder.build().map_err(unusable)?,
-                    trust_domain: certificate.spiffe_id().trust_domain().to_owned(),
-                })
+            Some(Trust::Bundle(bundle)) => {
+                let own = certificate.spiffe_id().trust_domain();
+                self.verifier(own, root_store(bundle)?)?
+            }
+            Some(Trust::ByTrustDomain(map)) => {
+                let is_mandatory = self.settings.require_client_certificate;
+                let of_domain = |domain: &str, roots| self.verifier(domain, roots);
+                Arc::new(ByTrustDomain::new(map, is_mandatory, of_domain)?)
             }
         };
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -172,5 +166,33 @@ impl ServerTls {
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate.certified())));
         config.alpn_protocols = Alpn::Either.protocols();
         Ok(config)
+    }
+
+    /// Verifies clients of one trust domain.
+    fn verifier(
+        &self,
+        trust_domain: &str,
+        roots: RootCertStore,
+    ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        // Without hints a client that still holds a certificate of an older root sends it and is
+        // told why it is refused, instead of coming without any.
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .clear_root_hint_subjects();
+        let builder = match self.settings.require_client_certificate {
+            true => builder,
+            false => builder.allow_unauthenticated(),
+        };
+        Ok(Arc::new(ClientVerifier {
+            chain: builder.build().map_err(unusable)?,
+            trust_domain: trust_domain.to_owned(),
+        }))
+    }
+}
+
+fn is_same(a: Option<&Trust>, b: Option<&Trust>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.is_same(b),
+        _ => false,
     }
 }

@@ -188,7 +188,7 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 

@@ -159,7 +159,7 @@ async fn a_slow_endpoint_is_avoided_by_latency() {
     let service = MeshService::new("l", reader, stub);
     let ports = send(&service, &log, 1_000).await;
     let slow = ports.into_iter().filter(|port| *port == 1).count();
-    assert!(slow <= 2, "{slow} of 1000");
+    assert!(slow <= 10, "{slow} of 1000; a tenth of an even share");
 }
 
 /// `OrcaLoadReport` with `rps_fractional` 100 and `application_utilization` 0.2 and 0.8, as backends

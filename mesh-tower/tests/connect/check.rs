@@ -26,12 +26,20 @@ fn grpc() -> HealthCheckKind {
 }
 
 fn checked(addresses: &[SocketAddr], kind: HealthCheckKind) -> (HandMade, Client) {
+    checked_over(HttpVersion::Http2, addresses, kind)
+}
+
+fn checked_over(
+    version: HttpVersion,
+    addresses: &[SocketAddr],
+    kind: HealthCheckKind,
+) -> (HandMade, Client) {
     let (mut config, reader) = HandMade::new();
     let service = MeshService::new("l", reader, HyperConnector::new(None)).report_endpoint(true);
     config.publish(
         &tree("l")
             .cluster_with("a", addresses, |cluster| {
-                cluster.http_version = HttpVersion::Http2;
+                cluster.http_version = version;
                 let interval = Duration::from_millis(20);
                 let mut check = HealthCheck::new(Duration::from_secs(5), interval, kind);
                 check.healthy_threshold = 1;
@@ -114,7 +122,7 @@ async fn a_check_by_tcp_asks_for_a_connection_and_for_bytes() {
         send: b"who?".to_vec(),
         receive: vec![b"well".to_vec(), part.as_bytes().to_vec()],
     };
-    let (_config, service) = checked(&[address], asks("there"));
+    let (_config, service) = checked_over(HttpVersion::Http1, &[address], asks("there"));
     let error = service.clone().oneshot(post("x")).await.unwrap_err();
     assert_ne!(error.kind(), ErrorKind::NoEndpoint, "it passed: {error}");
     greeted.abort();

@@ -3,6 +3,7 @@
 mod attempts;
 mod backend;
 mod check;
+mod demand;
 mod pool;
 mod server;
 
@@ -14,7 +15,7 @@ use mesh_core::{
     config::{HttpVersion, LbPolicy, RetryOn, RetryPolicy},
     testing::{HandMade, tree},
 };
-use mesh_tower::{Body, MeshService, SelectedEndpoint, connect::HyperConnector};
+use mesh_tower::{Body, ErrorKind, MeshService, SelectedEndpoint, connect::HyperConnector};
 use server::TestServer;
 use tower::ServiceExt;
 
@@ -137,6 +138,18 @@ async fn an_endpoint_that_refuses_costs_no_error_at_one_and_at_many_callers() {
 }
 
 #[tokio::test]
+async fn a_listener_that_nobody_serves_takes_connections_and_gets_no_call_over_http2() {
+    // The kernel takes them: a server that is stopping, or a proxy whose backend is gone, is like this.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = TestServer::start().await;
+    let addresses = [silent.local_addr().unwrap(), server.address()];
+    let (_config, service) = client(&addresses, HttpVersion::Http2, false);
+    for callers in [1, 32] {
+        assert_eq!(load(&service, callers, 50).await, [""; 0], "{callers}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_killed_and_comes_back_costs_no_idempotent_call() {
     for version in [HttpVersion::Http1, HttpVersion::Http2] {
         let (stays, leaves) = (TestServer::start().await, TestServer::start().await);
@@ -179,6 +192,31 @@ async fn a_graceful_restart_costs_no_call_without_any_retry_policy() {
     let address = leaves.stop().await;
     let _back = TestServer::start_at(address).await;
     assert_eq!(under_load.await.unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_only_endpoint_that_ends_its_connections_all_the_time_costs_no_call() {
+    let server = TestServer::start_with(|settings| settings.max_requests = Some(20)).await;
+    let (_config, service) = client(&[server.address()], HttpVersion::Http2, false);
+    assert_eq!(load(&service, 8, 100).await, [""; 0]);
+    assert!(server.connections.load(Relaxed) > 10);
+}
+
+#[tokio::test]
+async fn a_call_without_a_reachable_endpoint_is_told_why() {
+    let address = TestServer::start().await.kill().await;
+    let (_config, service) = client(&[address], HttpVersion::Http2, false);
+    let error = service.oneshot(post("x")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoEndpoint, "{error}");
+    let (text, address) = (error.to_string(), address.to_string());
+    for part in [
+        "none of its 1 endpoints",
+        "1 not connected",
+        &address,
+        "refused",
+    ] {
+        assert!(text.contains(part), "{part:?} in {text:?}");
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::config::{CircuitBreakers, Cluster, Http2Keepalive};
 use mesh_tower::ErrorKind;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::timeout};
 
 use super::{server::Gate, *};
 
@@ -216,7 +216,7 @@ async fn an_idle_connection_ends_and_the_next_request_makes_another() {
 
 #[tokio::test]
 async fn a_peer_that_answers_no_ping_loses_its_connection() {
-    // Takes connections and never reads.
+    // Takes connections, says so once, and never reads.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (_config, service) = cluster(
         &[silent.local_addr().unwrap()],
@@ -231,7 +231,9 @@ async fn a_peer_that_answers_no_ping_loses_its_connection() {
     );
     let call = tokio::spawn(service.clone().oneshot(post("x")));
     let held = timeout(MUST_HAPPEN, silent.accept()).await;
-    let _held = held.expect("a connection").unwrap();
+    let (mut held, _) = held.expect("a connection").unwrap();
+    const EMPTY_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    held.write_all(&EMPTY_SETTINGS).await.unwrap();
     let error = timeout(MUST_HAPPEN, call).await.expect("an end").unwrap();
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Reset);
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
@@ -45,6 +46,8 @@ pub(crate) struct TestServer {
 pub(crate) struct Settings {
     /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
     pub(crate) max_streams: Option<u32>,
+    /// How many requests a connection takes before it drains (GOAWAY).
+    pub(crate) max_requests: Option<usize>,
     /// What it answers to health checks at first.
     pub(crate) is_sick: bool,
 }
@@ -212,6 +215,8 @@ async fn serve(
         let open = seen.open.fetch_add(1, Relaxed) + 1;
         seen.most_open.fetch_max(open, Relaxed);
         let requests = Arc::<AtomicUsize>::default();
+        let used_up = Arc::<Notify>::default();
+        let is_used_up = Arc::clone(&used_up);
         let (seen, progress, gate) = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
         let is_healthy = Arc::clone(&is_healthy);
         let closed = (Arc::clone(&seen.open), Arc::clone(&progress));
@@ -219,6 +224,9 @@ async fn serve(
             let (seen, progress, gate) = (seen.clone(), Arc::clone(&progress), Arc::clone(&gate));
             let requests = requests.fetch_add(1, Relaxed) + 1;
             seen.most_requests.fetch_max(requests, Relaxed);
+            if settings.max_requests == Some(requests) {
+                is_used_up.notify_one();
+            }
             let is_healthy = Arc::clone(&is_healthy);
             async move {
                 if let Some(health) = health(&request, is_healthy.load(Relaxed)) {
@@ -239,9 +247,19 @@ async fn serve(
         let connection = builder
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
-        let connection = graceful.watch(connection);
+        let own = GracefulShutdown::new();
+        let connection = match settings.max_requests {
+            None => graceful.watch(connection).left_future(),
+            Some(_) => own.watch(connection).right_future(),
+        };
         tasks.spawn(async move {
-            _ = connection.await;
+            tokio::pin!(connection);
+            tokio::select! {
+                _ = &mut connection => {}
+                () = used_up.notified() => {
+                    _ = tokio::join!(own.shutdown(), connection);
+                }
+            }
             let (open, progress) = closed;
             open.fetch_sub(1, Relaxed);
             progress.notify_waiters();

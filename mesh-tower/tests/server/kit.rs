@@ -99,6 +99,24 @@ impl Ca {
         Certificate::new(vec![CertificateDer::from(leaf.der().to_vec())], key).expect("SVID")
     }
 
+    /// The root.
+    pub(crate) fn der(&self) -> &[u8] {
+        self.issuer.der()
+    }
+
+    /// A certificate with other names than a member has, and its key.
+    pub(crate) fn issue_named(
+        &self,
+        names: Vec<rcgen::SanType>,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = names;
+        let leaf = params.signed_by(&key, &self.issuer).expect("leaf");
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("PKCS#8");
+        (leaf.der().clone(), key)
+    }
+
     pub(crate) fn bundle(&self) -> TrustBundle {
         bundle(&[self])
     }

@@ -4,6 +4,7 @@ mod authorization;
 mod before_tls;
 mod chains;
 mod deadline;
+mod domains;
 mod filters;
 mod kit;
 mod lifecycle;

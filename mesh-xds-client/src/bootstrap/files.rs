@@ -1,4 +1,4 @@
-//! The plugin `file_watcher`: certificates in files that somebody else writes (gRFC A29).
+//! The plugin `file_watcher`: certificates in files that somebody else writes (gRFC A29, A87).
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,8 +16,10 @@ pub const REFRESH_INTERVAL: Duration = Duration::from_secs(600);
 pub struct FileWatcher {
     /// Chain and private key, PEM, leaf first.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Roots, PEM.
+    /// Roots, PEM. `None` beside a bundle map, which is taken instead.
     pub ca_certificate_file: Option<PathBuf>,
+    /// Roots by trust domain, in SPIFFE's bundle format (gRFC A87).
+    pub spiffe_trust_bundle_map_file: Option<PathBuf>,
     /// How often the files are read. Default [`REFRESH_INTERVAL`].
     pub refresh_interval: Duration,
 }
@@ -28,8 +30,7 @@ pub(super) struct FileWatcherDocument {
     private_key_file: Option<PathBuf>,
     ca_certificate_file: Option<PathBuf>,
     refresh_interval: Option<String>,
-    /// gRFC A87.
-    pub(super) spiffe_trust_bundle_map_file: Option<PathBuf>,
+    spiffe_trust_bundle_map_file: Option<PathBuf>,
 }
 
 impl FileWatcherDocument {
@@ -43,10 +44,13 @@ impl FileWatcherDocument {
             }
             (None, Some(_)) => return fail("certificate_file", "is missing beside the key"),
         };
-        if identity.is_none() && self.ca_certificate_file.is_none() {
+        let bundles = self.spiffe_trust_bundle_map_file;
+        // Both may be there, for readers that do not know the map.
+        let roots = self.ca_certificate_file.filter(|_| bundles.is_none());
+        if identity.is_none() && roots.is_none() && bundles.is_none() {
             return fail(
                 "ca_certificate_file",
-                "neither this nor certificate_file is set",
+                "neither this, spiffe_trust_bundle_map_file nor certificate_file is set",
             );
         }
         let refresh_interval = match self.refresh_interval.as_deref().map(seconds) {
@@ -59,7 +63,8 @@ impl FileWatcherDocument {
         };
         Ok(FileWatcher {
             identity,
-            ca_certificate_file: self.ca_certificate_file,
+            ca_certificate_file: roots,
+            spiffe_trust_bundle_map_file: bundles,
             refresh_interval,
         })
     }

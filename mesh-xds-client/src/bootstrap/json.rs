@@ -13,6 +13,7 @@ use super::{
     ServerUri,
     creds::{self, CredsDocument},
     files::{FILE_WATCHER, FileWatcherDocument},
+    workload::{SPIFFE_WORKLOAD_API, WorkloadApiDocument},
 };
 use crate::Error;
 
@@ -212,12 +213,11 @@ impl ProviderDocument {
     fn parse(self) -> Result<CertificateProvider, (String, String)> {
         if self.plugin_name == FILE_WATCHER {
             let config: FileWatcherDocument = config(self.config)?;
-            if config.spiffe_trust_bundle_map_file.is_some() {
-                // Roots are not kept apart by trust domain: an error when it is used.
-                let plugin_name = format!("{FILE_WATCHER} with spiffe_trust_bundle_map_file");
-                return Ok(CertificateProvider::Unsupported { plugin_name });
-            }
             return config.parse().map(CertificateProvider::FileWatcher);
+        }
+        if self.plugin_name == SPIFFE_WORKLOAD_API {
+            let config: WorkloadApiDocument = config(self.config)?;
+            return config.parse().map(CertificateProvider::WorkloadApi);
         }
         if self.plugin_name != MESH_CSR {
             return Ok(CertificateProvider::Unsupported {

@@ -11,6 +11,7 @@ mod json;
 #[cfg(test)]
 mod tests;
 mod uri;
+mod workload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +25,7 @@ pub use builder::BootstrapBuilder;
 pub use creds::{CallCredentials, ChannelCredentials, TlsFiles};
 pub use files::{FILE_WATCHER, FileWatcher, REFRESH_INTERVAL};
 pub use uri::ServerUri;
+pub use workload::{SOCKET_VARIABLE, SPIFFE_WORKLOAD_API, WorkloadApi};
 
 use crate::Error;
 
@@ -214,6 +216,8 @@ pub enum CertificateProvider {
     MeshCsr(MeshCsr),
     /// Files that somebody else writes.
     FileWatcher(FileWatcher),
+    /// SPIFFE's Workload API.
+    WorkloadApi(WorkloadApi),
     /// A plugin this library does not have; an error when a resource uses it.
     Unsupported {
         /// The plugin's name.
@@ -248,6 +252,7 @@ impl CertificateProvider {
     pub fn trust_bundle(&self) -> Option<&str> {
         match self {
             Self::MeshCsr(csr) => Some(csr.trust_bundle.as_str()),
+            Self::WorkloadApi(api) => Some(api.trust_bundle.as_str()),
             Self::FileWatcher(_) | Self::Unsupported { .. } => None,
         }
     }
@@ -376,6 +381,20 @@ impl Bootstrap {
         self.config_of(provider)
     }
 
+    /// Where the Workload API of a provider is; `None` for providers of another kind.
+    ///
+    /// # Errors
+    /// When neither it nor the environment says so.
+    pub(crate) fn workload_socket(
+        provider: &CertificateProvider,
+    ) -> Option<Result<PathBuf, Error>> {
+        let CertificateProvider::WorkloadApi(api) = provider else {
+            return None;
+        };
+        let variable = std::env::var(SOCKET_VARIABLE).ok();
+        Some(api.socket(variable).map_err(Error::certificate))
+    }
+
     pub(crate) fn config_of(
         &self,
         provider: &CertificateProvider,
@@ -398,9 +417,12 @@ impl Bootstrap {
             CertificateProvider::FileWatcher(_) => Err(Error::certificate(format!(
                 "plugin {FILE_WATCHER:?} reads files and asks no signer"
             ))),
+            CertificateProvider::WorkloadApi(_) => Err(Error::certificate(format!(
+                "plugin {SPIFFE_WORKLOAD_API:?} follows an agent and asks no signer"
+            ))),
             CertificateProvider::Unsupported { plugin_name } => Err(Error::certificate(format!(
-                "plugin {plugin_name:?} is not supported; supported are {MESH_CSR:?} and \
-                 {FILE_WATCHER:?}"
+                "plugin {plugin_name:?} is not supported; supported are {MESH_CSR:?}, \
+                 {FILE_WATCHER:?} and {SPIFFE_WORKLOAD_API:?}"
             ))),
         }
     }

@@ -1,4 +1,5 @@
-//! Certificate and roots from files that somebody else writes and replaces (gRFC A29 `file_watcher`).
+//! Certificate and roots from files that somebody else writes and replaces (gRFC A29 `file_watcher`),
+//! the roots in one heap or by trust domain (gRFC A87).
 //!
 //! Chain and key are taken together or not at all: files caught in the middle of a rotation do not fit
 //! each other, and what was read before stays. Writers should swap a symbolic link to a folder. A change
@@ -6,19 +7,26 @@
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
-use mesh_core::config::TrustBundle;
+use mesh_core::config::{SpiffeBundleMap, TrustBundle};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::watch;
 
-use super::{Certificate, CertificateWatch, csr::check_leaf};
-use crate::bootstrap::FileWatcher;
+use super::{
+    Certificate, CertificateWatch, bundles,
+    csr::check_leaf,
+    life::{Clock, LifeReport},
+};
+use crate::bootstrap::{FileWatcher, TRUST_BUNDLE};
 
 /// Largest file that is read, in bytes.
 const BYTES_MAX: u64 = 4 << 20;
 
 /// Roots as they are now; `None` until the first reading.
 pub type RootsWatch = watch::Receiver<Option<Arc<TrustBundle>>>;
+
+/// Roots by trust domain as they are now; `None` until the first reading.
+pub type BundleMapWatch = watch::Receiver<Option<Arc<SpiffeBundleMap>>>;
 
 /// What a provider of files gives.
 #[derive(Clone, Debug)]
@@ -28,48 +36,69 @@ pub struct FileIdentity {
     pub certificate: CertificateWatch,
     /// Roots; never any when the provider has none.
     pub roots: RootsWatch,
+    /// Roots by trust domain, in place of `roots`; `None` when the provider has no such file.
+    pub bundles: Option<BundleMapWatch>,
 }
 
 /// Starts a task that reads the files until every receiver is dropped.
 pub(crate) fn start(config: FileWatcher) -> FileIdentity {
     let (certificate_tx, certificate) = watch::channel(None);
     let (roots_tx, roots) = watch::channel(None);
-    tokio::spawn(run(config, certificate_tx, roots_tx));
-    FileIdentity { certificate, roots }
+    let (bundles_tx, bundles) = watch::channel(None);
+    let has_bundles = config.spiffe_trust_bundle_map_file.is_some();
+    tokio::spawn(run(config, certificate_tx, roots_tx, bundles_tx));
+    FileIdentity {
+        certificate,
+        roots,
+        bundles: has_bundles.then_some(bundles),
+    }
 }
 
 async fn run(
     config: FileWatcher,
     certificate: watch::Sender<Option<Arc<Certificate>>>,
     roots: watch::Sender<Option<Arc<TrustBundle>>>,
+    bundles: watch::Sender<Option<Arc<SpiffeBundleMap>>>,
 ) {
     // Whoever waits for what is not configured hears that it never comes.
     let certificate = config.identity.is_some().then_some(certificate);
     let roots = config.ca_certificate_file.is_some().then_some(roots);
+    let has_bundles = config.spiffe_trust_bundle_map_file.is_some();
+    let bundles = has_bundles.then_some(bundles);
+    let life = LifeReport::start(Clock::system(), Some("its files were not replaced"));
     loop {
         let files = config.clone();
         let read = tokio::task::spawn_blocking(move || {
             let identity = files.identity.as_ref();
             let certificate = identity.map(|(chain, key)| read_identity(chain, key));
             let roots = files.ca_certificate_file.as_deref().map(read_roots);
-            (certificate, roots)
+            let bundles = files.spiffe_trust_bundle_map_file.as_deref();
+            (certificate, roots, bundles.map(read_bundles))
         });
         match read.await {
-            Ok((read_certificate, read_roots)) => {
+            Ok((read_certificate, read_roots, read_bundles)) => {
                 let is_equal =
                     |a: &Certificate, b: &Certificate| a.chain == b.chain && a.key == b.key;
-                take(
-                    certificate.as_ref(),
-                    read_certificate,
-                    is_equal,
-                    "certificate",
-                );
+                if let (Some(to), Some(read)) = (&certificate, read_certificate) {
+                    report(&life, to.borrow().as_deref(), &read, is_equal);
+                    take(Some(to), Some(read), is_equal, "certificate");
+                }
                 take(roots.as_ref(), read_roots, TrustBundle::eq, "roots");
+                take(
+                    bundles.as_ref(),
+                    read_bundles,
+                    SpiffeBundleMap::eq,
+                    "bundle map",
+                );
             }
             Err(error) => tracing::warn!(%error, "certificate files cannot be read"),
         }
         let unused = async {
-            tokio::join!(unused(certificate.as_ref()), unused(roots.as_ref()));
+            tokio::join!(
+                unused(certificate.as_ref()),
+                unused(roots.as_ref()),
+                unused(bundles.as_ref())
+            );
         };
         tokio::select! {
             () = tokio::time::sleep(config.refresh_interval) => {}
@@ -81,6 +110,21 @@ async fn run(
 async fn unused<T>(sender: Option<&watch::Sender<T>>) {
     if let Some(sender) = sender {
         sender.closed().await;
+    }
+}
+
+/// Says how renewal stands, before what was read takes the place of what is held.
+fn report(
+    life: &LifeReport,
+    held: Option<&Certificate>,
+    read: &Result<Certificate, String>,
+    is_equal: impl Fn(&Certificate, &Certificate) -> bool,
+) {
+    match (held, read) {
+        (None, Ok(found)) => life.found(found),
+        (Some(held), Ok(read)) if !is_equal(held, read) => life.renewed(read),
+        (Some(_), Ok(_)) => {}
+        (_, Err(reason)) => life.failed(reason),
     }
 }
 
@@ -154,7 +198,12 @@ pub(super) fn read_identity(chain_file: &Path, key_file: &Path) -> Result<Certif
 fn read_roots(path: &Path) -> Result<TrustBundle, String> {
     let roots = certificates(path)?;
     Ok(TrustBundle {
-        name: path.display().to_string().as_str().into(),
+        name: TRUST_BUNDLE.into(),
         roots: roots.into_iter().map(|der| der.to_vec().into()).collect(),
     })
+}
+
+pub(super) fn read_bundles(path: &Path) -> Result<SpiffeBundleMap, String> {
+    let place = path.display().to_string();
+    bundles::parse(TRUST_BUNDLE, &read(path)?).map_err(|e| format!("{place}: {e}"))
 }

@@ -2,14 +2,18 @@
 //!
 //! [`CertificateClient`] speaks Istio's `IstioCertificateService`. The key never leaves the process
 //! and is never printed. It does not serve TLS and does not know the trust bundle, which comes
-//! over the ADS stream. On request the certificate is kept on disk, with its key. Renewal falls at a random point between half and 70 % of the remaining
-//! life, so that processes started together do not renew together.
+//! over the ADS stream. On request the certificate is kept on disk, with its key. Renewal falls at a
+//! random point between half and 70 % of the remaining life, so that processes started together do not
+//! renew together. Other sources are files of somebody else and SPIFFE's Workload API.
 
+mod bundles;
 mod csr;
 pub(crate) mod files;
 mod keep;
+mod life;
 #[cfg(test)]
 mod tests;
+pub(crate) mod workload;
 
 use std::{
     fmt,
@@ -23,8 +27,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tonic::{Request, metadata::MetadataValue};
 
-pub use files::{FileIdentity, RootsWatch};
+pub use files::{BundleMapWatch, FileIdentity, RootsWatch};
 use keep::Keep;
+use life::{Clock, LifeReport};
+pub use workload::WorkloadIdentity;
 
 use crate::{
     bootstrap::{ChannelCredentials, Server, ServerUri},
@@ -125,18 +131,20 @@ impl CertificateConfig {
 /// Gets and renews the certificate.
 #[derive(Debug)]
 pub struct CertificateClient {
-    config: CertificateConfig,
+    config: Arc<CertificateConfig>,
     tx: watch::Sender<Option<Arc<Certificate>>>,
     rng: SplitMix64,
+    clock: Clock,
+    life: LifeReport,
 }
 
 impl CertificateClient {
-    /// Starts a task that takes over what an earlier run stored, if that is asked for, gets a certificate and renews it until every receiver is dropped.
+    /// Starts a task that takes over what an earlier run stored, if that is asked for, gets a certificate
+    /// and renews it until every receiver is dropped.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(config: CertificateConfig) -> CertificateWatch {
-        let (tx, rx) = watch::channel(None);
         let is_plain = config.channel == ChannelCredentials::Insecure;
         if config.token_file.is_some() && is_plain && !config.server.is_local() {
             tracing::warn!(
@@ -144,20 +152,42 @@ impl CertificateClient {
                 "the token for the certificate service travels unencrypted"
             );
         }
-        let client = Self {
-            config,
-            tx,
-            rng: SplitMix64::new(crate::client::seed()),
-        };
+        let (client, rx) = Self::new(config, Clock::system());
         tokio::spawn(client.run());
         rx
     }
 
-    async fn run(mut self) {
+    fn new(config: CertificateConfig, clock: Clock) -> (Self, CertificateWatch) {
+        let (tx, rx) = watch::channel(None);
+        let client = Self {
+            config: Arc::new(config),
+            tx,
+            rng: SplitMix64::new(crate::client::seed()),
+            life: LifeReport::start(clock.clone(), None),
+            clock,
+        };
+        (client, rx)
+    }
+
+    async fn run(self) {
+        let (config, clock, tx) = (
+            Arc::clone(&self.config),
+            self.clock.clone(),
+            self.tx.clone(),
+        );
+        let ask = move || request(Arc::clone(&config), tx.borrow().clone(), clock.clone());
+        self.renew_with(ask).await;
+    }
+
+    /// Renews with what `ask` gives, until nobody needs a certificate any more.
+    async fn renew_with<F>(mut self, ask: impl Fn() -> F)
+    where
+        F: Future<Output = Result<Certificate, String>>,
+    {
         let tx = self.tx.clone();
         tokio::select! {
             () = tx.closed() => tracing::debug!("nobody needs the certificate any more"),
-            () = self.renew_forever() => {}
+            () = self.renew_forever(ask) => {}
         }
     }
 
@@ -176,11 +206,14 @@ impl CertificateClient {
             return;
         };
         let file = keep.path.display().to_string();
-        let loaded = tokio::task::spawn_blocking(move || keep.load(SystemTime::now())).await;
+        let now = self.clock.now();
+        let loaded = tokio::task::spawn_blocking(move || keep.load(now)).await;
         match loaded.unwrap_or_else(|e| Err(e.to_string())) {
             Ok(Some(certificate)) => {
-                let (spiffe_id, left_s) = (&certificate.spiffe_id, left(&certificate).as_secs());
+                let left_s = self.clock.until(certificate.not_after).as_secs();
+                let spiffe_id = &certificate.spiffe_id;
                 tracing::info!(file, spiffe_id, left_s, "the certificate of an earlier run");
+                self.life.found(&certificate);
                 self.tx.send_replace(Some(Arc::new(certificate)));
             }
             Ok(None) => {}
@@ -199,11 +232,14 @@ impl CertificateClient {
         }
     }
 
-    async fn renew_forever(&mut self) {
+    async fn renew_forever<F>(&mut self, ask: impl Fn() -> F)
+    where
+        F: Future<Output = Result<Certificate, String>>,
+    {
         self.load().await;
         let mut backoff = Backoff::new(self.config.backoff_base, self.config.backoff_cap);
         loop {
-            let pause = match self.request().await {
+            let pause = match ask().await {
                 Ok(certificate) => {
                     backoff.after_success(&mut self.rng);
                     let pause = self.renewal_pause(&certificate);
@@ -212,6 +248,7 @@ impl CertificateClient {
                         renewal_in_s = pause.as_secs(),
                         "got a certificate"
                     );
+                    self.life.renewed(&certificate);
                     let certificate = Arc::new(certificate);
                     self.tx.send_replace(Some(Arc::clone(&certificate)));
                     self.save(certificate).await;
@@ -219,6 +256,7 @@ impl CertificateClient {
                 }
                 Err(error) => {
                     let pause = backoff.after_failure(&mut self.rng);
+                    self.life.failed(&error);
                     self.report(&error, pause);
                     pause
                 }
@@ -229,7 +267,7 @@ impl CertificateClient {
 
     /// A random point between half and 70 % of what is left of the certificate's life.
     fn renewal_pause(&mut self, certificate: &Certificate) -> Duration {
-        let left = left(certificate);
+        let left = self.clock.until(certificate.not_after);
         let (earliest, latest) = RENEWAL;
         let share = earliest + (latest - earliest) * self.rng.unit();
         left.mul_f64(share).max(self.config.backoff_base)
@@ -238,73 +276,55 @@ impl CertificateClient {
     fn report(&self, error: &str, pause: Duration) {
         let retry_in_ms = pause.as_millis() as u64;
         let server = &self.config.server;
-        let current = self.tx.borrow().clone();
-        let Some(current) = current else {
-            tracing::warn!(%server, error, retry_in_ms, "no certificate yet");
-            return;
-        };
-        let life = current
-            .not_after
-            .duration_since(current.not_before)
-            .unwrap_or_default();
-        let left = left(&current);
-        if left < life / 3 {
-            tracing::warn!(
-                %server, error, retry_in_ms, left_s = left.as_secs(),
-                "the certificate cannot be renewed and less than a third of its life is left"
-            );
-        } else {
+        if self.tx.borrow().is_some() {
             tracing::info!(%server, error, retry_in_ms, "the certificate cannot be renewed yet");
+        } else {
+            tracing::warn!(%server, error, retry_in_ms, "no certificate yet");
         }
-    }
-
-    /// One key, one CSR, one answer.
-    async fn request(&self) -> Result<Certificate, String> {
-        let signing = csr::SigningRequest::new()?;
-        let mut request = Request::new(proto::IstioCertificateRequest {
-            csr: signing.pem.clone(),
-            validity_duration: i64::try_from(self.config.validity.as_secs()).unwrap_or(i64::MAX),
-            metadata: None,
-        });
-        if let Some(path) = &self.config.token_file {
-            // Tokens are rotated by whoever writes the file.
-            let token = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|e| format!("token file {}: {e}", path.display()))?;
-            let mut value: MetadataValue<_> = format!("Bearer {}", token.trim())
-                .parse()
-                .map_err(|_| format!("token file {}: not a token", path.display()))?;
-            value.set_sensitive(true);
-            request.metadata_mut().insert("authorization", value);
-        }
-        let mut server = Server::new(self.config.server.clone());
-        server.channel = self.config.channel.clone();
-        let answer = async {
-            // What we are proves who asks for what we will be.
-            let own = OwnCertificate::of(self.tx.borrow().clone());
-            let connected = transport::connect(Arc::new(server), KeepAlive::default(), own);
-            let channel = connected.await?.channel;
-            let mut client =
-                proto::istio_certificate_service_client::IstioCertificateServiceClient::new(
-                    channel,
-                );
-            client
-                .create_certificate(request)
-                .await
-                .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
-        };
-        let answer = tokio::time::timeout(REQUEST_TIMEOUT, answer)
-            .await
-            .map_err(|_| format!("no answer within {REQUEST_TIMEOUT:?}"))??;
-        signing
-            .accept(&answer.into_inner().cert_chain, SystemTime::now())
-            .map_err(|reason| format!("the signer's answer is refused: {reason}"))
     }
 }
 
-fn left(certificate: &Certificate) -> Duration {
-    certificate
-        .not_after
-        .duration_since(SystemTime::now())
-        .unwrap_or_default()
+/// One key, one CSR, one answer.
+async fn request(
+    config: Arc<CertificateConfig>,
+    held: Option<Arc<Certificate>>,
+    clock: Clock,
+) -> Result<Certificate, String> {
+    let signing = csr::SigningRequest::new()?;
+    let mut request = Request::new(proto::IstioCertificateRequest {
+        csr: signing.pem.clone(),
+        validity_duration: i64::try_from(config.validity.as_secs()).unwrap_or(i64::MAX),
+        metadata: None,
+    });
+    if let Some(path) = &config.token_file {
+        // Tokens are rotated by whoever writes the file.
+        let token = tokio::fs::read_to_string(path)
+            .await
+            .map_err(|e| format!("token file {}: {e}", path.display()))?;
+        let mut value: MetadataValue<_> = format!("Bearer {}", token.trim())
+            .parse()
+            .map_err(|_| format!("token file {}: not a token", path.display()))?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    let mut server = Server::new(config.server.clone());
+    server.channel = config.channel.clone();
+    let answer = async {
+        // What we are proves who asks for what we will be.
+        let own = OwnCertificate::of(held);
+        let connected = transport::connect(Arc::new(server), KeepAlive::default(), own);
+        let channel = connected.await?.channel;
+        let mut client =
+            proto::istio_certificate_service_client::IstioCertificateServiceClient::new(channel);
+        client
+            .create_certificate(request)
+            .await
+            .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
+    };
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, answer)
+        .await
+        .map_err(|_| format!("no answer within {REQUEST_TIMEOUT:?}"))??;
+    signing
+        .accept(&answer.into_inner().cert_chain, clock.now())
+        .map_err(|reason| format!("the signer's answer is refused: {reason}"))
 }

@@ -46,6 +46,7 @@ impl ConsulEntries<'_> {
     ) {
         for (fqdn, (object, spec)) in &self.resolvers {
             let service = &around.services[fqdn];
+            compiled.entangled.insert(fqdn.clone());
             subsets(object, spec, service, around, compiled, findings);
             policies(object, spec, service, compiled, findings);
         }
@@ -98,6 +99,11 @@ impl ConsulEntries<'_> {
                 };
                 for (field, target) in &targets {
                     let found = self.target(object, target, service, port.number, around);
+                    let fqdn = found
+                        .as_deref()
+                        .ok()
+                        .and_then(|name| name.rsplit('|').next());
+                    compiled.entangled.extend(fqdn.map(str::to_owned));
                     let wrong = match &found {
                         Ok(found) => behind.add(found, before, compiled),
                         Err(message) => Err(message.clone()),

@@ -74,7 +74,8 @@ pub(in super::super) fn apply_policies(
                 .and_then(|rate| rate.count);
             let suffix = format!("|{fqdn}");
             let own = compiled.own_clusters.iter_mut();
-            let own = own.flat_map(|(name, all)| all.iter_mut().map(move |(_, own)| (name, own)));
+            let own =
+                own.flat_map(|(name, all)| all.iter_mut().map(move |own| (name, &mut own.cluster)));
             for (name, cluster) in compiled.clusters.iter_mut().chain(own) {
                 if name.as_str().ends_with(&suffix) {
                     let budget = &mut Arc::make_mut(cluster).circuit_breakers.retry_budget;

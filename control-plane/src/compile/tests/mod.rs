@@ -2,9 +2,11 @@
 
 mod consul;
 mod destination;
+mod export;
 mod gateway;
 mod hedge;
 mod members;
+mod patch;
 mod routes;
 mod visibility;
 

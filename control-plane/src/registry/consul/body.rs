@@ -9,13 +9,15 @@ use std::{
     time::Duration,
 };
 
+use rustls_pki_types::ServerName;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
     model::DEFAULT_NAMESPACE,
     registry::{
-        CheckKind, CheckSpec, CheckStatus, Place, Registration, Schedule, Source, UNNAMED, Weights,
+        CheckKind, CheckSpec, CheckStatus, CheckTls, Place, Registration, Schedule, Source,
+        UNNAMED, Weights,
     },
     value,
 };
@@ -97,8 +99,11 @@ struct Check {
     body: String,
     disableredirects: bool,
     tcp: String,
+    tcpusetls: bool,
     grpc: String,
     grpcusetls: bool,
+    tlsservername: String,
+    tlsskipverify: bool,
     interval: Option<Time>,
     timeout: Option<Time>,
     successbeforepassing: u32,
@@ -236,22 +241,38 @@ fn check(body: Check, default_id: String, service: &str) -> Result<CheckSpec, St
     if kinds.iter().filter(|is_there| **is_there).count() != 1 {
         return Err("TTL, HTTP, TCP or GRPC: there must be one of them".to_owned());
     }
+    let is_tls = body.http.starts_with("https://") || body.tcpusetls || body.grpcusetls;
+    let tls = is_tls.then(|| CheckTls {
+        server_name: body.tlsservername.clone(),
+        skip_verify: body.tlsskipverify,
+    });
+    let name = body.tlsservername.as_str();
+    if !name.is_empty() && ServerName::try_from(name).is_err() {
+        return Err(format!("TLSServerName: {name:?} is not a name"));
+    }
+    if !is_tls && (body.tlsskipverify || !name.is_empty()) {
+        return Err(
+            "TLSServerName, TLSSkipVerify: the check is not done over TLS: write an \
+                    https:// address, TCPUseTLS or GRPCUseTLS"
+                .to_owned(),
+        );
+    }
     let kind = if let Some(ttl) = ttl {
         CheckKind::Ttl(ttl)
     } else if !body.http.is_empty() {
-        http_kind(&body, schedule()?)?
+        http_kind(&body, tls, schedule()?)?
     } else if !body.tcp.is_empty() {
         CheckKind::Tcp {
             address: address("TCP", &body.tcp)?,
+            tls,
             schedule: schedule()?,
         }
-    } else if body.grpcusetls {
-        return Err("GRPCUseTLS: nothing is checked over TLS: write TTL".to_owned());
     } else {
         let (at, service) = body.grpc.split_once('/').unwrap_or((&body.grpc, ""));
         CheckKind::Grpc {
             address: address("GRPC", at)?,
             service: service.to_owned(),
+            tls,
             schedule: schedule()?,
         }
     };
@@ -276,17 +297,16 @@ fn check(body: Check, default_id: String, service: &str) -> Result<CheckSpec, St
     })
 }
 
-fn http_kind(body: &Check, schedule: Schedule) -> Result<CheckKind, String> {
+fn http_kind(body: &Check, tls: Option<CheckTls>, schedule: Schedule) -> Result<CheckKind, String> {
     let uri: http::Uri = body
         .http
         .parse()
         .map_err(|error| format!("HTTP: {:?}: {error}", body.http))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => {
-            return Err("HTTP: nothing is checked over TLS: write http, TCP or TTL".to_owned());
-        }
-        _ => return Err(format!("HTTP: {:?} is not an http:// address", body.http)),
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(format!(
+            "HTTP: {:?} is not an http:// or https:// address",
+            body.http
+        ));
     }
     let method = match body.method.as_str() {
         "" => "GET",
@@ -311,6 +331,7 @@ fn http_kind(body: &Check, schedule: Schedule) -> Result<CheckKind, String> {
         method: method.to_owned(),
         headers,
         body: body.body.clone(),
+        tls,
         schedule,
     })
 }
@@ -367,8 +388,6 @@ fn way_out(error: &str) -> &'static str {
         "h2ping",
     ]) {
         "; checks are TTL, HTTP, TCP and GRPC"
-    } else if is(&["tlsskipverify", "tlsservername"]) {
-        "; nothing is checked over TLS: write http, TCP or TTL"
     } else if is(&["taggedaddresses", "socketpath"]) {
         "; every client connects to Address and Port"
     } else {
@@ -434,8 +453,9 @@ mod tests {
                 "Check.Interval is missing",
             ),
             (
-                r#"{"Name": "a", "Port": 1, "Check": {"HTTP": "https://a", "Interval": "1s"}}"#,
-                "over TLS",
+                r#"{"Name": "a", "Port": 1, "Check": {"HTTP": "http://a", "Interval": "1s",
+                    "TLSSkipVerify": true}}"#,
+                "not done over TLS",
             ),
             (
                 r#"{"Name": "a", "Port": 1, "Checks": [{"TTL": "1s", "CheckID": "c"},

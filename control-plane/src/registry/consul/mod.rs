@@ -50,7 +50,6 @@ pub fn router(registry: Registry) -> Router {
             "/v1/status/leader",
             get(async || axum::Json("127.0.0.1:8300")),
         )
-        .layer(axum::extract::DefaultBodyLimit::max(BODY_MAX))
         .with_state(registry)
 }
 

@@ -74,6 +74,7 @@ fn without_filters_everything_passes_and_an_empty_allow_refuses_everything() {
     assert!(none.is_empty());
     assert!(ask(&none, "", "GET", "/", "").allowed);
     let deny_all = Authorizer::compile(&[rbac(RbacAction::Allow, &[])]);
+    assert!(!deny_all.is_empty());
     for caller in ["", ALICE] {
         let decision = ask(&deny_all, caller, "GET", "/", "");
         assert!(!decision.allowed);

@@ -124,7 +124,10 @@ fn on_a_ring_a_request_waits_for_its_own_endpoint_while_that_connects() {
     for state in [Connectivity::Connecting, Connectivity::Idle] {
         set(&endpoints[own], state);
         assert_eq!(pick(&picker, &endpoints, hash), PickResult::Queue);
-        // Any request will do with any endpoint, and a retry does not wait.
+        let is_wanted = endpoints[own].stats.take_wanted();
+        assert_eq!(is_wanted, state == Connectivity::Idle);
+        // Any request will do with any endpoint once that is being connected, and a retry does not wait.
+        set(&endpoints[own], Connectivity::Connecting);
         let mut rng = SplitMix64::new(1);
         let previous = [endpoints[(own + 1) % 3].address];
         for previous in [&[][..], &previous] {
@@ -138,6 +141,39 @@ fn on_a_ring_a_request_waits_for_its_own_endpoint_while_that_connects() {
         set(endpoint, Connectivity::TransientFailure);
     }
     assert_eq!(pick(&picker, &endpoints, hash), PickResult::Fail);
+}
+
+#[test]
+fn on_a_ring_only_what_requests_come_to_is_connected_and_the_next_one_when_that_fails() {
+    let endpoints = endpoints(&[Connectivity::Idle; 5]);
+    let picker = picker(&LbPolicy::RingHash(RingHash::default()), &endpoints);
+    assert!((0..5).all(|index| !picker.connects(index)));
+    let wanted = || {
+        let is_wanted = |index: &usize| endpoints[*index].stats.take_wanted();
+        (0..5).filter(is_wanted).collect::<Vec<_>>()
+    };
+    let hash = 7;
+    let mut failed = std::collections::BTreeSet::new();
+    while failed.len() < 4 {
+        assert_eq!(pick(&picker, &endpoints, hash), PickResult::Queue);
+        let [next] = wanted()[..] else {
+            panic!("one at a time")
+        };
+        assert!(failed.insert(next), "another one");
+        set(&endpoints[next], Connectivity::Connecting);
+        assert_eq!(pick(&picker, &endpoints, hash), PickResult::Queue);
+        assert_eq!(wanted(), [0; 0], "it is being connected");
+        set(&endpoints[next], Connectivity::TransientFailure);
+    }
+    assert_eq!(pick(&picker, &endpoints, hash), PickResult::Queue);
+    let last = wanted()[0];
+    set(&endpoints[last], Connectivity::Ready);
+    assert_eq!(pick(&picker, &endpoints, hash), PickResult::Endpoint(last));
+    // It is lost, and the request that comes then has it connected again.
+    set(&endpoints[last], Connectivity::Idle);
+    assert_eq!(wanted(), [0; 0]);
+    assert_eq!(pick(&picker, &endpoints, hash), PickResult::Queue);
+    assert_eq!(wanted(), [last]);
 }
 
 /// The picks that gRPC and Envoy make: entries are `xxh64("ADDRESS_NUMBER")`.

@@ -3,9 +3,10 @@
 mod hash;
 mod learning;
 mod priority;
+mod properties;
 mod weights;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::{
@@ -134,6 +135,20 @@ fn a_retry_goes_elsewhere_while_it_can() {
 }
 
 #[test]
+fn a_retry_waits_for_the_endpoint_it_came_from_when_that_connects_and_no_other_is_ready() {
+    use Connectivity::{Connecting, TransientFailure};
+    let endpoints = endpoints(&[Connecting, TransientFailure]);
+    let previous = [endpoints[0].address];
+    for policy in all() {
+        let picker = picker(&policy, &endpoints);
+        let mut rng = SplitMix64::new(1);
+        let mut context = PickContext::new(&mut rng, &previous);
+        let picked = picker.pick(&endpoints, &mut context);
+        assert_eq!(picked, PickResult::Queue, "{policy:?}");
+    }
+}
+
+#[test]
 fn without_a_ready_endpoint_a_pick_queues_or_fails() {
     use Connectivity::{Connecting, Idle, TransientFailure};
     for (states, expected) in [
@@ -188,6 +203,67 @@ fn pick_first_stays_until_its_endpoint_is_lost() {
         [0, 10, 0, 0, 0],
         "no way back"
     );
+}
+
+#[test]
+fn pick_first_connects_one_after_the_other_until_one_is_there() {
+    let endpoints = endpoints(&[Connectivity::Idle; 3]);
+    let policy = LbPolicy::PickFirst {
+        shuffle_address_list: false,
+    };
+    let picker = picker(&policy, &endpoints);
+    let mut rng = SplitMix64::new(1);
+    let mut pick = || picker.pick(&endpoints, &mut PickContext::new(&mut rng, &[]));
+    let wanted = || {
+        let is_wanted = |index: &usize| endpoints[*index].stats.take_wanted();
+        (0..3).filter(is_wanted).collect::<Vec<_>>()
+    };
+    let start = Instant::now();
+    assert_eq!(picker.refresh(&endpoints, start), None);
+    assert_eq!(wanted(), [0; 0], "nobody asks");
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![0]));
+    set(&endpoints[0], Connectivity::Connecting);
+    let second = start + ATTEMPT_DELAY;
+    assert_eq!(picker.refresh(&endpoints, start), Some(second));
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![]));
+    let third = second + ATTEMPT_DELAY;
+    assert_eq!(picker.refresh(&endpoints, second), Some(third));
+    assert_eq!(wanted(), [1], "the first takes too long");
+    set(&endpoints[1], Connectivity::Connecting);
+    // Both fail: the last one does not wait for its time.
+    set(&endpoints[0], Connectivity::TransientFailure);
+    set(&endpoints[1], Connectivity::TransientFailure);
+    assert_eq!(picker.refresh(&endpoints, second), None);
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![2]));
+    set(&endpoints[2], Connectivity::Ready);
+    assert_eq!(pick(), PickResult::Endpoint(2));
+    set(&endpoints[2], Connectivity::Idle);
+    assert_eq!((pick(), wanted()), (PickResult::Queue, vec![2]), "lost");
+    set(&endpoints[2], Connectivity::TransientFailure);
+    assert_eq!(pick(), PickResult::Fail);
+}
+
+#[test]
+fn pick_first_tries_kinds_of_addresses_in_turn() {
+    let mut endpoints = endpoints(&[Connectivity::Idle; 5]);
+    for endpoint in &mut endpoints[..3] {
+        let port = endpoint.address.ip().to_string().len() as u16;
+        endpoint.address = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    }
+    let policy = LbPolicy::PickFirst {
+        shuffle_address_list: false,
+    };
+    let picker = picker(&policy, &endpoints);
+    let mut rng = SplitMix64::new(1);
+    let mut order = Vec::new();
+    for _ in 0..5 {
+        _ = picker.pick(&endpoints, &mut PickContext::new(&mut rng, &[]));
+        let wanted = (0..5).find(|index| endpoints[*index].stats.take_wanted());
+        let wanted = wanted.unwrap();
+        set(&endpoints[wanted], Connectivity::TransientFailure);
+        order.push(wanted);
+    }
+    assert_eq!(order, [0, 3, 1, 4, 2]);
 }
 
 #[test]
@@ -250,8 +326,9 @@ fn a_policy_of_the_application_is_used_and_told_its_config() {
                 tier: 0,
                 weight: 1,
                 range: 0..3,
+                total: 3,
             }],
-            rests: vec![(0..0, 3)],
+            tier_parts: vec![TierParts::default()],
             single_probe: false,
             tiers: &Arc::default(),
             factories: &[("nth".to_owned(), Arc::new(Factory) as _)].into(),

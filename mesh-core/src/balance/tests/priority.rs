@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::*;
-use crate::balance::priority::priority_loads;
 use Connectivity::{Connecting, Idle, Ready, TransientFailure};
 
 fn tiers(
@@ -12,25 +11,41 @@ fn tiers(
     sizes: &[usize],
     endpoints: &[ClusterEndpoint],
 ) -> Picker {
-    let mut groups = Vec::new();
+    tiers_of(&LbPolicy::RoundRobin, common, factor, sizes, endpoints)
+}
+
+fn tiers_of(
+    policy: &LbPolicy,
+    common: &CommonLbConfig,
+    factor: Option<u32>,
+    sizes: &[usize],
+    endpoints: &[ClusterEndpoint],
+) -> Picker {
+    let (mut groups, mut tier_parts) = (Vec::new(), Vec::new());
     let mut start = 0;
     for (tier, count) in sizes.iter().enumerate() {
         groups.push(Group {
             tier,
             weight: 1,
             range: start..start + count,
+            total: *count,
+        });
+        tier_parts.push(TierParts {
+            priority: tier,
+            total: *count,
+            ..TierParts::default()
         });
         start += count;
     }
     Picker::build(&Parts {
-        policy: &LbPolicy::RoundRobin,
+        policy,
         common,
         overprovisioning_factor: factor,
         endpoints,
         sources: &[],
         subsets: None,
         groups,
-        rests: sizes.iter().map(|count| (start..start, *count)).collect(),
+        tier_parts,
         single_probe: false,
         tiers: &Arc::default(),
         factories: &LbPolicyFactories::new(),
@@ -157,30 +172,6 @@ fn failover_decides_as_the_model_does() {
 }
 
 #[test]
-fn loads_by_health_are_envoys() {
-    let loads = |tiers: &[(u32, u32)]| {
-        let loads = priority_loads(tiers, 140);
-        assert_eq!(loads.percent.iter().sum::<u32>(), 100);
-        loads.percent
-    };
-    // The examples of Envoy's documentation.
-    for (first, expected) in [
-        (72, [100, 0]),
-        (71, [99, 1]),
-        (50, [70, 30]),
-        (25, [35, 65]),
-    ] {
-        assert_eq!(loads(&[(first, 100), (100, 100)]), expected);
-    }
-    assert_eq!(loads(&[(25, 100), (25, 100)]), [50, 50]);
-    assert_eq!(loads(&[(5, 100), (65, 100)]), [7, 93]);
-    assert_eq!(loads(&[(0, 100), (0, 100), (100, 100)]), [0, 0, 100]);
-    assert_eq!(loads(&[(0, 100), (0, 100)]), [100, 0], "all of it in panic");
-    assert!(priority_loads(&[(25, 100), (25, 100)], 140).is_short);
-    assert!(!priority_loads(&[(5, 100), (70, 100)], 140).is_short);
-}
-
-#[test]
 fn priorities_share_by_health_when_asked() {
     let endpoints = ready(20);
     let picker = tiers(&CommonLbConfig::default(), Some(140), &[10, 10], &endpoints);
@@ -221,4 +212,30 @@ fn below_the_panic_threshold_all_are_used() {
     assert_eq!(used(), 10);
     set(&endpoints[0], TransientFailure);
     assert_eq!(used(), 9, "what is not connected cannot be used");
+}
+
+/// Two priorities of a ring, three endpoints each.
+#[test]
+fn a_priority_that_connects_on_demand_is_used_while_idle_and_left_when_two_fail() {
+    let endpoints = endpoints(&[Idle; 6]);
+    let ring = LbPolicy::RingHash(RingHash::default());
+    let picker = tiers_of(&ring, &CommonLbConfig::default(), None, &[3, 3], &endpoints);
+    let now = Instant::now();
+    let mut rng = SplitMix64::new(1);
+    let mut wanted = || {
+        picker.refresh(&endpoints, now);
+        let mut context = PickContext::new(&mut rng, &[]);
+        context.hash = Some(7);
+        assert_eq!(picker.pick(&endpoints, &mut context), PickResult::Queue);
+        let wanted = (0..6).find(|index| endpoints[*index].stats.take_wanted());
+        wanted.unwrap()
+    };
+    let first = wanted();
+    assert!(first < 3);
+    set(&endpoints[first], TransientFailure);
+    let second = wanted();
+    assert!(second < 3);
+    set(&endpoints[second], TransientFailure);
+    // At once, not after a time: the next priority is idle, not absent.
+    assert!(wanted() >= 3);
 }

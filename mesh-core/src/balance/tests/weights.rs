@@ -130,6 +130,7 @@ fn localities(policy: &LbPolicy, of: &[(u32, usize)], endpoints: &[ClusterEndpoi
             tier: 0,
             weight: *weight,
             range: start..start + count,
+            total: *count,
         });
         start += count;
     }
@@ -145,7 +146,7 @@ fn localities(policy: &LbPolicy, of: &[(u32, usize)], endpoints: &[ClusterEndpoi
         sources: &[],
         subsets: None,
         groups,
-        rests: vec![(0..0, endpoints.len())],
+        tier_parts: vec![TierParts::default()],
         single_probe: false,
         tiers: &Arc::default(),
         factories: &LbPolicyFactories::new(),
@@ -210,8 +211,9 @@ fn a_new_endpoint_gets_a_growing_share() {
                 tier: 0,
                 weight: 1,
                 range: 0..4,
+                total: 4,
             }],
-            rests: vec![(0..0, 4)],
+            tier_parts: vec![TierParts::default()],
             single_probe: false,
             tiers: &tiers,
             factories: &LbPolicyFactories::new(),

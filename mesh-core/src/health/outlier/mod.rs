@@ -384,4 +384,6 @@ fn by_failure_percentage(config: &OutlierDetection, volumes: &[Volume]) -> Vec<u
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ mod cases;
 mod paths;
 mod proxy;
 mod signer;
+mod verdicts;
 
 use std::{net::SocketAddr, sync::Arc};
 

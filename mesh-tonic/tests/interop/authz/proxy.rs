@@ -9,7 +9,10 @@ use envoy_types::pb::envoy::{
             Cluster,
             cluster::{ClusterDiscoveryType, DiscoveryType},
         },
-        core::v3::{Address, SocketAddress, address, socket_address::PortSpecifier},
+        core::v3::{
+            Address, ConfigSource, Node, PathConfigSource, SocketAddress, address,
+            config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
+        },
         endpoint::v3::{
             ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
             lb_endpoint::HostIdentifier,
@@ -110,6 +113,12 @@ pub(super) async fn envoy(folder: &Path, listeners: Vec<Listener>, last: SocketA
             ..forwarding(listener)
         });
     let bootstrap = Bootstrap {
+        // Secrets of files ask for a name.
+        node: Some(Node {
+            id: "envoy".to_owned(),
+            cluster: "envoy".to_owned(),
+            ..Node::default()
+        }),
         static_resources: Some(StaticResources {
             listeners: listeners.collect(),
             clusters: vec![cluster(application().await)],
@@ -145,4 +154,20 @@ pub(super) async fn envoy(folder: &Path, listeners: Vec<Listener>, last: SocketA
         .await
         .expect("Envoy listens");
     child
+}
+
+/// Secrets of a file.
+pub(super) fn source_of_file(path: &Path) -> ConfigSource {
+    let path = PathConfigSource {
+        path: path.to_str().unwrap().to_owned(),
+        ..PathConfigSource::default()
+    };
+    ConfigSource {
+        initial_fetch_timeout: Some(envoy_types::pb::google::protobuf::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        config_source_specifier: Some(ConfigSourceSpecifier::PathConfigSource(path)),
+        ..ConfigSource::default()
+    }
 }

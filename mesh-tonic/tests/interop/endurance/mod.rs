@@ -6,6 +6,7 @@
 
 mod intent;
 mod plane;
+mod registrations;
 mod traffic;
 
 use std::{

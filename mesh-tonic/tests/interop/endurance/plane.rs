@@ -39,7 +39,7 @@ pub(super) struct Plane {
     arguments: String,
     process: Option<Child>,
     pub(super) xds: SocketAddr,
-    http: SocketAddr,
+    pub(super) http: SocketAddr,
 }
 
 impl Plane {
@@ -111,7 +111,7 @@ impl Plane {
         drop(input);
     }
 
-    async fn get(&self, path: &str) -> String {
+    pub(super) async fn get(&self, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         http(self.http, &request).await
     }

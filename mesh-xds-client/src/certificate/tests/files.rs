@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
+use rustls_pki_types::pem::PemObject as _;
+
 use super::*;
 use crate::{bootstrap::FileWatcher, certificate::files};
 
@@ -82,8 +84,14 @@ fn settings_that_cannot_be_meant_are_refused_by_field() {
         error.to_string()
     };
     for (config, expected) in [
-        (serde_json::json!({}), ".ca_certificate_file: neither"),
-        (serde_json::json!(null), ".ca_certificate_file: neither"),
+        (
+            serde_json::json!({}),
+            ".ca_certificate_file: neither this, spiffe",
+        ),
+        (
+            serde_json::json!(null),
+            ".ca_certificate_file: neither this, spiffe",
+        ),
         (
             serde_json::json!({"certificate_file": "c"}),
             ".private_key_file: is missing",
@@ -109,15 +117,62 @@ fn settings_that_cannot_be_meant_are_refused_by_field() {
     }
 }
 
-/// gRFC A87: roots of all trust domains in one heap would trust each for the others.
-#[test]
-fn a_map_of_trust_domains_is_refused_when_it_is_used() {
-    let text = r#"{"xds_servers": [{"server_uri": "cp:1", "channel_creds": [{"type": "insecure"}]}],
-        "certificate_providers": {"p": {"plugin_name": "file_watcher", "config": {
-            "spiffe_trust_bundle_map_file": "map.json", "ca_certificate_file": "ca.pem"}}}}"#;
-    let bootstrap = crate::Bootstrap::from_json(text).unwrap();
-    let error = bootstrap.certificate_config("p").unwrap_err().to_string();
-    assert!(error.contains("spiffe_trust_bundle_map_file"), "{error}");
+/// gRFC A87: the map is taken instead of the roots in one heap, and the last good one stays.
+#[tokio::test]
+async fn a_bundle_map_takes_the_place_of_roots_and_stays_when_its_file_goes_bad() {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Signer::new(), Signer::new());
+    write(folder.path(), &one, NAME);
+    let file = folder.path().join("map.json");
+    let map = |domain: &str, signer: &Signer| {
+        let der = CertificateDer::from_pem_slice(signer.root.as_bytes()).unwrap();
+        let key =
+            serde_json::json!({"kty": "EC", "use": "x509-svid", "x5c": [STANDARD.encode(&der)]});
+        let map = serde_json::json!({"trust_domains": {domain: {"keys": [key]}}});
+        // As writers do.
+        fs::write(folder.path().join("next"), map.to_string()).unwrap();
+        fs::rename(folder.path().join("next"), &file).unwrap();
+    };
+    fs::write(&file, "{").unwrap();
+    let text = serde_json::json!({
+        "xds_servers": [{"server_uri": "cp:1", "channel_creds": [{"type": "insecure"}]}],
+        "certificate_providers": {"default": {"plugin_name": "file_watcher", "config": {
+            "spiffe_trust_bundle_map_file": file,
+            "ca_certificate_file": folder.path().join("ca.pem"),
+            "refresh_interval": "0.005s",
+        }}},
+    });
+    let bootstrap = crate::Bootstrap::from_json(&text.to_string()).unwrap();
+    let crate::bootstrap::CertificateProvider::FileWatcher(config) =
+        &bootstrap.certificate_providers["default"]
+    else {
+        panic!("{bootstrap:?}");
+    };
+    let mut held = files::start(config.clone());
+    assert!(held.roots.changed().await.is_err(), "never in one heap");
+    let mut bundles = held.bundles.unwrap();
+    assert!(bundles.borrow().is_none(), "a bad file gives none");
+    let domains = async |bundles: &mut BundleMapWatch, expected: &str| {
+        let is_it = |held: &Option<Arc<mesh_core::config::SpiffeBundleMap>>| {
+            held.as_ref()
+                .is_some_and(|map| map.bundles.contains_key(expected))
+        };
+        let held = tokio::time::timeout(MUST_HAPPEN, bundles.wait_for(is_it));
+        held.await.unwrap().unwrap().clone().unwrap()
+    };
+    map("one", &one);
+    let first = domains(&mut bundles, "one").await;
+    fs::write(&file, r#"{"trust_domains": {"two": {}}}"#).unwrap();
+    let error = files::read_bundles(&file).unwrap_err();
+    assert!(
+        error.contains("map.json: trust_domains[\"two\"].keys"),
+        "{error}"
+    );
+    assert!(Arc::ptr_eq(&first, bundles.borrow().as_ref().unwrap()));
+    map("two", &two);
+    let second = domains(&mut bundles, "two").await;
+    assert!(!second.bundles.contains_key("one"), "the file is the map");
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 #[cfg(unix)]
 mod files;
 mod keep;
+mod life;
+#[cfg(unix)]
+mod workload;
 
 use std::{
     io::Write as _,

@@ -341,16 +341,18 @@ fn instance(sink: &mut Sink, context: &DecodeContext, field: &str, name: &str) -
         let provider = context.providers.get(name);
         match provider {
             // A process has one identity; roots of another provider would not be those used.
-            Some(CertificateProvider::MeshCsr(_) | CertificateProvider::FileWatcher(_))
-                if provider != context.providers.get(IDENTITY_PROVIDER) =>
-            {
-                sink.error(format!(
-                    "{name:?} differs from {IDENTITY_PROVIDER:?}, the only provider that is used"
-                ))
-            }
-            Some(CertificateProvider::MeshCsr(_) | CertificateProvider::FileWatcher(_)) => {
-                Some(name.to_owned())
-            }
+            Some(
+                CertificateProvider::MeshCsr(_)
+                | CertificateProvider::FileWatcher(_)
+                | CertificateProvider::WorkloadApi(_),
+            ) if provider != context.providers.get(IDENTITY_PROVIDER) => sink.error(format!(
+                "{name:?} differs from {IDENTITY_PROVIDER:?}, the only provider that is used"
+            )),
+            Some(
+                CertificateProvider::MeshCsr(_)
+                | CertificateProvider::FileWatcher(_)
+                | CertificateProvider::WorkloadApi(_),
+            ) => Some(name.to_owned()),
             Some(CertificateProvider::Unsupported { plugin_name }) => sink.error(format!(
                 "{name:?} uses the plugin {plugin_name:?} in the bootstrap, which is not supported"
             )),

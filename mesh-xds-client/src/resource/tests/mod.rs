@@ -13,6 +13,7 @@ mod hedge;
 mod http_limits;
 mod listener;
 mod load;
+mod rbac;
 mod retry;
 mod route;
 mod security;

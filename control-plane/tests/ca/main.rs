@@ -1,5 +1,7 @@
 //! The certificate service over a real socket: who gets a certificate, and what it says.
 
+mod issuer;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -444,6 +446,60 @@ async fn a_plugged_in_intermediate_signs_and_its_chain_goes_out() {
     assert!(error.contains("not of the key"), "{error}");
     fs::remove_file(dir.path().join("ca-key.pem")).unwrap();
     assert!(open().is_err());
+}
+
+/// Bounded, seeded fuzzing: damage is refused, or what is signed still leads to a root.
+#[test]
+fn damaged_files_of_a_plugged_in_authority_are_refused_or_still_vouch_for_what_they_sign() {
+    let rounds = std::env::var("MESH_FUZZ_ROUNDS").ok();
+    let rounds: u64 = rounds.map_or(300, |text| text.parse().expect("a number"));
+    let root = link("root", None, 30);
+    let lower = link("lower", Some(&root), 1);
+    let files = [
+        ("ca-key.pem", lower.key_pem.clone()),
+        ("ca-cert.pem", lower.pem.clone()),
+        ("cert-chain.pem", lower.pem.clone() + &root.pem),
+        ("root-cert.pem", root.pem.clone()),
+    ];
+    let (dir, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let identity = Identity::new("default", "greeter").unwrap();
+    let mut rng = mesh_core::rng::SplitMix64::new(17);
+    let mut below = |bound: usize| {
+        use mesh_core::rng::Rng as _;
+        (rng.unit() * bound as f64) as usize
+    };
+    let mut refused = 0;
+    for round in 0..rounds {
+        let chosen = below(files.len());
+        for (at, (name, text)) in files.iter().enumerate() {
+            let mut bytes = text.clone().into_bytes();
+            if at == chosen {
+                let place = below(bytes.len());
+                match below(4) {
+                    0 => bytes.truncate(place),
+                    1 => _ = bytes.remove(place),
+                    2 => bytes[place] = b"A-=\n\0"[below(5)],
+                    _ => bytes.extend_from_within(place..),
+                }
+            }
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let Ok(authority) = Authority::plugged_in(data.path(), dir.path(), "cluster.local", HOUR)
+        else {
+            refused += 1;
+            continue;
+        };
+        let issued = authority.issue(&identity, HOUR).unwrap();
+        let ders = issued.chain_pem.iter();
+        let ders = ders.map(|pem| parse_x509_pem(pem.as_bytes()).unwrap().1);
+        let ders: Vec<_> = ders.collect();
+        let chain: Vec<_> = ders.iter().map(|pem| pem.parse_x509().unwrap()).collect();
+        for pair in chain.windows(2) {
+            let signed = pair[0].verify_signature(Some(pair[1].public_key()));
+            assert!(signed.is_ok(), "round {round}");
+        }
+    }
+    assert!(refused * 2 > rounds, "{refused} refused of {rounds}");
 }
 
 #[test]
