@@ -26,6 +26,7 @@ pub fn tree(name: &str) -> TreeBuilder {
             listener: name.into(),
             authority: name.into(),
             max_stream_duration: None,
+            stream_idle_timeout: None,
             filters: [].into(),
             routes: Arc::new(routes),
             clusters: std::collections::BTreeMap::new(),

@@ -194,3 +194,24 @@ fn every_dependency_is_explained() {
         );
     }
 }
+
+#[test]
+fn the_tests_that_the_page_of_routing_names_exist() {
+    let page = fs::read_to_string(root().join("docs/routing.md")).expect("a page");
+    let sources = all_sources();
+    let named = page.lines().filter(|line| line.starts_with('|'));
+    let named = named.flat_map(|line| line.split('`').skip(1).step_by(2));
+    let mut count = 0;
+    for (module, test) in named.filter_map(|name| name.split_once("::")) {
+        let file = format!("/{module}.rs");
+        let function = format!("fn {test}()");
+        let mut files = sources.iter().filter(|(path, _)| path.ends_with(&file));
+        let exists = files.any(|(_, text)| text.contains(&function));
+        assert!(
+            exists,
+            "docs/routing.md names {module}::{test}, which is not there"
+        );
+        count += 1;
+    }
+    assert!(count > 20, "the scan finds the names");
+}

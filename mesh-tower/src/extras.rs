@@ -5,10 +5,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Response, header::SET_COOKIE, uri::Authority};
+use http::{HeaderName, HeaderValue, Response, header::SET_COOKIE, uri::Authority};
 use mesh_core::{
     ClusterName,
-    config::{HedgePolicy, Mirror},
+    config::{AttemptCounts, HedgePolicy, Mirror},
     filter::{ConcurrencyPermit, Session},
     route::{RequestView, ResponseChanges},
     snapshot::Snapshot,
@@ -16,6 +16,9 @@ use mesh_core::{
 use tokio::time::Instant;
 
 use crate::{body::Activity, cluster::Affinity, head::Head, outgoing::Outgoing};
+
+/// Tells which attempt this is, counted from 1 (Envoy).
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
 /// What few calls have.
 #[derive(Default)]
@@ -36,6 +39,8 @@ pub(crate) struct CallExtras {
     pub(crate) idle: Option<Idle>,
     /// Changes of the response's headers.
     pub(crate) response: Option<ResponseRules>,
+    /// Who is told how often the request was tried.
+    pub(crate) attempt_counts: AttemptCounts,
     /// Of filters that limit the calls at a time; a call that is read to its end is a sample.
     pub(crate) permits: Vec<ConcurrencyPermit>,
     /// A cookie that the response sets.
@@ -90,8 +95,13 @@ impl CallExtras {
     pub(crate) fn change_attempt<'h>(
         &self,
         outgoing: &mut Outgoing<'_>,
+        attempt: u32,
         hostname: impl FnOnce() -> Option<&'h str>,
     ) {
+        if self.attempt_counts.in_request {
+            let headers = &mut outgoing.head_mut().headers;
+            headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+        }
         let Some(dialled) = &self.dialled else {
             return;
         };
@@ -99,15 +109,20 @@ impl CallExtras {
         outgoing.set_authority(named.unwrap_or_else(|| dialled.clone()));
     }
 
-    /// Makes the changes that the response of `endpoint` in `cluster` gets.
+    /// Makes the changes that the response of `endpoint` in `cluster` to this attempt gets.
     pub(crate) fn apply<B>(
         &self,
         response: &mut Response<B>,
+        attempt: u32,
         endpoint: Option<SocketAddr>,
         cluster: &ClusterName,
     ) {
         if let Some(rules) = &self.response {
             rules.apply(response);
+        }
+        if self.attempt_counts.in_response {
+            let attempt = HeaderValue::from(attempt);
+            response.headers_mut().insert(ATTEMPT_COUNT, attempt);
         }
         if let Some(cookie) = &self.cookie {
             response.headers_mut().append(SET_COOKIE, cookie.clone());

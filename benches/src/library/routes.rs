@@ -12,7 +12,7 @@ use mesh_core::{
         RingHash, Route, RouteAction, RouteMatch, ValueTemplate,
     },
     rng::SplitMix64,
-    route::{RequestView, RouteTable},
+    route::{RequestView, RouteTable, StreamLimits},
     testing::{HandMade, tree},
 };
 use mesh_tower::MeshService;
@@ -41,7 +41,12 @@ impl Lookup {
             declared = declared.route(&prefix(at), "c");
         }
         let tree = declared.build();
-        let table = RouteTable::compile(&tree.routes, &tree.authority, None, |_| Some(0))?;
+        let table = RouteTable::compile(
+            &tree.routes,
+            &tree.authority,
+            &StreamLimits::default(),
+            |_| Some(0),
+        )?;
         let uris: Result<_, _> = (0..routes)
             .map(|at| format!("http://bench{}Call", prefix(at)).parse())
             .collect();

@@ -238,6 +238,7 @@ impl SecurityPolicies {
             matches: ChainMatch::default(),
             tls,
             path_normalization: self.mesh.path_normalization(),
+            limits: mesh_core::config::HttpLimits::default(),
             filters: filters.clone(),
             routes: serve_everything(),
         };

@@ -37,6 +37,7 @@ impl Compiled {
         let api = ApiListener {
             routes,
             max_stream_duration: None,
+            stream_idle_timeout: None,
             filters: self
                 .client_filters
                 .get(&service.fqdn)

@@ -30,7 +30,7 @@ use mesh_core::config::{
     RouteSource, TransportMatch,
 };
 
-use super::{ClientClass, ads, any, duration, filter, route_config, socket, tls};
+use super::{ClientClass, ads, any, duration, filter, http_limits, route_config, socket, tls};
 
 const MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -48,6 +48,7 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
                     max_stream_duration: Some(duration(limit)),
                     ..HttpProtocolOptions::default()
                 });
+            manager.stream_idle_timeout = api.stream_idle_timeout.map(duration);
             let api_listener = Some(ProtoApiListener {
                 api_listener: Some(any(&manager)),
             });
@@ -134,6 +135,7 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
     let filters = filters.filter_map(|filter| filter::http_filter(filter, class));
     let mut manager = manager(&config.routes, filters.collect(), class);
     inbound_paths(&mut manager, config.path_normalization);
+    http_limits::write(&mut manager, &config.limits);
     if class == ClientClass::Envoy {
         // The caller is who is at the other end of the connection, whatever it says of itself.
         manager.use_remote_address = Some(BoolValue { value: true });

@@ -14,6 +14,7 @@ mod filter;
 mod headers;
 mod health_check;
 mod hedge;
+mod http_limits;
 mod jwt;
 mod listener;
 mod matcher;

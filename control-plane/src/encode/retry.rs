@@ -5,6 +5,7 @@ use envoy_types::pb::{
         config::route::v3::{RetryPolicy as ProtoRetryPolicy, retry_policy},
         extensions::retry::host::{
             omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+            omit_host_metadata::v3::OmitHostMetadataConfig,
             previous_hosts::v3::PreviousHostsPredicate,
         },
     },
@@ -12,7 +13,7 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{RateLimitedBackoff, RetryExtras, RetryPolicy};
 
-use super::{any, duration, matcher, uint32};
+use super::{any, duration, matcher, subset, uint32};
 
 /// Encodes a retry policy.
 pub(super) fn policy(config: &RetryPolicy) -> ProtoRetryPolicy {
@@ -45,6 +46,13 @@ fn extras(config: Option<&RetryExtras>) -> ProtoRetryPolicy {
     if config.avoid_canary_hosts {
         let name = "envoy.retry_host_predicates.omit_canary_hosts";
         predicates.push(predicate(name, any(&OmitCanaryHostsPredicate {})));
+    }
+    for metadata in &config.avoid_metadata {
+        let name = "envoy.retry_host_predicates.omit_host_metadata";
+        let omitted = OmitHostMetadataConfig {
+            metadata_match: subset::metadata(metadata, None),
+        };
+        predicates.push(predicate(name, any(&omitted)));
     }
     ProtoRetryPolicy {
         retriable_headers: config

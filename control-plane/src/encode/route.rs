@@ -43,6 +43,8 @@ pub fn route_config(config: &RouteConfig, class: ClientClass) -> RouteConfigurat
         response_headers_to_add: headers::response_add(host.headers.as_deref()),
         response_headers_to_remove: headers::response_remove(host.headers.as_deref()),
         typed_per_filter_config: filter::overrides(host.filters.as_deref(), class),
+        include_request_attempt_count: host.attempt_counts.in_request,
+        include_attempt_count_in_response: host.attempt_counts.in_response,
         ..ProtoVirtualHost::default()
     });
     let own = config.headers.as_deref();

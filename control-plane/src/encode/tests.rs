@@ -103,6 +103,7 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
         }),
         filters: HttpFilter::of_rbac(&[Rbac::new(RbacAction::Allow, Default::default())]),
         path_normalization: PathNormalization::BASE,
+        limits: HttpLimits::default(),
         routes: RouteSource::Inline(Arc::new(RouteConfig::new("r", vec![]))),
     };
     Listener {
@@ -140,6 +141,38 @@ fn an_allow_filter_without_policies_is_said_and_the_router_is_last() {
         let rules = RbacFilter::decode(&rbac.value[..]).unwrap().rules;
         assert!(rules.unwrap().policies.is_empty(), "ALLOW of nobody");
     }
+}
+
+#[test]
+fn the_limits_of_a_chain_are_said_and_those_of_others_are_not() {
+    use envoy_types::pb::envoy::{
+        config::listener::v3::filter::ConfigType,
+        extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
+    };
+    let encoded = |limits: HttpLimits| {
+        let mut config = inbound(&[TransportMatch::Any]);
+        let ListenerKind::Inbound(served) = &mut config.kind else {
+            panic!()
+        };
+        served.filter_chains[0].limits = limits;
+        let filter = &listener(&config, ClientClass::Envoy).filter_chains[0].filters[0];
+        let Some(ConfigType::TypedConfig(manager)) = &filter.config_type else {
+            panic!()
+        };
+        HttpConnectionManager::decode(&manager.value[..]).unwrap()
+    };
+    let silent = encoded(HttpLimits::default());
+    assert!(silent.stream_idle_timeout.is_none() && silent.common_http_protocol_options.is_none());
+    let limited = encoded(HttpLimits {
+        request_timeout: Some(Duration::from_secs(5)),
+        max_headers_bytes: Some(8192),
+        max_requests_per_connection: Some(9),
+        ..HttpLimits::default()
+    });
+    assert_eq!(limited.request_timeout.unwrap().seconds, 5);
+    assert_eq!(limited.max_request_headers_kb.unwrap().value, 8);
+    let options = limited.common_http_protocol_options.unwrap();
+    assert_eq!(options.max_requests_per_connection.unwrap().value, 9);
 }
 
 #[test]

@@ -86,6 +86,8 @@ pub struct Mirror {
     pub fraction: Option<Fraction>,
     /// Whether the copy's authority ends in `-shadow`. Default true.
     pub shadow_suffix: bool,
+    /// Whether the copy has a span of the call's trace (`trace_sampled`). Default true.
+    pub is_traced: bool,
 }
 
 /// Where a [`Mirror`] goes.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{ChainMatch, DownstreamTls, HttpFilter, PathNormalization, RouteConfig};
+use super::{ChainMatch, DownstreamTls, HttpFilter, HttpLimits, PathNormalization, RouteConfig};
 use crate::name::{ListenerName, RouteConfigName};
 
 /// A listener resource.
@@ -31,6 +31,9 @@ pub struct ApiListener {
     /// Limit of a stream's life, `None` for no limit
     /// (`common_http_protocol_options.max_stream_duration`).
     pub max_stream_duration: Option<Duration>,
+    /// Limit of a stream without data in either direction, for routes that say none; `None` for no
+    /// limit (`stream_idle_timeout`).
+    pub stream_idle_timeout: Option<Duration>,
     /// What happens to requests on their way, in order (gRFC A39).
     pub filters: Arc<[HttpFilter]>,
 }
@@ -66,6 +69,8 @@ pub struct FilterChain {
     pub tls: Option<DownstreamTls>,
     /// What is done to paths before anything looks at them.
     pub path_normalization: PathNormalization,
+    /// How long connections and streams may take, and how large heads may be.
+    pub limits: HttpLimits,
     /// What happens to requests before the application, in order (gRFC A39, A41).
     pub filters: Vec<HttpFilter>,
     /// Routes; a request without a route is refused.

@@ -14,6 +14,7 @@ mod forward;
 mod hash_policy;
 mod headers;
 mod health_check;
+mod http_limits;
 mod ip_range;
 mod jwt;
 mod listener;
@@ -63,6 +64,7 @@ pub use headers::{AppendAction, HeaderChanges, HeaderMutations, HeaderValue};
 pub use health_check::{
     HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
 };
+pub use http_limits::{HttpLimits, Underscores};
 pub use ip_range::IpRange;
 pub use jwt::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn, JwtProvider};
 pub use listener::{
@@ -82,7 +84,7 @@ pub use retry::{
     Backoff, RETRIES_MAX, RateLimitedBackoff, ResetHeader, RetryExtras, RetryOn, RetryPolicy,
 };
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
-pub use route::{Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
+pub use route::{AttemptCounts, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
     CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
 };

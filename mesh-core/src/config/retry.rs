@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderName;
 
-use super::HeaderMatcher;
+use super::{HeaderMatcher, LbMetadata};
 
 /// Most retries a policy may ask for (gRFC A44: five attempts in all).
 pub const RETRIES_MAX: u32 = 4;
@@ -53,10 +53,34 @@ pub struct RetryExtras {
     pub per_try_idle_timeout: Option<Duration>,
     /// Whether a retry avoids endpoints that were tried (`envoy.retry_host_predicates.previous_hosts`).
     pub avoid_previous_hosts: bool,
-    /// Whether a retry avoids endpoints that are marked as canaries.
+    /// Whether a retry avoids endpoints that are marked as canaries: whose metadata says `canary: true`.
     pub avoid_canary_hosts: bool,
-    /// Picks at most until one is accepted by the predicates. Default 1.
+    /// A retry avoids endpoints whose metadata has all that one of these has
+    /// (`envoy.retry_host_predicates.omit_host_metadata`).
+    pub avoid_metadata: Vec<LbMetadata>,
+    /// How often a retry chooses again when it has chosen an endpoint to be avoided; then it takes
+    /// what it gets. Default 1.
     pub host_selection_attempts: u32,
+}
+
+impl RetryExtras {
+    /// Whether endpoints are avoided for what their metadata says.
+    pub fn avoids_by_metadata(&self) -> bool {
+        self.avoid_canary_hosts || !self.avoid_metadata.is_empty()
+    }
+
+    /// Whether an endpoint is avoided for what its metadata says.
+    pub fn avoids(&self, endpoint: &LbMetadata) -> bool {
+        let is_canary = || {
+            let canary = endpoint.get("canary");
+            canary.is_some_and(|canary| canary.as_json() == "true")
+        };
+        let has_all = |wanted: &LbMetadata| {
+            let mut wanted = wanted.iter();
+            wanted.all(|(key, value)| endpoint.get(key) == Some(value))
+        };
+        self.avoid_canary_hosts && is_canary() || self.avoid_metadata.iter().any(has_all)
+    }
 }
 
 /// Pauses that the server asks for (`RetryPolicy.rate_limited_retry_back_off`).

@@ -74,6 +74,17 @@ pub struct VirtualHost {
     pub headers: Option<Box<HeaderMutations>>,
     /// What is said about filters for all routes of this host.
     pub filters: Option<Box<FilterOverrides>>,
+    /// Who is told how often requests were tried.
+    pub attempt_counts: AttemptCounts,
+}
+
+/// Who is told in `x-envoy-attempt-count` which attempt this is, counted from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttemptCounts {
+    /// The server (`include_request_attempt_count`).
+    pub in_request: bool,
+    /// The caller (`include_attempt_count_in_response`).
+    pub in_response: bool,
 }
 
 impl VirtualHost {
@@ -89,6 +100,7 @@ impl VirtualHost {
             routes,
             headers: None,
             filters: None,
+            attempt_counts: AttemptCounts::default(),
         }
     }
 }

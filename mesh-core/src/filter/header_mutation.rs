@@ -79,6 +79,11 @@ impl Asked {
         }
     }
 
+    /// The request's headers are others in the end.
+    pub(super) fn replace(&mut self, headers: HeaderMap) {
+        self.headers = headers;
+    }
+
     pub(super) fn change(
         &self,
         changes: &HeaderChanges,
@@ -91,7 +96,6 @@ impl Asked {
             cluster: &self.cluster,
             remote: None,
             peer: None,
-            has_body: false,
         };
         change(changes, &request, Some(status), headers);
     }

@@ -29,10 +29,10 @@ pub use self::{
     concurrency::{ConcurrencyController, ConcurrencyPermit},
     merge::{Level, Merged, merge},
     rate_limit::{Limited, RateLimiter},
-    run::{Passed, Run, Step},
+    run::{BufferLimit, Passed, Run, Step},
     stateful_session::Session,
     states::FilterStates,
-    table::{FilterTable, RouteFilters, compile},
+    table::{FilterTable, RouteFilters, RouteSessions, compile},
 };
 use self::{cors::Cors, fault::FaultInjector, header_mutation::HeaderMutations};
 use crate::{
@@ -80,8 +80,6 @@ pub struct FilterRequest<'r> {
     pub remote: Option<std::net::IpAddr>,
     /// The caller's name, which its certificate proves.
     pub peer: Option<&'r str>,
-    /// Whether a body may follow; of interest to servers alone.
-    pub has_body: bool,
 }
 
 /// What a filter did with a request; counters and spans say so.

@@ -22,8 +22,8 @@ use crate::{authz::Authorizer, config::JwtAuthn, rng::Rng};
 
 /// Envoy's answer to a body that is too long.
 const TOO_LARGE: &str = "Payload Too Large";
-/// RFC 9110, 15.5.12.
-const LENGTH_REQUIRED: &str = "Length Required";
+/// What gRPC calls it. Envoy maps 413 to `UNKNOWN`, from which no caller learns anything.
+const RESOURCE_EXHAUSTED: u32 = 8;
 
 /// One request on its way.
 #[derive(Debug)]
@@ -58,9 +58,21 @@ pub struct Passed {
     pub headers: Option<HeaderMap>,
     /// The request's URI, when a filter changed it.
     pub uri: Option<Uri>,
+    /// The request is held back until its body is there, of which there may be so many bytes: what
+    /// is longer is answered with [`Answer::too_large`].
+    pub buffer: Option<BufferLimit>,
     /// Given back when the response was read to its end.
     pub permits: Vec<ConcurrencyPermit>,
     responses: Vec<OnResponse>,
+}
+
+/// How much of a request is held back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BufferLimit {
+    /// The filter that wants it.
+    pub filter: Arc<str>,
+    /// Most bytes of the body.
+    pub max_bytes: u32,
 }
 
 #[derive(Debug)]
@@ -209,13 +221,14 @@ impl<'f> Run<'f> {
                 let length = request.view.headers.get(CONTENT_LENGTH);
                 let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
                 if length.is_some_and(|length| length > u64::from(*max)) {
-                    let answer = Answer::new(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
-                    return self.answer(filter, FilterAction::TooLarge, answer);
+                    return self.answer(filter, FilterAction::TooLarge, Answer::too_large());
                 }
-                if length.is_none() && request.has_body {
-                    // It cannot be held back until its end is known.
-                    let answer = Answer::new(StatusCode::LENGTH_REQUIRED, LENGTH_REQUIRED);
-                    return self.answer(filter, FilterAction::TooLarge, answer);
+                let held = self.passed.buffer.as_ref();
+                if held.is_none_or(|held| held.max_bytes > *max) {
+                    self.passed.buffer = Some(BufferLimit {
+                        filter: Arc::clone(&filter.name),
+                        max_bytes: *max,
+                    });
                 }
                 None
             }
@@ -251,9 +264,29 @@ impl<'f> Run<'f> {
         std::mem::take(&mut self.actions)
     }
 
-    /// What they leave behind.
-    pub fn end(self) -> Passed {
+    /// What they leave behind. Responses are made with the request as it is in the end (Envoy).
+    pub fn end(mut self) -> Passed {
+        if let Some(headers) = &self.passed.headers {
+            for response in &mut self.passed.responses {
+                match response {
+                    OnResponse::Insert(_) => {}
+                    OnResponse::Mutate(_, asked) | OnResponse::Refused(_, asked) => {
+                        asked.replace(headers.clone());
+                    }
+                }
+            }
+        }
         self.passed
+    }
+}
+
+impl Answer {
+    /// The body is longer than a filter allows.
+    pub fn too_large() -> Self {
+        Self {
+            grpc_status: Some(RESOURCE_EXHAUSTED),
+            ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which filters apply to which route, merged when a snapshot is compiled.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     Filter, FilterKind, FilterStates, Filters,
@@ -9,14 +9,16 @@ use super::{
     header_mutation::HeaderMutations,
     merge::{Level, Merged, merge},
     rate_limit::RateLimiter,
+    stateful_session::Session,
 };
 use crate::{
     authz::Authorizer,
     config::{
-        FilterConfig, FilterOverrides, Forward, HttpFilter, RateLimit, Route, RouteAction,
-        RouteConfig, StatefulSession, VirtualHost, WeightedCluster,
+        FilterConfig, FilterOverrides, HttpFilter, RateLimit, Route, RouteAction, RouteConfig,
+        StatefulSession, VirtualHost, WeightedCluster,
     },
     name::ClusterName,
+    route::RequestView,
 };
 
 /// The filters of the routes of one virtual host. Routes without any cost one look at an empty list.
@@ -24,7 +26,43 @@ use crate::{
 pub struct FilterTable {
     routes: Box<[RouteFilters]>,
     /// Empty when no route has one.
-    sessions: Box<[Option<Arc<StatefulSession>>]>,
+    sessions: Box<[RouteSessions]>,
+}
+
+/// How sessions of one route stick to endpoints.
+#[derive(Clone, Debug, Default)]
+pub struct RouteSessions {
+    base: Option<Arc<StatefulSession>>,
+    /// By the cluster's index in the snapshot, where it says something else.
+    clusters: Box<[(u32, Option<Arc<StatefulSession>>)]>,
+}
+
+impl RouteSessions {
+    /// How those stick that go to this cluster.
+    pub fn of(&self, cluster: u32) -> Option<&Arc<StatefulSession>> {
+        let own = self.clusters.iter().find(|(of, _)| *of == cluster);
+        own.map_or(self.base.as_ref(), |(_, session)| session.as_ref())
+    }
+
+    /// The cluster that holds the request's session, by its index: a cookie counts for clusters whose
+    /// sessions are kept in it.
+    pub fn cluster(
+        &self,
+        request: &RequestView<'_>,
+        index: impl Fn(&str) -> Option<u32>,
+    ) -> Option<u32> {
+        let own = self.clusters.iter().filter_map(|(_, own)| own.as_ref());
+        own.chain(&self.base).find_map(|config| {
+            let session = Session::of(config, request)?;
+            let cluster = index(session.cluster()?)?;
+            let kept = self.of(cluster).is_some_and(|kept| kept == config);
+            kept.then_some(cluster)
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.base.is_none() && self.clusters.iter().all(|(_, own)| own.is_none())
+    }
 }
 
 /// The filters of one route.
@@ -87,11 +125,13 @@ impl FilterTable {
                 false => compiler.route(number, route, &index),
             })
             .collect();
-        let sessions = host.routes.iter().map(|route| compiler.session(route));
-        let sessions: Box<[_]> = sessions.collect();
+        let sessions = host.routes.iter();
+        let sessions: Box<[_]> = sessions
+            .map(|route| compiler.sessions(route, &index))
+            .collect();
         states.forget_unused();
         let has_filters = !routes.iter().all(RouteFilters::is_empty);
-        let has_sessions = sessions.iter().any(Option::is_some);
+        let has_sessions = !sessions.iter().all(RouteSessions::is_empty);
         Self {
             routes: if has_filters { routes } else { Box::default() },
             sessions: if has_sessions {
@@ -110,9 +150,30 @@ impl FilterTable {
 
     /// How sessions of a route, by its number, stick to endpoints.
     #[inline]
-    pub fn session(&self, number: u32) -> Option<&Arc<StatefulSession>> {
-        self.sessions.get(number as usize)?.as_ref()
+    pub fn sessions(&self, number: u32) -> Option<&RouteSessions> {
+        let sessions = self.sessions.get(number as usize);
+        sessions.filter(|sessions| !sessions.is_empty())
     }
+}
+
+/// The clusters of a route that say something about filters, each once, with their indexes.
+fn overriding<'r>(
+    route: &'r Route,
+    index: &impl Fn(&ClusterName) -> Option<u32>,
+) -> impl Iterator<Item = (u32, &'r ClusterName, &'r FilterOverrides)> {
+    let clusters = match &route.action {
+        RouteAction::Forward(forward) => &forward.clusters[..],
+        _ => &[],
+    };
+    let mut known = HashSet::new();
+    let overriding = clusters.iter().filter_map(move |cluster| {
+        let overrides = cluster.extras.as_ref()?.filters.as_deref()?;
+        let index = (cluster.weight > 0).then(|| index(&cluster.name))??;
+        known
+            .insert(index)
+            .then_some((index, &cluster.name, overrides))
+    });
+    overriding.collect::<Vec<_>>().into_iter()
 }
 
 /// Whether neither a route nor a cluster of it says anything about filters.
@@ -148,37 +209,38 @@ impl TableCompiler<'_> {
         route: &Route,
         index: &impl Fn(&ClusterName) -> Option<u32>,
     ) -> RouteFilters {
-        let base = self.level(number, route, None);
-        let none = Forward::default();
-        let forward = match &route.action {
-            RouteAction::Forward(forward) => forward,
-            _ => &none,
-        };
-        let mut clusters = HashMap::new();
-        for cluster in forward.clusters.iter().filter(|c| c.weight > 0) {
-            let overrides = cluster.extras.as_ref().and_then(|e| e.filters.as_deref());
-            if let (Some(overrides), Some(index)) = (overrides, index(&cluster.name)) {
-                let own = Some((&cluster.name, overrides));
-                clusters
-                    .entry(index)
-                    .or_insert_with(|| self.level(number, route, own));
-            }
-        }
         RouteFilters {
-            base,
-            clusters: clusters.into_iter().collect(),
+            base: self.level(number, route, None),
+            clusters: overriding(route, index)
+                .map(|(index, name, own)| (index, self.level(number, route, Some((name, own)))))
+                .collect(),
         }
     }
 
-    /// What the route says about sessions. A weighted cluster has no say: the session may decide which
-    /// one it is.
-    fn session(&self, route: &Route) -> Option<Arc<StatefulSession>> {
+    fn sessions(
+        &self,
+        route: &Route,
+        index: &impl Fn(&ClusterName) -> Option<u32>,
+    ) -> RouteSessions {
+        RouteSessions {
+            base: self.session(route, None),
+            clusters: overriding(route, index)
+                .map(|(index, _, own)| (index, self.session(route, Some(own))))
+                .collect(),
+        }
+    }
+
+    /// What the levels say about sessions.
+    fn session(
+        &self,
+        route: &Route,
+        cluster: Option<&FilterOverrides>,
+    ) -> Option<Arc<StatefulSession>> {
         let place = "";
-        let levels = [&self.config.filters, &self.host.filters, &route.filters];
-        let levels = levels.map(|overrides| Level {
-            place,
-            overrides: overrides.as_deref(),
-        });
+        let [config, host, route] = [&self.config.filters, &self.host.filters, &route.filters]
+            .map(|overrides| overrides.as_deref());
+        let levels = [config, host, route, cluster];
+        let levels = levels.map(|overrides| Level { place, overrides });
         let merged = merge(self.filters, &levels);
         merged.into_iter().find_map(|merged| match merged.config {
             FilterConfig::StatefulSession(session) => session.clone(),
@@ -291,7 +353,7 @@ fn compile_one(
             });
             FilterKind::HeaderMutation(HeaderMutations::new(levels.collect())?)
         }
-        // Decides about the endpoint: see [`FilterTable::session`].
+        // Decides about the endpoint: see [`FilterTable::sessions`].
         FilterConfig::StatefulSession(_) => return None,
         FilterConfig::Buffer { max_request_bytes } => FilterKind::Buffer(*max_request_bytes),
     })

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::StreamLimits;
 use crate::config::{
-    ClusterExtras, Forward, ForwardExtras, HeaderMutations, LbMetadata, Route, RouteAction,
-    RouteConfig, VirtualHost,
+    AttemptCounts, ClusterExtras, Forward, ForwardExtras, HeaderMutations, LbMetadata, Route,
+    RouteAction, RouteConfig, VirtualHost,
 };
 use crate::name::ClusterName;
 
@@ -22,20 +23,25 @@ pub(super) struct RouteExtras {
 
 impl RouteExtras {
     /// `None` for a route that has none.
-    pub(super) fn of(route: &Route) -> Option<Box<Self>> {
+    pub(super) fn of(route: &Route, limits: &StreamLimits) -> Option<Box<Self>> {
         let none = Forward::default();
         let forward = match &route.action {
             RouteAction::Forward(forward) => forward,
             _ => &none,
         };
+        let idle = limits
+            .idle
+            .filter(|_| matches!(route.action, RouteAction::Forward(_)));
         let is_plain = route.headers.is_none()
+            && idle.is_none()
             && forward.extras.is_none()
             && forward.clusters.iter().all(|c| c.extras.is_none());
         if is_plain {
             return None;
         }
         let clusters = forward.clusters.iter().filter(|c| c.weight > 0);
-        let extras = forward.extras.as_deref().cloned().unwrap_or_default();
+        let mut extras = forward.extras.as_deref().cloned().unwrap_or_default();
+        extras.idle_timeout = extras.idle_timeout.or(idle);
         let mut metadata: Vec<_> = clusters
             .clone()
             .map(|cluster| metadata_match(&extras, cluster.extras.as_deref()))
@@ -70,6 +76,7 @@ pub(super) struct HeaderLevels {
     pub(super) host: Option<Box<HeaderMutations>>,
     pub(super) config: Option<Box<HeaderMutations>>,
     pub(super) most_specific_last: bool,
+    pub(super) attempts: AttemptCounts,
 }
 
 impl HeaderLevels {
@@ -77,18 +84,20 @@ impl HeaderLevels {
     pub(super) fn of(config: &RouteConfig, host: &VirtualHost) -> Option<Box<Self>> {
         let is_plain = config.headers.is_none()
             && host.headers.is_none()
+            && host.attempt_counts == AttemptCounts::default()
             && !config.most_specific_mutations_win;
         (!is_plain).then(|| {
             Box::new(Self {
                 host: host.headers.clone(),
                 config: config.headers.clone(),
                 most_specific_last: config.most_specific_mutations_win,
+                attempts: host.attempt_counts,
             })
         })
     }
 
     /// Whether no header changes.
     pub(super) fn is_empty(&self) -> bool {
-        self.host.is_none() && self.config.is_none()
+        self.host.is_none() && self.config.is_none() && self.attempts == AttemptCounts::default()
     }
 }

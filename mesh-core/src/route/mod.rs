@@ -31,4 +31,4 @@ pub use feature::{Feature, Features};
 pub(crate) use format::apply_changes;
 pub(crate) use hash::find_cookie;
 pub use request::{RequestView, matches};
-pub use table::{CompiledAction, CompiledRoute, ForwardAction, RouteTable};
+pub use table::{CompiledAction, CompiledRoute, ForwardAction, RouteTable, StreamLimits};

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     ConfigError,
     config::{
-        DirectResponse, Forward, Redirect, RetryPolicy, Route, RouteAction, RouteConfig, RouteMatch,
+        AttemptCounts, DirectResponse, Forward, Redirect, RetryPolicy, Route, RouteAction,
+        RouteConfig, RouteMatch, VirtualHost,
     },
     name::ClusterName,
     rng::Rng,
@@ -144,6 +145,15 @@ impl ForwardAction {
     }
 }
 
+/// What a listener says of streams, for routes that say nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamLimits {
+    /// Limit of a stream's life (`max_stream_duration`).
+    pub max_duration: Option<Duration>,
+    /// Limit of a stream without data in either direction (`stream_idle_timeout`).
+    pub idle: Option<Duration>,
+}
+
 impl RouteTable {
     /// Compiles the virtual host that `authority` belongs to. `index` finds a cluster by name. A
     /// route that needs a feature which the data plane does not execute yet fails its requests.
@@ -154,16 +164,10 @@ impl RouteTable {
     pub fn compile(
         config: &RouteConfig,
         authority: &str,
-        listener_limit: Option<Duration>,
+        limits: &StreamLimits,
         index: impl Fn(&ClusterName) -> Option<u32>,
     ) -> Result<Self, ConfigError> {
-        Self::compile_for(
-            Features::EXECUTED,
-            config,
-            authority,
-            listener_limit,
-            &index,
-        )
+        Self::compile_for(Features::EXECUTED, config, authority, limits, &index)
     }
 
     /// The same for somebody who executes other features.
@@ -174,7 +178,7 @@ impl RouteTable {
         features: Features,
         config: &RouteConfig,
         authority: &str,
-        listener_limit: Option<Duration>,
+        limits: &StreamLimits,
         index: &impl Fn(&ClusterName) -> Option<u32>,
     ) -> Result<Self, ConfigError> {
         let resource = format!("route configuration {}", config.name);
@@ -185,10 +189,25 @@ impl RouteTable {
                 format!("no domain matches the dialled authority {authority:?}"),
             )
         })?;
+        Self::compile_host(features, config, host, limits, index)
+    }
+
+    /// The same for one of the virtual hosts of `config`.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    pub fn compile_host(
+        features: Features,
+        config: &RouteConfig,
+        host: &VirtualHost,
+        limits: &StreamLimits,
+        index: &impl Fn(&ClusterName) -> Option<u32>,
+    ) -> Result<Self, ConfigError> {
+        let resource = format!("route configuration {}", config.name);
         let headers = HeaderLevels::of(config, host);
         let mut routes = Vec::with_capacity(host.routes.len());
         for (i, route) in host.routes.iter().enumerate() {
-            let action = compile_action(features, route, listener_limit, &index);
+            let action = compile_action(features, route, limits, &index);
             let action = action.map_err(|reason| {
                 let path = format!("virtual_hosts[{}].routes[{i}]", host.name);
                 ConfigError::new(&resource, path, reason)
@@ -202,7 +221,7 @@ impl RouteTable {
                 name,
                 action,
                 matcher: route.matcher.clone(),
-                extras: RouteExtras::of(route),
+                extras: RouteExtras::of(route, limits),
                 changes_headers: headers.as_ref().is_some_and(|levels| !levels.is_empty()),
             });
         }
@@ -255,6 +274,12 @@ impl RouteTable {
     #[cfg(test)]
     pub(super) fn has_index(&self) -> bool {
         self.index.is_some()
+    }
+
+    /// Who is told how often requests were tried.
+    pub fn attempt_counts(&self) -> AttemptCounts {
+        let headers = self.headers.as_deref();
+        headers.map_or_else(AttemptCounts::default, |levels| levels.attempts)
     }
 
     /// Name of the virtual host.
@@ -310,7 +335,7 @@ impl fmt::Display for RouteTable {
 fn compile_action(
     features: Features,
     route: &Route,
-    listener_limit: Option<Duration>,
+    limits: &StreamLimits,
     index: &impl Fn(&ClusterName) -> Option<u32>,
 ) -> Result<CompiledAction, String> {
     if let Some(missing) = Feature::required_by(&route.action)
@@ -322,7 +347,7 @@ fn compile_action(
     }
     Ok(match &route.action {
         RouteAction::Forward(forward) => {
-            CompiledAction::Forward(compile_forward(forward, listener_limit, index)?)
+            CompiledAction::Forward(compile_forward(forward, limits, index)?)
         }
         RouteAction::Redirect(redirect) => CompiledAction::Redirect(redirect.clone()),
         RouteAction::DirectResponse(direct) => CompiledAction::DirectResponse(direct.clone()),
@@ -333,7 +358,7 @@ fn compile_action(
 
 fn compile_forward(
     forward: &Forward,
-    listener_limit: Option<Duration>,
+    limits: &StreamLimits,
     index: &impl Fn(&ClusterName) -> Option<u32>,
 ) -> Result<ForwardAction, String> {
     let mut clusters = Vec::with_capacity(forward.clusters.len());
@@ -354,9 +379,9 @@ fn compile_forward(
         return Err("the weights sum up to 0".into());
     }
     // gRFC A31: the header's maximum replaces the others even when it is zero; zero is no limit.
-    let limits = forward.max_stream_duration.unwrap_or_default();
-    let declared = limits.max_stream_duration.or(listener_limit);
-    let stream_limit = limits.grpc_timeout_header_max.or(declared);
+    let own = forward.max_stream_duration.unwrap_or_default();
+    let declared = own.max_stream_duration.or(limits.max_duration);
+    let stream_limit = own.grpc_timeout_header_max.or(declared);
     let is_limit = |limit: &Duration| !limit.is_zero();
     Ok(ForwardAction {
         clusters: clusters.into(),

@@ -24,7 +24,7 @@ use crate::{
     load::ClusterLoad,
     name::{ClusterName, ListenerName},
     rng::{Rng, SplitMix64},
-    route::{RouteTable, virtual_host},
+    route::{RouteTable, StreamLimits, virtual_host},
 };
 
 /// Everything one listener needs, every reference resolved.
@@ -36,6 +36,8 @@ pub struct ConfigTree {
     pub authority: String,
     /// Limit of a stream's life from the listener.
     pub max_stream_duration: Option<std::time::Duration>,
+    /// Limit of a stream without data, for routes that say none.
+    pub stream_idle_timeout: Option<std::time::Duration>,
     /// Its filters.
     pub filters: Arc<[HttpFilter]>,
     /// Its routes.
@@ -138,7 +140,10 @@ impl Compiler {
         let routes = RouteTable::compile(
             &tree.routes,
             &tree.authority,
-            tree.max_stream_duration,
+            &StreamLimits {
+                max_duration: tree.max_stream_duration,
+                idle: tree.stream_idle_timeout,
+            },
             |name| index.get(name).copied(),
         )?;
         let host = virtual_host(&tree.routes, &tree.authority);
@@ -286,6 +291,7 @@ impl Kept {
             endpoints: arranged.endpoints.into(),
             hostnames: arranged.hostnames,
             socket_labels: arranged.socket_labels,
+            metadata: arranged.metadata,
             picker,
             drops,
             by_address: OnceLock::new(),

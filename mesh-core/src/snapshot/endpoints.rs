@@ -30,6 +30,8 @@ pub(super) struct Arranged<'e> {
     pub(super) hostnames: HashMap<usize, Arc<str>>,
     /// Labels that sockets are chosen by, of those that have some, by index.
     pub(super) socket_labels: HashMap<usize, Arc<LbMetadata>>,
+    /// Metadata of those that have some, by index.
+    pub(super) metadata: HashMap<usize, Arc<LbMetadata>>,
     pub(super) groups: Vec<Group>,
     /// For each tier, see [`Parts`](crate::balance::Parts).
     pub(super) tier_parts: Vec<TierParts>,
@@ -68,6 +70,10 @@ pub(super) fn arrange<'e>(
         if let Some(labels) = &endpoint.details().socket_labels {
             let index = arranged.endpoints.len();
             arranged.socket_labels.insert(index, Arc::clone(labels));
+        }
+        if !endpoint.details().metadata.is_empty() {
+            let metadata = Arc::new(endpoint.details().metadata.clone());
+            arranged.metadata.insert(arranged.endpoints.len(), metadata);
         }
         arranged.endpoints.push(ClusterEndpoint {
             address: endpoint.address,

@@ -89,6 +89,8 @@ pub struct ClusterSnapshot {
     hostnames: HashMap<usize, Arc<str>>,
     /// Labels that sockets are chosen by, likewise.
     socket_labels: HashMap<usize, Arc<config::LbMetadata>>,
+    /// Metadata of those that have some, by index.
+    metadata: HashMap<usize, Arc<config::LbMetadata>>,
     /// Chooses among `endpoints`.
     pub picker: Picker,
     /// Requests to refuse.
@@ -137,6 +139,11 @@ impl ClusterSnapshot {
     /// The labels of an endpoint, by its index, that a [`SocketMatch`](config::SocketMatch) may ask for.
     pub fn socket_labels(&self, endpoint: usize) -> Option<&Arc<config::LbMetadata>> {
         self.socket_labels.get(&endpoint)
+    }
+
+    /// What load balancing knows of an endpoint, by its index, if anything.
+    pub fn metadata(&self, endpoint: usize) -> Option<&config::LbMetadata> {
+        self.metadata.get(&endpoint).map(|metadata| &**metadata)
     }
 
     /// Whether time does anything to it: only then is a [`Maintainer`] of use.

@@ -49,6 +49,7 @@ fn tree(cluster: ClusterTree) -> ConfigTree {
         listener: "l".into(),
         authority: "l".into(),
         max_stream_duration: None,
+        stream_idle_timeout: None,
         filters: [].into(),
         routes: Arc::new(routes),
         clusters: [("c".into(), cluster)].into(),

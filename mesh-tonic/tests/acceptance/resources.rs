@@ -76,7 +76,20 @@ pub(crate) fn listener() -> Named {
 }
 
 /// The listener with these filters before the router.
-pub(crate) fn listener_with(mut filters: Vec<HttpFilter>) -> Named {
+pub(crate) fn listener_with(filters: Vec<HttpFilter>) -> Named {
+    listener_of(filters, |_| {})
+}
+
+/// The listener with other settings.
+#[allow(dead_code, reason = "only the target `routing` needs them")]
+pub(crate) fn listener_changed(change: impl FnOnce(&mut HttpConnectionManager)) -> Named {
+    listener_of(Vec::new(), change)
+}
+
+fn listener_of(
+    mut filters: Vec<HttpFilter>,
+    change: impl FnOnce(&mut HttpConnectionManager),
+) -> Named {
     let router = HttpFilter {
         name: "router".into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(
@@ -89,11 +102,12 @@ pub(crate) fn listener_with(mut filters: Vec<HttpFilter>) -> Named {
         config_source: ads(),
         route_config_name: TARGET.into(),
     };
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         http_filters: filters,
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         ..HttpConnectionManager::default()
     };
+    change(&mut manager);
     let listener = Listener {
         name: TARGET.into(),
         api_listener: Some(ApiListener {

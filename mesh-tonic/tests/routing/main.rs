@@ -16,7 +16,10 @@ mod plane;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/resources.rs"]
 mod resources;
+mod retries;
 mod scene;
 mod sessions;
+mod timeouts;
+mod unruly;
 #[path = "../e2e/world.rs"]
 mod world;

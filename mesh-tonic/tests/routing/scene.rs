@@ -1,6 +1,6 @@
 //! A scripted control plane, servers, and a client of them that speaks one protocol.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use envoy_types::pb::{
@@ -12,7 +12,7 @@ use envoy_types::pb::{
                 Http1ProtocolOptions, Http2ProtocolOptions,
             },
             endpoint::v3::{
-                ClusterLoadAssignment, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+                ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
             },
             route::v3::{
                 Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
@@ -172,6 +172,14 @@ impl Scene {
         self.serve_as(name, servers, &[], change);
     }
 
+    /// Sets a cluster with servers that have no names.
+    pub(crate) fn serve_at(&self, name: &'static str, servers: &[SocketAddr]) {
+        let endpoints = servers
+            .iter()
+            .map(|address| endpoint(&address.ip().to_string(), address.port()));
+        self.serve_endpoints(name, endpoints.collect(), |_| {});
+    }
+
     /// The same, while some of them drain.
     pub(crate) fn serve_as(
         &self,
@@ -191,8 +199,17 @@ impl Scene {
             }
             endpoint
         };
+        self.serve_endpoints(name, servers.iter().map(named).collect(), change);
+    }
+
+    pub(crate) fn serve_endpoints(
+        &self,
+        name: &'static str,
+        lb_endpoints: Vec<LbEndpoint>,
+        change: impl FnOnce(&mut Cluster),
+    ) {
         let locality = LocalityLbEndpoints {
-            lb_endpoints: servers.iter().map(named).collect(),
+            lb_endpoints,
             load_balancing_weight: Some(UInt32Value { value: 1 }),
             ..LocalityLbEndpoints::default()
         };

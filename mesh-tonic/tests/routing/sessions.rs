@@ -222,3 +222,61 @@ async fn a_session_decides_among_weighted_clusters_and_routes_say_where_it_holds
         stays(&scene, "/below/x/y", &pair(&below), &below.seen().by).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_weighted_cluster_says_whether_its_own_sessions_stick() {
+    for wire in Wire::ALL {
+        let servers = [
+            Echo::start("c1").await,
+            Echo::start("c2").await,
+            Echo::start("d").await,
+        ];
+        let [one, two, other] = &servers;
+        let weight = |name: &str, says: Option<Override>| ClusterWeight {
+            name: name.to_owned(),
+            weight: Some(UInt32Value { value: 1 }),
+            typed_per_filter_config: says
+                .map(|says| {
+                    let says = StatefulSessionPerRoute {
+                        r#override: Some(says),
+                    };
+                    (NAME.to_owned(), any(&says))
+                })
+                .into_iter()
+                .collect(),
+            ..ClusterWeight::default()
+        };
+        let own = Some(Override::StatefulSession(session("", false)));
+        let off = Some(Override::Disabled(true));
+        for (listener, clusters) in [
+            (
+                StatefulSession::default(),
+                [weight("c", own), weight("d", None)],
+            ),
+            (session("", false), [weight("c", None), weight("d", off)]),
+        ] {
+            let split = Action::Route(RouteAction {
+                cluster_specifier: Some(ClusterSpecifier::WeightedClusters(WeightedCluster {
+                    clusters: clusters.into(),
+                    ..WeightedCluster::default()
+                })),
+                ..RouteAction::default()
+            });
+            let scene = Scene::start(wire, host(vec![prefix("/", split)])).await;
+            scene.plane.set([listener_with(vec![filter(&listener)])]);
+            scene.serve("c", &[one, two]);
+            scene.serve("d", &[other]);
+            let mut sticky = 0;
+            while sticky < 4 {
+                let reply = scene.get("/").await;
+                let by = reply.seen().by;
+                if by == "d" {
+                    assert!(reply.header("set-cookie").is_empty(), "{wire:?}");
+                    continue;
+                }
+                stays(&scene, "/", &pair(&reply), &by).await;
+                sticky += 1;
+            }
+        }
+    }
+}

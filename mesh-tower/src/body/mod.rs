@@ -20,6 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use self::replay::ReplayAttempt;
 pub(crate) use self::{activity::Activity, replay::Replay};
@@ -40,6 +41,24 @@ enum Kind {
     /// A stream of which something was read already.
     Begun(VecDeque<Result<Frame<Bytes>, BoxError>>, Stream),
     Replay(ReplayAttempt),
+}
+
+/// Why a body cannot be held back.
+#[derive(Debug)]
+pub(crate) enum HoldBackError {
+    /// It is longer than what may be kept of it.
+    TooLong,
+    /// Whoever gives it failed.
+    Failed(BoxError),
+}
+
+impl From<BoxError> for HoldBackError {
+    fn from(error: BoxError) -> Self {
+        match error.is::<LengthLimitError>() {
+            true => Self::TooLong,
+            false => Self::Failed(error),
+        }
+    }
 }
 
 impl Body {
@@ -114,6 +133,21 @@ impl Body {
             false => Kind::Begun(ahead, rest),
         };
         Self { kind }
+    }
+
+    /// Waits until all of it is there, `max` bytes at most. A body without trailers is one buffer from
+    /// then on.
+    pub(crate) async fn hold_back(&mut self, max: usize) -> Result<(), HoldBackError> {
+        if let Kind::Empty = &self.kind {
+            return Ok(());
+        }
+        let limited = Limited::new(std::mem::take(self), max);
+        let collected = limited.collect().await.map_err(HoldBackError::from)?;
+        *self = match collected.trailers() {
+            None => collected.to_bytes().into(),
+            Some(_) => Self::new(collected),
+        };
+        Ok(())
     }
 
     /// The whole body, when it is one buffer or none.

@@ -43,14 +43,11 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
     protocol: Protocol,
     rng: &mut SplitMix64,
 ) -> Result<Chosen<'l, M>, Stop> {
-    let session = live.session(number);
-    let session = session.and_then(|config| Session::of(config, view));
+    let sessions = live.sessions(number);
     let caller = Caller {
         source_ip: crate::source_ip::of_process(),
         channel: Some(listener.channel()),
-        cluster: session
-            .as_ref()
-            .and_then(|session| live.find(session.cluster()?)),
+        cluster: sessions.and_then(|sessions| sessions.cluster(view, |name| live.find(name))),
     };
     let routes = &live.snapshot.routes;
     let decision = Box::new(routes.decide_route(number, view, &caller, rng));
@@ -95,6 +92,7 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
     let CompiledAction::Forward(forward) = &decision.route.action else {
         unreachable!("it was decided to forward")
     };
+    let session = sessions.and_then(|sessions| Session::of(sessions.of(cluster)?, view));
     Ok(Chosen {
         route: decision.route,
         forward,
@@ -174,6 +172,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         hedge: forwarding.hedge.copied(),
         idle: idle(forwarding.idle_timeout, outgoing),
         response,
+        attempt_counts: live.snapshot.routes.attempt_counts(),
         permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
     }))

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
 use mesh_core::{
-    filter::{Answer, FilterRequest, Passed, Run, Step},
+    filter::{Answer, FilterAction, FilterRequest, Passed, Run, Step},
     rng::SplitMix64,
     route::RequestView,
 };
@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::{Beginning, CallOptions, CallResult, Chosen, Stop, choose, deadline, proceed, read};
 use crate::{
     Body,
+    body::HoldBackError,
     cluster::MakeEndpoint,
     error::{AsError, Error, ErrorKind},
     in_flight::InFlight,
@@ -103,7 +104,6 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
                     cluster: cluster.as_str(),
                     remote: crate::source_ip::of_process(),
                     peer: None,
-                    has_body: false,
                 };
                 run.advance(&request, Instant::now().into_std(), &mut rng)
             };
@@ -131,6 +131,27 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
         if let Some(headers) = passed.headers.take() {
             outgoing.head_mut().headers = headers;
         }
+        if let Some(buffer) = &passed.buffer {
+            let held = outgoing.body_mut().hold_back(buffer.max_bytes as usize);
+            match within(self.deadline, held).await {
+                Some(Ok(())) => {}
+                Some(Err(HoldBackError::TooLong)) => {
+                    self.count_one(&buffer.filter, FilterAction::TooLarge);
+                    let is_head = outgoing.head().method == Method::HEAD;
+                    return self.answer(Answer::too_large(), &passed, is_head);
+                }
+                Some(Err(HoldBackError::Failed(error))) => {
+                    let reason = format!("cluster {cluster}: the request's body failed");
+                    let error = Error::new(ErrorKind::InvalidRequest, reason).with_source(error);
+                    return self.fail(error);
+                }
+                None => {
+                    let reason =
+                        format!("cluster {cluster}: the deadline passed before the body was there");
+                    return self.fail(Error::new(ErrorKind::DeadlineExceeded, reason));
+                }
+            }
+        }
         let state = chosen.cluster.load();
         if let Err(error) = state.acquire(&mut rng) {
             return self.fail(error);
@@ -155,12 +176,14 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
 
     fn count(&self, run: &mut Run<'_>) {
         for (filter, action) in run.take_actions() {
-            self.listener
-                .telemetry()
-                .metrics()
-                .filtered("client", &filter, action);
-            self.span.filtered(&filter, action);
+            self.count_one(&filter, action);
         }
+    }
+
+    fn count_one(&self, filter: &str, action: FilterAction) {
+        let metrics = self.listener.telemetry().metrics();
+        metrics.filtered("client", filter, action);
+        self.span.filtered(filter, action);
     }
 
     fn fail(&mut self, error: Error) -> CallResult<M> {

@@ -21,7 +21,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, Extra},
+    telemetry::{CallHead, CallSpan, Extra},
     within::within,
 };
 
@@ -71,7 +71,7 @@ pub(super) fn send_all<M: MakeEndpoint>(
         if mirror.shadow_suffix {
             append_suffix(&mut request);
         }
-        let span = call.within_span(|| {
+        let begin = || {
             let head = || CallHead {
                 protocol: call.protocol,
                 method: request.method(),
@@ -79,7 +79,11 @@ pub(super) fn send_all<M: MakeEndpoint>(
                 authority: request.uri().authority().map_or("", Authority::as_str),
             };
             listener.telemetry().start_call_span(head)
-        });
+        };
+        let span = match mirror.is_traced {
+            true => call.within_span(begin),
+            false => CallSpan::default(),
+        };
         let now = Instant::now();
         let deadline = call.deadline.unwrap_or(now + MIRROR_TIMEOUT);
         state.calls().extra(Extra::Mirror);

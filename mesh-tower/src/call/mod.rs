@@ -418,7 +418,7 @@ fn choose<'l, M: MakeEndpoint>(
             format!("listener {name}: no route of virtual host {host} matches {method} {path}"),
         )));
     };
-    let plain = route.plain().filter(|_| live.session(number).is_none());
+    let plain = route.plain().filter(|_| live.sessions(number).is_none());
     match plain {
         Some(forward) => {
             let cluster = forward.cluster(rng);

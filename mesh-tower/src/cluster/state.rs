@@ -135,6 +135,11 @@ impl<M: MakeEndpoint> ClusterState<M> {
         self.snapshot.hostname(endpoint as usize)
     }
 
+    /// What load balancing knows of an endpoint, if anything.
+    pub(crate) fn metadata(&self, endpoint: u32) -> Option<&LbMetadata> {
+        self.snapshot.metadata(endpoint as usize)
+    }
+
     /// The newest state, `None` when the cluster is not in use any more.
     pub(crate) fn newest(&self) -> Option<Arc<Self>> {
         Some(self.runtime.upgrade()?.load())

@@ -70,7 +70,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         outgoing: &mut Outgoing<'_>,
     ) -> (Attempt<M>, <M::Endpoint as EndpointService>::Exchange) {
         if let Some(extras) = &self.extras {
-            extras.change_attempt(outgoing, || state.hostname(endpoint));
+            extras.change_attempt(outgoing, self.attempts + 1, || state.hostname(endpoint));
         }
         self.attempts += 1;
         let observes = state.observes();

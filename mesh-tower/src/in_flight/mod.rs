@@ -105,7 +105,9 @@ impl<M: MakeEndpoint> InFlight<M> {
         outgoing: &mut Outgoing<'_>,
     ) -> &M::Endpoint {
         if let Some(extras) = &self.extras {
-            extras.change_attempt(outgoing, || self.state.hostname(endpoint));
+            extras.change_attempt(outgoing, self.attempts + 1, || {
+                self.state.hostname(endpoint)
+            });
         }
         self.attempts += 1;
         self.endpoint = Some(endpoint);
@@ -184,7 +186,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     fn finish_head<B>(&self, response: &mut Response<B>) {
         self.touch();
         if let Some(extras) = &self.extras {
-            extras.apply(response, self.endpoint(), self.state.name());
+            extras.apply(response, self.attempts, self.endpoint(), self.state.name());
         }
         if let Some(selected) = self.selected() {
             response.extensions_mut().insert(selected);

@@ -13,8 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::{
     ConfigError,
-    config::StatefulSession,
-    filter::Filters,
+    filter::{Filters, RouteSessions},
     rng::Rng,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
@@ -95,8 +94,8 @@ impl<M: MakeEndpoint> Live<M> {
 impl<M: MakeEndpoint> LiveSnapshot<M> {
     /// How sessions of a route, by its number, stick to endpoints.
     #[inline]
-    pub(crate) fn session(&self, route: u32) -> Option<&Arc<StatefulSession>> {
-        self.snapshot.filters.session(route)
+    pub(crate) fn sessions(&self, route: u32) -> Option<&RouteSessions> {
+        self.snapshot.filters.sessions(route)
     }
 
     /// What a request meets on this route to this cluster; both by their numbers in the snapshot.

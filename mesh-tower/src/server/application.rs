@@ -4,12 +4,12 @@
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tower::{Service, ServiceExt};
 
+use super::RequestBody;
 use crate::BoxError;
 
-/// An application that can be served. Implemented for every `Service<Request<Incoming>>` that is
+/// An application that can be served. Implemented for every `Service<Request<RequestBody>>` that is
 /// `Clone + Send` and answers with a body of bytes; do not implement it by hand.
 pub trait MeshApplication: Clone + Send + 'static {
     /// Its response body.
@@ -18,13 +18,13 @@ pub trait MeshApplication: Clone + Send + 'static {
     /// Answers one request.
     fn answer(
         self,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Self::Body>, BoxError>> + Send;
 }
 
 impl<S, B> MeshApplication for S
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Into<BoxError>,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -32,7 +32,7 @@ where
 {
     type Body = B;
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<B>, BoxError> {
+    async fn answer(self, request: Request<RequestBody>) -> Result<Response<B>, BoxError> {
         self.oneshot(request).await.map_err(Into::into)
     }
 }

@@ -16,7 +16,7 @@ use mesh_core::filter::ConcurrencyPermit;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use super::{record::Record, refusal::Refusal};
+use super::{record::Record, refusal::Refusal, stream_watch::Watching};
 use crate::{
     BoxError,
     context::RequestContext,
@@ -48,8 +48,25 @@ pub(super) struct Guard {
     pub(super) record: Record,
     pub(super) context: RequestContext,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// Where the stream's chain limits it.
+    pub(super) watching: Option<Watching>,
     /// Given back with the last byte.
     pub(super) permits: Vec<ConcurrencyPermit>,
+}
+
+impl Guard {
+    /// Whether the stream has to end, and how.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Some(Refusal::DEADLINE);
+        }
+        match self.watching.as_mut()?.poll_late(cx) {
+            Poll::Ready(refusal) => Some(refusal),
+            Poll::Pending => None,
+        }
+    }
 }
 
 impl Guard {
@@ -155,15 +172,11 @@ where
         return Poll::Ready(None);
     };
     let protocol = guard.record.protocol();
-    if guard
-        .deadline
-        .as_mut()
-        .is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready())
-    {
-        end(held, Refusal::DEADLINE.code(protocol));
+    if let Some(refusal) = guard.poll_late(cx) {
+        end(held, refusal.code(protocol));
         return Poll::Ready(Some(match protocol {
-            Protocol::Grpc => Ok(Frame::trailers(Refusal::DEADLINE.trailers())),
-            Protocol::Http => Err("the deadline passed".into()),
+            Protocol::Grpc => Ok(Frame::trailers(refusal.trailers())),
+            Protocol::Http => Err(refusal.message().into()),
         }));
     }
     let polled = RequestContext::sync_scope(guard.context.clone(), || {
@@ -180,6 +193,9 @@ where
             Poll::Ready(Some(Err(error.into())))
         }
         Some(Ok(frame)) => {
+            if let Some(watching) = &guard.watching {
+                watching.touch();
+            }
             if let Some(trailers) = frame.trailers_ref() {
                 match (protocol, grpc_status(trailers)) {
                     (Protocol::Grpc, status) => {

@@ -10,6 +10,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use mesh_core::config::HttpLimits;
 use rustls::server::Acceptor;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -22,6 +23,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use super::{
     MeshApplication, Shared,
     inbound::{Inbound, Security, Seen, Transport},
+    life::{End, Life, Watched},
     request,
 };
 use crate::{
@@ -33,11 +35,15 @@ use crate::{
 const TLS_HANDSHAKE: u8 = 0x16;
 /// Longest time an HTTP/1.1 connection waits for the whole head of its next request. Longer than
 /// hyper's clients keep idle connections (90 s), so that it is the client who closes them.
-const HTTP1_HEAD_WAIT_MAX: Duration = Duration::from_secs(120);
+pub(super) const HTTP1_HEAD_WAIT_MAX: Duration = Duration::from_secs(120);
 /// An HTTP/2 peer that is silent for so long is asked whether it is still there.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// And so long it may take to answer.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a head may have besides its names and values: line ends, HTTP/2's 32 bytes for each header
+/// (RFC 9113 §6.5.2); and the least that hyper takes for its buffer.
+const HEAD_OVERHEAD: usize = 8192;
 
 /// The connection a request came on. Every served request's extensions hold one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,8 @@ pub(super) struct Connection {
     pub(super) info: ConnectionInfo,
     /// The name that the caller asked for in its handshake.
     pub(super) server_name: Option<String>,
+    /// Watched where the chain that took the connection limits it.
+    pub(super) life: Option<Arc<Life>>,
 }
 
 /// Why a connection is not served.
@@ -110,7 +118,7 @@ pub(super) async fn serve<A: MeshApplication>(
         established = establish(&shared, stream, (remote, local)) => established,
         _ = drain.wait_for(|drain| *drain) => return,
     };
-    let connection = |seen: Seen, peer, server_name| {
+    let connection = |seen: Seen, peer, server_name, limits: Option<&Arc<HttpLimits>>| {
         let info = ConnectionInfo {
             remote,
             local,
@@ -122,6 +130,9 @@ pub(super) async fn serve<A: MeshApplication>(
             peer,
             info,
             server_name,
+            life: limits
+                .filter(|limits| limits.watches_connections())
+                .map(Life::begin),
         })
     };
     match established {
@@ -132,13 +143,16 @@ pub(super) async fn serve<A: MeshApplication>(
             if shared.inbound.load().is_mutual_over_tls(&seen) {
                 tracing::info!(target: "mesh::server", %remote, %local, "plaintext, where mTLS is taken");
             }
-            drive(connection(seen, None, None), application, stream, drain).await;
+            let limits = shared.limits(&seen);
+            let connection = connection(seen, None, None, limits.as_ref());
+            drive(connection, limits, application, stream, drain).await;
         }
         Ok(Stream::Tls(stream, peer, seen)) => {
             shared.accepted(if peer.is_some() { "mutual_tls" } else { "tls" });
             let server_name = stream.get_ref().1.server_name().map(str::to_owned);
-            let connection = connection(seen, peer, server_name);
-            drive(connection, application, stream, drain).await;
+            let limits = shared.limits(&seen);
+            let connection = connection(seen, peer, server_name, limits.as_ref());
+            drive(connection, limits, application, stream, drain).await;
         }
         Err(refused) => {
             shared.refused(&refused);
@@ -237,6 +251,7 @@ fn admit(inbound: &Inbound, seen: &Seen) -> Result<Option<Arc<ServerTls>>, Refus
 
 async fn drive<A, I>(
     connection: Arc<Connection>,
+    limits: Option<Arc<HttpLimits>>,
     application: A,
     io: I,
     mut drain: watch::Receiver<bool>,
@@ -259,6 +274,10 @@ async fn drive<A, I>(
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    if let Some(limits) = &limits {
+        bound_heads(&mut builder, limits);
+    }
+    let io = Watched::new(io, connection.life.clone());
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     tokio::pin!(serving);
     let mut is_draining = !connection.is_admitted();
@@ -280,13 +299,45 @@ async fn drive<A, I>(
                     continue;
                 }
             }
+            end = connection.end(is_draining) => {
+                let remote = connection.info.remote;
+                tracing::debug!(target: "mesh::server", %remote, ?end, "limits of its connection");
+                if end == End::AtOnce {
+                    return;
+                }
+            }
         }
         is_draining = true;
         serving.as_mut().graceful_shutdown();
     }
 }
 
+/// Bounds what hyper keeps of a head that comes; [`request`] looks at it in detail.
+fn bound_heads(builder: &mut auto::Builder<TokioExecutor>, limits: &HttpLimits) {
+    if let Some(count) = limits.max_headers_count {
+        builder.http1().max_headers(count as usize);
+    }
+    if let Some(bytes) = limits.max_headers_bytes {
+        let whole = (bytes as usize).saturating_add(HEAD_OVERHEAD);
+        builder.http1().max_buf_size(whole);
+        let list = bytes.saturating_add(HEAD_OVERHEAD as u32);
+        builder.http2().max_header_list_size(list);
+    }
+    if let Some(idle) = limits.idle_timeout {
+        let wait = idle.max(HTTP1_HEAD_WAIT_MAX);
+        builder.http1().header_read_timeout(wait);
+    }
+}
+
 impl Connection {
+    /// Waits until its own limits end it.
+    async fn end(&self, is_draining: bool) -> End {
+        match &self.life {
+            Some(life) => life.end(is_draining).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Whether the connection still fits the configuration.
     fn is_admitted(&self) -> bool {
         let inbound = self.shared.inbound.load();

@@ -20,7 +20,7 @@ use crate::rng;
 pub(super) fn run(
     (connection, chain): (&Connection, &Chain),
     filters: &[Filter],
-    (view, has_body): (&RequestView<'_>, bool),
+    view: &RequestView<'_>,
     record: &Record,
     passed: &mut Passed,
 ) -> Result<(), Refusal> {
@@ -30,7 +30,6 @@ pub(super) fn run(
         cluster: "",
         remote: Some(connection.info.remote.ip()),
         peer: connection.peer.as_ref().map(|peer| peer.principal()),
-        has_body,
     };
     let mut run = Run::new(filters);
     let mut rng = rng::fork();

@@ -19,9 +19,12 @@ mod body;
 mod connection;
 mod filter;
 mod inbound;
+mod life;
 mod record;
 mod refusal;
 mod request;
+mod request_body;
+mod stream_watch;
 
 use std::{
     fmt, io,
@@ -33,7 +36,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_core::{
     ConfigError,
-    config::{Fraction, InboundListener},
+    config::{Fraction, HttpLimits, InboundListener},
     filter::FilterStates,
     rng::Rng as _,
 };
@@ -44,6 +47,7 @@ pub use audit::{AuditRecord, AuditSink};
 pub use body::ServedBody;
 pub use connection::ConnectionInfo;
 use inbound::Inbound;
+pub use request_body::RequestBody;
 
 use crate::{identity::Identity, rng, telemetry::Telemetry};
 
@@ -290,6 +294,11 @@ impl Shared {
         }
         self.inbound.store(Arc::new(next));
         self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// The limits of a new connection.
+    fn limits(&self, seen: &inbound::Seen) -> Option<Arc<HttpLimits>> {
+        self.inbound.load().chain(seen)?.limits.clone()
     }
 
     fn accepted(&self, security: &str) {

@@ -6,7 +6,11 @@ use std::{sync::Arc, time::Instant};
 
 use mesh_core::filter::FilterAction;
 
-use super::Shared;
+use super::{
+    Shared,
+    connection::Connection,
+    life::{Alive, Life},
+};
 use crate::telemetry::{Code, Protocol, ServerSpan};
 
 pub(super) struct Record {
@@ -16,10 +20,13 @@ pub(super) struct Record {
     span: Option<ServerSpan>,
     /// What is recorded when nobody says how it ended.
     code: Code,
+    /// Keeps its connection alive, where that is limited.
+    _alive: Option<Alive>,
 }
 
 impl Record {
-    pub(super) fn begin(shared: &Arc<Shared>, protocol: Protocol, span: ServerSpan) -> Self {
+    pub(super) fn begin(connection: &Connection, protocol: Protocol, span: ServerSpan) -> Self {
+        let shared = &connection.shared;
         shared.options.telemetry.metrics().server().start();
         Self {
             shared: Arc::clone(shared),
@@ -27,6 +34,7 @@ impl Record {
             started: tokio::time::Instant::now().into_std(),
             span: Some(span),
             code: Code::Cancelled,
+            _alive: connection.life.as_ref().map(Life::request),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use mesh_core::{filter::Answer, outcome::grpc_status_of};
 
@@ -20,6 +21,8 @@ pub(super) struct Refusal {
     status: StatusCode,
     grpc: u32,
     message: Cow<'static, str>,
+    /// Of HTTP answers, in place of the message.
+    body: Option<Bytes>,
     /// More headers of the answer.
     headers: Option<Box<HeaderMap>>,
 }
@@ -30,6 +33,7 @@ impl Refusal {
             status,
             grpc,
             message: Cow::Borrowed(message),
+            body: None,
             headers: None,
         }
     }
@@ -86,6 +90,31 @@ impl Refusal {
         "the application failed",
     );
 
+    pub(super) const BAD_BODY: Self = Self::new(
+        StatusCode::BAD_REQUEST,
+        13,
+        "the request's body cannot be read",
+    );
+    pub(super) const LARGE_HEAD: Self = Self::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        8,
+        "the request's headers are too large",
+    );
+    pub(super) const UNDERSCORE: Self = Self::new(
+        StatusCode::BAD_REQUEST,
+        13,
+        "a header's name has an underscore",
+    );
+    /// Envoy's statuses; gRPC callers learn that it was a matter of time.
+    pub(super) const REQUEST_TIMEOUT: Self =
+        Self::new(StatusCode::REQUEST_TIMEOUT, 4, "request timeout");
+    /// The caller did not go on.
+    pub(super) const REQUEST_IDLE: Self =
+        Self::new(StatusCode::REQUEST_TIMEOUT, 4, "stream timeout");
+    /// The application did not go on.
+    pub(super) const STREAM_IDLE: Self =
+        Self::new(StatusCode::GATEWAY_TIMEOUT, 4, "stream timeout");
+
     /// A filter's answer.
     pub(super) fn filtered(answer: Answer) -> Self {
         let status = answer.status;
@@ -95,8 +124,25 @@ impl Refusal {
                 .grpc_status
                 .unwrap_or_else(|| grpc_status_of(status.as_u16())),
             message: Cow::Borrowed(answer.body),
+            body: None,
             headers: Some(Box::new(answer.headers)),
         }
+    }
+
+    /// What a route answers by itself.
+    pub(super) fn routed(status: u16, body: Bytes, headers: HeaderMap) -> Self {
+        Self {
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            grpc: grpc_status_of(status),
+            message: String::from_utf8_lossy(&body).into_owned().into(),
+            body: Some(body),
+            headers: Some(Box::new(headers)),
+        }
+    }
+
+    /// What it says.
+    pub(super) fn message(&self) -> &str {
+        &self.message
     }
 
     /// What counters and spans say.
@@ -117,11 +163,14 @@ impl Refusal {
                 response
             }
             Protocol::Http => {
-                let mut text = self.message.clone().into_owned();
-                if headers.is_none() {
-                    text.push('\n');
-                }
-                let mut response = Response::new(ServedBody::full(text.into()));
+                let text = self.body.clone().unwrap_or_else(|| {
+                    let mut text = self.message.clone().into_owned();
+                    if headers.is_none() {
+                        text.push('\n');
+                    }
+                    text.into()
+                });
+                let mut response = Response::new(ServedBody::full(text));
                 *response.status_mut() = self.status;
                 let plain = HeaderValue::from_static("text/plain; charset=utf-8");
                 response.headers_mut().insert(header::CONTENT_TYPE, plain);
@@ -135,8 +184,11 @@ impl Refusal {
                 response
             }
         };
+        for name in headers.into_iter().flat_map(HeaderMap::keys) {
+            response.headers_mut().remove(name);
+        }
         for (name, value) in headers.into_iter().flatten() {
-            response.headers_mut().insert(name, value.clone());
+            response.headers_mut().append(name, value.clone());
         }
         response
     }

@@ -7,20 +7,28 @@
 
 use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
-use http::{HeaderName, Request, Response, Uri, header};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Uri, header};
+use hyper::body::Incoming;
 use mesh_core::{
-    config::{NormalizedPath, PathNormalization},
-    filter::Passed,
+    config::{HttpLimits, NormalizedPath, PathNormalization, Underscores},
+    filter::{Answer, BufferLimit, FilterAction, Passed},
     route::RequestView,
 };
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::{
-    MeshApplication, ServedBody, body::Guard, connection::Connection, filter, record::Record,
+    MeshApplication, RequestBody, ServedBody,
+    body::Guard,
+    connection::Connection,
+    filter,
+    inbound::{Found, ResponseRules},
+    record::Record,
     refusal::Refusal,
+    request_body,
+    stream_watch::{StreamWatch, Watching},
 };
 use crate::{
+    body::HoldBackError,
     context::{GRPC_TIMEOUT, RequestContext, parse_grpc_timeout},
     telemetry::{Protocol, ServerHead},
 };
@@ -37,17 +45,30 @@ pub(super) async fn serve<A: MeshApplication>(
     request.headers_mut().remove(FORWARDED_CLIENT_CERT);
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
-    let (checked, mut passed) = check(&connection, &mut request, &record);
-    let deadline = match checked {
-        Ok(deadline) => deadline,
-        Err(refusal) => return Ok(refuse(&refusal, record, &passed)),
-    };
-    if let Some(headers) = passed.headers.take() {
+    let mut admitted = Admitted::default();
+    let checked = admit(&connection, &mut request, &record, &mut admitted);
+    if let Err(refusal) = checked {
+        return Ok(refuse(&refusal, record, &admitted));
+    }
+    if let Some(headers) = admitted.passed.headers.take() {
         *request.headers_mut() = headers;
     }
-    if let Some(uri) = passed.uri.take() {
+    if let Some(uri) = admitted.passed.uri.take() {
         *request.uri_mut() = uri;
     }
+    let mut request = request.map(RequestBody::new);
+    if let Some(watch) = &admitted.watch {
+        request = request.map(|body| body.watched(watch));
+    }
+    if let Some(buffer) = &admitted.passed.buffer {
+        request = match hold_back(request, buffer, &admitted, &record).await {
+            Ok(request) => request,
+            Err(refusal) => return Ok(refuse(&refusal, record, &admitted)),
+        };
+    }
+    let Admitted {
+        deadline, watch, ..
+    } = &admitted;
     if let Some(peer) = &connection.peer {
         request.extensions_mut().insert(peer.clone());
     }
@@ -65,98 +86,213 @@ pub(super) async fn serve<A: MeshApplication>(
                 None => answer.await,
             }
         };
-        match deadline {
-            Some(deadline) => timeout_at(deadline, answer).await,
-            None => Ok(answer.await),
+        match (*deadline, watch.as_ref()) {
+            (None, None) => Ok(answer.await),
+            (Some(deadline), None) => timeout_at(deadline, answer)
+                .await
+                .map_err(|_| Refusal::DEADLINE),
+            (deadline, Some(watch)) => within(answer, deadline, watch).await,
         }
     };
     let response = match answered {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             tracing::error!(target: "mesh::server", error, "the application failed");
-            return Ok(refuse(&Refusal::FAILED, record, &passed));
+            return Ok(refuse(&Refusal::FAILED, record, &admitted));
         }
-        Err(_) => return Ok(refuse(&Refusal::DEADLINE, record, &passed)),
+        Err(refusal) => return Ok(refuse(&refusal, record, &admitted)),
     };
     let (mut parts, body) = response.into_parts();
-    if !passed.leaves_response() {
-        passed.respond(parts.status, &mut parts.headers);
-    }
-    let deadline: Option<Pin<Box<Sleep>>> = deadline.map(|at| Box::pin(sleep_until(at)));
+    admitted.respond(parts.status, &mut parts.headers);
+    let deadline: Option<Pin<Box<Sleep>>> = admitted.deadline.map(|at| Box::pin(sleep_until(at)));
     let guard = Guard {
         record,
         context,
         deadline,
-        permits: passed.permits,
+        watching: admitted.watch.map(Watching::new),
+        permits: admitted.passed.permits,
     };
     let body = ServedBody::streaming(body, &parts.headers, parts.status.as_u16(), guard);
     Ok(Response::from_parts(parts, body))
 }
 
+/// What was decided about a request that may pass.
+#[derive(Default)]
+struct Admitted {
+    /// Until when it is answered.
+    deadline: Option<Instant>,
+    /// What its filters leave behind, also when one refused it.
+    passed: Passed,
+    /// What its route does to the response.
+    rules: Option<Box<ResponseRules>>,
+    /// Where its chain limits streams.
+    watch: Option<Arc<StreamWatch>>,
+}
+
+impl Admitted {
+    /// Makes the changes that the response's headers get.
+    fn respond(&self, status: StatusCode, headers: &mut HeaderMap) {
+        if let Some(rules) = &self.rules {
+            rules.apply(status, headers);
+        }
+        if !self.passed.leaves_response() {
+            self.passed.respond(status, headers);
+        }
+    }
+}
+
+/// Waits for the body of a request.
+async fn hold_back(
+    request: Request<RequestBody>,
+    buffer: &BufferLimit,
+    admitted: &Admitted,
+    record: &Record,
+) -> Result<Request<RequestBody>, Refusal> {
+    let watch = admitted.watch.as_ref();
+    let held = request_body::hold_back(request, buffer.max_bytes);
+    let held = match (admitted.deadline, watch) {
+        (None, None) => Ok(held.await),
+        (Some(deadline), None) => timeout_at(deadline, held)
+            .await
+            .map_err(|_| Refusal::DEADLINE),
+        (deadline, Some(watch)) => within(held, deadline, watch).await,
+    };
+    held?.map_err(|why| match why {
+        HoldBackError::TooLong => {
+            record.filtered(&buffer.filter, FilterAction::TooLarge);
+            Refusal::filtered(Answer::too_large())
+        }
+        HoldBackError::Failed(error) => {
+            tracing::debug!(target: "mesh::server", error, "the body of a request failed");
+            Refusal::BAD_BODY
+        }
+    })
+}
+
+/// What comes of `future`, unless the deadline or a limit of the stream comes first.
+async fn within<T>(
+    future: impl Future<Output = T>,
+    deadline: Option<Instant>,
+    watch: &StreamWatch,
+) -> Result<T, Refusal> {
+    let passed = async {
+        match deadline {
+            Some(deadline) => sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        done = future => Ok(done),
+        refusal = watch.late() => Err(refusal),
+        () = passed => Err(Refusal::DEADLINE),
+    }
+}
+
 fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protocol) -> Record {
-    let shared = &connection.shared;
-    let span = shared.options.telemetry.start_server_span(ServerHead {
-        protocol,
-        method: request.method(),
-        path: request.uri().path(),
-        authority: authority(request).unwrap_or_default(),
-        is_tls: connection.info.is_tls,
-        remote: connection.info.remote,
-        headers: request.headers(),
-    });
+    let span = connection
+        .shared
+        .options
+        .telemetry
+        .start_server_span(ServerHead {
+            protocol,
+            method: request.method(),
+            path: request.uri().path(),
+            authority: authority(request).unwrap_or_default(),
+            is_tls: connection.info.is_tls,
+            remote: connection.info.remote,
+            headers: request.headers(),
+        });
     if let Some(peer) = &connection.peer {
         span.set_principal(peer.principal());
     }
-    Record::begin(shared, protocol, span)
+    Record::begin(connection, protocol, span)
 }
 
-/// Whether the request may pass, and until when; and what its filters leave behind. Gives its path
-/// the one spelling that everybody behind sees.
-fn check(
+/// Whether the request may pass; `admitted` is what is known about it by then. Gives its path the one
+/// spelling that everybody behind sees.
+fn admit(
     connection: &Connection,
     request: &mut Request<Incoming>,
     record: &Record,
-) -> (Result<Option<Instant>, Refusal>, Passed) {
-    let mut passed = Passed::default();
-    let checked = pass(connection, request, record, &mut passed);
-    (checked, passed)
-}
-
-fn pass(
-    connection: &Connection,
-    request: &mut Request<Incoming>,
-    record: &Record,
-    passed: &mut Passed,
-) -> Result<Option<Instant>, Refusal> {
+    admitted: &mut Admitted,
+) -> Result<(), Refusal> {
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(&connection.seen, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
+    if let Some(limits) = &chain.limits {
+        check_head(limits, request.headers_mut())?;
+        admitted.watch = StreamWatch::begin(limits);
+    }
     normalize(chain.paths, request, record.protocol())?;
     let request = &*request;
     let authority = authority(request)?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     let view = RequestView::new(method, uri, authority, headers);
-    let routed = chain.route(&view);
+    let routed = chain.route(&view, connection.info.is_tls);
     if let Some(filters) = routed.filters {
-        let has_body = !request.body().is_end_stream();
-        filter::run(
-            (connection, chain),
-            filters,
-            (&view, has_body),
-            record,
-            passed,
-        )?;
+        let passed = &mut admitted.passed;
+        filter::run((connection, chain), filters, &view, record, passed)?;
     }
     if let Some(refusal) = routed.refusal {
         return Err(refusal);
     }
-    match asked_timeout(request, record.protocol())? {
-        // Nobody waits for the answer any more.
-        Some(Duration::ZERO) => Err(Refusal::DEADLINE),
-        Some(timeout) => Ok(Instant::now().checked_add(timeout)),
-        None => Ok(None),
+    if let Some(found) = &routed.route {
+        follow(found, &view, admitted);
     }
+    let limit = chain.limits.as_ref();
+    let limit = limit.and_then(|limits| limits.max_stream_duration);
+    let asked = asked_timeout(request, record.protocol())?;
+    if asked == Some(Duration::ZERO) {
+        // Nobody waits for the answer any more.
+        return Err(Refusal::DEADLINE);
+    }
+    let timeout = asked.into_iter().chain(limit).min();
+    admitted.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    Ok(())
+}
+
+/// Does what a route that serves the request asks for besides.
+#[cold]
+fn follow(found: &Found<'_>, view: &RequestView<'_>, admitted: &mut Admitted) {
+    let passed = &mut admitted.passed;
+    let mut headers = passed.headers.take();
+    let changed = headers.get_or_insert_with(|| view.headers.clone());
+    found.change_request(view, changed);
+    admitted.rules = found.response_rules(view, changed);
+    passed.headers = headers;
+}
+
+/// Whether the head is within the chain's limits.
+fn check_head(limits: &HttpLimits, headers: &mut HeaderMap) -> Result<(), Refusal> {
+    let most = limits.max_headers_count.unwrap_or(u32::MAX);
+    if headers.len() > most as usize {
+        return Err(Refusal::LARGE_HEAD);
+    }
+    if let Some(most) = limits.max_headers_bytes {
+        let sizes = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len());
+        if sizes.sum::<usize>() > most as usize {
+            return Err(Refusal::LARGE_HEAD);
+        }
+    }
+    let has_underscore = |name: &&HeaderName| name.as_str().contains('_');
+    match limits.underscores {
+        Underscores::Allow => {}
+        Underscores::Reject if headers.keys().any(|name| has_underscore(&name)) => {
+            return Err(Refusal::UNDERSCORE);
+        }
+        Underscores::Reject => {}
+        Underscores::Drop => {
+            let names: Vec<_> = headers.keys().filter(has_underscore).cloned().collect();
+            for name in names {
+                headers.remove(name);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Gives the path its one spelling.
@@ -218,11 +354,11 @@ fn asked_timeout(
     }
 }
 
-fn refuse<B>(refusal: &Refusal, record: Record, passed: &Passed) -> Response<ServedBody<B>> {
+fn refuse<B>(refusal: &Refusal, record: Record, admitted: &Admitted) -> Response<ServedBody<B>> {
     let protocol = record.protocol();
     record.end(refusal.code(protocol));
     let mut response = refusal.response(protocol);
     let status = response.status();
-    passed.respond(status, response.headers_mut());
+    admitted.passed.respond(status, response.headers_mut());
     response
 }

@@ -244,6 +244,7 @@ impl ServerSpan {
 
 /// The span of a call. Dropped without [`CallSpan::end`] it ends without a status.
 #[must_use]
+#[derive(Default)]
 pub struct CallSpan {
     inner: Option<Box<Call>>,
 }

@@ -26,6 +26,7 @@ fn mirror(cluster: &str) -> Mirror {
         cluster: MirrorTarget::Cluster(cluster.into()),
         fraction: None,
         shadow_suffix: true,
+        is_traced: true,
     }
 }
 
@@ -208,4 +209,37 @@ async fn a_caller_that_goes_away_takes_an_unfinished_copy_along() {
     world
         .until("it breaks off", || broke_off.load(Relaxed))
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_is_not_traced_tells_its_server_of_no_trace() {
+    for (is_traced, expected) in [(true, 2), (false, 1)] {
+        let (mut config, reader) = HandMade::new();
+        let stub = Stub::answering(|_| Answer::status(200));
+        let log = stub.log();
+        let telemetry = Telemetry::builder().otlp_http("http://127.0.0.1:1");
+        let telemetry = telemetry.build().expect("telemetry");
+        let service = MeshService::with_telemetry("l", reader, stub, telemetry);
+        let mirrors = vec![Mirror {
+            is_traced,
+            ..mirror("shadow")
+        }];
+        let tree = tree("l")
+            .cluster("a", &addresses(1))
+            .cluster("shadow", &[SocketAddr::from(([10, 0, 0, 1], SHADOW))]);
+        let tree = tree.route_with("/", "a", |forward| {
+            forward.extras.get_or_insert_default().mirrors = mirrors;
+        });
+        config.publish(&tree.build());
+        service.oneshot(get("/")).await.unwrap();
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let headers = log.headers();
+        assert_eq!(headers.len(), 2);
+        let traced = headers
+            .iter()
+            .filter(|headers| headers.contains_key("traceparent"));
+        assert_eq!(traced.count(), expected, "{is_traced}");
+    }
 }

@@ -55,6 +55,7 @@ fn route(number: u64, forward: &mut mesh_core::config::Forward) {
             cluster: MirrorTarget::Cluster("b".into()),
             fraction: None,
             shadow_suffix: true,
+            is_traced: true,
         }];
     }
     if has(4) {

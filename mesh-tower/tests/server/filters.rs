@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use mesh_core::config::{
-    CorsPolicy, DescriptorEntry, DescriptorSource, FilterConfig, FilterOverrides, HttpFilter,
-    LocalRateLimit, PathMatcher, PathPattern, RateLimit, RateLimitDescriptor, RbacAction, Route,
-    RouteAction, RouteConfig, RouteMatch, RouteSource, StringMatcher, TokenBucket, VirtualHost,
+    AdaptiveConcurrency, CorsPolicy, DescriptorEntry, DescriptorSource, FilterConfig,
+    FilterOverrides, HttpFilter, LocalRateLimit, PathMatcher, PathPattern, RateLimit,
+    RateLimitDescriptor, RbacAction, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
+    StringMatcher, TokenBucket, VirtualHost,
 };
-use mesh_tower::{server::InboundState, tls::Alpn};
+use mesh_tower::{Body, server::InboundState, tls::Alpn};
 
 use crate::kit::{ALICE, Ca, Client, Mode, World, deny_all, listener, rbac};
 
@@ -197,5 +201,131 @@ async fn pages_of_other_origins_are_told_what_they_may_do() {
             allowed.map(|value| value.to_str().expect("text")),
             is_allowed.then_some(origin)
         );
+    }
+}
+
+fn buffered(max_request_bytes: u32) -> HttpFilter {
+    HttpFilter::new("buffer", FilterConfig::Buffer { max_request_bytes })
+}
+
+/// A body of two parts whose end nobody knows before.
+fn in_parts(first: &'static str, second: &'static str) -> Body {
+    let parts = [first, second].map(|part| Ok::<_, std::io::Error>(Frame::data(part.into())));
+    // The first poll gives nothing, so that no length can be known.
+    let mut parts = parts.into_iter();
+    let mut is_ready = false;
+    Body::new(StreamBody::new(futures_util::stream::poll_fn(move |cx| {
+        is_ready = !is_ready;
+        if is_ready {
+            cx.waker().wake_by_ref();
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(parts.next())
+    })))
+}
+
+/// Says how long its request said to be, and how long it is.
+fn measuring() -> axum::Router {
+    axum::Router::new().fallback(|headers: http::HeaderMap, body: Bytes| async move {
+        let said = headers.get("content-length");
+        let said = said.map_or("nothing", |said| said.to_str().expect("text"));
+        format!("{said} {}", body.len())
+    })
+}
+
+const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+
+#[tokio::test]
+async fn a_buffered_request_reaches_the_application_whole_or_not_at_all() {
+    let ca = Ca::new();
+    let mut says = FilterOverrides::default();
+    let off = mesh_core::config::FilterOverride::off();
+    says.by_name.insert("buffer".into(), off);
+    let state = with(Mode::Disable, &[buffered(8)], Some(says));
+    let world = World::with(&ca, state, measuring(), |server| server).await;
+    for alpn in [Alpn::Http1, Alpn::Http2] {
+        let mut client = Client::plain(world.addr, alpn).await.expect("connects");
+        let short = client.post("/", &[], in_parts("1234", "5678")).await;
+        assert_eq!(short.expect("answered").text(), "8 8", "{alpn:?}");
+        let none = client.get("/").await.expect("answered");
+        assert!(none.text().ends_with(" 0"), "{}", none.text());
+        // Where a route switches it off, bodies stream.
+        let streamed = client.post("/who", &[], in_parts("1234", "56789")).await;
+        assert_eq!(streamed.expect("answered").text(), "nothing 9");
+        for body in [Body::from("123456789"), in_parts("1234", "56789")] {
+            let mut client = Client::plain(world.addr, alpn).await.expect("connects");
+            let long = client.post("/", &[], body).await.expect("answered");
+            let status = long.status.as_u16();
+            assert_eq!(
+                (status, long.text()),
+                (413, "Payload Too Large"),
+                "{alpn:?}"
+            );
+        }
+    }
+    let mut client = Client::plain(world.addr, Alpn::Http2)
+        .await
+        .expect("connects");
+    let short = client.post("/", &GRPC, in_parts("\0\0\0", "\0\0")).await;
+    assert_eq!(short.expect("answered").text(), "5 5");
+    let long = client
+        .post("/", &GRPC, in_parts("\0\0\0\0\u{4}", "1234"))
+        .await;
+    assert_eq!(long.expect("answered").grpc_status(), Some("8"));
+    let line =
+        "mesh_filter_actions_total{side=\"server\",filter=\"buffer\",action=\"too_large\"} 5";
+    assert!(world.metrics().contains(line), "{}", world.metrics());
+}
+
+#[tokio::test]
+async fn a_servers_concurrency_limit_counts_requests_until_their_responses_are_sent() {
+    let ca = Ca::new();
+    let second = std::time::Duration::from_secs(1);
+    let mut config = AdaptiveConcurrency::new(second, second * 60);
+    config.min_concurrency = 1;
+    let filter = FilterConfig::AdaptiveConcurrency(Arc::new(config));
+    let state = with(Mode::Disable, &[HttpFilter::new("limit", filter)], None);
+    for (alpn, is_grpc) in [
+        (Alpn::Http1, false),
+        (Alpn::Http2, false),
+        (Alpn::Http2, true),
+    ] {
+        let (waiting, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+        let (free, freed) = tokio::sync::watch::channel(false);
+        let router = axum::Router::new()
+            .route(
+                "/wait",
+                axum::routing::any(move || {
+                    waiting.send(()).expect("the test is there");
+                    let mut freed = freed.clone();
+                    async move {
+                        freed
+                            .wait_for(|freed| *freed)
+                            .await
+                            .map(|_| "")
+                            .expect("freed")
+                    }
+                }),
+            )
+            .fallback(|| async { "" });
+        let world = World::with(&ca, state.clone(), router, |server| server).await;
+        let mut slow = Client::plain(world.addr, alpn).await.expect("connects");
+        let mut other = Client::plain(world.addr, alpn).await.expect("connects");
+        let waits = async { slow.get("/wait").await.expect("answered").status };
+        let others = async {
+            arrived.recv().await.expect("it has come");
+            let headers = if is_grpc { &GRPC[..] } else { &[] };
+            let refused = other.send("/", headers).await.expect("answered");
+            match is_grpc {
+                true => assert_eq!(refused.grpc_status(), Some("14")),
+                false => assert_eq!(refused.status, 503),
+            }
+            free.send_replace(true);
+        };
+        let (waited, ()) = tokio::join!(waits, others);
+        assert_eq!(waited, 200);
+        let line = "mesh_filter_actions_total{side=\"server\",filter=\"limit\",\
+                    action=\"concurrency_limited\"} 1";
+        assert!(world.metrics().contains(line), "{}", world.metrics());
     }
 }

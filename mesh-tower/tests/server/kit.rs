@@ -13,7 +13,7 @@ use std::{
 use axum::{Extension, Router, routing::any};
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
     CertificateSource, ChainMatch, DownstreamTls, FilterChain, HttpFilter, InboundListener,
@@ -172,6 +172,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
         matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::BASE,
+        limits: mesh_core::config::HttpLimits::default(),
         filters: HttpFilter::of_rbac(rbac),
         routes: routes.clone(),
     };
@@ -324,8 +325,8 @@ impl Answer {
 
 /// One connection.
 pub(crate) enum Client {
-    H1(hyper::client::conn::http1::SendRequest<Full<Bytes>>),
-    H2(hyper::client::conn::http2::SendRequest<Full<Bytes>>),
+    H1(hyper::client::conn::http1::SendRequest<mesh_tower::Body>),
+    H2(hyper::client::conn::http2::SendRequest<mesh_tower::Body>),
 }
 
 impl Client {
@@ -391,6 +392,15 @@ impl Client {
         path: &str,
         headers: &[(&'static str, &str)],
     ) -> Result<Answer, hyper::Error> {
+        self.post(path, headers, mesh_tower::Body::empty()).await
+    }
+
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: mesh_tower::Body,
+    ) -> Result<Answer, hyper::Error> {
         let uri = match self {
             Self::H1(_) => path.to_owned(),
             Self::H2(_) => format!("http://server.default{path}"),
@@ -402,7 +412,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::default()).expect("request");
+        let request = request.body(body).expect("request");
         let answered = within(async {
             let response = match self {
                 Self::H1(sender) => {

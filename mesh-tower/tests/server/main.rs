@@ -8,6 +8,8 @@ mod domains;
 mod filters;
 mod kit;
 mod lifecycle;
+mod limits;
 mod mutual_tls;
 mod refusals;
+mod routes;
 mod telemetry;

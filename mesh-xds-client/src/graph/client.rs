@@ -57,6 +57,7 @@ struct Plan {
 #[derive(Clone, Debug, PartialEq)]
 struct Settings {
     max_stream_duration: Option<Duration>,
+    stream_idle_timeout: Option<Duration>,
     filters: Arc<[HttpFilter]>,
 }
 
@@ -267,6 +268,7 @@ impl Graph {
         let ListenerKind::Api(ApiListener {
             routes,
             max_stream_duration,
+            stream_idle_timeout,
             filters,
         }) = &listener.kind
         else {
@@ -297,6 +299,7 @@ impl Graph {
             Some(Resolved::Value(routes)) => {
                 let settings = Settings {
                     max_stream_duration: *max_stream_duration,
+                    stream_idle_timeout: *stream_idle_timeout,
                     filters: Arc::clone(filters),
                 };
                 Found::Routes(routes, settings)
@@ -357,6 +360,7 @@ impl Graph {
             listener: watch.listener.clone(),
             authority: watch.authority.clone(),
             max_stream_duration: plan.settings.max_stream_duration,
+            stream_idle_timeout: plan.settings.stream_idle_timeout,
             filters: Arc::clone(&plan.settings.filters),
             routes: Arc::clone(&plan.routes),
             clusters,

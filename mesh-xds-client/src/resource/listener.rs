@@ -4,7 +4,7 @@
 //! (gRFC A36); their filters are in [`filter`]. Deviations: the TLS inspector is accepted because
 //! servers sniff by themselves, and server routes must be inline.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use envoy_types::pb::{
     envoy::{
@@ -38,11 +38,12 @@ use super::{
     DecodeContext, canonical, chain_match,
     cluster::typed_config,
     filter as http_filter,
+    http_limits::{self, limit, max_stream_duration},
     path::Sink,
     report::report,
     route::{self, Side},
     security::tls,
-    value::{duration, is, parse, same_stream, socket_address},
+    value::{is, parse, same_stream, socket_address},
 };
 
 /// Listener fields of both sides that ask for something that is not done here.
@@ -88,22 +89,18 @@ fn report_manager(sink: &mut Sink, manager: &HttpConnectionManager) {
             http_protocol_options,
             internal_address_config,
             local_reply_config,
-            max_request_headers_kb,
             original_ip_detection_extensions,
             path_normalization_options,
             preserve_external_request_id,
             proxy_100_continue,
             proxy_status_config,
-            request_headers_timeout,
             request_id_extension,
-            request_timeout,
             scheme_header_transformation,
             server_header_transformation,
             server_name,
             set_current_client_cert_details,
             skip_xff_append,
             stream_error_on_invalid_http_message,
-            stream_idle_timeout,
             strip_matching_host_port,
             strip_port_mode,
             strip_trailing_host_dot,
@@ -116,21 +113,6 @@ fn report_manager(sink: &mut Sink, manager: &HttpConnectionManager) {
         ]
     );
     report!(sink, manager, [delayed_close_timeout, drain_timeout]);
-    if let Some(options) = &manager.common_http_protocol_options {
-        sink.field("common_http_protocol_options", |sink| {
-            report!(
-                sink,
-                options,
-                [
-                    headers_with_underscores_action,
-                    idle_timeout,
-                    max_connection_duration,
-                    max_headers_count,
-                    max_requests_per_connection,
-                ]
-            );
-        });
-    }
 }
 
 pub(super) fn decode(
@@ -177,19 +159,19 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
             path_with_escaped_slashes_action,
         ]
     );
+    http_limits::report(sink, &manager);
     let filters = http_filter::decode(sink, Side::Client, &manager.http_filters);
     let routes = decode_routes(sink, Side::Client, manager.route_specifier.as_ref());
     Some(ApiListener {
         routes: routes?,
         max_stream_duration: max_stream_duration(sink, &manager),
+        stream_idle_timeout: limit(
+            sink,
+            "stream_idle_timeout",
+            manager.stream_idle_timeout.as_ref(),
+        ),
         filters: filters.into(),
     })
-}
-
-fn max_stream_duration(sink: &mut Sink, manager: &HttpConnectionManager) -> Option<Duration> {
-    let options = manager.common_http_protocol_options.as_ref()?;
-    let name = "common_http_protocol_options.max_stream_duration";
-    duration(sink, name, options.max_stream_duration.as_ref()).filter(|limit| !limit.is_zero())
 }
 
 fn decode_rds(sink: &mut Sink, rds: &Rds) -> Option<RouteSource> {
@@ -316,25 +298,23 @@ fn decode_chain(
             ),
         ),
     };
-    let (path_normalization, filters, routes) = sink.field("filters[0].typed_config", |sink| {
-        let manager = manager?;
-        let path_normalization = normalization(sink, &manager);
-        report_manager(sink, &manager);
-        if let Some(options) = &manager.common_http_protocol_options {
-            sink.field("common_http_protocol_options", |sink| {
-                report!(sink, options, [max_stream_duration]);
-            });
-        }
-        let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
-        let routes = decode_routes(sink, Side::Server, manager.route_specifier.as_ref())?;
-        Some((path_normalization?, filters, routes))
-    })?;
+    let (path_normalization, limits, filters, routes) =
+        sink.field("filters[0].typed_config", |sink| {
+            let manager = manager?;
+            let path_normalization = normalization(sink, &manager);
+            report_manager(sink, &manager);
+            let limits = http_limits::decode(sink, &manager);
+            let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
+            let routes = decode_routes(sink, Side::Server, manager.route_specifier.as_ref())?;
+            Some((path_normalization?, limits?, filters, routes))
+        })?;
     Some(FilterChain {
         name: proto.name.clone(),
         transport: TransportMatch::Any,
         matches: ChainMatch::default(),
         tls: tls?,
         path_normalization,
+        limits,
         filters,
         routes,
     })

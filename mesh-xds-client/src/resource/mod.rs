@@ -14,6 +14,7 @@ mod discovery;
 mod endpoint;
 mod filter;
 mod health_check;
+mod http_limits;
 mod known;
 mod lb_metadata;
 mod listener;

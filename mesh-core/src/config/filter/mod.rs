@@ -93,9 +93,9 @@ pub enum FilterConfig {
     /// Sessions that stick to an endpoint (clients); `None` where the listener lists the filter without
     /// saying how.
     StatefulSession(Option<Arc<StatefulSession>>),
-    /// Most bytes of a request's body (servers).
+    /// Holds requests back until their bodies are there.
     Buffer {
-        /// Longer bodies are answered with 413, and those that do not say their length with 411.
+        /// Longer bodies are answered with 413.
         max_request_bytes: u32,
     },
 }

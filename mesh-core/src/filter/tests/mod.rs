@@ -40,7 +40,6 @@ impl Head {
             cluster: "c",
             remote: None,
             peer: None,
-            has_body: true,
         }
     }
 }

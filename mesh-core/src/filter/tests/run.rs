@@ -168,18 +168,20 @@ fn each_setting_of_cors_is_the_most_specific_levels() {
 }
 
 #[test]
-fn a_body_that_is_too_long_or_does_not_say_is_refused_at_once() {
+fn a_body_that_says_it_is_too_long_is_refused_at_once_and_others_are_held_back() {
     let buffer = FilterConfig::Buffer {
         max_request_bytes: 10,
     };
     let filters = compiled(&[HttpFilter::new("b", buffer)]);
     let status = |headers: &[(&'static str, &str)]| {
         let head = Head::new(headers);
-        let answer = run(&filters, &head, Instant::now(), &mut SplitMix64::new(1)).1;
-        answer.map(|answer| answer.status.as_u16())
+        let (_, answer, passed) = run(&filters, &head, Instant::now(), &mut SplitMix64::new(1));
+        (
+            answer.map(|answer| answer.status.as_u16()),
+            passed.buffer.map(|buffer| buffer.max_bytes),
+        )
     };
-    assert_eq!(status(&[("content-length", "10")]), None);
-    assert_eq!(status(&[("content-length", "11")]), Some(413));
-    // Whoever does not say is not trusted.
-    assert_eq!(status(&[]), Some(411));
+    assert_eq!(status(&[("content-length", "10")]), (None, Some(10)));
+    assert_eq!(status(&[("content-length", "11")]), (Some(413), None));
+    assert_eq!(status(&[]), (None, Some(10)));
 }

@@ -8,9 +8,13 @@ const EVERYTHING: Features = Features::ALL;
 
 fn compiled(config: &RouteConfig) -> RouteTable {
     let index: HashMap<ClusterName, u32> = [("a".into(), 0), ("b".into(), 1)].into();
-    RouteTable::compile_for(EVERYTHING, config, "any", None, &|name| {
-        index.get(name).copied()
-    })
+    RouteTable::compile_for(
+        EVERYTHING,
+        config,
+        "any",
+        &StreamLimits::default(),
+        &|name| index.get(name).copied(),
+    )
     .unwrap()
 }
 
@@ -71,7 +75,8 @@ fn forwarding<T>(
 #[test]
 fn what_is_not_executed_yet_fails_its_requests_and_no_others() {
     let index = |_: &ClusterName| Some(0);
-    let compile = |action| RouteTable::compile(&one(action), "any", None, index).unwrap();
+    let compile =
+        |action| RouteTable::compile(&one(action), "any", &StreamLimits::default(), index).unwrap();
     let rewritten = forward(&[("a", 1)], |extras| {
         extras.path_rewrite = Some(PathRewrite::Prefix("/q".into()));
     });

@@ -59,7 +59,7 @@ fn route(name: &str, path: PathPattern, headers: Vec<HeaderMatcher>) -> Route {
 fn table(routes: Vec<Route>) -> RouteTable {
     let mut config = config(&[("host", &["*"])]);
     config.virtual_hosts[0].routes = routes;
-    RouteTable::compile(&config, "any", None, |_| Some(0)).unwrap()
+    RouteTable::compile(&config, "any", &StreamLimits::default(), |_| Some(0)).unwrap()
 }
 
 #[test]
@@ -190,9 +190,15 @@ fn clusters_are_drawn_by_weight_and_zero_weights_never() {
         )];
         let index: HashMap<ClusterName, u32> =
             [("a".into(), 0), ("b".into(), 1), ("c".into(), 2)].into();
-        RouteTable::compile(&config, "any", Some(Duration::ZERO), |name| {
-            index.get(name).copied()
-        })
+        RouteTable::compile(
+            &config,
+            "any",
+            &StreamLimits {
+                max_duration: Some(Duration::ZERO),
+                idle: None,
+            },
+            |name| index.get(name).copied(),
+        )
     };
     let table = compile(&[("a", 90), ("b", 0), ("c", 10)]).unwrap();
     let CompiledAction::Forward(forward) = &table.routes()[0].action else {

@@ -31,6 +31,7 @@ fn emitted() -> Vec<ProtoFilter> {
     let api = ApiListener {
         routes: RouteSource::Rds("r".into()),
         max_stream_duration: None,
+        stream_idle_timeout: None,
         filters: [].into(),
     };
     let listener = Listener {
@@ -122,7 +123,6 @@ fn ours(table: &FilterTable, config: &RouteConfig, request: &Request<()>, is_grp
         cluster: CLUSTERS[0],
         remote: None,
         peer: None,
-        has_body: false,
     };
     let step = run.advance(&asked, Instant::now(), &mut SplitMix64::new(1));
     let passed = run.end();

@@ -17,7 +17,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri};
 use mesh_core::{
     ClusterName,
     rng::{Rng as _, SplitMix64},
-    route::{Caller, ChosenCluster, DecisionAction, Features, RequestView, RouteTable},
+    route::{
+        Caller, ChosenCluster, DecisionAction, Features, RequestView, RouteTable, StreamLimits,
+    },
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -276,7 +278,13 @@ fn decide(compiled: &Compiled, path: &str, metadata: &[(&str, &str)]) -> String 
     let names: Vec<&ClusterName> = compiled.clusters.keys().collect();
     let index = |name: &ClusterName| names.iter().position(|n| *n == name).map(|i| i as u32);
     let authority = "target.default";
-    let table = RouteTable::compile_for(Features::ALL, &view.config, authority, None, &index);
+    let table = RouteTable::compile_for(
+        Features::ALL,
+        &view.config,
+        authority,
+        &StreamLimits::default(),
+        &index,
+    );
     let table = table.expect("a table");
     let mut headers = HeaderMap::new();
     for (name, value) in metadata {

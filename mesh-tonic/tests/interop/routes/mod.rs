@@ -22,7 +22,7 @@ use mesh_core::{
     rng::{Rng as _, SplitMix64},
     route::{
         Caller, ChosenCluster, Decision, DecisionAction, Features, Forwarding, RequestView,
-        RouteTable,
+        RouteTable, StreamLimits,
     },
 };
 use prost::Message as _;
@@ -89,7 +89,14 @@ impl Engine {
                     .position(|c| *c == name.as_str())
                     .map(|i| i as u32)
             };
-            RouteTable::compile_for(Features::ALL, config, authority, None, &index).ok()
+            RouteTable::compile_for(
+                Features::ALL,
+                config,
+                authority,
+                &StreamLimits::default(),
+                &index,
+            )
+            .ok()
         });
         let view = RequestView::new(
             request.method(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
-    config::RetryPolicy,
+    config::{RetryExtras, RetryPolicy},
     outcome::Outcome,
     retry::{Attempted, is_retriable, may_retry},
 };
@@ -59,9 +59,14 @@ impl Again {
         super::super::earlier(limit, deadline)
     }
 
+    /// What few policies ask for.
+    pub(super) fn extras(&self) -> Option<&RetryExtras> {
+        self.policy.extras.as_deref()
+    }
+
     /// Limit of each attempt without data in either direction.
     pub(in crate::call) fn idle_timeout(&self) -> Option<Duration> {
-        self.policy.extras.as_ref()?.per_try_idle_timeout
+        self.extras()?.per_try_idle_timeout
     }
 
     /// The body of another attempt; those under way go on `beside` it or end.

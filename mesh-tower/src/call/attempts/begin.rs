@@ -47,7 +47,8 @@ impl<M: MakeEndpoint> Attempts<M> {
 
     fn begin(&mut self, request: Request<Body>, terms: Terms<M>) {
         let began = terms.began;
-        let lane = Lane::begin(&mut self.call, request, terms, &mut self.previous);
+        let policy = self.again.as_ref().and_then(|again| again.extras());
+        let lane = Lane::begin(&mut self.call, request, terms, &mut self.previous, policy);
         self.lanes.push(lane);
         if let Some(hedge) = &mut self.hedge {
             hedge.began(&self.call.state, began);

@@ -10,12 +10,13 @@ use std::{
 };
 
 use http::Request;
+use mesh_core::config::RetryExtras;
 use tokio::time::Instant;
 
 use super::super::{AttemptResult, CONNECTING_WAIT_MAX};
 use crate::{
     Body,
-    cluster::{ClusterState, EndpointService, Exchange as _, MakeEndpoint, pick_later},
+    cluster::{Affinity, ClusterState, EndpointService, Exchange as _, MakeEndpoint, pick_later},
     error::Error,
     in_flight::{Attempt, InFlight, RetryPermit},
     outgoing::Outgoing,
@@ -67,16 +68,23 @@ pub(super) enum Stage<M: MakeEndpoint> {
 pub(super) type LaneResult<M> = Result<(Attempt<M>, AttemptResult<M>), Error>;
 
 impl<M: MakeEndpoint> Lane<M> {
-    /// Begins an attempt with `request` on the newest endpoints, if it can on none of `previous`.
+    /// Begins an attempt with `request` on the newest endpoints, if it can on none of `previous`, and on
+    /// none that a retry avoids by `policy`.
     pub(super) fn begin(
         call: &mut InFlight<M>,
         request: Request<Body>,
         terms: Terms<M>,
         previous: &mut Previous,
+        policy: Option<&RetryExtras>,
     ) -> Self {
         let newest = call.state.newest();
         let state = newest.unwrap_or_else(|| Arc::clone(&call.state));
-        let stage = match state.pick(&mut rng::fork(), &previous.addresses, call.affinity()) {
+        let policy = policy.filter(|_| !terms.is_first);
+        let picked = match policy.filter(|policy| policy.avoids_by_metadata()) {
+            None => state.pick(&mut rng::fork(), &previous.addresses, call.affinity()),
+            Some(policy) => pick_avoiding(&state, &previous.addresses, call.affinity(), policy),
+        };
+        let stage = match picked {
             Some(Ok(endpoint)) => Stage::send(call, state, endpoint, request, previous),
             Some(Err(error)) => Stage::Failed(Some(error)),
             None => {
@@ -134,6 +142,30 @@ impl<M: MakeEndpoint> Lane<M> {
             }
         }
     }
+}
+
+/// Picks an endpoint that `policy` does not avoid, as often as it says; then any.
+#[cold]
+fn pick_avoiding<M: MakeEndpoint>(
+    state: &ClusterState<M>,
+    previous: &[SocketAddr],
+    affinity: &Affinity,
+    policy: &RetryExtras,
+) -> Option<Result<u32, Error>> {
+    let rng = &mut rng::fork();
+    let mut avoided = previous.to_vec();
+    for _ in 0..policy.host_selection_attempts {
+        let picked = state.pick(rng, &avoided, affinity);
+        let Some(Ok(endpoint)) = picked else {
+            return picked;
+        };
+        let metadata = state.metadata(endpoint);
+        if !metadata.is_some_and(|metadata| policy.avoids(metadata)) {
+            return picked;
+        }
+        avoided.push(state.slot(endpoint).address());
+    }
+    state.pick(rng, &avoided, affinity)
 }
 
 impl<M: MakeEndpoint> Stage<M> {

@@ -2,20 +2,22 @@
 //!
 //! Compiled when the listener changes. TLS whose settings did not change keeps its sessions.
 
+mod routes;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
     config::{
-        Arrival, ChainMatch, FilterChain, FilterConfig, HttpFilter, InboundListener, JwtAuthn,
-        PathNormalization, PathPattern, RouteAction, RouteConfig, RouteSource, TransportMatch,
-        choose_chain,
+        Arrival, ChainMatch, FilterChain, FilterConfig, HttpFilter, HttpLimits, InboundListener,
+        JwtAuthn, PathNormalization, RouteSource, TransportMatch, choose_chain,
     },
     filter::{self, FilterStates, FilterTable, Filters},
-    route::{RequestView, matches, virtual_host},
 };
 
+use self::routes::Routes;
+pub(super) use self::routes::{Found, ResponseRules};
 use super::{InboundState, refusal::Refusal};
-use crate::{identity::Identity, jwt::Verifier, rng, tls::server::ServerTls};
+use crate::{identity::Identity, jwt::Verifier, tls::server::ServerTls};
 
 /// What to do with connections and requests.
 pub(super) enum Inbound {
@@ -67,18 +69,12 @@ pub(super) struct Chain {
     pub(super) security: Security,
     pub(super) paths: PathNormalization,
     verifiers: Box<[(Arc<JwtAuthn>, Verifier)]>,
-    gate: RouteGate,
+    pub(super) limits: Option<Arc<HttpLimits>>,
+    routes: Routes,
     /// Of requests without a route.
     filters: Option<Filters>,
     /// Of requests with one, by virtual host.
     tables: Box<[FilterTable]>,
-}
-
-/// Whether a request is served here, and what it passes before.
-pub(super) struct Routed<'c> {
-    pub(super) filters: Option<&'c Filters>,
-    /// Found before the filters, and told after them.
-    pub(super) refusal: Option<Refusal>,
 }
 
 /// How connections of a chain are secured.
@@ -94,15 +90,6 @@ pub(super) enum Security {
 pub(super) enum Transport {
     Raw,
     Tls,
-}
-
-/// The part of a chain's routes that a server needs: whether a request is served here.
-enum RouteGate {
-    /// Everything is.
-    Open,
-    Routes(Arc<RouteConfig>),
-    /// The routes are not known.
-    Closed,
 }
 
 impl Inbound {
@@ -229,7 +216,11 @@ impl Chain {
             security,
             paths: chain.path_normalization,
             verifiers: verifiers(&chain.filters),
-            gate: RouteGate::compile(&chain.routes),
+            limits: chain
+                .limits
+                .is_any()
+                .then(|| Arc::new(chain.limits.clone())),
+            routes: Routes::compile(&chain.routes),
             filters: filter::compile(&scope, &chain.filters, states),
             tables,
         }
@@ -241,46 +232,6 @@ impl Chain {
             Security::Tls(tls) => tls.settings().require_client_certificate,
             Security::Plaintext | Security::Unusable => false,
         }
-    }
-
-    /// Finds the request's route and its filters.
-    pub(super) fn route(&self, request: &RequestView<'_>) -> Routed<'_> {
-        let unrouted = |refusal| Routed {
-            filters: self.filters.as_ref(),
-            refusal: Some(refusal),
-        };
-        let config = match &self.gate {
-            RouteGate::Open => {
-                return Routed {
-                    filters: self.filters_of(0, 0),
-                    refusal: None,
-                };
-            }
-            RouteGate::Closed => return unrouted(Refusal::UNUSABLE_ROUTE),
-            RouteGate::Routes(config) => config,
-        };
-        let Some(host) = virtual_host(config, request.authority) else {
-            return unrouted(Refusal::NO_ROUTE);
-        };
-        let mut rng = rng::fork();
-        let mut routes = (0..).zip(&host.routes);
-        let found = routes.find(|(_, route)| matches(&route.matcher, request, &mut rng));
-        let Some((number, route)) = found else {
-            return unrouted(Refusal::NO_ROUTE);
-        };
-        let mut hosts = config.virtual_hosts.iter();
-        let place = hosts.position(|other| std::ptr::eq(other, host));
-        Routed {
-            filters: self.filters_of(place.unwrap_or(0), number),
-            refusal: match route.action {
-                RouteAction::NonForwarding => None,
-                _ => Some(Refusal::UNUSABLE_ROUTE),
-            },
-        }
-    }
-
-    fn filters_of(&self, host: usize, route: u32) -> Option<&Filters> {
-        self.tables.get(host)?.route(route)?.of(None)
     }
 }
 
@@ -299,16 +250,6 @@ impl Inbound {
     }
 }
 
-impl RouteGate {
-    fn compile(routes: &RouteSource) -> Self {
-        match routes {
-            RouteSource::Rds(_) => Self::Closed,
-            RouteSource::Inline(config) if serves_everything(config) => Self::Open,
-            RouteSource::Inline(config) => Self::Routes(Arc::clone(config)),
-        }
-    }
-}
-
 /// What verifies the tokens of each filter that asks for it; routes override none of them.
 fn verifiers(filters: &[HttpFilter]) -> Box<[(Arc<JwtAuthn>, Verifier)]> {
     let tokens = filters.iter().filter_map(|filter| match &filter.config {
@@ -321,24 +262,6 @@ fn verifiers(filters: &[HttpFilter]) -> Box<[(Arc<JwtAuthn>, Verifier)]> {
             (tokens, verifier)
         })
         .collect()
-}
-
-/// One virtual host for everybody whose first route takes everything, which is the usual case.
-fn serves_everything(config: &RouteConfig) -> bool {
-    let [host] = &config.virtual_hosts[..] else {
-        return false;
-    };
-    host.domains.iter().any(|domain| domain == "*")
-        && host.routes.first().is_some_and(|route| {
-            route.action == RouteAction::NonForwarding
-                && route.matcher.headers.is_empty()
-                && route.matcher.query_parameters.is_empty()
-                && route.matcher.fraction.is_none()
-                && match &route.matcher.path.pattern {
-                    PathPattern::Prefix(prefix) => prefix.is_empty() || prefix == "/",
-                    _ => false,
-                }
-        })
 }
 
 /// gRFC A36: the address of the resource must be the one listened on; a wildcard address or port 0

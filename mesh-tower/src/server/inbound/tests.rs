@@ -5,8 +5,9 @@ use mesh_core::{
     ConfigError,
     config::{
         CertificateSource, ChainMatch, DownstreamTls, HeaderMatcher, HeaderPredicate, PathMatcher,
-        Route, RouteMatch, TrustSource, VirtualHost,
+        PathPattern, Route, RouteAction, RouteConfig, RouteMatch, TrustSource, VirtualHost,
     },
+    route::RequestView,
 };
 
 use super::*;
@@ -51,6 +52,7 @@ fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
         matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::default(),
+        limits: HttpLimits::default(),
         filters: vec![],
         routes,
     }
@@ -221,7 +223,7 @@ fn routes_decide_what_is_served_here() {
         let uri = path.parse().expect("a path");
         let view = RequestView::new(&method, &uri, authority, &headers);
         let chain = inbound.chain(&by(Transport::Raw)).expect("chain");
-        chain.route(&view).refusal.map_or(Ok(()), Err)
+        chain.route(&view, false).refusal.map_or(Ok(()), Err)
     };
     let here = || RouteAction::NonForwarding;
     let all = || inline("*", vec![route("/", here())]);

@@ -159,6 +159,7 @@ fn rds_listener(route: &str) -> Config {
         kind: ListenerKind::Api(ApiListener {
             routes: RouteSource::Rds(route.into()),
             max_stream_duration: None,
+            stream_idle_timeout: None,
             filters: [].into(),
         }),
     }))

@@ -1,6 +1,4 @@
-//! Most bytes of a request's body (Envoy `Buffer`).
-//!
-//! Deviation: nothing is held back, so that a body must say its length.
+//! Requests that are held back until their bodies are there (Envoy `Buffer`).
 
 use envoy_types::pb::{
     envoy::extensions::filters::http::buffer::v3::{
@@ -10,7 +8,7 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{FilterConfig, FilterOverride};
 
-use super::{FilterType, SERVERS};
+use super::{BOTH, FilterType};
 use crate::resource::{
     path::Sink,
     route::Side,
@@ -20,7 +18,7 @@ use crate::resource::{
 pub(super) const TYPE: FilterType = FilterType {
     is: is::<Buffer>,
     is_override: is::<BufferPerRoute>,
-    sides: SERVERS,
+    sides: BOTH,
     decode,
     decode_override,
 };

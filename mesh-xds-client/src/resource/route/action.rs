@@ -206,12 +206,12 @@ pub(super) fn mirrors(sink: &mut Sink, protos: &[RequestMirrorPolicy]) -> Vec<Mi
         report!(
             sink,
             proto,
-            [
-                trace_sampled,
-                request_headers_mutations,
-                host_rewrite_literal
-            ]
+            [request_headers_mutations, host_rewrite_literal]
         );
+        // A copy's span is recorded where the call's is.
+        let forced = proto.trace_sampled.as_ref();
+        let forced = forced.is_some_and(|sampled| sampled.value);
+        sink.ignore([("trace_sampled", forced)]);
         let cluster = match (proto.cluster.as_str(), proto.cluster_header.as_str()) {
             ("", "") => return sink.error_at("cluster", "is missing"),
             ("", header) => MirrorTarget::Header(header_name(sink, "cluster_header", header)?),
@@ -233,6 +233,7 @@ pub(super) fn mirrors(sink: &mut Sink, protos: &[RequestMirrorPolicy]) -> Vec<Mi
                 None => None,
             },
             shadow_suffix: !proto.disable_shadow_host_suffix_append,
+            is_traced: proto.trace_sampled.is_none_or(|sampled| sampled.value),
         })
     })
 }

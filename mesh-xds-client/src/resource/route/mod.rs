@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use envoy_types::pb::envoy::config::route::v3::{
     Route as RouteProto, RouteConfiguration, VirtualHost as VirtualHostProto, route::Action,
 };
-use mesh_core::config::{Mirror, Route, RouteConfig, VirtualHost};
+use mesh_core::config::{AttemptCounts, Mirror, Route, RouteConfig, VirtualHost};
 
 use self::action::Inherited;
 
@@ -103,9 +103,7 @@ fn virtual_host(
         [
             cors,
             retry_policy_typed_config,
-            include_attempt_count_in_response,
             include_is_timeout_retry_header,
-            include_request_attempt_count,
             per_request_buffer_limit_bytes,
             request_body_buffer_limit
         ]
@@ -150,6 +148,10 @@ fn virtual_host(
         routes,
         headers: headers?,
         filters,
+        attempt_counts: AttemptCounts {
+            in_request: proto.include_request_attempt_count,
+            in_response: proto.include_attempt_count_in_response,
+        },
     })
 }
 

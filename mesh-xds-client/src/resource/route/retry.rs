@@ -4,17 +4,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::{
-    config::route::v3::{
-        RetryPolicy as RetryProto,
-        retry_policy::{
-            RateLimitedRetryBackOff, ResetHeaderFormat, RetryBackOff, RetryHostPredicate,
-            retry_host_predicate,
+use envoy_types::pb::{
+    envoy::{
+        config::route::v3::{
+            RetryPolicy as RetryProto,
+            retry_policy::{
+                RateLimitedRetryBackOff, ResetHeaderFormat, RetryBackOff, RetryHostPredicate,
+                retry_host_predicate,
+            },
+        },
+        extensions::retry::host::{
+            omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+            omit_host_metadata::v3::OmitHostMetadataConfig,
+            previous_hosts::v3::PreviousHostsPredicate,
         },
     },
-    extensions::retry::host::{
-        omit_canary_hosts::v3::OmitCanaryHostsPredicate, previous_hosts::v3::PreviousHostsPredicate,
-    },
+    google::protobuf::Any,
 };
 use mesh_core::{
     config::{
@@ -25,9 +30,10 @@ use mesh_core::{
 
 use super::{headers::header_name, matcher::header};
 use crate::resource::{
+    lb_metadata,
     path::Sink,
     report::report,
-    value::{duration, is, uint32},
+    value::{duration, is, parse, uint32},
 };
 
 /// Shortest pause between attempts (gRFC A44).
@@ -148,6 +154,7 @@ fn extras(sink: &mut Sink, proto: &RetryProto) -> Option<Option<Arc<RetryExtras>
         .filter(|timeout| !timeout.is_zero()),
         avoid_previous_hosts: false,
         avoid_canary_hosts: false,
+        avoid_metadata: Vec::new(),
         host_selection_attempts: u32::try_from(attempts).unwrap_or(0),
     };
     if let Some(backoff) = &proto.rate_limited_retry_back_off {
@@ -178,7 +185,8 @@ fn host_predicate(
                 extras.avoid_previous_hosts = true;
             } else if is::<OmitCanaryHostsPredicate>(any) {
                 extras.avoid_canary_hosts = true;
-                sink.ignore([("typed_config (omit_canary_hosts)", true)]);
+            } else if is::<OmitHostMetadataConfig>(any) {
+                return sink.field("typed_config", |sink| omitted_metadata(sink, any, extras));
             } else {
                 sink.ignore([("typed_config", true)]);
             }
@@ -187,10 +195,19 @@ fn host_predicate(
         None if proto.name.ends_with("previous_hosts") => extras.avoid_previous_hosts = true,
         None if proto.name.ends_with("omit_canary_hosts") => {
             extras.avoid_canary_hosts = true;
-            sink.ignore([("name (omit_canary_hosts)", true)]);
         }
         None => sink.ignore([("name", true)]),
     }
+    None
+}
+
+fn omitted_metadata(sink: &mut Sink, any: &Any, extras: &mut RetryExtras) -> Option<()> {
+    let proto: OmitHostMetadataConfig = parse(sink, any)?;
+    let omitted = lb_metadata::of_lb(proto.metadata_match.as_ref());
+    if omitted.is_empty() {
+        return sink.error_at("metadata_match", "says nothing about envoy.lb");
+    }
+    extras.avoid_metadata.push(omitted);
     None
 }
 

@@ -96,7 +96,16 @@ pub(super) fn client_listeners() {
             }),
             ..HttpProtocolOptions::default()
         });
+        manager.stream_idle_timeout = Some(DurationProto {
+            seconds: 3,
+            nanos: 0,
+        });
     }));
+    assert_eq!(got.stream_idle_timeout, Some(Duration::from_secs(3)));
+    let zero = accepted_api(api(|manager| {
+        manager.stream_idle_timeout = Some(DurationProto::default());
+    }));
+    assert_eq!(zero.stream_idle_timeout, None, "as in Envoy");
     assert_eq!(got.routes, RouteSource::Rds("r".into()));
     assert_eq!(got.max_stream_duration, Some(Duration::from_secs(2)));
     let inline = accepted_api(api(|manager| {
@@ -177,7 +186,7 @@ pub(super) fn client_filters() {
     );
 }
 
-fn manager(change: impl FnOnce(&mut ManagerPb)) -> Any {
+pub(super) fn manager(change: impl FnOnce(&mut ManagerPb)) -> Any {
     let route = RoutePb {
         r#match: Some(MatchPb {
             path_specifier: Some(PathSpecifier::Prefix("/".into())),
@@ -203,7 +212,7 @@ fn manager(change: impl FnOnce(&mut ManagerPb)) -> Any {
     any(&manager)
 }
 
-fn chain(transport: &str, manager: Any) -> ChainPb {
+pub(super) fn chain(transport: &str, manager: Any) -> ChainPb {
     ChainPb {
         name: "chain".into(),
         filter_chain_match: Some(FilterChainMatch {
@@ -218,7 +227,7 @@ fn chain(transport: &str, manager: Any) -> ChainPb {
     }
 }
 
-fn inbound(change: impl FnOnce(&mut ListenerProto)) -> Any {
+pub(super) fn inbound(change: impl FnOnce(&mut ListenerProto)) -> Any {
     let mut listener = ListenerProto {
         name: "l".into(),
         address: address("10.0.0.1", 8080),
@@ -230,7 +239,7 @@ fn inbound(change: impl FnOnce(&mut ListenerProto)) -> Any {
 }
 
 #[track_caller]
-fn accepted(resource: Any) -> InboundListener {
+pub(super) fn accepted(resource: Any) -> InboundListener {
     match decode(Kind::Listener, resource).unwrap() {
         Config::Listener(listener) => match &listener.kind {
             ListenerKind::Inbound(inbound) => inbound.clone(),

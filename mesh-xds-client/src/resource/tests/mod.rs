@@ -10,6 +10,7 @@ mod fields;
 mod fuzz;
 mod health_check;
 mod hedge;
+mod http_limits;
 mod listener;
 mod load;
 mod rbac;

@@ -47,6 +47,7 @@ fn source() -> (Compiler, LoadSource) {
             listener: "l".into(),
             authority: "a".into(),
             max_stream_duration: None,
+            stream_idle_timeout: None,
             filters: [].into(),
             routes: Arc::new(routes),
             clusters: [("c".into(), tree(&[1, 2]))].into(),

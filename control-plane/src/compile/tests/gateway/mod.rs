@@ -10,7 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use mesh_core::{
     ClusterName,
     rng::SplitMix64,
-    route::{Caller, ChosenCluster, DecisionAction, Features, RequestView, RouteTable},
+    route::{
+        Caller, ChosenCluster, DecisionAction, Features, RequestView, RouteTable, StreamLimits,
+    },
 };
 
 use super::*;
@@ -81,7 +83,13 @@ impl Mesh {
         let view = self.0.view(name.as_str(), namespace).expect("routes");
         let names: Vec<&ClusterName> = self.0.clusters.keys().collect();
         let index = |name: &ClusterName| names.iter().position(|n| *n == name).map(|i| i as u32);
-        let table = RouteTable::compile_for(Features::ALL, &view.config, authority, None, &index);
+        let table = RouteTable::compile_for(
+            Features::ALL,
+            &view.config,
+            authority,
+            &StreamLimits::default(),
+            &index,
+        );
         let table = table.expect("a table");
         let (method, uri) = (request.method(), request.uri());
         let asked = RequestView::new(method, uri, authority, request.headers());

@@ -197,6 +197,18 @@ pub(super) fn table() -> Table {
     add(t, " (server)", Kind::Listener, &inline(), |m| {
         any(&inbound(chain(m)))
     });
+    add(
+        t,
+        " (server)",
+        Kind::Listener,
+        &CommonOptions::default(),
+        |m| {
+            any(&inbound(chain(HttpConnectionManager {
+                common_http_protocol_options: Some(m),
+                ..inline()
+            })))
+        },
+    );
     add(t, " (server)", Kind::Listener, &Rbac::default(), |m| {
         any(&inbound(chain(HttpConnectionManager {
             http_filters: vec![filter("rbac", any(&m)), router()],
