@@ -50,7 +50,7 @@ use mesh_core::config::{
     FilterOverrides, Fraction, HttpFilter, LocalRateLimit, RateLimit, TokenBucket,
 };
 
-use super::{ClientClass, any, duration, jwt, matcher, rbac, route::percent, uint32};
+use super::{ClientClass, any, duration, ext_authz, jwt, matcher, rbac, route::percent, uint32};
 use crate::compile::{CORS_FILTER, FAULT_FILTER, RATE_LIMIT_FILTER};
 
 /// The caller's first URI subject alternative name, as CEL.
@@ -84,6 +84,9 @@ pub(super) fn http_filter(filter: &HttpFilter, class: ClientClass) -> Option<Pro
             any(&rbac::filter(&jwt::refused(tokens), class))
         }
         FilterConfig::JwtAuthn(tokens) => any(&jwt::filter(tokens)),
+        // What would have to be decided elsewhere is refused by the rules before.
+        FilterConfig::ExtAuthz(_) if class.is_grpc() => return None,
+        FilterConfig::ExtAuthz(settings) => any(&ext_authz::filter(settings.service.as_ref()?)),
         FilterConfig::Cors(None) => any(&Cors::default()),
         other => one(other, class)?,
     };

@@ -9,6 +9,7 @@ mod balance;
 mod cluster;
 mod connection;
 mod endpoint;
+mod ext_authz;
 mod filter;
 mod headers;
 mod health_check;

@@ -14,6 +14,16 @@ use crate::{
     telemetry::{Code, Protocol},
 };
 
+/// Headers of the connection and of the status, which are ours.
+const FRAMING: [&str; 6] = [
+    "connection",
+    "content-length",
+    "grpc-message",
+    "grpc-status",
+    "te",
+    "transfer-encoding",
+];
+
 /// Why a request is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -80,6 +90,8 @@ impl Refusal {
     );
     pub(super) const DEADLINE: Self =
         Self::new(StatusCode::GATEWAY_TIMEOUT, 4, "the deadline passed");
+    /// A verdict that cannot be carried out (Envoy answers the same).
+    pub(super) const FAILED_CHECK: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, 13, "");
     pub(super) const FAILED: Self = Self::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         13,
@@ -96,6 +108,24 @@ impl Refusal {
                 .unwrap_or_else(|| grpc_status_of(status.as_u16())),
             message: Cow::Borrowed(answer.body),
             headers: Some(Box::new(answer.headers)),
+        }
+    }
+
+    /// Another service's refusal.
+    pub(super) fn checked(
+        status: StatusCode,
+        message: Cow<'static, str>,
+        mut headers: HeaderMap,
+    ) -> Self {
+        // How long the answer is, and how it is sent, is not that service's to say.
+        for name in FRAMING {
+            headers.remove(name);
+        }
+        Self {
+            status,
+            grpc: grpc_status_of(status.as_u16()),
+            message,
+            headers: Some(Box::new(headers)),
         }
     }
 
@@ -135,8 +165,13 @@ impl Refusal {
                 response
             }
         };
-        for (name, value) in headers.into_iter().flatten() {
-            response.headers_mut().insert(name, value.clone());
+        if let Some(headers) = headers {
+            for name in headers.keys() {
+                response.headers_mut().remove(name);
+            }
+            for (name, value) in headers {
+                response.headers_mut().append(name, value.clone());
+            }
         }
         response
     }

@@ -37,7 +37,10 @@ pub(super) async fn serve<A: MeshApplication>(
     request.headers_mut().remove(FORWARDED_CLIENT_CERT);
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
-    let (checked, mut passed) = check(&connection, &mut request, &record);
+    let (checked, mut passed) = match check(&connection, &mut request, &record) {
+        Some(checked) => checked,
+        None => Box::pin(check_waiting(&connection, &request, &record)).await,
+    };
     let deadline = match checked {
         Ok(deadline) => deadline,
         Err(refusal) => return Ok(refuse(&refusal, record, &passed)),
@@ -110,16 +113,19 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
     Record::begin(shared, protocol, span)
 }
 
-/// Whether the request may pass, and until when; and what its filters leave behind. Gives its path
+/// Until when a request may take, or why it is refused; and what its filters leave behind.
+type Verdict = (Result<Option<Instant>, Refusal>, Passed);
+
+/// Whether the request may pass; `None` when others must be asked ([`check_waiting`]). Gives its path
 /// the one spelling that everybody behind sees.
 fn check(
     connection: &Connection,
     request: &mut Request<Incoming>,
     record: &Record,
-) -> (Result<Option<Instant>, Refusal>, Passed) {
+) -> Option<Verdict> {
     let mut passed = Passed::default();
-    let checked = pass(connection, request, record, &mut passed);
-    (checked, passed)
+    let checked = pass(connection, request, record, &mut passed).transpose()?;
+    Some((checked, passed))
 }
 
 fn pass(
@@ -127,23 +133,24 @@ fn pass(
     request: &mut Request<Incoming>,
     record: &Record,
     passed: &mut Passed,
-) -> Result<Option<Instant>, Refusal> {
+) -> Result<Option<Option<Instant>>, Refusal> {
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(&connection.seen, connection.peer.is_some())
         .ok_or(Refusal::NOT_SERVING)?;
     normalize(chain.paths, request, record.protocol())?;
+    if chain.waits {
+        return Ok(None);
+    }
     let request = &*request;
-    let authority = authority(request)?;
-    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let view = RequestView::new(method, uri, authority, headers);
+    let view = view(request)?;
     let routed = chain.route(&view);
     if let Some(filters) = routed.filters {
         let has_body = !request.body().is_end_stream();
         filter::run(
             (connection, chain),
             filters,
-            (&view, has_body),
+            (&view, request.version(), has_body),
             record,
             passed,
         )?;
@@ -151,10 +158,69 @@ fn pass(
     if let Some(refusal) = routed.refusal {
         return Err(refusal);
     }
-    match asked_timeout(request, record.protocol())? {
+    let deadline = deadline(request, record.protocol(), Instant::now())?;
+    Ok(Some(deadline))
+}
+
+/// The same for requests that others may have to be asked about. Their path is normalised.
+async fn check_waiting(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    record: &Record,
+) -> Verdict {
+    let mut passed = Passed::default();
+    let checked = pass_waiting(connection, request, record, &mut passed).await;
+    (checked, passed)
+}
+
+async fn pass_waiting(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    record: &Record,
+    passed: &mut Passed,
+) -> Result<Option<Instant>, Refusal> {
+    let started = Instant::now();
+    // Held for as long as others take: it must not be one of the few that are free to hold.
+    let inbound = connection.shared.inbound.load_full();
+    let chain = inbound
+        .chain_of_live(&connection.seen, connection.peer.is_some())
+        .ok_or(Refusal::NOT_SERVING)?;
+    let view = view(request)?;
+    let routed = chain.route(&view);
+    let deadline = deadline(request, record.protocol(), started);
+    if let Some(filters) = routed.filters {
+        let has_body = !request.body().is_end_stream();
+        filter::run_waiting(
+            (connection, chain),
+            filters,
+            (&view, request.version(), has_body),
+            record,
+            passed,
+        )
+        .await?;
+    }
+    match routed.refusal {
+        Some(refusal) => Err(refusal),
+        None => deadline,
+    }
+}
+
+fn view(request: &Request<Incoming>) -> Result<RequestView<'_>, Refusal> {
+    let authority = authority(request)?;
+    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+    Ok(RequestView::new(method, uri, authority, headers))
+}
+
+/// Until when a request that began at `started` may take.
+fn deadline(
+    request: &Request<Incoming>,
+    protocol: Protocol,
+    started: Instant,
+) -> Result<Option<Instant>, Refusal> {
+    match asked_timeout(request, protocol)? {
         // Nobody waits for the answer any more.
         Some(Duration::ZERO) => Err(Refusal::DEADLINE),
-        Some(timeout) => Ok(Instant::now().checked_add(timeout)),
+        Some(timeout) => Ok(started.checked_add(timeout)),
         None => Ok(None),
     }
 }
