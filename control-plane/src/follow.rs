@@ -10,6 +10,7 @@ use mesh_core::config::TrustBundle;
 use tokio::{sync::watch, time::sleep_until};
 
 use crate::{
+    audit::{Audit, Event},
     cache::{TRUST_BUNDLE, World},
     class::Classes,
     compile::{CompileOptions, KeySets, compile_with, key_sets},
@@ -17,6 +18,7 @@ use crate::{
     diagnostic::{Diagnostic, Severity},
     keys::Wanted,
     metrics::Metrics,
+    model::{Object, ObjectSet},
     registry::{Members, Registry},
     server::Clients,
     source::{FileSource, Loaded, loses_endpoints, loses_members},
@@ -41,6 +43,8 @@ pub(crate) struct Follower {
     published: Arc<Members>,
     /// Where they are told.
     shown: watch::Sender<Option<Arc<Members>>>,
+    /// Where changes of objects are written down.
+    pub(crate) audit: Audit,
 }
 
 impl Follower {
@@ -66,6 +70,7 @@ impl Follower {
             members,
             held: Default::default(),
             is_current: false,
+            audit: Audit::default(),
         }
     }
 
@@ -190,6 +195,10 @@ impl Follower {
             Some(before) => World::following(compiled, trust, before),
             None => World::new(compiled, trust),
         };
+        if before.is_some() {
+            let held = &self.held.0.objects;
+            write_down(&self.audit, held, &loaded.objects, &found);
+        }
         self.held = (Arc::clone(loaded), found);
         self.is_current = true;
         let classes = self.clients.classes().borrow().clone();
@@ -219,5 +228,36 @@ impl Follower {
         let errors = all.iter().filter(is_error).count();
         self.metrics.diagnostics(errors, all.len() - errors);
         *held = all;
+    }
+}
+
+/// Writes down which objects came, changed and went, by the file they are in, and which of them were
+/// found wanting. What was there at the start is no change.
+fn write_down(audit: &Audit, before: &ObjectSet, now: &ObjectSet, found: &[Diagnostic]) {
+    let is_wrong = |object: &str| {
+        let mut errors = found.iter().filter(|one| one.severity == Severity::Error);
+        errors.find(|one| one.object == object)
+    };
+    let write = |object: &Object, action| {
+        let name = object.key.to_string();
+        let wrong =
+            is_wrong(&name).map(|one| format!("{}: {}: {}", one.code, one.field, one.message));
+        audit.record(&Event {
+            principal: &format!("file:{}", object.place.file),
+            object: &name,
+            action,
+            result: wrong.as_deref().unwrap_or("ok"),
+        });
+    };
+    for (key, object) in now {
+        match before.get(key) {
+            None => write(object, "object.create"),
+            Some(held) if held.place.text != object.place.text => write(object, "object.update"),
+            Some(_) => {}
+        }
+    }
+    let gone = before.iter().filter(|(key, _)| !now.contains_key(*key));
+    for (_, object) in gone {
+        write(object, "object.delete");
     }
 }

@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod audit;
 pub mod ca;
 pub mod cache;
 pub mod check;

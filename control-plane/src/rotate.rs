@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    audit::Audit,
     ca::{Authority, CaError, Rotation, Step},
     cache::TRUST_BUNDLE,
     metrics::Metrics,
@@ -32,6 +33,10 @@ const SETTLE: Duration = Duration::from_secs(2);
 pub const ABSENT_MAX: Duration = Duration::from_secs(60);
 /// Clients that an answer names.
 const NAMED_MAX: usize = 20;
+/// Whoever shows the admin key.
+const ADMIN: &str = "admin";
+/// What changes.
+const ROOTS: &str = "roots";
 
 /// How far a change of roots has come.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -63,6 +68,7 @@ pub struct Rotator {
     clients: Clients,
     metrics: Metrics,
     shared: Arc<Mutex<Memory>>,
+    audit: Audit,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +92,15 @@ impl Rotator {
             clients,
             metrics,
             shared: Arc::default(),
+            audit: Audit::default(),
         }
+    }
+
+    /// Who changes roots is written down there.
+    #[must_use]
+    pub fn audited(mut self, audit: Audit) -> Self {
+        self.audit = audit;
+        self
     }
 
     /// Begins a change of roots.
@@ -94,9 +108,9 @@ impl Rotator {
     /// # Errors
     /// When one is going on already, or the authority is plugged in.
     pub fn begin(&self) -> Result<(), CaError> {
-        self.authority.begin_rotation()?;
-        tracing::warn!(target: "audit", "a change of roots was begun");
-        Ok(())
+        let done = self.authority.begin_rotation();
+        self.audit.outcome((ADMIN, "roots.begin"), ROOTS, &done);
+        done
     }
 
     /// Goes back to the old root.
@@ -104,14 +118,16 @@ impl Rotator {
     /// # Errors
     /// When nothing is going on, or the old root has left already.
     pub fn abort(&self) -> Result<(), CaError> {
-        self.authority.abort_rotation()?;
-        tracing::warn!(target: "audit", "a change of roots was aborted");
-        Ok(())
+        let done = self.authority.abort_rotation();
+        self.audit.outcome((ADMIN, "roots.abort"), ROOTS, &done);
+        done
     }
 
     /// Clients that confirm nothing have the bundle by other means, says the operator.
     pub fn ignore_unobserved(&self) {
-        tracing::warn!(target: "audit", "clients that do not confirm the trust bundle are ignored");
+        let done: Result<(), CaError> = Ok(());
+        self.audit
+            .outcome((ADMIN, "roots.ignore_unobserved"), ROOTS, &done);
         self.memory().ignores_unobserved = true;
     }
 
@@ -153,7 +169,10 @@ impl Rotator {
         };
         let step = Some((rotation.step, rotation.since));
         if memory.step != step {
-            tracing::info!(target: "audit", step = ?rotation.step, "step of a change of roots");
+            let object = format!("{ROOTS}: {:?}", rotation.step);
+            let done: Result<(), CaError> = Ok(());
+            self.audit
+                .outcome(("control-plane", "roots.step"), &object, &done);
             let ignores_unobserved = memory.ignores_unobserved;
             *memory = Memory {
                 step,

@@ -14,6 +14,7 @@ use tonic_health::ServingStatus;
 
 use crate::{
     admin::{self, AdminKey, AdminState},
+    audit::{self, Audit},
     ca::{
         Authority, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
         IstioCertificateServiceServer, JwksSource, JwtOptions, JwtVerifier, OwnCertificate, Tokens,
@@ -263,6 +264,8 @@ impl ControlPlaneBuilder {
         let checks = Some(ProbeTls::new(checks));
         let registry = Registry::open_with(FileStore::new(&registrations), checks)
             .with_context(|| format!("registrations in {}", registrations.display()))?;
+        let audit = Audit::open(&data_dir.join(audit::FILE));
+        registry.audited(audit.clone());
         let xds = TcpListener::bind(self.xds_listen)
             .await
             .with_context(|| format!("xDS address {}", self.xds_listen))?;
@@ -284,6 +287,7 @@ impl ControlPlaneBuilder {
             Arc::clone(&diagnostics),
             &registry,
         );
+        follower.audit = audit.clone();
         // Nobody is served before every source is read.
         follower.publish(&loaded.borrow().clone());
         ready.send_replace(true);
@@ -308,7 +312,8 @@ impl ControlPlaneBuilder {
             (clients.clone(), limits),
             xds_tls.is_some(),
         );
-        let rotator = Rotator::new(Arc::clone(&authority), clients.clone(), metrics.clone());
+        let rotator = Rotator::new(Arc::clone(&authority), clients.clone(), metrics.clone())
+            .audited(audit.clone());
         tasks.spawn(rotator.clone().run(is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
@@ -333,6 +338,7 @@ impl ControlPlaneBuilder {
             Arc::clone(&callers),
             IssuanceLimits::default(),
             metrics.clone(),
+            audit,
         );
         let routes = routes(ads, csr, leases).await;
         tasks.spawn(server::serve(

@@ -36,14 +36,16 @@ const NOT_IN_CORE: [&str; 7] = [
 ];
 
 /// Where mesh-tower may know the xDS client.
-const XDS_ROOMS: [&str; 3] = [
+const XDS_ROOMS: [&str; 4] = [
+    "mesh-tower/src/authorization.rs",
     "mesh-tower/src/mesh.rs",
     "mesh-tower/src/orca.rs",
     "mesh-tower/src/registration.rs",
 ];
 
 /// Where xDS protobuf types may appear.
-const PROTOBUF_ROOMS: [&str; 12] = [
+const PROTOBUF_ROOMS: [&str; 13] = [
+    "mesh-xds-client/src/check.rs",
     "mesh-xds-client/src/resource",
     "mesh-xds-client/src/ads",
     "mesh-xds-client/src/transport",

@@ -14,6 +14,8 @@
 //! extras} → listener → {cluster, connect} → {outgoing, head} → {server, tls} → {telemetry, context, identity,
 //! body, error, orca, headers, source_ip}`.
 
+#[cfg(feature = "xds")]
+mod authorization;
 mod body;
 mod call;
 mod cluster;

@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     Error, HttpClient, MeshService,
+    authorization::MeshServices,
     cluster::ClusterRegistry,
     connect::HyperConnector,
     explain::CallExplanation,
@@ -387,8 +388,14 @@ impl Mesh {
                 }
             }
         });
+        let services = MeshServices {
+            xds: inner.xds.clone(),
+            clusters: Arc::clone(&inner.clusters),
+            telemetry: inner.telemetry.clone(),
+        };
         let mut server = Server::builder(state)
             .telemetry(inner.telemetry.clone())
+            .authorization_services(Arc::new(services))
             .drain_timeout(inner.drain_timeout);
         if let Some(identity) = &inner.identity {
             server = server.identity(identity.clone());

@@ -254,6 +254,14 @@ impl XdsClient {
         reader.keep_alive(subscription)
     }
 
+    /// Follows a cluster by itself, without a listener: everything goes there, without limits or
+    /// retries. Dropping the last clone of the reader ends the watch.
+    pub fn watch_cluster(&self, name: &str) -> SnapshotReader {
+        let (writer, reader) = snapshot::pair();
+        let name = canonical(name.into()).into();
+        reader.keep_alive(self.subscribe(|| Watcher::Cluster { name, writer }))
+    }
+
     /// Follows a server's listener.
     pub fn watch_inbound(&self, resource_name: &str) -> InboundWatch {
         let (tx, rx) = watch::channel(InboundState::Pending);
@@ -443,6 +451,13 @@ fn fail(watcher: Watcher) {
         Watcher::Client {
             listener, writer, ..
         } => writer.fail(error(&listener), false),
+        Watcher::Cluster { name, writer } => {
+            let reason = "the xDS client's driver has ended";
+            writer.fail(
+                ConfigError::new(format!("cluster {name}"), "", reason),
+                false,
+            );
+        }
         Watcher::Inbound { listener, tx } => {
             tx.send_replace(InboundState::Failed(error(&listener)));
         }

@@ -30,19 +30,22 @@
 //! | last good state on disk | – | yes |
 //! | status service | CSDS, gRFC A40 | yes |
 //! | metrics | gRFC A78 | yes, [`XdsClient::metrics`] |
+//! | checks of authorization services | `envoy.service.auth.v3`, gRFC A92 | yes, [`check`]: what is said, not who is asked |
 //! | metrics of backends | ORCA with each response, gRFC A51 | yes, [`orca`]; not out of band |
 //! | registration under a lease | ours, `mesh.registry.v1` | yes, [`registry`] |
 //! | load reports | LRS, gRFC A27, A85 | yes, per locality and endpoint, with drops and metrics |
 //!
 //! Modules import only downward in this order:
 //! `client → driver → connection → {transport, ads}`, `driver → {authority, graph, store, dns}`,
-//! `graph → cache → resource`, `registry → transport`, and `certificate`, `bootstrap`, `orca` and `dump` beside them.
+//! `graph → cache → resource`, `registry → transport`, and `certificate`,
+//! `check`, `bootstrap`, `orca` and `dump` beside them.
 
 mod ads;
 mod authority;
 pub mod bootstrap;
 mod cache;
 pub mod certificate;
+pub mod check;
 mod client;
 mod connection;
 mod dns;
@@ -76,6 +79,8 @@ pub use driver::Driver;
 pub use dump::Freshness;
 pub use error::Error;
 pub use graph::{NAMED_CLUSTERS_MAX, Resource};
-pub use resource::{ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_route_config};
+pub use resource::{
+    ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_rbac_filter, decode_route_config,
+};
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

@@ -136,6 +136,7 @@ fn filter(kind: Kind, rules: usize) -> Rbac {
         let policy = RbacPolicy {
             principals: vec![principal],
             permissions: vec![permission],
+            condition: None,
         };
         (format!("default/rule[{number:04}]"), policy)
     });
@@ -183,6 +184,7 @@ impl Request {
             destination: ([10, 0, 0, 1], 8080).into(),
             server_name: "",
             metadata: None,
+            details: Default::default(),
         }
     }
 }

@@ -1,8 +1,7 @@
 //! The certificate service over gRPC: a proof of identity and a CSR for a certificate chain.
 //!
 //! Owns the order of checks and the mapping to gRPC status codes. The identity comes from the caller's
-//! credential alone; nothing in the request can name another. Each answer is a line of the log with
-//! the target `audit`.
+//! credential alone; nothing in the request can name another. Each answer is written down ([`Audit`]).
 
 use std::{
     net::IpAddr,
@@ -21,7 +20,13 @@ use super::{
         istio_certificate_service_server::IstioCertificateService,
     },
 };
-use crate::metrics::Metrics;
+use crate::{
+    audit::{Audit, Event},
+    metrics::Metrics,
+};
+
+/// What is written down about certificates.
+const ISSUE: &str = "certificate.issue";
 
 /// Serves `istio.v1.auth.IstioCertificateService`.
 #[derive(Clone, Debug)]
@@ -35,6 +40,7 @@ struct Shared {
     callers: Arc<Callers>,
     limiter: Limiter,
     metrics: Metrics,
+    audit: Audit,
 }
 
 /// Why there is no certificate: the metric's word, what the caller is told, and who it is if known.
@@ -51,6 +57,7 @@ impl CertificateService {
         callers: Arc<Callers>,
         limits: IssuanceLimits,
         metrics: Metrics,
+        audit: Audit,
     ) -> Self {
         metrics.root_expires(authority.root_not_after());
         let shared = Shared {
@@ -58,6 +65,7 @@ impl CertificateService {
             callers,
             limiter: Limiter::new(limits),
             metrics,
+            audit,
         };
         Self {
             shared: Arc::new(shared),
@@ -126,9 +134,17 @@ impl Shared {
             .redeem(caller, request.metadata())
             .map_err(unauthenticated)?;
         match self.authority.sign(&proven, &caller.identity, &[], ttl) {
-            Ok(issued) => Ok(IstioCertificateResponse {
-                cert_chain: issued.chain_pem,
-            }),
+            Ok(issued) => {
+                self.audit.record(&Event {
+                    principal: &caller.identity.to_string(),
+                    object: &format!("certificate {}", issued.serial),
+                    action: ISSUE,
+                    result: "ok",
+                });
+                Ok(IstioCertificateResponse {
+                    cert_chain: issued.chain_pem,
+                })
+            }
             Err(error) => {
                 tracing::error!(identity = %caller.identity, %error, "cannot sign");
                 Err(Refused::new("error", Status::internal("cannot sign")).of(caller))
@@ -149,6 +165,15 @@ impl Refused {
     fn of(self, caller: &Caller) -> Self {
         let caller = Some(caller.clone());
         Self { caller, ..self }
+    }
+
+    /// Who asked, as far as that is known.
+    fn principal(&self, address: Option<IpAddr>) -> String {
+        match (&self.caller, address) {
+            (Some(caller), _) => caller.identity.to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => "nobody".to_owned(),
+        }
     }
 
     fn log(&self, address: Option<IpAddr>) {
@@ -183,6 +208,12 @@ impl IstioCertificateService for CertificateService {
             shared.metrics.csr(result);
             if let Err(refused) = &made {
                 refused.log(address);
+                shared.audit.record(&Event {
+                    principal: &refused.principal(address),
+                    object: "certificate",
+                    action: ISSUE,
+                    result: &format!("{}: {}", refused.result, refused.status.message()),
+                });
             }
             made
         });

@@ -1,12 +1,16 @@
 //! AuthorizationPolicy: what it is about, and its rules.
 //!
 //! A broken ALLOW rule allows nothing, a broken DENY rule refuses everything, and a policy whose
-//! action or target is not known closes what it selects.
+//! action, provider or target is not known closes what it selects. With `CUSTOM` a broken rule gives
+//! everything to the provider.
 
-use mesh_core::config::{RbacAction, RbacPolicy};
+use std::sync::Arc;
+
+use mesh_core::config::{ExtAuthz, RbacAction, RbacPolicy};
 
 use super::{
     CompileOptions,
+    providers::Providers,
     rules::{Rules, anything},
     security::{Scoped, scoped},
     target::{Names, select},
@@ -24,6 +28,9 @@ const DRY_RUN: &str = "istio.io/dry-run";
 pub(super) struct Authorization {
     pub(super) action: RbacAction,
     pub(super) rules: Vec<RbacPolicy>,
+    /// Who decides about what the rules match, with the provider's name; `action` is `DENY` then, which
+    /// is what becomes of it where nobody can be asked.
+    pub(super) provider: Option<(String, Arc<ExtAuthz>)>,
     /// What the rules would do is reported, and nothing is done.
     pub(super) is_dry_run: bool,
 }
@@ -31,7 +38,7 @@ pub(super) struct Authorization {
 pub(super) fn compile(
     object: &Object,
     spec: &AuthorizationPolicy,
-    options: &CompileOptions,
+    (options, providers): (&CompileOptions, &Providers),
     names: &Names<'_>,
     findings: &mut Vec<Diagnostic>,
 ) -> Scoped<Authorization> {
@@ -44,12 +51,34 @@ pub(super) fn compile(
         findings,
         closed_for_all(),
     );
+    let mut provider = None;
     let action = match spec.action.as_deref() {
         None | Some("ALLOW") => RbacAction::Allow,
         Some("DENY") => RbacAction::Deny,
         Some("AUDIT") => RbacAction::Log,
+        Some("CUSTOM") => {
+            let name = spec.provider.as_ref().map(|provider| &provider.name);
+            match name.map(|name| (name, providers.get(name))) {
+                Some((name, Some(Some(held)))) => {
+                    provider = Some((name.clone(), Arc::clone(held)));
+                    RbacAction::Deny
+                }
+                found => {
+                    let message = match found {
+                        Some((name, Some(None))) => format!("provider {name:?} cannot be used"),
+                        Some((name, _)) => format!("there is no provider {name:?}"),
+                        None => "is missing".to_owned(),
+                    };
+                    let message = format!("{message}: its target is closed");
+                    let help = "declare it in the extensionProviders of a MeshPolicy";
+                    let field = "spec.provider.name";
+                    findings.push(object.diagnose(FAILS_CLOSED, field, message, help));
+                    return compiled;
+                }
+            }
+        }
         Some(other) => {
-            let help = "write ALLOW, DENY or AUDIT";
+            let help = "write ALLOW, DENY, AUDIT or CUSTOM";
             let message = format!("{other:?} is not supported: its target is closed");
             findings.push(object.diagnose(FAILS_CLOSED, "spec.action", message, help));
             return compiled;
@@ -73,10 +102,18 @@ pub(super) fn compile(
         }
     }
     let dry_run = object.metadata.annotations.get(DRY_RUN);
+    let mut is_dry_run = dry_run.is_some_and(|value| value == "true");
+    if is_dry_run && provider.is_some() {
+        let message = "has no effect on CUSTOM: the provider decides".to_owned();
+        let field = format!("metadata.annotations[{DRY_RUN:?}]");
+        findings.push(object.diagnose(BAD_VALUE, &field, message, "take it away"));
+        is_dry_run = false;
+    }
     compiled.value = Authorization {
         action,
         rules,
-        is_dry_run: dry_run.is_some_and(|value| value == "true"),
+        provider,
+        is_dry_run,
     };
     compiled
 }
@@ -86,6 +123,7 @@ pub(super) fn closed_for_all() -> Authorization {
     Authorization {
         action: RbacAction::Deny,
         rules: vec![anything()],
+        provider: None,
         is_dry_run: false,
     }
 }

@@ -180,6 +180,7 @@ impl Intended {
             let policy = RbacPolicy {
                 principals: vec![who],
                 permissions: vec![what],
+                condition: None,
             };
             let name = format!("{}[{index}]", one.name);
             self.allows |= *allows;

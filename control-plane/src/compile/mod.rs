@@ -27,6 +27,7 @@ mod own;
 mod patch;
 mod policy;
 mod pool;
+mod providers;
 mod rate_limit;
 mod request_auth;
 mod route_action;

@@ -78,7 +78,18 @@ pub(super) fn clients_of(declared: &HttpMatch) -> Option<ClientMatch> {
     (clients != ClientMatch::default()).then_some(clients)
 }
 
+/// Istio's name for claims of a token in the place of a header; only gateways know them.
+const CLAIMS: &str = "@request.auth.claims";
+
 fn header(name: &str, text: &StringMatch) -> Result<HeaderMatcher, String> {
+    if name.starts_with(CLAIMS) {
+        let message = "is for gateways: clients choose routes and verify no tokens; write an \
+                       AuthorizationPolicy with request.auth.claims[NAME]";
+        return Err(message.to_owned());
+    }
+    if !name.starts_with(':') && http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(format!("{name:?} is not the name of a header"));
+    }
     let predicate = match pattern(text)? {
         Some(pattern) => HeaderPredicate::String(StringMatcher::new(pattern)?),
         None => HeaderPredicate::Present(true),

@@ -15,6 +15,7 @@ pub(super) fn anything() -> RbacPolicy {
     RbacPolicy {
         principals: vec![Principal::Any],
         permissions: vec![Permission::Any],
+        condition: None,
     }
 }
 
@@ -120,6 +121,7 @@ impl Rules<'_> {
         Ok(RbacPolicy {
             principals: vec![who.finish()],
             permissions: vec![what.finish()],
+            condition: None,
         })
     }
 

@@ -1,8 +1,8 @@
 //! What servers ask of connections and requests.
 //!
 //! PeerAuthentication: the port beats the workload beats the namespace beats the mesh; unset is
-//! PERMISSIVE, as in Istio. Requests: the path is normalised, tokens are verified, then AUDIT, DENY
-//! and ALLOW rules are asked; as soon as one ALLOW policy or intention is for a workload, or the mesh
+//! PERMISSIVE, as in Istio. Requests: the path is normalised, tokens are verified, then providers are
+//! asked about what CUSTOM rules match, then AUDIT, DENY and ALLOW rules; as soon as one ALLOW policy or intention is for a workload, or the mesh
 //! denies by default, what none allows is refused. Objects that cannot be used close what they select.
 
 use std::{
@@ -12,10 +12,11 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, ChainMatch, DownstreamTls, FilterChain, FilterConfig, HttpFilter,
-    InboundListener, JwtAuthn, JwtProvider, Listener, ListenerKind, Rbac, RbacAction, RbacPolicy,
-    Route, RouteAction, RouteConfig, RouteMatch, RouteSource, ShadowRules, TransportMatch,
-    TrustSource, VirtualHost,
+    CertificateSource, ChainMatch, DownstreamTls, ExtAuthz, FilterChain, FilterConfig, HttpFilter,
+    InboundListener, JwtAuthn, JwtProvider, Listener, ListenerKind, MetadataMatcher, Rbac,
+    RbacAction, RbacPolicy, Route, RouteAction, RouteConfig, RouteMatch, RouteSource,
+    SELECTION_PREFIX, ShadowRules, StringMatcher, StringPattern, TransportMatch, TrustSource,
+    ValueMatcher, VirtualHost,
 };
 
 use super::{
@@ -23,6 +24,7 @@ use super::{
     authorization::{self, Authorization, closed_for_all},
     intentions::{self, Intentions},
     mesh_policy::{self, MeshWide},
+    providers::{self, Providers},
     request_auth,
     services::ServiceInfo,
 };
@@ -33,6 +35,9 @@ use crate::{
 
 /// Name of the filter that verifies tokens.
 const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
+
+/// Names of rules that select what a provider decides begin with this, as in Istio.
+const SELECTED: &str = "istio-ext-authz-";
 
 type Labels = BTreeMap<String, String>;
 
@@ -125,6 +130,13 @@ impl SecurityPolicies {
             let found = super::services::find(services, host, namespace, &options.cluster_domain);
             Some(found?.fqdn.clone())
         };
+        let mut providers = Providers::new();
+        for object in objects.values() {
+            if let Spec::MeshPolicy(spec) = &object.spec {
+                let domain = &options.cluster_domain;
+                providers::add(&mut providers, object, spec, services, domain, findings);
+            }
+        }
         for object in objects.values() {
             match &object.spec {
                 Spec::PeerAuthentication(spec) => {
@@ -133,7 +145,13 @@ impl SecurityPolicies {
                         .push(authentication(object, spec, findings));
                 }
                 Spec::AuthorizationPolicy(spec) => {
-                    let scoped = authorization::compile(object, spec, options, &names, findings);
+                    let scoped = authorization::compile(
+                        object,
+                        spec,
+                        (options, &providers),
+                        &names,
+                        findings,
+                    );
                     policies.authorization.push(scoped);
                 }
                 Spec::RequestAuthentication(spec) => {
@@ -225,7 +243,8 @@ impl SecurityPolicies {
         limit: Option<HttpFilter>,
     ) -> Listener {
         // Who may not call is not counted.
-        let mut filters = HttpFilter::of_rbac(&self.rbac(workload));
+        let mut filters = self.checks(workload);
+        filters.extend(HttpFilter::of_rbac(&self.rbac(workload)));
         if let Some(tokens) = self.jwt(workload) {
             // Rules are about what tokens say.
             let tokens = FilterConfig::JwtAuthn(tokens);
@@ -277,6 +296,64 @@ impl SecurityPolicies {
         (!providers.is_empty()).then(|| Arc::new(JwtAuthn { providers }))
     }
 
+    /// What providers decide: for each, rules that select the requests, and the question. As Istio has
+    /// it for Envoy, where the rules say in the metadata what they match.
+    fn checks(&self, workload: &Judged) -> Vec<HttpFilter> {
+        let mut rules: BTreeMap<&str, (&Arc<ExtAuthz>, BTreeMap<String, RbacPolicy>)> =
+            BTreeMap::new();
+        for scoped in &self.authorization {
+            let Some((name, provider)) = &scoped.value.provider else {
+                continue;
+            };
+            if scoped.is_for(&self.root_namespace, workload) {
+                let (_, policies) = rules.entry(name).or_insert((provider, BTreeMap::new()));
+                let named = named_rules(scoped).into_iter();
+                policies.extend(named.map(|(name, rule)| (format!("{SELECTED}{name}"), rule)));
+            }
+        }
+        let is_only = rules.len() == 1;
+        let filters = rules
+            .into_iter()
+            .filter(|(_, (_, rules))| !rules.is_empty());
+        let filters = filters.flat_map(|(name, (provider, policies))| {
+            let stat_prefix = match is_only {
+                true => SELECTION_PREFIX.to_owned(),
+                false => format!("{SELECTION_PREFIX}{name}_"),
+            };
+            let is_selected = MetadataMatcher::new(
+                "envoy.filters.http.rbac",
+                [format!("{stat_prefix}shadow_effective_policy_id")],
+                ValueMatcher::String(StringMatcher {
+                    pattern: StringPattern::Prefix(SELECTED.to_owned()),
+                    ignore_case: false,
+                }),
+            );
+            let selection = Rbac {
+                shadow: Some(Box::new(ShadowRules {
+                    stat_prefix,
+                    action: RbacAction::Deny,
+                    policies,
+                })),
+                ..Rbac::without_rules()
+            };
+            let question = ExtAuthz {
+                enabled_metadata: Some(is_selected),
+                ..ExtAuthz::clone(provider)
+            };
+            [
+                HttpFilter::new(
+                    format!("envoy.filters.http.rbac.{name}"),
+                    FilterConfig::Rbac(Some(selection)),
+                ),
+                HttpFilter::new(
+                    format!("envoy.filters.http.ext_authz.{name}"),
+                    FilterConfig::ExtAuthz(question.into()),
+                ),
+            ]
+        });
+        filters.collect()
+    }
+
     fn rbac(&self, workload: &Judged) -> Vec<Rbac> {
         let mut filters = Vec::new();
         let intended = self.intentions.policies(workload);
@@ -285,6 +362,7 @@ impl SecurityPolicies {
                 .authorization
                 .iter()
                 .filter(|scoped| scoped.value.action == action)
+                .filter(|scoped| scoped.value.provider.is_none())
                 .filter(|scoped| scoped.is_for(&self.root_namespace, workload))
                 .collect();
             let rules = |is_dry_run: bool| -> BTreeMap<String, RbacPolicy> {
@@ -309,6 +387,7 @@ impl SecurityPolicies {
             let shadow = selected.iter().any(|scoped| scoped.value.is_dry_run);
             let shadow = shadow.then(|| {
                 Box::new(ShadowRules {
+                    stat_prefix: String::new(),
                     action,
                     policies: rules(true),
                 })

@@ -51,7 +51,9 @@ use mesh_core::config::{
     FilterOverrides, Fraction, HttpFilter, LocalRateLimit, RateLimit, TokenBucket,
 };
 
-use super::{ClientClass, any, duration, jwt, matcher, rbac, route::percent, session, uint32};
+use super::{
+    ClientClass, any, duration, ext_authz, jwt, matcher, rbac, route::percent, session, uint32,
+};
 use crate::compile::{CORS_FILTER, FAULT_FILTER, RATE_LIMIT_FILTER, SESSION_FILTER};
 
 /// The caller's first URI subject alternative name, as CEL.
@@ -86,6 +88,9 @@ pub(super) fn http_filter(filter: &HttpFilter, class: ClientClass) -> Option<Pro
             any(&rbac::filter(&jwt::refused(tokens), class))
         }
         FilterConfig::JwtAuthn(tokens) => any(&jwt::filter(tokens)),
+        // What would have to be decided elsewhere is refused by the rules before.
+        FilterConfig::ExtAuthz(_) if class.is_grpc() => return None,
+        FilterConfig::ExtAuthz(settings) => any(&ext_authz::filter(settings.service.as_ref()?)),
         FilterConfig::Cors(None) => any(&Cors::default()),
         other if class.is_grpc() => one(other, class)?,
         other => session::listed(other).or_else(|| one(other, class))?,

@@ -111,6 +111,7 @@ pub(super) fn refused(config: &JwtAuthn) -> Rbac {
     let policy = RbacPolicy {
         principals: vec![Principal::Any],
         permissions: places,
+        condition: None,
     };
     let name = "tokens cannot be verified here".to_owned();
     Rbac::new(RbacAction::Deny, BTreeMap::from([(name, policy)]))

@@ -9,6 +9,7 @@ mod balance;
 mod cluster;
 mod connection;
 mod endpoint;
+mod ext_authz;
 mod extension;
 mod filter;
 mod headers;

@@ -27,11 +27,19 @@ use mesh_core::config::{
 use super::{ClientClass, any, matcher, uint32};
 
 /// Encodes a filter. One without policies is encoded too: with `ALLOW` it refuses everything.
+/// Rules that select what another service decides are DENY rules for a class that cannot ask it.
 pub(super) fn filter(config: &Rbac, class: ClientClass) -> ProtoFilter {
     let shadow = config.shadow.as_ref();
+    if let Some(selection) = shadow.filter(|shadow| shadow.is_selection() && class.is_grpc()) {
+        return ProtoFilter {
+            rules: Some(rules(RbacAction::Deny, &selection.policies, class)),
+            ..ProtoFilter::default()
+        };
+    }
     ProtoFilter {
         rules: Some(rules(config.action, &config.policies, class)),
         shadow_rules: shadow.map(|shadow| rules(shadow.action, &shadow.policies, class)),
+        shadow_rules_stat_prefix: shadow.map_or_else(String::new, |s| s.stat_prefix.clone()),
         ..ProtoFilter::default()
     }
 }
@@ -47,7 +55,9 @@ fn rules(
         RbacAction::Log => rbac::Action::Log,
     };
     let policies = policies.iter().filter_map(|(name, policy)| {
-        let policy = if class.is_grpc() && !grpc_knows(policy) {
+        // No source of intent makes conditions.
+        let is_known = policy.condition.is_none() && (!class.is_grpc() || grpc_knows(policy));
+        let policy = if !is_known {
             match action {
                 RbacAction::Deny => everything(),
                 RbacAction::Allow | RbacAction::Log => return None,

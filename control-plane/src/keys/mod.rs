@@ -194,3 +194,54 @@ fn keep(file: &Path, keys: &KeySets) {
         tracing::warn!(%file, %error, "keys of issuers are not kept over a restart");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody answers there.
+    const AWAY: &str = "https://127.0.0.1:1/keys";
+
+    fn open(file: &Path) -> Keys {
+        let trust = Trust::open(None).expect("roots, or none");
+        Keys::open(file.to_owned(), trust, REFRESH).expect("a file, or none")
+    }
+
+    fn wanted() -> Wanted {
+        BTreeMap::from([(AWAY.to_owned(), None)])
+    }
+
+    #[tokio::test]
+    async fn keys_stay_when_their_issuer_is_away_also_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys.json");
+        let known = r#"{"keys":[]}"#;
+        fs::write(&file, serde_json::json!({AWAY: known}).to_string()).unwrap();
+        let mut keys = open(&file);
+        assert!(!keys.fetch(&wanted()).await, "it is tried again soon");
+        assert_eq!(keys.held()[AWAY], Ok(known.into()));
+        assert_eq!(open(&file).held()[AWAY], Ok(known.into()));
+    }
+
+    #[tokio::test]
+    async fn an_issuer_whose_keys_never_came_has_none_and_nothing_is_kept_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys.json");
+        let mut keys = open(&file);
+        assert!(!keys.fetch(&wanted()).await);
+        assert!(keys.held()[AWAY].is_err());
+        assert!(open(&file).held().is_empty());
+        // Those that nobody wants any more are forgotten.
+        assert!(keys.fetch(&Wanted::new()).await);
+        assert!(keys.held().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_stops_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys.json");
+        fs::write(&file, "{").unwrap();
+        let trust = Trust::open(None).expect("roots, or none");
+        assert!(Keys::open(file, trust, REFRESH).is_err());
+    }
+}

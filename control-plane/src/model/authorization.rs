@@ -14,10 +14,19 @@ object! {
         target_ref: Option<TargetRef>,
         /// Which services, instead of `selector`.
         target_refs: Vec<TargetRef>,
-        /// `ALLOW` (default), `DENY` or `AUDIT`.
+        /// `ALLOW` (default), `DENY`, `AUDIT` or `CUSTOM`.
         action: Option<String>,
+        /// Who decides, with `CUSTOM`.
+        provider: Option<ProviderRef>,
         /// Any of these; none matches nothing.
         rules: Vec<Rule>,
+    }
+}
+object! {
+    /// Who decides.
+    ProviderRef {
+        /// Its name among a MeshPolicy's `extensionProviders`.
+        name: String,
     }
 }
 object! {

@@ -34,7 +34,7 @@ use crate::{
 
 pub use authorization::{
     AuthorizationPolicy, ClaimToHeader, Condition, From, JwtHeader, JwtRule, Operation,
-    RequestAuthentication, Rule, Source, TargetRef, To,
+    ProviderRef, RequestAuthentication, Rule, Source, TargetRef, To,
 };
 pub use consul::{
     ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
@@ -56,8 +56,8 @@ pub use istio::{
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 pub use mesh::{
-    BalancerPolicy, HedgePolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch,
-    RateLimitPer, RateLimitRule,
+    BalancerPolicy, ExtAuthzGrpc, ExtensionProvider, HedgePolicy, MeshPolicy, PeakEwmaSpec,
+    PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
 };
 
 /// Namespace of objects that name none.

@@ -81,6 +81,16 @@ struct Caller {
     identity: Option<Identity>,
 }
 
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.identity, self.address) {
+            (Some(identity), _) => identity.fmt(f),
+            (None, Some(address)) => address.fmt(f),
+            (None, None) => f.write_str("nobody"),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl RegistryService for LeaseService {
     type RegisterStream = ReceiverStream<Result<RegisterResponse, Status>>;
@@ -110,6 +120,7 @@ async fn follow(
     (caller, mut end): (Caller, watch::Receiver<bool>),
     answers: &mpsc::Sender<Result<RegisterResponse, Status>>,
 ) -> Result<(), Status> {
+    let who = caller.to_string();
     let mut id = None;
     loop {
         let request = tokio::select! {
@@ -130,7 +141,13 @@ async fn follow(
                 return Err(Status::invalid_argument(message));
             }
             id = Some(registration.id.clone());
+            let object = format!(
+                "{}/{} {}",
+                registration.namespace, registration.service, registration.id
+            );
             let kept = registry.register(registration).await;
+            let action = (who.as_str(), "instance.register");
+            registry.audit().outcome(action, &object, &kept);
             kept.map_err(|error| Status::unavailable(format!("cannot be kept: {error}")))?;
             let lease = prost_types::Duration::try_from(lease).ok();
             if answers.send(Ok(RegisterResponse { lease })).await.is_err() {
@@ -144,6 +161,8 @@ async fn follow(
         if leave {
             let gone = registry.deregister(id).await;
             let gone = gone.map_err(|error| Status::unavailable(error.to_string()))?;
+            let action = (who.as_str(), "instance.deregister");
+            registry.audit().outcome(action, id, &gone);
             if gone.is_err() {
                 tracing::debug!(id, "an instance left that was gone already");
             }

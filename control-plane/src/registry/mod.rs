@@ -26,7 +26,7 @@ mod tls;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -38,6 +38,7 @@ use tokio::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::audit::Audit;
 use crate::diagnostic::Diagnostic;
 pub use guard::{GUARD_ENDPOINTS_MIN, GUARD_SHARE, GUARD_WINDOW};
 pub use instance::{
@@ -81,6 +82,8 @@ struct Inner {
     tls: Option<ProbeTls>,
     /// What is due may be due earlier now.
     wake: Arc<Notify>,
+    /// Where those who change something are written down; set once.
+    audit: OnceLock<Audit>,
 }
 
 impl Drop for Inner {
@@ -124,12 +127,22 @@ impl Registry {
             permits: Semaphore::new(PROBES_MAX),
             tls,
             wake: Arc::clone(&wake),
+            audit: OnceLock::new(),
         }));
         for id in ids {
             registry.follow(&id);
         }
         tokio::spawn(keep_time(Arc::downgrade(&registry.0), wake));
         Ok(registry)
+    }
+
+    /// Who registers and deregisters is written down there. Counts once.
+    pub fn audited(&self, audit: Audit) {
+        _ = self.0.audit.set(audit);
+    }
+
+    pub(crate) fn audit(&self) -> Audit {
+        self.0.audit.get().cloned().unwrap_or_default()
     }
 
     /// What clients are to see, as it changes.

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -143,6 +144,16 @@ pub enum Unknown {
     Check(String),
     /// The check is done by the control plane: it waits for nobody.
     NotTold(String),
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instance(id) => write!(f, "there is no instance {id:?}"),
+            Self::Check(id) => write!(f, "there is no check {id:?}"),
+            Self::NotTold(id) => write!(f, "check {id:?} is done by the control plane"),
+        }
+    }
 }
 
 /// All instances.

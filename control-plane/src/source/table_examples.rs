@@ -17,6 +17,10 @@ spec: {ports: [{name: grpc, port: 8080}]}
 kind: VirtualService
 metadata: {name: child}
 spec: {http: [{route: [{destination: {host: greeter}}]}]}
+---
+kind: MeshPolicy
+metadata: {name: around}
+spec: {extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: greeter, port: 8080}}]}
 ";
 pub(super) const SUBSETS: &str = "---
 kind: DestinationRule
@@ -235,7 +239,37 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 18] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
+    (
+        "AuthorizationPolicy",
+        "spec.action",
+        "spec.provider.name",
+        "opa",
+    ),
+    (
+        "AuthorizationPolicy",
+        "spec.provider",
+        "spec.action",
+        "CUSTOM",
+    ),
+    (
+        "MeshPolicy",
+        "extensionProviders[]",
+        "spec.extensionProviders[].name",
+        "authz",
+    ),
+    (
+        "MeshPolicy",
+        "extensionProviders[]",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.service",
+        "default/svc",
+    ),
+    (
+        "MeshPolicy",
+        "extensionProviders[]",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.port",
+        "8080",
+    ),
     (
         "AuthorizationPolicy",
         "targetRef.",

@@ -55,8 +55,13 @@ impl Kit {
         let denied = DenyList::open(data.path()).unwrap();
         let callers = Arc::new(Callers::new(tokens, None, denied));
         let metrics = Metrics::new();
-        let service =
-            CertificateService::new(Arc::clone(&authority), callers, limits, metrics.clone());
+        let service = CertificateService::new(
+            Arc::clone(&authority),
+            callers,
+            limits,
+            metrics.clone(),
+            Default::default(),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(

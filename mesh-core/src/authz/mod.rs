@@ -15,15 +15,16 @@
 //!
 //! [`PathNormalization`]: crate::config::PathNormalization
 
+mod cel;
 mod index;
 mod request;
 mod rule;
 
 use std::sync::Arc;
 
-use crate::config::{Rbac, RbacAction};
+use crate::config::{DynamicMetadata, Rbac, RbacAction, ShadowRules};
 use index::PolicyIndex;
-pub use request::AuthzRequest;
+pub use request::{AuthzRequest, RequestDetails};
 
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,26 @@ pub struct ShadowDecision {
     pub action: RbacAction,
     /// The policy that matched.
     pub policy: Option<Arc<str>>,
+    /// What is said about them begins with this.
+    pub stat_prefix: Arc<str>,
+    /// Whether the rules select requests for another service, instead of being tried.
+    pub is_selection: bool,
+}
+
+impl Decision {
+    /// Says in `metadata` what shadow rules would have said, under Envoy's names.
+    pub fn tell(&self, metadata: &mut DynamicMetadata) {
+        for shadow in &self.shadow {
+            let prefix = &shadow.stat_prefix;
+            if let Some(policy) = &shadow.policy {
+                let key = format!("{prefix}shadow_effective_policy_id");
+                metadata.set(NAMESPACE, &key, (&**policy).into());
+            }
+            let result = if shadow.allowed { "allowed" } else { "denied" };
+            let key = format!("{prefix}shadow_engine_result");
+            metadata.set(NAMESPACE, &key, result.into());
+        }
+    }
 }
 
 /// The authorisation filters of one filter chain, ready to decide.
@@ -74,7 +95,15 @@ pub struct Authorizer {
 struct Filter {
     action: RbacAction,
     policies: PolicyIndex,
-    shadow: Option<Box<(RbacAction, PolicyIndex)>>,
+    shadow: Option<Box<Shadow>>,
+}
+
+#[derive(Clone, Debug)]
+struct Shadow {
+    action: RbacAction,
+    policies: PolicyIndex,
+    stat_prefix: Arc<str>,
+    is_selection: bool,
 }
 
 impl Authorizer {
@@ -83,10 +112,7 @@ impl Authorizer {
         let filters = filters.into_iter().map(|filter| Filter {
             action: filter.action,
             policies: PolicyIndex::compile(&filter.policies),
-            shadow: filter
-                .shadow
-                .as_ref()
-                .map(|rules| Box::new((rules.action, PolicyIndex::compile(&rules.policies)))),
+            shadow: filter.shadow.as_deref().map(Shadow::compile).map(Box::new),
         });
         Self {
             filters: filters.collect(),
@@ -109,8 +135,7 @@ impl Authorizer {
         };
         for filter in &self.filters {
             if let Some(shadow) = &filter.shadow {
-                let (action, policies) = &**shadow;
-                decision.shadow.push(would_say(*action, policies, request));
+                decision.shadow.push(shadow.would_say(request));
             }
             let matched = filter.policies.find(request);
             match (filter.action, matched) {
@@ -133,20 +158,32 @@ impl Authorizer {
     }
 }
 
-fn would_say(
-    action: RbacAction,
-    policies: &PolicyIndex,
-    request: &AuthzRequest<'_>,
-) -> ShadowDecision {
-    let policy = policies.find(request);
-    let allowed = match action {
-        RbacAction::Allow => policy.is_some(),
-        RbacAction::Deny => policy.is_none(),
-        RbacAction::Log => true,
-    };
-    ShadowDecision {
-        allowed,
-        action,
-        policy,
+impl Shadow {
+    fn compile(rules: &ShadowRules) -> Self {
+        Self {
+            action: rules.action,
+            policies: PolicyIndex::compile(&rules.policies),
+            stat_prefix: rules.stat_prefix.as_str().into(),
+            is_selection: rules.is_selection(),
+        }
+    }
+
+    fn would_say(&self, request: &AuthzRequest<'_>) -> ShadowDecision {
+        let policy = self.policies.find(request);
+        let allowed = match self.action {
+            RbacAction::Allow => policy.is_some(),
+            RbacAction::Deny => policy.is_none(),
+            RbacAction::Log => true,
+        };
+        ShadowDecision {
+            allowed,
+            action: self.action,
+            policy,
+            stat_prefix: Arc::clone(&self.stat_prefix),
+            is_selection: self.is_selection,
+        }
     }
 }
+
+/// The namespace of what shadow rules say in the dynamic metadata, as in Envoy.
+const NAMESPACE: &str = "envoy.filters.http.rbac";

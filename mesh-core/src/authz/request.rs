@@ -33,6 +33,21 @@ pub struct AuthzRequest<'r> {
     pub server_name: &'r str,
     /// What filters before this one found out.
     pub metadata: Option<&'r DynamicMetadata>,
+    /// What conditions may ask for besides.
+    pub details: RequestDetails<'r>,
+}
+
+/// What only conditions ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestDetails<'r> {
+    /// What follows the first `?`; `None` without one.
+    pub query: Option<&'r str>,
+    /// `http` or `https`.
+    pub scheme: &'r str,
+    /// `HTTP/1.1` or `HTTP/2`.
+    pub protocol: &'r str,
+    /// The port at the other end of the connection.
+    pub source_port: u16,
 }
 
 impl<'r> AuthzRequest<'r> {

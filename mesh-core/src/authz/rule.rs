@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 
-use super::AuthzRequest;
-use crate::config::{Permission, Principal, RbacPolicy, StringMatcher, StringPattern};
+use super::{AuthzRequest, cel};
+use crate::config::{Cel, Permission, Principal, RbacPolicy, StringMatcher, StringPattern};
 
 /// A policy with its name.
 #[derive(Clone, Debug)]
@@ -16,6 +16,7 @@ pub(super) struct Rule {
     pub(super) name: Arc<str>,
     principals: Test<Principal>,
     permissions: Test<Permission>,
+    condition: Option<Arc<Cel>>,
 }
 
 impl Rule {
@@ -24,11 +25,17 @@ impl Rule {
             name: name.into(),
             principals: any_of(&policy.principals),
             permissions: any_of(&policy.permissions),
+            condition: policy.condition.clone(),
         }
     }
 
     pub(super) fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
-        self.permissions.is_match(request) && self.principals.is_match(request)
+        self.permissions.is_match(request)
+            && self.principals.is_match(request)
+            && self
+                .condition
+                .as_ref()
+                .is_none_or(|condition| cel::holds(condition, request))
     }
 
     /// How many tests there are in it.

@@ -5,6 +5,7 @@
 //! compiled from it. Constructors parse: a value of these types needs no further validation.
 
 mod balance;
+mod cel;
 mod chain_match;
 mod cluster;
 mod connection;
@@ -37,6 +38,7 @@ pub use balance::{
     MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
     RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
 };
+pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
 pub use cluster::{
     CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, DnsHost, HTTP2_CONNECTIONS_MAX,
@@ -51,9 +53,10 @@ pub use endpoint::{
 };
 pub use filter::{
     Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,
-    Delay, DescriptorEntry, DescriptorSource, Fault, FaultAbort, FaultDelay, FilterConfig,
-    FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit, RateLimit,
-    RateLimitDescriptor, StatefulSession, TokenBucket,
+    Delay, DescriptorEntry, DescriptorSource, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT,
+    EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings, Fault, FaultAbort, FaultDelay,
+    FilterConfig, FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit,
+    RateLimit, RateLimitDescriptor, StatefulSession, TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
@@ -79,7 +82,9 @@ pub use metadata::{DynamicMetadata, MetadataMatcher, ValueMatcher};
 pub use normalize::{EscapedSlashes, NormalizedPath, PathNormalization};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_template::{PathTemplate, TemplateRewrite};
-pub use rbac::{Permission, Principal, Rbac, RbacAction, RbacPolicy, ShadowRules};
+pub use rbac::{
+    Permission, Principal, Rbac, RbacAction, RbacPolicy, SELECTION_PREFIX, ShadowRules,
+};
 pub use retry::{
     Backoff, RETRIES_MAX, RateLimitedBackoff, ResetHeader, RetryExtras, RetryOn, RetryPolicy,
 };

@@ -1,8 +1,8 @@
 //! Authorisation rules, as declared (gRFC A41; Envoy `config.rbac.v3.RBAC`).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{HeaderMatcher, IpRange, MetadataMatcher, PathTemplate, StringMatcher};
+use super::{Cel, HeaderMatcher, IpRange, MetadataMatcher, PathTemplate, StringMatcher};
 
 /// An authorisation filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +18,23 @@ pub struct Rbac {
 /// Rules that never decide: what they would have said is counted and written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShadowRules {
+    /// What is said about them begins with this (`shadow_rules_stat_prefix`).
+    pub stat_prefix: String,
     /// What a match would mean.
     pub action: RbacAction,
     /// By name.
     pub policies: BTreeMap<String, RbacPolicy>,
+}
+
+/// Prefix of what is said about rules that select the requests that another service must permit
+/// (Istio's `CUSTOM` policies): they would refuse nothing.
+pub const SELECTION_PREFIX: &str = "istio_ext_authz_";
+
+impl ShadowRules {
+    /// Whether they select requests for another service, instead of being tried.
+    pub fn is_selection(&self) -> bool {
+        self.stat_prefix.starts_with(SELECTION_PREFIX)
+    }
 }
 
 impl Rbac {
@@ -62,13 +75,15 @@ impl RbacAction {
     }
 }
 
-/// Matches when any principal and any permission match.
+/// Matches when any principal and any permission match, and the condition holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RbacPolicy {
     /// Who.
     pub principals: Vec<Principal>,
     /// What.
     pub permissions: Vec<Permission>,
+    /// What else must hold; `None` asks for nothing.
+    pub condition: Option<Arc<Cel>>,
 }
 
 /// A predicate over the caller.

@@ -9,6 +9,7 @@
 mod bucket;
 mod concurrency;
 mod cors;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod merge;
@@ -27,6 +28,10 @@ use http::{HeaderMap, StatusCode};
 pub use self::{
     bucket::AtomicBucket,
     concurrency::{ConcurrencyController, ConcurrencyPermit},
+    ext_authz::{
+        Allowed, CHECK_PATH, Caller, CheckRequest, CheckVerdict, Denied, EXT_AUTHZ_NAMESPACE,
+        EditAction, ExternalCheck, HeaderEdit, Need,
+    },
     merge::{Level, Merged, merge},
     rate_limit::{Limited, RateLimiter},
     run::{BufferLimit, Passed, Run, Step},
@@ -56,6 +61,7 @@ pub struct Filter {
 pub(crate) enum FilterKind {
     Authorize(Authorizer),
     Authenticate(Arc<JwtAuthn>),
+    Check(ExternalCheck),
     Fault(FaultInjector),
     RateLimit {
         limiter: Arc<RateLimiter>,
@@ -65,6 +71,16 @@ pub(crate) enum FilterKind {
     Cors(Cors),
     HeaderMutation(HeaderMutations),
     Buffer(u32),
+}
+
+impl Filter {
+    /// The service that its requests wait for; `None` when they wait for nobody.
+    pub fn check(&self) -> Option<&ExternalCheck> {
+        match &self.kind {
+            FilterKind::Check(check) => Some(check),
+            _ => None,
+        }
+    }
 }
 
 /// What filters see of a request.
@@ -99,11 +115,17 @@ pub enum FilterAction {
     Preflight,
     /// Its body is too long.
     TooLarge,
+    /// Another service said that it may not pass.
+    CheckDenied,
+    /// The service could not be asked, or did not give a verdict, and it was refused.
+    CheckFailed,
+    /// The service could not be asked, and it passed.
+    CheckFailedOpen,
 }
 
 impl FilterAction {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Delayed,
         Self::Aborted,
         Self::RateLimited,
@@ -111,6 +133,9 @@ impl FilterAction {
         Self::ConcurrencyLimited,
         Self::Preflight,
         Self::TooLarge,
+        Self::CheckDenied,
+        Self::CheckFailed,
+        Self::CheckFailedOpen,
     ];
 
     /// The label of metrics and span events.
@@ -123,6 +148,9 @@ impl FilterAction {
             Self::ConcurrencyLimited => "concurrency_limited",
             Self::Preflight => "preflight",
             Self::TooLarge => "too_large",
+            Self::CheckDenied => "check_denied",
+            Self::CheckFailed => "check_failed",
+            Self::CheckFailedOpen => "check_failed_open",
         }
     }
 }

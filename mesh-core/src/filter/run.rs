@@ -11,9 +11,10 @@ use std::{
 use http::{HeaderMap, StatusCode, Uri, header::CONTENT_LENGTH};
 
 use super::{
-    Answer, Filter, FilterAction, FilterKind, FilterRequest,
+    Answer, ExternalCheck, Filter, FilterAction, FilterKind, FilterRequest,
     concurrency::ConcurrencyPermit,
     cors::CorsDecision,
+    ext_authz::HeaderEdit,
     fault::ActiveFault,
     header_mutation::{Asked, HeaderMutations, change},
     rate_limit::{Limited, RateLimiter},
@@ -47,6 +48,8 @@ pub enum Step<'f> {
     Authorize(&'f Authorizer),
     /// Come back if the request's tokens are believed, with [`Run::replace`].
     Authenticate(&'f Arc<JwtAuthn>),
+    /// Come back if the service permits the request, with [`Run::replace`] and [`Run::respond_with`].
+    Check(&'f ExternalCheck),
     /// All filters let it pass.
     Pass,
 }
@@ -78,6 +81,7 @@ pub struct BufferLimit {
 #[derive(Debug)]
 enum OnResponse {
     Insert(HeaderMap),
+    Edit(Vec<HeaderEdit>),
     Mutate(HeaderMutations, Box<Asked>),
     Refused(Arc<RateLimiter>, Box<Asked>),
 }
@@ -102,7 +106,26 @@ impl<'f> Run<'f> {
     /// The request is another one for the filters behind, and for the application.
     pub fn replace(&mut self, headers: HeaderMap, uri: Option<Uri>) {
         self.passed.headers = Some(headers);
-        self.passed.uri = uri;
+        self.passed.uri = uri.or_else(|| self.passed.uri.take());
+    }
+
+    /// The URI that filters have made of the request's; `None` while it is as it came.
+    pub fn uri(&self) -> Option<&Uri> {
+        self.passed.uri.as_ref()
+    }
+
+    /// The response's headers are changed like this.
+    pub fn respond_with(&mut self, edits: Vec<HeaderEdit>) {
+        if !edits.is_empty() {
+            self.passed.responses.push(OnResponse::Edit(edits));
+        }
+    }
+
+    /// What the filter that was met last did, for those who do what its step says.
+    pub fn note(&mut self, action: FilterAction) {
+        if let Some(filter) = self.next.checked_sub(1).and_then(|at| self.filters.get(at)) {
+            self.count(filter, action);
+        }
     }
 
     /// Goes on with `request`, whose headers are as they came.
@@ -158,6 +181,7 @@ impl<'f> Run<'f> {
             FilterKind::Fault(_) => None,
             FilterKind::Authorize(authorizer) => Some(Step::Authorize(authorizer)),
             FilterKind::Authenticate(tokens) => Some(Step::Authenticate(tokens)),
+            FilterKind::Check(check) => Some(Step::Check(check)),
             FilterKind::RateLimit {
                 limiter,
                 rate_limits,
@@ -269,7 +293,7 @@ impl<'f> Run<'f> {
         if let Some(headers) = &self.passed.headers {
             for response in &mut self.passed.responses {
                 match response {
-                    OnResponse::Insert(_) => {}
+                    OnResponse::Insert(_) | OnResponse::Edit(_) => {}
                     OnResponse::Mutate(_, asked) | OnResponse::Refused(_, asked) => {
                         asked.replace(headers.clone());
                     }
@@ -303,6 +327,11 @@ impl Passed {
                 OnResponse::Insert(more) => {
                     for (name, value) in more {
                         headers.insert(name.clone(), value.clone());
+                    }
+                }
+                OnResponse::Edit(edits) => {
+                    for edit in edits {
+                        edit.apply(headers);
                     }
                 }
                 OnResponse::Mutate(mutations, asked) => {

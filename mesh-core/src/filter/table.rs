@@ -5,6 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use super::{
     Filter, FilterKind, FilterStates, Filters,
     cors::Cors,
+    ext_authz::ExternalCheck,
     fault::FaultInjector,
     header_mutation::HeaderMutations,
     merge::{Level, Merged, merge},
@@ -313,6 +314,13 @@ fn compile_one(
             FilterKind::Authorize(Authorizer::compile(std::slice::from_ref(rules.as_ref()?)))
         }
         FilterConfig::JwtAuthn(tokens) => FilterKind::Authenticate(Arc::clone(tokens)),
+        FilterConfig::ExtAuthz(_) => {
+            let levels = merged.levels.iter().filter_map(|level| match level {
+                FilterConfig::ExtAuthz(settings) => Some(settings),
+                _ => None,
+            });
+            FilterKind::Check(ExternalCheck::new(levels)?)
+        }
         FilterConfig::Fault(fault) if fault.delay.is_none() && fault.abort.is_none() => {
             return None;
         }

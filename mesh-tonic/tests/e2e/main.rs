@@ -1,6 +1,7 @@
 //! The whole mesh: control plane over real files, mTLS, authorisation, real sockets, and changes
 //! and failures under load.
 
+mod authorization_service;
 mod destination;
 mod load;
 mod outside;

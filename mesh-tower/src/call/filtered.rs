@@ -121,7 +121,7 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
                     return self.answer(*answer, &run.end(), is_head);
                 }
                 // The decoder lets no authorisation pass for clients.
-                Step::Authorize(_) | Step::Authenticate(_) => {
+                Step::Authorize(_) | Step::Authenticate(_) | Step::Check(_) => {
                     let reason = "authorisation is the server's";
                     return self.fail(Error::new(ErrorKind::Unsupported, reason));
                 }

@@ -137,14 +137,12 @@ impl Verifier {
 }
 
 impl Verified<'_> {
-    /// What rules compare with.
-    pub(crate) fn metadata(&self) -> DynamicMetadata {
-        let mut metadata = DynamicMetadata::default();
+    /// Says in `metadata` what rules compare with.
+    pub(crate) fn tell(&self, metadata: &mut DynamicMetadata) {
         let key = &self.provider.config.payload_in_metadata;
         if !key.is_empty() {
             metadata.set(NAMESPACE, key, self.claims.clone());
         }
-        metadata
     }
 
     /// Makes of the request what the application sees; returns its new URI, if that changes.

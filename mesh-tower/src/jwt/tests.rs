@@ -439,7 +439,8 @@ fn the_application_gets_what_was_verified_and_nothing_that_a_caller_made_up() {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(headers["x-payload"].as_bytes());
     let payload: Value = serde_json::from_slice(&payload.expect("b64")).expect("json");
     assert_eq!(payload, claims());
-    let metadata = found.metadata();
+    let mut metadata = DynamicMetadata::default();
+    found.tell(&mut metadata);
     assert_eq!(metadata.get(NAMESPACE).expect("known")["payload"], claims());
 }
 

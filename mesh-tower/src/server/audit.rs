@@ -107,7 +107,7 @@ pub(super) fn write(
     for matched in &decision.audit {
         write(Some(&matched.policy), "LOG", allowed, false);
     }
-    for shadow in &decision.shadow {
+    for shadow in decision.shadow.iter().filter(|shadow| !shadow.is_selection) {
         let action = shadow.action.as_str();
         write(shadow.policy.as_ref(), action, shadow.allowed, true);
     }

@@ -15,7 +15,9 @@
 
 mod application;
 mod audit;
+mod audit_file;
 mod body;
+mod check;
 mod connection;
 mod filter;
 mod inbound;
@@ -44,9 +46,11 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 pub use application::MeshApplication;
 pub use audit::{AuditRecord, AuditSink};
+pub use audit_file::{AUDIT_WAITING_MAX, AuditFile};
 pub use body::ServedBody;
+pub use check::{AuthorizationService, AuthorizationServices, CheckError, CheckFuture};
 pub use connection::ConnectionInfo;
-use inbound::Inbound;
+use inbound::{Inbound, With};
 pub use request_body::RequestBody;
 
 use crate::{identity::Identity, rng, telemetry::Telemetry};
@@ -96,6 +100,7 @@ struct Options {
     telemetry: Telemetry,
     audit: Option<Arc<dyn AuditSink>>,
     audit_allowed: Option<Fraction>,
+    services: Option<Arc<dyn AuthorizationServices>>,
     handshake_timeout: Duration,
     config_timeout: Duration,
     drain_timeout: Duration,
@@ -126,7 +131,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Also hands audit records to `sink`; they are always logged with target `mesh::audit`.
+    /// Also hands audit records to `sink`, for example an [`AuditFile`]; they are always logged with target
+    /// `mesh::audit`.
     pub fn audit(mut self, sink: Arc<dyn AuditSink>) -> Self {
         self.server.options.audit = Some(sink);
         self
@@ -136,6 +142,13 @@ impl ServerBuilder {
     /// refusals always have one.
     pub fn audit_allowed(mut self, share: Fraction) -> Self {
         self.server.options.audit_allowed = Some(share);
+        self
+    }
+
+    /// Who finds the authorization services that the configuration names. Default none: what one of them
+    /// would have to permit is refused. A [`Mesh`](crate::Mesh)'s server asks them through the mesh.
+    pub fn authorization_services(mut self, services: Arc<dyn AuthorizationServices>) -> Self {
+        self.server.options.services = Some(services);
         self
     }
 
@@ -179,6 +192,7 @@ impl Server {
             telemetry: Telemetry::disabled(),
             audit: None,
             audit_allowed: None,
+            services: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             config_timeout: CONFIG_TIMEOUT,
             drain_timeout: DRAIN_TIMEOUT,
@@ -276,10 +290,13 @@ impl Shared {
     /// Compiles `state` and makes it current.
     fn apply(&self, state: &InboundState) {
         let previous = self.inbound.load();
-        let identity = &self.options.identity;
+        let with = With {
+            identity: &self.options.identity,
+            services: self.options.services.as_deref(),
+        };
         let compiled = {
             let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
-            Inbound::compile(state, &previous, self.local, identity, &mut filters)
+            Inbound::compile(state, &previous, self.local, &with, &mut filters)
         };
         let Some(next) = compiled else {
             return;

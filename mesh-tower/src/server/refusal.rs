@@ -15,6 +15,16 @@ use crate::{
     telemetry::{Code, Protocol},
 };
 
+/// Headers of the connection and of the status, which are ours.
+const FRAMING: [&str; 6] = [
+    "connection",
+    "content-length",
+    "grpc-message",
+    "grpc-status",
+    "te",
+    "transfer-encoding",
+];
+
 /// Why a request is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -84,6 +94,8 @@ impl Refusal {
     );
     pub(super) const DEADLINE: Self =
         Self::new(StatusCode::GATEWAY_TIMEOUT, 4, "the deadline passed");
+    /// A verdict that cannot be carried out (Envoy answers the same).
+    pub(super) const FAILED_CHECK: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, 13, "");
     pub(super) const FAILED: Self = Self::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         13,
@@ -136,6 +148,25 @@ impl Refusal {
             grpc: grpc_status_of(status),
             message: String::from_utf8_lossy(&body).into_owned().into(),
             body: Some(body),
+            headers: Some(Box::new(headers)),
+        }
+    }
+
+    /// Another service's refusal.
+    pub(super) fn checked(
+        status: StatusCode,
+        message: Cow<'static, str>,
+        mut headers: HeaderMap,
+    ) -> Self {
+        // How long the answer is, and how it is sent, is not that service's to say.
+        for name in FRAMING {
+            headers.remove(name);
+        }
+        Self {
+            status,
+            grpc: grpc_status_of(status.as_u16()),
+            message,
+            body: None,
             headers: Some(Box::new(headers)),
         }
     }

@@ -8,6 +8,7 @@
 use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Uri, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use mesh_core::{
     config::{HttpLimits, NormalizedPath, PathNormalization, Underscores},
@@ -21,7 +22,7 @@ use super::{
     body::Guard,
     connection::Connection,
     filter,
-    inbound::{Found, ResponseRules},
+    inbound::{Chain, Found, ResponseRules, Routed},
     record::Record,
     refusal::Refusal,
     request_body,
@@ -46,7 +47,20 @@ pub(super) async fn serve<A: MeshApplication>(
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
     let mut admitted = Admitted::default();
-    let checked = admit(&connection, &mut request, &record, &mut admitted);
+    let checked = match admit(&connection, &mut request, &record, &mut admitted) {
+        Ok(Admission::Decided) => Ok(()),
+        Ok(Admission::Ask(paths)) => {
+            Box::pin(admit_waiting(
+                &connection,
+                &request,
+                paths,
+                &record,
+                &mut admitted,
+            ))
+            .await
+        }
+        Err(refusal) => Err(refusal),
+    };
     if let Err(refusal) = checked {
         return Ok(refuse(&refusal, record, &admitted));
     }
@@ -209,6 +223,14 @@ fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protoco
     Record::begin(connection, protocol, span)
 }
 
+/// How far a request has come.
+enum Admission {
+    /// It may pass.
+    Decided,
+    /// Others must be asked ([`admit_waiting`]); its path was normalised by these rules.
+    Ask(PathNormalization),
+}
+
 /// Whether the request may pass; `admitted` is what is known about it by then. Gives its path the one
 /// spelling that everybody behind sees.
 fn admit(
@@ -216,7 +238,7 @@ fn admit(
     request: &mut Request<Incoming>,
     record: &Record,
     admitted: &mut Admitted,
-) -> Result<(), Refusal> {
+) -> Result<Admission, Refusal> {
     let inbound = connection.shared.inbound.load();
     let chain = inbound
         .chain_of_live(&connection.seen, connection.peer.is_some())
@@ -226,20 +248,77 @@ fn admit(
         admitted.watch = StreamWatch::begin(limits);
     }
     normalize(chain.paths, request, record.protocol())?;
+    if chain.waits {
+        return Ok(Admission::Ask(chain.paths));
+    }
     let request = &*request;
-    let authority = authority(request)?;
-    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let view = RequestView::new(method, uri, authority, headers);
+    let view = view(request)?;
     let routed = chain.route(&view, connection.info.is_tls);
     if let Some(filters) = routed.filters {
+        let has_body = !request.body().is_end_stream();
+        let head = (&view, request.version(), has_body);
         let passed = &mut admitted.passed;
-        filter::run((connection, chain), filters, &view, record, passed)?;
+        filter::run((connection, chain), filters, head, record, passed)?;
     }
+    conclude(chain, routed, (request, &view), None, record, admitted)?;
+    Ok(Admission::Decided)
+}
+
+/// The same for requests that others may have to be asked about.
+async fn admit_waiting(
+    connection: &Connection,
+    request: &Request<Incoming>,
+    paths: PathNormalization,
+    record: &Record,
+    admitted: &mut Admitted,
+) -> Result<(), Refusal> {
+    let started = Instant::now();
+    // Held for as long as others take: it must not be one of the few that are free to hold.
+    let inbound = connection.shared.inbound.load_full();
+    // Rules that came meanwhile may not read a path that was spelled by those before.
+    let chain = inbound
+        .chain_of_live(&connection.seen, connection.peer.is_some())
+        .filter(|chain| chain.paths == paths)
+        .ok_or(Refusal::NOT_SERVING)?;
+    let view = view(request)?;
+    let routed = chain.route(&view, connection.info.is_tls);
+    if let Some(filters) = routed.filters {
+        let has_body = !request.body().is_end_stream();
+        let head = (&view, request.version(), has_body);
+        let passed = &mut admitted.passed;
+        filter::run_waiting((connection, chain), filters, head, record, passed).await?;
+    }
+    conclude(
+        chain,
+        routed,
+        (request, &view),
+        Some(started),
+        record,
+        admitted,
+    )
+}
+
+fn view(request: &Request<Incoming>) -> Result<RequestView<'_>, Refusal> {
+    let authority = authority(request)?;
+    let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+    Ok(RequestView::new(method, uri, authority, headers))
+}
+
+/// What the route of a request says that has passed its filters, and until when it may take;
+/// `started` is when it came, if that was long ago.
+fn conclude(
+    chain: &Chain,
+    routed: Routed<'_>,
+    (request, view): (&Request<Incoming>, &RequestView<'_>),
+    started: Option<Instant>,
+    record: &Record,
+    admitted: &mut Admitted,
+) -> Result<(), Refusal> {
     if let Some(refusal) = routed.refusal {
         return Err(refusal);
     }
     if let Some(found) = &routed.route {
-        follow(found, &view, admitted);
+        follow(found, view, admitted);
     }
     let limit = chain.limits.as_ref();
     let limit = limit.and_then(|limits| limits.max_stream_duration);
@@ -249,7 +328,10 @@ fn admit(
         return Err(Refusal::DEADLINE);
     }
     let timeout = asked.into_iter().chain(limit).min();
-    admitted.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    admitted.deadline = timeout.and_then(|timeout| {
+        let started = started.unwrap_or_else(Instant::now);
+        started.checked_add(timeout)
+    });
     Ok(())
 }
 

@@ -1,14 +1,14 @@
 //! What a caller may do, and what is written down about it.
 
 use http::StatusCode;
-use mesh_core::config::{Principal, RbacAction, StringMatcher};
+use mesh_core::config::{Fraction, Principal, RbacAction, StringMatcher};
 use mesh_tower::tls::Alpn;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::kit::{ALICE, Ca, Client, Mode, World, deny_all, listener, rbac, within};
+use crate::kit::{ALICE, Ca, Client, Mode, World, deny_all, listener, rbac, router, within};
 
 fn alice() -> Principal {
     Principal::Authenticated(Some(StringMatcher::exact(ALICE)))
@@ -177,4 +177,41 @@ async fn a_request_with_two_authorities_is_refused_before_anything_compares_them
         .await
         .expect("answer");
     assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_passed_is_written_down_by_the_share_and_what_did_not_always() {
+    let ca = Ca::new();
+    let allow = rbac(RbacAction::Allow, "alice", alice());
+    for (share, allowed) in [
+        (None, 0..=0),
+        (Some(Fraction::NONE), 0..=0),
+        // A hundred draws, each of which counts half of the time.
+        (Fraction::new(1, 2), 10..=90),
+        (Fraction::new(1, 1), 100..=100),
+    ] {
+        let state = listener(Mode::Strict, &[allow.clone()]);
+        let world = World::with(&ca, state, router(), |server| match share {
+            Some(share) => server.audit_allowed(share),
+            None => server,
+        });
+        let world = world.await;
+        let identity = ca.identity(ALICE);
+        let mut client = Client::tls(world.addr, identity).await.expect("handshake");
+        for _ in 0..100 {
+            let answer = client.get("/who").await.expect("answer");
+            assert_eq!(answer.status, StatusCode::OK);
+        }
+        let written = world.audit.lock().expect("sink").len();
+        assert!(allowed.contains(&written), "{share:?}: {written}");
+        let stranger = ca.identity("spiffe://cluster.local/ns/default/sa/mallory");
+        let mut client = Client::tls(world.addr, stranger).await.expect("handshake");
+        for _ in 0..10 {
+            let answer = client.get("/who").await.expect("answer");
+            assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        }
+        let refused = world.audit.lock().expect("sink").split_off(written);
+        assert_eq!(refused.len(), 10, "{share:?}");
+        assert!(refused.iter().all(|record| !record.authorized));
+    }
 }

@@ -194,6 +194,7 @@ pub(crate) fn rbac(action: RbacAction, name: &str, principal: Principal) -> Rbac
     let policy = RbacPolicy {
         principals: vec![principal],
         permissions: vec![Permission::Any],
+        condition: None,
     };
     Rbac::new(action, BTreeMap::from([(name.to_owned(), policy)]))
 }

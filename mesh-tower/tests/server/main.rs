@@ -5,6 +5,7 @@ mod before_tls;
 mod chains;
 mod deadline;
 mod domains;
+mod external;
 mod filters;
 mod kit;
 mod lifecycle;

@@ -11,7 +11,10 @@ use std::{
 
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
-    config::{ApiListener, HttpFilter, ListenerKind, Route, RouteConfig, RouteSource, VirtualHost},
+    config::{
+        ApiListener, Forward, HttpFilter, ListenerKind, Route, RouteAction, RouteConfig,
+        RouteMatch, RouteSource, VirtualHost,
+    },
     route::virtual_host,
     snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
 };
@@ -28,6 +31,8 @@ pub(super) struct ClientWatch {
     pub(super) listener: ListenerName,
     authority: String,
     writer: SnapshotWriter,
+    /// Routes that are no resource; `None` for the listener's.
+    fixed: Option<Arc<RouteConfig>>,
     route: Option<RouteConfigName>,
     published: Option<Plan>,
     next: Option<Plan>,
@@ -73,6 +78,7 @@ impl ClientWatch {
             listener,
             authority,
             writer,
+            fixed: None,
             route: None,
             published: None,
             next: None,
@@ -81,6 +87,24 @@ impl ClientWatch {
             held: BTreeSet::new(),
             failed: None,
         }
+    }
+
+    /// Everything to one cluster, without a listener.
+    pub(super) fn of_cluster(cluster: ClusterName, writer: SnapshotWriter) -> Self {
+        let listener = ListenerName::from(format!("cluster {cluster}"));
+        let action = RouteAction::Forward(Forward::to(cluster));
+        let route = Route::new("all", RouteMatch::any(), action);
+        let host = VirtualHost::new("all", ["*"], vec![route]);
+        let routes = RouteConfig::new(listener.as_str(), vec![host]);
+        Self {
+            fixed: Some(Arc::new(routes)),
+            ..Self::new(listener, String::new(), writer)
+        }
+    }
+
+    /// Whether there is a listener to follow.
+    pub(super) fn has_listener(&self) -> bool {
+        self.fixed.is_none()
     }
 
     fn fail(&mut self, error: ConfigError) {
@@ -255,10 +279,20 @@ impl Graph {
         if let Some(route) = watch.route.take() {
             self.release(Reference::Route(route), id);
         }
-        self.release(Reference::Listener(watch.listener), id);
+        if watch.has_listener() {
+            self.release(Reference::Listener(watch.listener), id);
+        }
     }
 
     fn find_routes(&mut self, id: WatchId, watch: &mut ClientWatch) -> Found {
+        if let Some(routes) = &watch.fixed {
+            let settings = Settings {
+                max_stream_duration: None,
+                stream_idle_timeout: None,
+                filters: Arc::default(),
+            };
+            return Found::Routes(Arc::clone(routes), settings);
+        }
         let listener = match self.cache.listeners.resolved(&watch.listener) {
             None => return Found::Nothing,
             Some(Resolved::Error(error)) => return Found::Error(error),

@@ -182,6 +182,13 @@ impl Graph {
     /// Names that a watch waits for.
     fn missing(&self, watch: &Watch) -> Vec<String> {
         let (listener, route, clusters) = match watch {
+            Watch::Client(watch) if !watch.has_listener() => {
+                let clusters = watch.awaited().2;
+                let missing = clusters
+                    .iter()
+                    .filter_map(|name| self.clusters.awaited(name));
+                return missing.collect();
+            }
             Watch::Client(watch) => watch.awaited(),
             Watch::Inbound(watch) => (&watch.listener, None, BTreeSet::new()),
             Watch::TrustBundle { .. } | Watch::Resource(_) => return Vec::new(),

@@ -65,6 +65,11 @@ pub(crate) enum Watcher {
         authority: String,
         writer: SnapshotWriter,
     },
+    /// A cluster without a listener that leads to it.
+    Cluster {
+        name: ClusterName,
+        writer: SnapshotWriter,
+    },
     /// A server's listener.
     Inbound {
         listener: ListenerName,
@@ -158,6 +163,9 @@ impl Graph {
             } => {
                 self.hold(Reference::Listener(listener.clone()), id);
                 Watch::Client(Box::new(ClientWatch::new(listener, authority, writer)))
+            }
+            Watcher::Cluster { name, writer } => {
+                Watch::Client(Box::new(ClientWatch::of_cluster(name, writer)))
             }
             Watcher::Inbound { listener, tx } => {
                 self.hold(Reference::Listener(listener.clone()), id);

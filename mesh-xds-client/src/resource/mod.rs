@@ -39,6 +39,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::{
     config::{
         cluster::v3::Cluster as ClusterProto,
@@ -460,4 +461,18 @@ pub fn decode_route_config(
     let mut sink = Sink::new(format!("{} {}", Kind::Route.noun(), proto.name));
     let value = route::decode(&mut sink, route::Side::Client, &proto);
     sink.finish(value)
+}
+
+/// What the client makes of an authorisation filter in protobuf (`envoy.extensions.filters.http.rbac.v3.RBAC`);
+/// `None` is one without rules. For tools that explain or compare.
+///
+/// # Errors
+/// Why it would be refused, each with its field's path.
+pub fn decode_rbac_filter(bytes: &[u8]) -> Result<Option<config::Rbac>, Vec<ConfigError>> {
+    let mut sink = Sink::new("authorisation filter");
+    let value = match RbacProto::decode(bytes) {
+        Ok(proto) => security::rbac::decode_filter(&mut sink, &proto),
+        Err(error) => sink.error(format!("cannot be parsed: {error}")),
+    };
+    sink.finish(value).map(|(rules, _)| rules)
 }

@@ -264,3 +264,81 @@ fn a_destination_rule_says_when_endpoints_are_ejected_and_how_new_ones_begin() {
         "{text}"
     );
 }
+
+/// The filters of a server with these objects: their names, and the first action of its rules.
+fn filters_of(objects: &str) -> (InboundListener, Vec<String>, Vec<String>) {
+    let (compiled, findings) = compile_text(&format!("{GREETER}---\n{objects}"));
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let listener = compiled.inbound_listener("l", address, "default", &BTreeMap::new());
+    let ListenerKind::Inbound(inbound) = listener.kind else {
+        panic!("a server's")
+    };
+    let filters = inbound.filter_chains[0].filters.iter();
+    let names = filters.map(|filter| filter.name.to_string()).collect();
+    (inbound, names, findings)
+}
+
+const PROVIDER: &str = "kind: MeshPolicy\nmetadata: {name: m}\nspec:\n  extensionProviders:\n  \
+    - {name: a, envoyExtAuthzGrpc: {service: greeter, port: 8080}}\n  \
+    - {name: b, envoyExtAuthzGrpc: {service: greeter, port: 8080, failOpen: true}}\n";
+
+fn custom(name: &str, provider: &str) -> String {
+    format!(
+        "---\nkind: AuthorizationPolicy\nmetadata: {{name: {name}}}\n\
+         spec: {{action: CUSTOM, provider: {{name: {provider}}}, rules: [{{}}]}}\n"
+    )
+}
+
+#[test]
+fn providers_are_asked_before_other_rules_each_about_what_its_policies_match() {
+    let deny =
+        "---\nkind: AuthorizationPolicy\nmetadata: {name: d}\nspec: {action: DENY, rules: [{}]}\n";
+    let objects = format!("{PROVIDER}{}{}{deny}", custom("x", "a"), custom("y", "b"));
+    let (inbound, names, findings) = filters_of(&objects);
+    assert_eq!(findings, [""; 0]);
+    assert_eq!(
+        names,
+        [
+            "envoy.filters.http.rbac.a",
+            "envoy.filters.http.ext_authz.a",
+            "envoy.filters.http.rbac.b",
+            "envoy.filters.http.ext_authz.b",
+            "envoy.filters.http.rbac.0",
+        ]
+    );
+    let filters = &inbound.filter_chains[0].filters;
+    for (pair, policy) in [(0, "x"), (2, "y")] {
+        let selection = filters[pair].rbac().expect("rules");
+        let shadow = selection.shadow.as_ref().expect("shadow rules");
+        assert!(shadow.is_selection() && selection.policies.is_empty());
+        let names: Vec<_> = shadow.policies.keys().collect();
+        assert_eq!(names, [&format!("istio-ext-authz-default/{policy}[0]")]);
+        let FilterConfig::ExtAuthz(settings) = &filters[pair + 1].config else {
+            panic!("a question")
+        };
+        let service = settings.service.as_ref().expect("somebody");
+        assert_eq!(service.failure_mode_allow, policy == "y");
+        let matcher = service.enabled_metadata.as_ref().expect("a matcher");
+        let key = format!("{}shadow_effective_policy_id", shadow.stat_prefix);
+        assert_eq!(matcher.path, [key]);
+    }
+}
+
+#[test]
+fn a_provider_that_is_unknown_twofold_or_unusable_closes_what_it_has_to_decide() {
+    let other = "---\nkind: MeshPolicy\nmetadata: {name: n}\nspec: {extensionProviders: \
+        [{name: a, envoyExtAuthzGrpc: {service: greeter, port: 8080, timeout: 1s}}]}\n";
+    let broken = PROVIDER.replace("8080}", "1}");
+    for (providers, name, expected) in [
+        (PROVIDER.to_owned(), "who", "there is no provider"),
+        (format!("{PROVIDER}{other}"), "a", "cannot be used"),
+        (broken, "a", "has no port 1"),
+    ] {
+        let (inbound, names, findings) = filters_of(&format!("{providers}{}", custom("x", name)));
+        assert_eq!(names, ["envoy.filters.http.rbac.0"]);
+        let rules = inbound.filter_chains[0].filters[0].rbac().expect("rules");
+        assert_eq!((rules.action, rules.policies.len()), (RbacAction::Deny, 1));
+        let is_said = findings.iter().any(|finding| finding.contains(expected));
+        assert!(is_said, "{expected}: {findings:?}");
+    }
+}

@@ -203,3 +203,22 @@ spec:
         );
     }
 }
+
+#[test]
+fn a_match_on_claims_of_a_token_is_refused_and_says_what_to_write() {
+    for (name, expected) in [
+        ("@request.auth.claims.sub", "write an AuthorizationPolicy"),
+        ("@request.auth.claims[a][b]", "write an AuthorizationPolicy"),
+        ("a b", "is not the name of a header"),
+    ] {
+        let (_, findings) = virtual_service(&format!(
+            "  - match: [{{headers: {{'{name}': {{exact: a}}}}}}]\n    route: [{{destination: {{host: greeter}}}}]\n"
+        ));
+        let place = format!("spec.http[0].match[0].headers.{name}: ");
+        let is_it = |finding: &&String| finding.contains(&place) && finding.contains(expected);
+        assert!(
+            findings.iter().any(|finding| is_it(&finding)),
+            "{findings:?}"
+        );
+    }
+}

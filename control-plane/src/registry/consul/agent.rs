@@ -1,6 +1,9 @@
 //! What changes: registering, deregistering, telling checks, maintenance.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use axum::{
     body::Bytes,
@@ -25,26 +28,51 @@ pub(super) async fn register(
     extensions: Extensions,
     text: Bytes,
 ) -> Result<(), Refused> {
-    let plain = extensions.get::<ConnectInfo<SocketAddr>>();
-    let secure = extensions.get::<ConnectionPeer>();
-    let peer = secure
-        .map(|peer| peer.address.ip())
-        .or_else(|| Some(plain?.0.ip()));
-    let mut registration = body::registration(&text, peer).map_err(Refused::bad)?;
+    let mut registration = body::registration(&text, address(&extensions)).map_err(Refused::bad)?;
     if let Some(namespace) = by.get("ns") {
         registration.namespace.clone_from(namespace);
     }
     // `replace-existing-checks` is so in any case: a registration says all of its checks.
-    registry.register(registration).await?;
-    Ok(())
+    let object = format!(
+        "{}/{} {}",
+        registration.namespace, registration.service, registration.id
+    );
+    let done = registry.register(registration).await;
+    let who = principal(&extensions);
+    let action = (who.as_str(), "instance.register");
+    registry.audit().outcome(action, &object, &done);
+    Ok(done?)
+}
+
+/// Where a request comes from.
+fn address(extensions: &Extensions) -> Option<IpAddr> {
+    let plain = extensions.get::<ConnectInfo<SocketAddr>>();
+    let secure = extensions.get::<ConnectionPeer>();
+    secure
+        .map(|peer| peer.address.ip())
+        .or_else(|| Some(plain?.0.ip()))
+}
+
+/// Who asks: an identity where the connection proves one, else an address.
+fn principal(extensions: &Extensions) -> String {
+    let peer = extensions.get::<ConnectionPeer>();
+    match peer.and_then(|peer| peer.identity.as_ref()) {
+        Some(identity) => identity.to_string(),
+        None => address(extensions).map_or_else(|| "nobody".to_owned(), |ip| ip.to_string()),
+    }
 }
 
 /// `PUT /v1/agent/service/deregister/:id`.
 pub(super) async fn deregister(
     State(registry): State<Registry>,
     Path(id): Path<String>,
+    extensions: Extensions,
 ) -> Result<(), Refused> {
-    Ok(registry.deregister(&id).await??)
+    let done = registry.deregister(&id).await?;
+    let who = principal(&extensions);
+    let action = (who.as_str(), "instance.deregister");
+    registry.audit().outcome(action, &id, &done);
+    Ok(done?)
 }
 
 /// `PUT /v1/agent/service/maintenance/:id?enable=true&reason=`.
@@ -52,6 +80,7 @@ pub(super) async fn maintenance(
     State(registry): State<Registry>,
     Path(id): Path<String>,
     Query(by): Parameters,
+    extensions: Extensions,
 ) -> Result<(), Refused> {
     let reason = match by.get("enable").map(String::as_str) {
         // What Go reads as a boolean.
@@ -66,7 +95,11 @@ pub(super) async fn maintenance(
         }
         None => return Err(Refused::bad("Missing value for enable")),
     };
-    Ok(registry.maintain(&id, reason).await??)
+    let done = registry.maintain(&id, reason).await?;
+    let who = principal(&extensions);
+    let action = (who.as_str(), "instance.maintenance");
+    registry.audit().outcome(action, &id, &done);
+    Ok(done?)
 }
 
 /// `PUT /v1/agent/check/pass/:id?note=`.

@@ -99,6 +99,7 @@ fn the_index_finds_what_a_walk_through_all_policies_finds() {
                 permissions: (0..below(&mut rng, 3))
                     .map(|_| permission(&mut rng, 2))
                     .collect(),
+                condition: None,
             };
             filter.policies.insert(format!("{number}"), policy);
         }
@@ -122,6 +123,7 @@ fn the_index_finds_what_a_walk_through_all_policies_finds() {
                     destination: ([10, 0, 0, 1], 1).into(),
                     server_name: "",
                     metadata: None,
+                    details: Default::default(),
                 };
                 assert_eq!(
                     index.find(&request).as_deref(),
@@ -162,6 +164,7 @@ fn looked_at(policies: Vec<RbacPolicy>, callers: &[&str], path: &str) -> usize {
         destination: ([10, 0, 0, 1], 1).into(),
         server_name: "",
         metadata: None,
+        details: Default::default(),
     })
 }
 
@@ -169,6 +172,7 @@ fn policy(who: Vec<Principal>, what: Vec<Permission>) -> RbacPolicy {
     RbacPolicy {
         principals: who,
         permissions: what,
+        condition: None,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::config::{
     HeaderMatcher, HeaderPredicate, Permission, Principal, RbacPolicy, StringMatcher, StringPattern,
 };
 
+mod cel;
 mod index;
 mod rules;
 
@@ -39,6 +40,7 @@ fn ask(authorizer: &Authorizer, caller: &str, method: &str, path: &str, headers:
         destination: ([10, 0, 0, 1], 8080).into(),
         server_name: "",
         metadata: None,
+        details: Default::default(),
     })
 }
 
@@ -49,6 +51,7 @@ fn rbac(action: RbacAction, policies: &[(&str, Principal, Permission)]) -> Rbac 
             let policy = RbacPolicy {
                 principals: vec![principal.clone()],
                 permissions: vec![permission.clone()],
+                condition: None,
             };
             ((*name).to_owned(), policy)
         })
@@ -217,6 +220,7 @@ fn a_certificate_without_a_name_is_compared_as_empty() {
         destination: ([10, 0, 0, 1], 1).into(),
         server_name: "",
         metadata: None,
+        details: Default::default(),
     });
     assert!(decision.allowed);
 }

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::*;
 use crate::config::{
-    DynamicMetadata, IpRange, MetadataMatcher, PathTemplate, ShadowRules, ValueMatcher,
+    DynamicMetadata, IpRange, MetadataMatcher, PathTemplate, SELECTION_PREFIX, ShadowRules,
+    ValueMatcher,
 };
 
 fn range(text: &str) -> IpRange {
@@ -34,6 +35,7 @@ fn alice(authorizer: &Authorizer) -> Decision {
         destination: ([10, 0, 0, 1], 8080).into(),
         server_name: "greeter.default",
         metadata: Some(&metadata),
+        details: Default::default(),
     })
 }
 
@@ -212,7 +214,11 @@ fn every_permission_decides_as_it_says_and_its_contrary_the_other_way() {
 fn shadow_rules_are_reported_and_never_decide() {
     let nobody = |action| {
         let policies = rbac(action, &[("x", Principal::Any, path("/x"))]).policies;
-        Box::new(ShadowRules { action, policies })
+        Box::new(ShadowRules {
+            stat_prefix: String::new(),
+            action,
+            policies,
+        })
     };
     for (action, would_pass) in [
         (RbacAction::Allow, false),
@@ -229,6 +235,8 @@ fn shadow_rules_are_reported_and_never_decide() {
             allowed: would_pass,
             action,
             policy: None,
+            stat_prefix: "".into(),
+            is_selection: false,
         };
         assert_eq!(decision.shadow, [shadow]);
     }
@@ -238,6 +246,7 @@ fn shadow_rules_are_reported_and_never_decide() {
     );
     let filter = Rbac {
         shadow: Some(Box::new(ShadowRules {
+            stat_prefix: String::new(),
             action: matching.action,
             policies: matching.policies.clone(),
         })),
@@ -248,4 +257,38 @@ fn shadow_rules_are_reported_and_never_decide() {
     assert_eq!(decision.shadow.len(), 1);
     assert!(!decision.shadow[0].allowed);
     assert_eq!(decision.shadow[0].policy.as_deref(), Some("all"));
+}
+
+#[test]
+fn what_rules_select_is_said_in_the_metadata_under_their_prefix() {
+    let matching = rbac(
+        RbacAction::Deny,
+        &[("all", Principal::Any, Permission::Any)],
+    );
+    let filter = |policies| Rbac {
+        shadow: Some(Box::new(ShadowRules {
+            stat_prefix: format!("{SELECTION_PREFIX}a_"),
+            action: RbacAction::Deny,
+            policies,
+        })),
+        ..Rbac::without_rules()
+    };
+    let said = |policies| {
+        let decision = alice(&Authorizer::compile(&[filter(policies)]));
+        assert!(decision.allowed && decision.shadow[0].is_selection);
+        let mut metadata = DynamicMetadata::default();
+        decision.tell(&mut metadata);
+        metadata.get("envoy.filters.http.rbac").cloned()
+    };
+    assert_eq!(
+        said(matching.policies),
+        Some(json!({
+            "istio_ext_authz_a_shadow_effective_policy_id": "all",
+            "istio_ext_authz_a_shadow_engine_result": "denied",
+        }))
+    );
+    assert_eq!(
+        said(BTreeMap::new()),
+        Some(json!({"istio_ext_authz_a_shadow_engine_result": "allowed"}))
+    );
 }

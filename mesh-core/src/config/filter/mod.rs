@@ -5,6 +5,7 @@
 
 mod adaptive_concurrency;
 mod cors;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod rate_limit;
@@ -15,6 +16,9 @@ use std::{collections::BTreeMap, sync::Arc};
 pub use self::{
     adaptive_concurrency::AdaptiveConcurrency,
     cors::CorsPolicy,
+    ext_authz::{
+        EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings,
+    },
     fault::{Abort, Delay, Fault, FaultAbort, FaultDelay},
     header_mutation::HeaderMutation,
     rate_limit::{
@@ -59,7 +63,7 @@ impl HttpFilter {
     pub fn is_security(&self) -> bool {
         matches!(
             self.config,
-            FilterConfig::Rbac(_) | FilterConfig::JwtAuthn(_)
+            FilterConfig::Rbac(_) | FilterConfig::JwtAuthn(_) | FilterConfig::ExtAuthz(_)
         )
     }
 
@@ -79,6 +83,8 @@ pub enum FilterConfig {
     Rbac(Option<Rbac>),
     /// Verifies tokens (servers).
     JwtAuthn(Arc<JwtAuthn>),
+    /// Asks another service (servers).
+    ExtAuthz(ExtAuthzSettings),
     /// Injected delays and aborts.
     Fault(Arc<Fault>),
     /// Token buckets of this process.

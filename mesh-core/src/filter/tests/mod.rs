@@ -1,6 +1,7 @@
 //! Filters: decisions, in simulated time and by property.
 
 mod concurrency;
+mod ext_authz;
 mod fault;
 mod limit;
 mod merge;
@@ -77,7 +78,7 @@ pub(super) fn run(
         match run.advance(&head.request(), now, rng) {
             Step::Wait(more) => delay += more,
             Step::Answer(answer) => break Some(*answer),
-            Step::Authorize(_) | Step::Authenticate(_) => {}
+            Step::Authorize(_) | Step::Authenticate(_) | Step::Check(_) => {}
             Step::Pass => break None,
         }
     };

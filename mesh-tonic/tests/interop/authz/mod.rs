@@ -5,6 +5,8 @@
 //! library's server asks. Both must come to the verdict that is written down.
 
 mod cases;
+mod conditions;
+mod external;
 mod paths;
 mod proxy;
 mod signer;
@@ -18,7 +20,7 @@ use control_plane::{
     source::load_text,
 };
 use mesh_core::config::{InboundListener, Listener, ListenerKind};
-use mesh_tower::server::{InboundState, Server};
+use mesh_tower::server::{AuthorizationServices, InboundState, Server};
 use tokio::{net::TcpListener, sync::watch};
 
 /// The server's listener that objects compile to, at an address.
@@ -55,17 +57,44 @@ fn inbound(listener: &Listener) -> &InboundListener {
     }
 }
 
-/// Our server with a listener; it answers with the path that it sees.
+/// Answers with the path that it sees, and with the headers `x-t-…`.
+fn echo() -> axum::Router {
+    axum::Router::new().fallback(async |uri: http::Uri, headers: http::HeaderMap| {
+        let mut seen = uri
+            .path_and_query()
+            .map_or_else(String::new, ToString::to_string);
+        let mut names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
+        names.sort_unstable();
+        for name in names.into_iter().filter(|name| name.starts_with("x-t-")) {
+            for value in headers.get_all(name) {
+                seen.push_str(&format!(" {name}={}", value.to_str().unwrap()));
+            }
+        }
+        ([("x-t-there", "application")], seen)
+    })
+}
+
+/// Our server with a listener.
 async fn serve(listener: &Listener, socket: TcpListener) {
+    serve_with(listener, socket, None).await;
+}
+
+/// The same, which can ask authorization services.
+async fn serve_with(
+    listener: &Listener,
+    socket: TcpListener,
+    services: Option<Arc<dyn AuthorizationServices>>,
+) {
     let state = InboundState::Ready(Arc::new(inbound(listener).clone()));
     let (keep, state) = watch::channel(state);
-    let application = axum::Router::new().fallback(async |uri: http::Uri| {
-        uri.path_and_query()
-            .map_or_else(String::new, ToString::to_string)
-    });
+    let application = echo();
     tokio::spawn(async move {
         let _keep = keep;
-        let server = Server::builder(state).build();
+        let mut server = Server::builder(state);
+        if let Some(services) = services {
+            server = server.authorization_services(services);
+        }
+        let server = server.build();
         server
             .serve(socket, application, std::future::pending())
             .await

@@ -20,8 +20,16 @@ use envoy_types::pb::envoy::{
         listener::v3::{Listener, filter::ConfigType},
         route::v3::{RouteAction, route, route_action},
     },
-    extensions::filters::network::http_connection_manager::v3::{
-        HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    extensions::{
+        filters::network::http_connection_manager::v3::{
+            HttpConnectionManager, http_connection_manager::RouteSpecifier,
+        },
+        upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{
+                ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+            },
+        },
     },
 };
 use prost::Message as _;
@@ -61,7 +69,7 @@ fn forwarding(mut listener: Listener) -> Listener {
     listener
 }
 
-fn cluster(server: SocketAddr) -> Cluster {
+pub(super) fn cluster(name: &str, server: SocketAddr, is_http2: bool) -> Cluster {
     let address = Address {
         address: Some(address::Address::SocketAddress(SocketAddress {
             address: server.ip().to_string(),
@@ -77,10 +85,15 @@ fn cluster(server: SocketAddr) -> Cluster {
         ..LbEndpoint::default()
     };
     Cluster {
-        name: CLUSTER.to_owned(),
+        name: name.to_owned(),
+        typed_extension_protocol_options: if is_http2 {
+            [(HTTP_OPTIONS.to_owned(), any(&http2()))].into()
+        } else {
+            Default::default()
+        },
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
         load_assignment: Some(ClusterLoadAssignment {
-            cluster_name: CLUSTER.to_owned(),
+            cluster_name: name.to_owned(),
             endpoints: vec![LocalityLbEndpoints {
                 lb_endpoints: vec![endpoint],
                 ..LocalityLbEndpoints::default()
@@ -91,20 +104,40 @@ fn cluster(server: SocketAddr) -> Cluster {
     }
 }
 
-/// An application that answers with the path that it sees.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+fn http2() -> HttpProtocolOptions {
+    let config = ExplicitHttpConfig {
+        protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(Default::default())),
+    };
+    HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)),
+        ..HttpProtocolOptions::default()
+    }
+}
+
+/// An application that answers with what it sees.
 async fn application() -> SocketAddr {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
-    let echo = axum::Router::new().fallback(async |uri: http::Uri| {
-        uri.path_and_query()
-            .map_or_else(String::new, ToString::to_string)
-    });
+    let echo = super::echo();
     tokio::spawn(async move { axum::serve(socket, echo).await });
     address
 }
 
 /// Starts Envoy with all listeners; it ends when the child is dropped.
 pub(super) async fn envoy(folder: &Path, listeners: Vec<Listener>, last: SocketAddr) -> Child {
+    envoy_with(folder, listeners, last, Vec::new()).await
+}
+
+/// The same with more clusters.
+pub(super) async fn envoy_with(
+    folder: &Path,
+    listeners: Vec<Listener>,
+    last: SocketAddr,
+    mut clusters: Vec<Cluster>,
+) -> Child {
+    clusters.push(cluster(CLUSTER, application().await, false));
     let listeners = listeners
         .into_iter()
         .enumerate()
@@ -121,7 +154,7 @@ pub(super) async fn envoy(folder: &Path, listeners: Vec<Listener>, last: SocketA
         }),
         static_resources: Some(StaticResources {
             listeners: listeners.collect(),
-            clusters: vec![cluster(application().await)],
+            clusters,
             ..StaticResources::default()
         }),
         ..Bootstrap::default()

@@ -8,15 +8,19 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
     config::{
-        Arrival, ChainMatch, FilterChain, FilterConfig, HttpFilter, HttpLimits, InboundListener,
-        JwtAuthn, PathNormalization, RouteSource, TransportMatch, choose_chain,
+        Arrival, ChainMatch, ExtAuthz, FilterChain, FilterConfig, HttpFilter, HttpLimits,
+        InboundListener, JwtAuthn, PathNormalization, RouteSource, TransportMatch, choose_chain,
     },
     filter::{self, FilterStates, FilterTable, Filters},
 };
 
 use self::routes::Routes;
-pub(super) use self::routes::{Found, ResponseRules};
-use super::{InboundState, refusal::Refusal};
+pub(super) use self::routes::{Found, ResponseRules, Routed};
+use super::{
+    InboundState,
+    check::{AuthorizationService, AuthorizationServices, Checks},
+    refusal::Refusal,
+};
 use crate::{identity::Identity, jwt::Verifier, tls::server::ServerTls};
 
 /// What to do with connections and requests.
@@ -27,6 +31,12 @@ pub(super) enum Inbound {
     Refusing(String),
     /// Serve by these.
     Serving(Serving),
+}
+
+/// What a configuration is compiled with.
+pub(super) struct With<'w> {
+    pub(super) identity: &'w Identity,
+    pub(super) services: Option<&'w dyn AuthorizationServices>,
 }
 
 /// Filter chains.
@@ -71,6 +81,9 @@ pub(super) struct Chain {
     verifiers: Box<[(Arc<JwtAuthn>, Verifier)]>,
     pub(super) limits: Option<Arc<HttpLimits>>,
     routes: Routes,
+    checks: Checks,
+    /// Whether a filter may ask another service, and requests wait for it.
+    pub(super) waits: bool,
     /// Of requests without a route.
     filters: Option<Filters>,
     /// Of requests with one, by virtual host.
@@ -98,7 +111,7 @@ impl Inbound {
         state: &InboundState,
         previous: &Self,
         local: SocketAddr,
-        identity: &Identity,
+        with: &With<'_>,
         states: &mut FilterStates,
     ) -> Option<Self> {
         let listener = match state {
@@ -118,7 +131,7 @@ impl Inbound {
             is_by_transport: chains.clone().all(is_plain),
             needs_hello: chains.clone().any(FilterChain::needs_hello),
             chains: chains
-                .map(|chain| Chain::compile(chain, previous, identity, states))
+                .map(|chain| Chain::compile(chain, previous, with, states))
                 .collect(),
         }))
     }
@@ -180,17 +193,25 @@ impl Chain {
         found.map(|(_, verifier)| verifier)
     }
 
+    /// Who is asked as `config` says.
+    pub(super) fn authorization_service(
+        &self,
+        config: &ExtAuthz,
+    ) -> Option<Arc<dyn AuthorizationService>> {
+        self.checks.find(config)
+    }
+
     fn compile(
         chain: &FilterChain,
         previous: &Inbound,
-        identity: &Identity,
+        with: &With<'_>,
         states: &mut FilterStates,
     ) -> Self {
         let security = match &chain.tls {
             None => Security::Plaintext,
             Some(settings) => match previous.held_tls(settings) {
                 Some(held) => Security::Tls(held),
-                None => match ServerTls::new(settings, identity.clone()) {
+                None => match ServerTls::new(settings, with.identity.clone()) {
                     Ok(tls) => Security::Tls(Arc::new(tls)),
                     Err(error) => {
                         let name = &chain.name;
@@ -221,6 +242,12 @@ impl Chain {
                 .is_any()
                 .then(|| Arc::new(chain.limits.clone())),
             routes: Routes::compile(&chain.routes),
+            waits: asked(&chain.filters).next().is_some(),
+            checks: Checks::compile(
+                asked(&chain.filters),
+                |config| previous.held_service(config),
+                with.services,
+            ),
             filters: filter::compile(&scope, &chain.filters, states),
             tables,
         }
@@ -236,6 +263,14 @@ impl Chain {
 }
 
 impl Inbound {
+    fn held_service(&self, config: &ExtAuthz) -> Option<Arc<dyn AuthorizationService>> {
+        let Self::Serving(serving) = self else {
+            return None;
+        };
+        let mut chains = serving.chains.iter();
+        chains.find_map(|chain| chain.checks.find(config))
+    }
+
     fn held_tls(&self, settings: &mesh_core::config::DownstreamTls) -> Option<Arc<ServerTls>> {
         let Self::Serving(serving) = self else {
             return None;
@@ -248,6 +283,14 @@ impl Inbound {
                 _ => None,
             })
     }
+}
+
+/// The services that filters ask; routes override none of them.
+fn asked(filters: &[HttpFilter]) -> impl Iterator<Item = &Arc<ExtAuthz>> {
+    filters.iter().filter_map(|filter| match &filter.config {
+        FilterConfig::ExtAuthz(settings) => settings.service.as_ref(),
+        _ => None,
+    })
 }
 
 /// What verifies the tokens of each filter that asks for it; routes override none of them.

@@ -69,10 +69,17 @@ fn compile(filter_chains: Vec<FilterChain>, address: Option<&str>, previous: &In
         &state,
         previous,
         local,
-        &Identity::none(),
+        &alone(&Identity::none()),
         &mut FilterStates::new(0),
     )
     .expect("a change")
+}
+
+fn alone(identity: &Identity) -> With<'_> {
+    With {
+        identity,
+        services: None,
+    }
 }
 
 #[test]
@@ -201,14 +208,20 @@ fn tls_that_did_not_change_keeps_its_sessions_and_pending_changes_nothing() {
             &InboundState::Pending,
             &other,
             local,
-            &none,
+            &alone(&none),
             &mut FilterStates::new(0)
         )
         .is_none()
     );
     let failed = InboundState::Failed(ConfigError::new("listener x", "", "gone"));
-    let failed = Inbound::compile(&failed, &other, local, &none, &mut FilterStates::new(0))
-        .expect("a change");
+    let failed = Inbound::compile(
+        &failed,
+        &other,
+        local,
+        &alone(&none),
+        &mut FilterStates::new(0),
+    )
+    .expect("a change");
     assert!(matches!(failed, Inbound::Refusing(_)));
 }
 

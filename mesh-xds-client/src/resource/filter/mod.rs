@@ -7,6 +7,7 @@
 mod adaptive_concurrency;
 mod buffer;
 mod cors;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod jwt_authn;
@@ -54,9 +55,10 @@ struct FilterType {
 }
 
 /// What is known.
-const TYPES: [FilterType; 9] = [
+const TYPES: [FilterType; 10] = [
     rbac::TYPE,
     jwt_authn::TYPE,
+    ext_authz::TYPE,
     fault::TYPE,
     local_ratelimit::TYPE,
     adaptive_concurrency::TYPE,

@@ -3,6 +3,7 @@
 //! Stage 3. What weakens security when left out is refused, not ignored (gRFC A29, A41).
 
 mod address;
+mod cel;
 mod outside;
 pub(super) mod rbac;
 pub(super) mod secret;

@@ -1,11 +1,11 @@
 //! `envoy.config.rbac.v3.RBAC` to [`Rbac`].
 //!
 //! Stage 3. Fails closed: a rule that cannot be evaluated exactly refuses the listener, because a
-//! rule left out of a DENY policy admits what it should keep out. Refused are CEL conditions, matcher
-//! trees, filter state and custom rules. Deviation from gRFC A41: metadata rules see what the filters
+//! rule left out of a DENY policy admits what it should keep out. Refused are matcher trees,
+//! filter state, custom rules, and conditions with what is not known here. Deviation from gRFC A41: metadata rules see what the filters
 //! before found out, as in Envoy, where gRPC lets them never match.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use envoy_types::pb::envoy::{
     config::core::v3::TypedExtensionConfig,
@@ -27,7 +27,7 @@ use mesh_core::config::{
     StringMatcher,
 };
 
-use super::address;
+use super::{address, cel};
 use crate::resource::{
     metadata,
     path::Sink,
@@ -47,10 +47,16 @@ pub(crate) fn decode_filter(sink: &mut Sink, proto: &FilterProto) -> Option<Opti
         "is not supported; use rules",
     );
     report!(sink, proto, [shadow_matcher, track_per_rule_stats]);
-    report!(sink, proto, [rules_stat_prefix, shadow_rules_stat_prefix]);
+    report!(sink, proto, [rules_stat_prefix]);
     let shadow = proto.shadow_rules.as_ref().map(|rules| {
         sink.field("shadow_rules", |sink| decode_rules(sink, rules))
-            .map(|(action, policies)| Box::new(ShadowRules { action, policies }))
+            .map(|(action, policies)| {
+                Box::new(ShadowRules {
+                    stat_prefix: proto.shadow_rules_stat_prefix.clone(),
+                    action,
+                    policies,
+                })
+            })
     });
     let rules = proto
         .rules
@@ -108,13 +114,16 @@ fn check_audit(sink: &mut Sink, audit: &AuditLoggingOptions) {
 }
 
 fn decode_policy(sink: &mut Sink, proto: &Policy) -> Option<RbacPolicy> {
-    let unsupported = "CEL is not supported: write the rule with principals and permissions";
-    sink.refuse("condition", proto.condition.is_some(), unsupported);
     sink.refuse(
         "checked_condition",
         proto.checked_condition.is_some(),
-        unsupported,
+        "is not supported; use condition",
     );
+    sink.refuse("cel_config", proto.cel_config.is_some(), "is not supported");
+    let condition = match &proto.condition {
+        Some(condition) => Some(sink.field("condition", |sink| cel::decode(sink, condition))?),
+        None => None,
+    };
     sink.refuse(
         "permissions",
         proto.permissions.is_empty(),
@@ -128,6 +137,7 @@ fn decode_policy(sink: &mut Sink, proto: &Policy) -> Option<RbacPolicy> {
     Some(RbacPolicy {
         principals: sink.each("principals", &proto.principals, decode_principal),
         permissions: sink.each("permissions", &proto.permissions, decode_permission),
+        condition: condition.map(Arc::new),
     })
 }
 

@@ -21,8 +21,8 @@ use envoy_types::pb::{
         },
         extensions::filters::{
             http::{
-                ext_authz::v3::ExtAuthz, fault::v3::HttpFault, rbac::v3::Rbac as RbacPb,
-                router::v3::Router,
+                basic_auth::v3::BasicAuth, ext_authz::v3::ExtAuthz, fault::v3::HttpFault,
+                rbac::v3::Rbac as RbacPb, router::v3::Router,
             },
             listener::{original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector},
             network::http_connection_manager::v3::{
@@ -402,7 +402,7 @@ pub(super) fn server_listeners_that_cannot_be_served_as_meant_are_refused() {
         ),
         (
             with_manager(|m| {
-                let limit = http_filter("x", any(&ExtAuthz::default()));
+                let limit = http_filter("x", any(&BasicAuth::default()));
                 m.http_filters.insert(0, limit);
             }),
             format!("{hcm}.http_filters[0].typed_config: "),

@@ -2,6 +2,7 @@
 
 mod balance;
 mod cluster;
+mod conditions;
 mod connection;
 mod discovery;
 mod endpoint;

@@ -408,6 +408,7 @@ fn each_request(mut asked: impl FnMut(&AuthzRequest<'_>)) {
                 destination: ([10, 0, 0, 1], [80, 81][round % 2]).into(),
                 server_name: ["", "a"][round % 2],
                 metadata: None,
+                details: Default::default(),
             });
         }
         let name = HeaderName::from_static("x-a");

@@ -3,7 +3,10 @@
 use envoy_types::pb::envoy::{
     config::{
         common::mutation_rules::v3::{HeaderMutation as Mutation, header_mutation},
-        core::v3::{RuntimeFractionalPercent, TypedExtensionConfig},
+        core::v3::{
+            GrpcService, RuntimeFractionalPercent, TypedExtensionConfig,
+            grpc_service::{EnvoyGrpc, TargetSpecifier},
+        },
         route::v3::{
             RateLimit,
             rate_limit::{
@@ -26,6 +29,10 @@ use envoy_types::pb::envoy::{
                 },
                 buffer::v3::Buffer,
                 cors::v3::{Cors, CorsPolicy},
+                ext_authz::v3::{
+                    CheckSettings, ExtAuthz, ExtAuthzPerRoute, ext_authz::Services,
+                    ext_authz_per_route::Override,
+                },
                 fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
                 header_mutation::v3::{HeaderMutation, Mutations},
                 local_ratelimit::v3::LocalRateLimit,
@@ -220,11 +227,53 @@ fn concurrency(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
     });
 }
 
+fn checks(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
+    use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+    let k = Kind::Listener;
+    let envoy = EnvoyGrpc {
+        cluster_name: "authz".into(),
+        ..EnvoyGrpc::default()
+    };
+    let to = |envoy: EnvoyGrpc| GrpcService {
+        target_specifier: Some(TargetSpecifier::EnvoyGrpc(envoy)),
+        ..GrpcService::default()
+    };
+    let by = |service: GrpcService| ExtAuthz {
+        services: Some(Services::GrpcService(service)),
+        transport_api_version: 2,
+        ..ExtAuthz::default()
+    };
+    add(t, "", k, &by(to(envoy.clone())), |m| on_server(any(&m)));
+    add(t, "", k, &to(envoy.clone()), |m| on_server(any(&by(m))));
+    add(t, "", k, &envoy.clone(), |m| on_server(any(&by(to(m)))));
+    let on_route = |said: ExtAuthzPerRoute| {
+        let mut manager = inline();
+        let config = any(&by(to(envoy.clone())));
+        manager.http_filters = vec![filter("f", config), router()];
+        if let Some(RouteSpecifier::RouteConfig(routes)) = &mut manager.route_specifier {
+            routes
+                .typed_per_filter_config
+                .insert("f".into(), any(&said));
+        }
+        any(&inbound(chain(manager)))
+    };
+    let off = ExtAuthzPerRoute {
+        r#override: Some(Override::Disabled(true)),
+    };
+    add(t, "", k, &off, on_route);
+    add(t, "", k, &CheckSettings::default(), |m| {
+        on_route(ExtAuthzPerRoute {
+            r#override: Some(Override::CheckSettings(m)),
+        })
+    });
+}
+
 pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
     let k = Kind::Listener;
     faults(t);
     rate_limits(t);
     concurrency(t);
+    checks(t);
     add(t, "", k, &CorsPolicy::default(), |m| {
         use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
         let mut manager = inline();
