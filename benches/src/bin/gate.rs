@@ -9,11 +9,11 @@ struct Arguments {
     #[arg(long)]
     write: bool,
     #[command(subcommand)]
-    calls: Option<Calls>,
+    child: Option<Child>,
 }
 
 #[derive(Subcommand)]
-enum Calls {
+enum Child {
     /// Calls a library scenario so often, under valgrind.
     #[command(hide = true)]
     Calls { scenario: String, calls: usize },
@@ -27,12 +27,12 @@ enum Calls {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    match arguments.calls {
-        Some(Calls::Calls { scenario, calls }) => mesh_benches::library::call(&scenario, calls),
-        Some(Calls::Changes { variant, responses }) => {
+    match arguments.child {
+        Some(Child::Calls { scenario, calls }) => mesh_benches::library::call(&scenario, calls),
+        Some(Child::Changes { variant, responses }) => {
             mesh_benches::big::cost::change(&variant, responses)
         }
-        Some(Calls::Held) => {
+        Some(Child::Held) => {
             println!("{:#?}", mesh_benches::big::cost::held()?);
             Ok(())
         }

@@ -424,7 +424,7 @@ mod tests {
         let now = Instant::now();
         let _place = admission.admit(Some(&web()), now).unwrap();
         for number in 0..2 * REMEMBERED_MAX {
-            let identity = Identity::new("default", &format!("a{number}")).unwrap();
+            let identity = Identity::new("default", format!("a{number}")).unwrap();
             admission.share(&identity, now);
         }
         let shares = admission.shares.lock().unwrap();

@@ -463,8 +463,8 @@ fn damaged_files_of_a_plugged_in_authority_are_refused_or_still_vouch_for_what_t
     let files = [
         ("ca-key.pem", lower.key_pem.clone()),
         ("ca-cert.pem", lower.pem.clone()),
-        ("cert-chain.pem", lower.pem.clone() + &root.pem),
-        ("root-cert.pem", root.pem.clone()),
+        ("cert-chain.pem", format!("{}{}", lower.pem, root.pem)),
+        ("root-cert.pem", root.pem),
     ];
     let (dir, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let identity = Identity::new("default", "greeter").unwrap();

@@ -53,8 +53,10 @@ impl fmt::Display for CheckError {
 
 impl std::error::Error for CheckError {}
 
-/// The services of a configuration.
-pub(super) struct Checks(Box<[(Arc<ExtAuthz>, Arc<dyn AuthorizationService>)]>);
+/// The services of a configuration, each with what asks for it.
+pub(super) struct Checks(Box<[Known]>);
+
+type Known = (Arc<ExtAuthz>, Arc<dyn AuthorizationService>);
 
 impl Checks {
     /// Finds the service of each of `configs`; those of `previous` stay.

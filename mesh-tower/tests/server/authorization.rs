@@ -190,7 +190,7 @@ async fn what_passed_is_written_down_by_the_share_and_what_did_not_always() {
         (Fraction::new(1, 2), 10..=90),
         (Fraction::new(1, 1), 100..=100),
     ] {
-        let state = listener(Mode::Strict, &[allow.clone()]);
+        let state = listener(Mode::Strict, std::slice::from_ref(&allow));
         let world = World::with(&ca, state, router(), |server| match share {
             Some(share) => server.audit_allowed(share),
             None => server,

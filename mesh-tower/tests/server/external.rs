@@ -42,7 +42,7 @@ impl AuthorizationService for ByPath {
     }
 }
 
-fn checked(config: ExtAuthz) -> InboundState {
+fn checked(config: &ExtAuthz) -> InboundState {
     let InboundState::Ready(inbound) = listener(Mode::Disable, &[]) else {
         unreachable!("it is ready")
     };
@@ -54,7 +54,7 @@ fn checked(config: ExtAuthz) -> InboundState {
     InboundState::Ready(Arc::new(inbound))
 }
 
-async fn statuses(config: ExtAuthz, has_services: bool) -> Vec<u16> {
+async fn statuses(config: &ExtAuthz, has_services: bool) -> Vec<u16> {
     let ca = Ca::new();
     let world = World::with(
         &ca,
@@ -88,7 +88,7 @@ fn config() -> ExtAuthz {
 
 #[tokio::test]
 async fn a_request_without_a_verdict_is_refused() {
-    let found = statuses(config(), true).await;
+    let found = statuses(&config(), true).await;
     assert_eq!(found, [200, 418, 503, 503, 500, 503]);
 }
 
@@ -99,7 +99,7 @@ async fn failing_open_lets_pass_what_could_not_be_asked_about_and_nothing_else()
         ..config()
     };
     // The application knows none of these paths but the first.
-    assert_eq!(statuses(open, true).await, [200, 418, 404, 404, 500, 503]);
+    assert_eq!(statuses(&open, true).await, [200, 418, 404, 404, 500, 503]);
 }
 
 #[tokio::test]
@@ -108,6 +108,6 @@ async fn a_server_that_was_given_nobody_to_ask_refuses_even_when_failures_pass()
         failure_mode_allow: true,
         ..config()
     };
-    let found = statuses(open, false).await;
+    let found = statuses(&open, false).await;
     assert_eq!(found, [StatusCode::SERVICE_UNAVAILABLE.as_u16(); 6]);
 }

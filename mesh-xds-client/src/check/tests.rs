@@ -78,8 +78,9 @@ fn only_a_status_of_ok_allows_whatever_comes_with_it() {
 #[test]
 fn headers_are_replaced_unless_a_service_says_append() {
     // (append, append_action, what becomes of `x: a, b` and of a missing `y`: request, response)
-    type Values = &'static [&'static str];
-    let table: [(Option<bool>, i32, [Values; 2], [Values; 2]); 6] = [
+    type Values = [&'static [&'static str]; 2];
+    type Row = (Option<bool>, i32, Values, Values);
+    let table: [Row; 6] = [
         (
             Some(true),
             0,

@@ -65,7 +65,7 @@ mod tests {
         let (mut few, mut tree) = (Few::default(), BTreeSet::new());
         for _ in 0..2000 {
             let member = rng.next_u64() % 12;
-            if rng.next_u64() % 2 == 0 {
+            if rng.next_u64().is_multiple_of(2) {
                 assert_eq!(few.insert(member), tree.insert(member));
             } else {
                 few.remove(&member);

@@ -10,7 +10,7 @@ use envoy_types::pb::{
     google::api::expr::v1alpha1::{
         Constant, Expr,
         constant::ConstantKind,
-        expr::{Call, Comprehension, CreateStruct, ExprKind, Ident, Select},
+        expr::{Call, CreateStruct, ExprKind, Ident, Select},
     },
 };
 use mesh_core::config::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison};
@@ -119,9 +119,7 @@ fn what_is_not_known_refuses_the_filter() {
         ),
         (call("matches", vec![text("a"), text("(")]), "regex"),
         (
-            expr(ExprKind::ComprehensionExpr(Box::new(
-                Comprehension::default(),
-            ))),
+            expr(ExprKind::ComprehensionExpr(Box::default())),
             "all, exists",
         ),
         (

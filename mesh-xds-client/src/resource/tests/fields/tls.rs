@@ -16,9 +16,9 @@ use super::{
     messages::{Table, add, cluster, common, socket, upstream, validation},
 };
 
-fn with_tls(context: UpstreamTlsContext) -> Any {
+fn with_tls(context: &UpstreamTlsContext) -> Any {
     any(&ClusterProto {
-        transport_socket: Some(socket(any(&context))),
+        transport_socket: Some(socket(any(context))),
         ..cluster()
     })
 }
@@ -33,10 +33,10 @@ fn filename(path: &str) -> Option<DataSource> {
 pub(super) fn add_all(t: &mut Table) {
     let of_clusters = " (of clusters)";
     let kind = Kind::Cluster;
-    add(t, "", kind, &upstream(common()), with_tls);
-    add(t, of_clusters, kind, &common(), |m| with_tls(upstream(m)));
+    add(t, "", kind, &upstream(common()), |m| with_tls(&m));
+    add(t, of_clusters, kind, &common(), |m| with_tls(&upstream(m)));
     add(t, of_clusters, kind, &TlsParameters::default(), |m| {
-        with_tls(upstream(CommonTlsContext {
+        with_tls(&upstream(CommonTlsContext {
             tls_params: Some(m),
             ..common()
         }))
@@ -47,14 +47,14 @@ pub(super) fn add_all(t: &mut Table) {
         ..TlsCertificate::default()
     };
     add(t, of_clusters, kind, &files, |m| {
-        with_tls(upstream(CommonTlsContext {
+        with_tls(&upstream(CommonTlsContext {
             tls_certificate_provider_instance: None,
             tls_certificates: vec![m],
             ..common()
         }))
     });
     add(t, of_clusters, kind, &validation(), |m| {
-        with_tls(upstream(CommonTlsContext {
+        with_tls(&upstream(CommonTlsContext {
             validation_context_type: Some(ValidationContextType::ValidationContext(m)),
             ..common()
         }))
