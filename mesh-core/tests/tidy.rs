@@ -45,7 +45,7 @@ const XDS_ROOMS: [&str; 4] = [
 
 /// Where xDS protobuf types may appear.
 const PROTOBUF_ROOMS: [&str; 13] = [
-    "mesh-xds-client/src/check.rs",
+    "mesh-xds-client/src/check/",
     "mesh-xds-client/src/resource",
     "mesh-xds-client/src/ads",
     "mesh-xds-client/src/transport",

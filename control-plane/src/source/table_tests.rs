@@ -200,7 +200,9 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     let limits = limits
         .filter(|limit| limit.field == place)
         .map(|limit| limit.message);
-    let limits = limits.collect();
+    // The objects around may say the same in the same place.
+    let limits: BTreeSet<String> = limits.collect();
+    let limits = limits.into_iter().collect();
     (
         place,
         loaded.diagnostics.into_iter().chain(found).collect(),

@@ -111,7 +111,7 @@ apiVersion: mesh/v1
 kind: BalancerPolicy
 metadata: {name: greeter}
 spec: {host: greeter, subset: v1, panicThreshold: 20, overprovisioningFactor: 150,
-       maxConnectionsPerEndpoint: 2, subsetSize: 3}
+       maxConnectionsPerEndpoint: 2}
 ---
 kind: Service
 metadata: {name: sticky}

@@ -81,6 +81,22 @@ pub(crate) struct BoundClusters<M: MakeEndpoint> {
 }
 
 impl<M: MakeEndpoint> BoundClusters<M> {
+    /// Takes over the runtimes that calls have made in the snapshot before since this one was bound:
+    /// without it their connections would end with that snapshot.
+    pub(crate) fn take_over(&self, before: &Self) {
+        let made = before.bound.iter().zip(&before.snapshot.clusters);
+        for (runtime, handle) in made {
+            let clusters = &self.snapshot.clusters;
+            let place = || clusters.binary_search_by(|held| held.name.cmp(&handle.name));
+            if let Some(runtime) = runtime.get()
+                && let Ok(index) = place()
+                && self.bound[index].set(Arc::clone(runtime)).is_ok()
+            {
+                runtime.follow(&clusters[index]);
+            }
+        }
+    }
+
     /// The runtime of a cluster, by its index in the snapshot. Must be called inside a tokio runtime.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> &Arc<ClusterRuntime<M>> {

@@ -67,6 +67,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                     services: Arc::clone(&services),
                     totals: Arc::clone(&totals),
                     load: Arc::clone(&handle.load),
+                    signals: Arc::clone(&signals),
                     runtime: Weak::clone(runtime),
                 })
             };
@@ -74,7 +75,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 state: Sharded::new(state),
                 totals: Arc::clone(&totals),
                 make,
-                signals,
+                signals: Arc::clone(&signals),
                 checks: HealthChecks::default(),
                 load: Mutex::new(Arc::clone(&handle.load)),
                 source,
@@ -148,6 +149,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 services: Arc::clone(&services),
                 totals: Arc::clone(&self.totals),
                 load: Arc::clone(&load),
+                signals: Arc::clone(&self.signals),
                 runtime: Arc::downgrade(self),
             }));
         }

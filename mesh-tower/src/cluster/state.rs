@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use super::{
     ClusterRuntime, MakeEndpoint,
+    endpoint::Signals,
     slot::{EndpointSlot, Services},
 };
 use crate::{
@@ -79,6 +80,7 @@ pub(crate) struct ClusterState<M: MakeEndpoint> {
     pub(super) services: Services<M>,
     pub(super) totals: Arc<ClusterTotals>,
     pub(super) load: Arc<ClusterLoad>,
+    pub(super) signals: Arc<Signals>,
     /// Where newer states are.
     pub(super) runtime: Weak<ClusterRuntime<M>>,
 }
@@ -356,8 +358,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
             (Some(note), _) => note.to_string(),
             (None, 0) => "it has no endpoints".to_owned(),
             (None, count) => {
-                let why = self.runtime.upgrade();
-                let why = why.and_then(|runtime| runtime.signals.last_failure());
+                let why = self.signals.last_failure();
                 let why = why.map_or_else(String::new, |why| format!("; last failure: {why}"));
                 let states = self.endpoint_states();
                 format!("none of its {count} endpoints can be reached ({states}){why}")
@@ -381,15 +382,17 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
     previous: &[SocketAddr],
     affinity: &Affinity,
 ) -> Result<(Arc<ClusterState<M>>, u32), Error> {
-    let Some(runtime) = state.runtime.upgrade() else {
-        return Err(state.no_endpoint());
-    };
+    let signals = Arc::clone(&state.signals);
     loop {
-        let changed = runtime.signals.waiting.notified();
+        let changed = signals.waiting.notified();
         tokio::pin!(changed);
         // Registered before the pick, so that a change between the two is not missed.
         changed.as_mut().enable();
-        state = runtime.load();
+        // A cluster that no route names any more has nothing newer: its last endpoints still serve the
+        // calls that began there.
+        if let Some(newest) = state.newest() {
+            state = newest;
+        }
         if let Some(decided) = state.pick(rng, previous, affinity) {
             let endpoint = decided?;
             return Ok((state, endpoint));

@@ -239,7 +239,11 @@ async fn follow<M: MakeEndpoint>(
         let Some(runtime) = runtime.upgrade() else {
             return;
         };
-        runtime.live.store(Arc::new(live));
+        let live = Arc::new(live);
+        let before = runtime.live.swap(Arc::clone(&live));
+        if let (Some(live), Some(before)) = (live.ready(), before.ready()) {
+            live.clusters.take_over(&before.clusters);
+        }
         runtime.changed.send_replace(());
     }
 }

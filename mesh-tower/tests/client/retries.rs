@@ -209,3 +209,35 @@ async fn at_full_failure_attempts_stay_within_the_budget_for_minutes() {
         "the budget is used: {attempts}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_cluster_left_the_routes_is_tried_again_where_it_began() {
+    let (mut config, reader) = HandMade::new();
+    let asked = AtomicU32::new(0);
+    let stub = Stub::answering(move |_| match asked.fetch_add(1, Relaxed) {
+        0 => Answer::later(Duration::from_millis(20), 503),
+        _ => Answer::status(200),
+    });
+    let log = stub.log();
+    let service = MeshService::new("l", reader, stub);
+    let routes = |cluster: &str| {
+        let forward = |forward: &mut mesh_core::config::Forward| {
+            forward.retry = Some(retries("5xx", 1));
+        };
+        let clusters = tree("l").cluster("a", &addresses(1));
+        let clusters = match cluster {
+            "a" => clusters,
+            other => tree("l").cluster(other, &addresses(2)),
+        };
+        clusters.route_with("/", cluster, forward).build()
+    };
+    config.publish(&routes("a"));
+    let call = tokio::spawn(service.clone().oneshot(get("/")));
+    while log.ports().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    config.publish(&routes("b"));
+    let response = call.await.unwrap().unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(log.ports(), [1, 1]);
+}

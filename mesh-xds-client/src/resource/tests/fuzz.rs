@@ -176,7 +176,7 @@ fn what_is_known_already_is_taken_as_if_it_had_been_decoded_again() {
             known.0.insert(key, value);
         }
     }
-    assert!(repeated > 100, "{repeated}");
+    assert!(repeated > 20, "it happens often enough: {repeated}");
 }
 
 #[test]

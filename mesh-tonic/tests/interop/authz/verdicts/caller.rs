@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::future;
+use futures_util::{FutureExt, future};
 use h2::client::SendRequest;
 use http::Request;
 use mesh_core::config::{CertificateSource, TrustBundle, TrustSource, UpstreamTls};
@@ -165,8 +165,10 @@ impl Caller {
         let connection = std::pin::pin!(connection);
         match future::select(answer, connection).await {
             future::Either::Left((verdict, _)) => verdict,
-            // An answer may be the last thing on a connection.
-            future::Either::Right((_, answer)) => answer.await,
+            // An answer may be the last thing on a connection; all that came is there.
+            future::Either::Right((_, answer)) => answer
+                .now_or_never()
+                .unwrap_or_else(|| Err("the connection ended without an answer".into())),
         }
     }
 
