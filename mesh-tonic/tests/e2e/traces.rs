@@ -129,14 +129,16 @@ async fn a_request_with_a_retry_is_one_trace_with_the_right_parents() {
     let caller_telemetry = telemetry("caller");
     let caller = world.member_with("caller", caller_telemetry.clone()).await;
     // With both endpoints connected, a retry has somewhere else to go.
-    while greeter.served.load(Relaxed) == 0 || second.served.load(Relaxed) == 0 {
-        warm_up
-            .say_hello(HelloRequest {
-                name: "warm up".into(),
-            })
-            .await
-            .unwrap();
-    }
+    let both_serve = async {
+        while greeter.served.load(Relaxed) == 0 || second.served.load(Relaxed) == 0 {
+            let name = "warm up".into();
+            // Fails until the control plane has read the endpoints.
+            if warm_up.say_hello(HelloRequest { name }).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    timeout(MUST_HAPPEN, both_serve).await.expect("both serve");
     // Without a route of its own the greeter has the default policy: two retries.
     greeter.fail_next.store(1, Relaxed);
     second.fail_next.store(1, Relaxed);
