@@ -127,15 +127,13 @@ fn add(
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
 ) {
-    let name = cluster_name(port.number, part.name, &service.fqdn);
-    let members = part.members(service);
-    let port_of = Port {
-        service,
-        port,
-        members: &members,
-    };
-    let made = cluster(&port_of, part, options, compiled, findings);
-    let endpoints = endpoints_of(&name, &members, (service, port), compiled);
+    let Built {
+        name,
+        members,
+        made,
+        endpoints,
+        recipe,
+    } = build(service, port, part, options, compiled, findings);
     if let Some(setting) = made.setting {
         let placed = Placed::new(setting, endpoints.clone(), &members, port.number);
         let name = name.as_str().into();
@@ -144,13 +142,6 @@ fn add(
     if let Some(hash) = made.hash {
         compiled.hashing.insert(name.as_str().into(), hash);
     }
-    let recipe = Recipe {
-        cluster: name.as_str().into(),
-        port: port.number,
-        labels: part.labels.clone(),
-        is_auto_mtls: made.is_auto_mtls,
-        own: None,
-    };
     compiled.follow_recipe(&service.fqdn, recipe);
     let (clusters, all) = (&mut compiled.clusters, &mut compiled.endpoints);
     if matches!(made.cluster.discovery, Discovery::Eds(_)) {
@@ -168,15 +159,13 @@ fn add_own(
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
 ) {
-    let name = cluster_name(port.number, part.name, &service.fqdn);
-    let members = part.members(service);
-    let port_of = Port {
-        service,
-        port,
-        members: &members,
-    };
-    let made = cluster(&port_of, part, options, compiled, findings);
-    let own = endpoints_of(&name, &members, (service, port), compiled);
+    let Built {
+        name,
+        members,
+        made,
+        endpoints,
+        recipe,
+    } = build(service, port, part, options, compiled, findings);
     let recipes = compiled.recipes.get(&service.fqdn);
     let mut recipes = recipes.into_iter().flat_map(|recipes| recipes.iter());
     let is_same = recipes
@@ -191,7 +180,7 @@ fn add_own(
         clusters.insert(name.as_str().into(), Arc::new(made.cluster.clone()));
     }
     let setting = made.setting.unwrap_or(Setting::Nothing);
-    let placed = Placed::new(setting, own, &members, port.number);
+    let placed = Placed::new(setting, endpoints, &members, port.number);
     let own = OwnCluster {
         clients: clients.clone(),
         cluster: Arc::new(made.cluster),
@@ -201,14 +190,53 @@ fn add_own(
     let held = compiled.own_clusters.entry(name.as_str().into());
     let held = held.or_default();
     let recipe = Recipe {
+        own: Some(held.len()),
+        ..recipe
+    };
+    held.push(own);
+    compiled.follow_recipe(&service.fqdn, recipe);
+}
+
+/// The cluster of a part of a service, before it is known who gets it.
+struct Built<'s> {
+    name: String,
+    members: Vec<&'s Workload>,
+    made: Made,
+    endpoints: ClusterEndpoints,
+    /// As that of a cluster that all clients get.
+    recipe: Recipe,
+}
+
+fn build<'s>(
+    service: &'s ServiceInfo,
+    port: &PortInfo,
+    part: &Part<'_>,
+    options: &CompileOptions,
+    compiled: &Compiled,
+    findings: &mut Vec<Diagnostic>,
+) -> Built<'s> {
+    let name = cluster_name(port.number, part.name, &service.fqdn);
+    let members = part.members(service);
+    let place = Port {
+        service,
+        port,
+        members: &members,
+    };
+    let made = cluster(&place, part, options, compiled, findings);
+    let recipe = Recipe {
         cluster: name.as_str().into(),
         port: port.number,
         labels: part.labels.clone(),
         is_auto_mtls: made.is_auto_mtls,
-        own: Some(held.len()),
+        own: None,
     };
-    held.push(own);
-    compiled.follow_recipe(&service.fqdn, recipe);
+    Built {
+        endpoints: endpoints_of(&name, &members, (service, port), compiled),
+        name,
+        members,
+        made,
+        recipe,
+    }
 }
 
 /// A port of a part of a service.

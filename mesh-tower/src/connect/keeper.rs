@@ -29,13 +29,13 @@ const LIVED: Duration = Duration::from_secs(1);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut failures = 0u32;
     while !shared.is_gone() {
-        let (started, succeeded) = (Instant::now(), succeeded(&shared));
+        let (started, succeeded_before) = (Instant::now(), succeeded(&shared));
         let ended = connect(&shared).await;
         let is_lost = matches!(ended, Ok(Ended::Lost));
         match ended {
             Ok(Ended::Asked) => failures = 0,
             Ok(Ended::Lost) if started.elapsed() >= LIVED => failures = 0,
-            Ok(Ended::Lost) if self::succeeded(&shared) != succeeded => failures = 0,
+            Ok(Ended::Lost) if succeeded(&shared) != succeeded_before => failures = 0,
             // Accepted and closed at once: as bad as a failure, or it would be tried in a loop.
             Ok(Ended::Lost) => failures += 1,
             Err(error) => {

@@ -112,21 +112,9 @@ fn the_index_finds_what_a_walk_through_all_policies_finds() {
         ] {
             let names: Vec<String> = callers.into_iter().map(str::to_owned).collect();
             for path in PATHS {
-                let request = AuthzRequest {
-                    principals: &names,
-                    authenticated: true,
-                    method: "GET",
-                    path,
-                    authority: "",
-                    headers: &HeaderMap::new(),
-                    source: [192, 0, 2, 7].into(),
-                    destination: ([10, 0, 0, 1], 1).into(),
-                    server_name: "",
-                    metadata: None,
-                    details: Default::default(),
-                };
+                let headers = HeaderMap::new();
                 assert_eq!(
-                    index.find(&request).as_deref(),
+                    index.find(&request(&names, path, &headers)).as_deref(),
                     walk(&filter.policies, &names, path),
                     "{names:?} {path} {filter:#?}"
                 );
@@ -153,19 +141,25 @@ fn looked_at(policies: Vec<RbacPolicy>, callers: &[&str], path: &str) -> usize {
     let named = policies.into_iter().enumerate();
     let policies: BTreeMap<_, _> = named.map(|(at, policy)| (at.to_string(), policy)).collect();
     let names: Vec<String> = callers.iter().map(ToString::to_string).collect();
-    PolicyIndex::compile(&policies).looked_at(&AuthzRequest {
-        principals: &names,
+    let headers = HeaderMap::new();
+    PolicyIndex::compile(&policies).looked_at(&request(&names, path, &headers))
+}
+
+/// What callers with these names ask.
+fn request<'r>(names: &'r [String], path: &'r str, headers: &'r HeaderMap) -> AuthzRequest<'r> {
+    AuthzRequest {
+        principals: names,
         authenticated: true,
         method: "GET",
         path,
         authority: "",
-        headers: &HeaderMap::new(),
+        headers,
         source: [192, 0, 2, 7].into(),
         destination: ([10, 0, 0, 1], 1).into(),
         server_name: "",
         metadata: None,
         details: Default::default(),
-    })
+    }
 }
 
 fn policy(who: Vec<Principal>, what: Vec<Permission>) -> RbacPolicy {
