@@ -91,7 +91,8 @@ pub use retry::{
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
 pub use route::{AttemptCounts, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
-    CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
+    CertificateSource, DownstreamTls, OWN_CERTIFICATE, OWN_TRUST_BUNDLE, Secret, SpiffeBundleMap,
+    TrustBundle, TrustSource,
 };
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};

@@ -69,7 +69,7 @@ impl<'c> Leaf<'c> {
     }
 
     /// The SPIFFE ID, `None` when no URI name claims to be one.
-    pub(super) fn spiffe_id(&self) -> Result<Option<SpiffeId>, IdentityError> {
+    pub(crate) fn spiffe_id(&self) -> Result<Option<SpiffeId>, IdentityError> {
         let uris = self.uris();
         let claims = |uri: &&str| {
             uri.get(..SpiffeId::SCHEME.len())

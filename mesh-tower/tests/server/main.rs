@@ -13,4 +13,5 @@ mod limits;
 mod mutual_tls;
 mod refusals;
 mod routes;
+mod secrets;
 mod telemetry;

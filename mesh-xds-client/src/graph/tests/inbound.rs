@@ -30,7 +30,7 @@ fn named_hosts(name: &str, hosts: &[&str]) -> Config {
     Config::Route(Arc::new(RouteConfig::new(name, hosts)))
 }
 
-fn watch(rig: &mut Rig) -> watch::Receiver<InboundState> {
+pub(super) fn watch(rig: &mut Rig) -> watch::Receiver<InboundState> {
     let (tx, inbound) = watch::channel(InboundState::Pending);
     let listener = "in".into();
     rig.add(Watcher::Inbound { listener, tx });

@@ -356,10 +356,11 @@ pub(super) fn table() -> Table {
         )),
     };
     add(t, "", Kind::Secret, &secret, |m| any(&m));
+    super::dns::add_all(t);
     table
 }
 
-fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSource {
+pub(super) fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSource {
     use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
     DataSource {
         specifier: Some(Specifier::InlineString(text.into())),
