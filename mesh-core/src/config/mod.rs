@@ -7,6 +7,7 @@
 mod balance;
 mod cel;
 mod chain_match;
+mod client_cert;
 mod cluster;
 mod connection;
 mod endpoint;
@@ -40,6 +41,7 @@ pub use balance::{
 };
 pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
+pub use client_cert::{ClientCertDetails, ForwardClientCert, ForwardMode};
 pub use cluster::{
     CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, DnsHost, HTTP2_CONNECTIONS_MAX,
     HttpVersion, RetryBudget,

@@ -77,6 +77,12 @@ pub(super) fn certificate(secret: &Secret) -> Result<Arc<CertifiedKey>, TlsError
         .map_err(|error| fail(format!("secret {name}: {error}")))
 }
 
+/// The URI names of our certificate.
+pub(super) fn uris(certified: &CertifiedKey) -> Option<Vec<String>> {
+    let leaf = Leaf::parse(certified.cert.first()?).ok()?;
+    Some(leaf.uris().into_iter().map(str::to_owned).collect())
+}
+
 /// The SPIFFE ID of our certificate, `None` where it is none of a member.
 pub(super) fn spiffe_id(certified: &CertifiedKey) -> Result<Option<SpiffeId>, IdentityError> {
     match certified.cert.first() {

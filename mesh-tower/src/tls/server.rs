@@ -108,6 +108,19 @@ impl ServerTls {
         &self.settings
     }
 
+    /// URI names of the certificate that was shown last.
+    pub(crate) fn shown_uris(&self) -> Vec<String> {
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        match cached.as_ref().map(|cached| &cached.certificate) {
+            Some(OurCertificate::Member(held)) => vec![held.spiffe_id().to_string()],
+            Some(OurCertificate::Secret(held)) => secret::certificate(held)
+                .ok()
+                .and_then(|certified| secret::uris(&certified))
+                .unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
     /// Performs a handshake. Gives the caller's names when it came with a certificate.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod authorization;
 mod before_tls;
 mod chains;
+mod client_cert;
 mod deadline;
 mod domains;
 mod external;

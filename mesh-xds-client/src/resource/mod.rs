@@ -8,6 +8,7 @@
 
 mod balance;
 mod chain_match;
+mod client_cert;
 mod cluster;
 mod connection;
 mod discovery;

@@ -7,6 +7,7 @@ use super::*;
 /// A listener with a chain for each of these route configurations.
 fn listener(routes: &[&str]) -> Config {
     let chain = |name: &&str| FilterChain {
+        client_cert: Default::default(),
         limits: Default::default(),
         name: (*name).to_owned(),
         transport: TransportMatch::Any,

@@ -230,6 +230,7 @@ fn server(secret: &str) -> Config {
         require_client_certificate: false,
     };
     let chain = FilterChain {
+        client_cert: Default::default(),
         limits: Default::default(),
         name: "in".into(),
         transport: TransportMatch::Any,

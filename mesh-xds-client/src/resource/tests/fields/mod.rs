@@ -24,6 +24,8 @@ const NOTES: &[(&str, &[&str])] = &[
             "HttpConnectionManager (client) common_http_protocol_options",
             "HttpConnectionManager (server) common_http_protocol_options",
             "HttpConnectionManager (server) path_with_escaped_slashes_action",
+            "HttpConnectionManager (server) set_current_client_cert_details",
+            "HttpConnectionManager.SetCurrentClientCertDetails subject",
             "HttpFilter (client) disabled",
             "HttpFilter (client) is_optional",
             "HttpFilter (client) name",
