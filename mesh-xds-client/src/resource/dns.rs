@@ -160,7 +160,7 @@ fn lookup(sink: &mut Sink, fields: &Fields<'_>) -> Option<DnsLookup> {
                 return sink.error_at("base_interval", "is missing");
             };
             let max = positive(sink, "max_interval", max)?;
-            let max = max.unwrap_or(base.saturating_mul(FAILURE_GROWTH));
+            let max = max.unwrap_or_else(|| base.saturating_mul(FAILURE_GROWTH));
             match max < base {
                 true => sink.error_at("max_interval", "must not be less than base_interval"),
                 false => Some((base, max)),
