@@ -1,4 +1,8 @@
 //! Hosts that are looked up as their cluster says, at a DNS server whose answers change.
+#![expect(
+    deprecated,
+    reason = "control planes in use send the cluster's own fields"
+)]
 
 use std::{
     collections::BTreeSet,
