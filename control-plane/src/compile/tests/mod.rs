@@ -337,7 +337,7 @@ fn a_policy_by_which_a_provider_asks_itself_is_warned_of() {
         );
         let (_, _, findings) = filters_of(&text);
         let warned = findings.iter().filter(|finding| {
-            finding.starts_with("warning[MESH0115]") && finding.contains("spec.provider.name")
+            finding.contains("warning[MESH0115]") && finding.contains("spec.provider.name")
         });
         assert_eq!(warned.clone().count(), findings.len(), "{findings:?}");
         warned.count() > 0
