@@ -246,7 +246,7 @@ fn admit(inbound: &Inbound, seen: &Seen) -> Result<Option<Arc<ServerTls>>, Refus
     }
     let chain = inbound
         .chain(seen)
-        .ok_or_else(|| Refused::new("no_filter_chain"))?;
+        .ok_or_else(|| Refused::new(inbound.why_no_chain(seen)))?;
     match (&chain.security, seen.transport) {
         (Security::Plaintext, Transport::Raw) => Ok(None),
         (Security::Tls(tls), Transport::Tls) => Ok(Some(Arc::clone(tls))),

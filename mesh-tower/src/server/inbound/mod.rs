@@ -74,6 +74,14 @@ impl Seen {
             application_protocols: &self.application_protocols,
         }
     }
+
+    /// The same, had the client spoken TLS.
+    fn over_tls(&self) -> Self {
+        Self {
+            transport: Transport::Tls,
+            ..self.clone()
+        }
+    }
 }
 
 /// A filter chain.
@@ -169,11 +177,17 @@ impl Inbound {
 
     /// Whether TLS connections to the same place prove who they are.
     pub(super) fn is_mutual_over_tls(&self, seen: &Seen) -> bool {
-        let over_tls = Seen {
-            transport: Transport::Tls,
-            ..seen.clone()
-        };
-        self.chain(&over_tls).is_some_and(Chain::is_mutual)
+        self.chain(&seen.over_tls()).is_some_and(Chain::is_mutual)
+    }
+
+    /// Why no chain takes a connection: `plaintext` where one would take it over TLS.
+    pub(super) fn why_no_chain(&self, seen: &Seen) -> &'static str {
+        // What a client would say in its handshake is not known of one that speaks plaintext.
+        let is_tls_asked = || self.needs_hello() || self.chain(&seen.over_tls()).is_some();
+        match seen.transport {
+            Transport::Raw if is_tls_asked() => "plaintext",
+            Transport::Raw | Transport::Tls => "no_filter_chain",
+        }
     }
 
     /// The chain of a live connection's requests; `None` when the connection does not fit any more.

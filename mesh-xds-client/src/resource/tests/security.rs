@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::{
         core::v3::{CidrRange, DataSource, data_source::Specifier},
         rbac::v3::{
             Permission as PermissionPb, Policy, Principal as PrincipalPb, Rbac as RulesPb,
+            SourcedMetadata,
             permission::{self, Rule},
             principal::{Authenticated, Identifier},
         },
@@ -14,9 +15,22 @@ use envoy_types::pb::envoy::{
         filters::http::rbac::v3::Rbac as FilterPb,
         transport_sockets::tls::v3::{CertificateValidationContext, secret::Type},
     },
-    r#type::v3::Int32Range,
+    r#type::{
+        matcher::v3::{
+            MetadataMatcher as MetadataProto, StringMatcher as StringProto,
+            ValueMatcher as ValueProto,
+            metadata_matcher::{PathSegment, path_segment::Segment},
+            string_matcher::MatchPattern,
+            value_matcher,
+        },
+        v3::Int32Range,
+    },
 };
-use mesh_core::config::{Permission, Principal, Rbac, Secret, StringMatcher};
+use http::HeaderMap;
+use mesh_core::{
+    authz::{Authorizer, AuthzRequest},
+    config::{DynamicMetadata, Permission, Principal, Rbac, Secret, StringMatcher},
+};
 
 use super::{
     tls::{exact, part},
@@ -95,6 +109,82 @@ pub(super) fn authorisation_rules() {
     assert_eq!(got.principals, [expected]);
 }
 
+/// The subject of a token is `text`.
+fn claim(text: &str) -> MetadataProto {
+    let key = |key: &str| PathSegment {
+        segment: Some(Segment::Key(key.to_owned())),
+    };
+    let exact = StringProto {
+        match_pattern: Some(MatchPattern::Exact(text.to_owned())),
+        ..StringProto::default()
+    };
+    MetadataProto {
+        filter: "envoy.filters.http.jwt_authn".to_owned(),
+        path: vec![key("payload"), key("sub")],
+        value: Some(ValueProto {
+            match_pattern: Some(value_matcher::MatchPattern::StringMatch(exact)),
+        }),
+        invert: false,
+    }
+}
+
+#[test]
+#[expect(deprecated, reason = "older control planes write `metadata`")]
+pub(super) fn rules_see_the_claims_that_a_filter_put_into_the_metadata() {
+    let mut known = DynamicMetadata::default();
+    let claims = serde_json::json!({"sub": "alice"});
+    known.set("envoy.filters.http.jwt_authn", "payload", claims);
+    let sourced = |matcher| SourcedMetadata {
+        metadata_matcher: Some(matcher),
+        metadata_source: 0,
+    };
+    let inverted = |text| MetadataProto {
+        invert: true,
+        ..claim(text)
+    };
+    // With the claims, without any.
+    for (matcher, expected) in [
+        (claim("alice"), [true, false]),
+        (claim("bob"), [false, false]),
+        (inverted("alice"), [false, true]),
+        (inverted("bob"), [true, true]),
+    ] {
+        for (rule, identifier) in [
+            (Rule::Metadata(matcher.clone()), Identifier::Any(true)),
+            (
+                Rule::SourcedMetadata(sourced(matcher.clone())),
+                Identifier::Any(true),
+            ),
+            (Rule::Any(true), Identifier::Metadata(matcher.clone())),
+            (
+                Rule::Any(true),
+                Identifier::SourcedMetadata(sourced(matcher.clone())),
+            ),
+        ] {
+            let allow = rules(policy(rule, identifier)).unwrap().unwrap();
+            let allow = Authorizer::compile([&allow]);
+            let headers = HeaderMap::new();
+            let allowed = [Some(&known), None].map(|metadata| {
+                let request = AuthzRequest {
+                    principals: &[],
+                    authenticated: false,
+                    method: "GET",
+                    path: "/",
+                    authority: "",
+                    headers: &headers,
+                    source: [127, 0, 0, 1].into(),
+                    destination: ([127, 0, 0, 1], 80).into(),
+                    server_name: "",
+                    metadata,
+                    details: Default::default(),
+                };
+                allow.decide(&request).allowed
+            });
+            assert_eq!(allowed, expected, "{matcher:?}");
+        }
+    }
+}
+
 #[test]
 #[expect(
     deprecated,
@@ -128,6 +218,23 @@ pub(super) fn rules_that_cannot_be_evaluated_refuse_the_filter() {
         (
             policy(Rule::Metadata(Default::default()), anyone()),
             format!("{place}.permissions[0].metadata.filter: is missing"),
+        ),
+        (
+            policy(
+                Rule::SourcedMetadata(SourcedMetadata {
+                    metadata_matcher: Some(claim("alice")),
+                    metadata_source: 1,
+                }),
+                anyone(),
+            ),
+            format!("{place}.permissions[0].sourced_metadata.metadata_source: is not supported"),
+        ),
+        (
+            policy(
+                Rule::Any(true),
+                Identifier::SourcedMetadata(SourcedMetadata::default()),
+            ),
+            format!("{place}.principals[0].sourced_metadata.metadata_matcher: is missing"),
         ),
         (
             policy(Rule::Header(header("grpc-timeout")), anyone()),
