@@ -33,11 +33,12 @@ mod security;
 mod subset;
 mod upstream_tls;
 mod value_template;
+mod zone;
 
 pub use balance::{
-    ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
+    ClientPosition, ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
     MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
-    RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
+    RING_SIZE_MAX, RingHash, SlowStart, Subsetting, WEIGHT_UPDATE_PERIOD_MIN,
 };
 pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
@@ -99,3 +100,4 @@ pub use security::{
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};
+pub use zone::{HEALTHY_PANIC_THRESHOLD_DEFAULT, LocalZones, LocalityBasis, ZoneAware, ZoneSize};
