@@ -29,6 +29,7 @@ mod policy;
 mod pool;
 mod providers;
 mod rate_limit;
+mod remote_jwks;
 mod request_auth;
 mod route_action;
 mod route_match;

@@ -260,15 +260,51 @@ pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
     ),
     (
         "MeshPolicy",
-        "extensionProviders[]",
+        "extensionProviders[].name",
         "spec.extensionProviders[].envoyExtAuthzGrpc.service",
         "default/svc",
     ),
     (
         "MeshPolicy",
-        "extensionProviders[]",
+        "extensionProviders[].name",
         "spec.extensionProviders[].envoyExtAuthzGrpc.port",
         "8080",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzGrpc",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.service",
+        "default/svc",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzGrpc",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.port",
+        "8080",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzHttp",
+        "spec.extensionProviders[].envoyExtAuthzHttp.service",
+        "default/svc",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzHttp",
+        "spec.extensionProviders[].envoyExtAuthzHttp.port",
+        "8080",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzGrpc.includeRequestBodyInCheck.",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.includeRequestBodyInCheck.maxRequestBytes",
+        "1024",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzHttp.includeRequestBodyInCheck.",
+        "spec.extensionProviders[].envoyExtAuthzHttp.includeRequestBodyInCheck.maxRequestBytes",
+        "1024",
     ),
     (
         "AuthorizationPolicy",

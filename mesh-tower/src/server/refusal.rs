@@ -12,6 +12,7 @@ use mesh_core::{filter::Answer, outcome::grpc_status_of};
 use super::body::ServedBody;
 use crate::{
     headers::percent_encode,
+    jwt::Rejected,
     telemetry::{Code, Protocol},
 };
 
@@ -55,7 +56,8 @@ impl Refusal {
     }
 
     /// The token is not believed (RFC 6750 §3).
-    pub(super) fn unauthenticated(why: &'static str) -> Self {
+    pub(super) fn unauthenticated(why: Rejected) -> Self {
+        let why = why.as_str();
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
         Self::new(StatusCode::UNAUTHORIZED, 16, why).with(header::WWW_AUTHENTICATE, challenge)
     }

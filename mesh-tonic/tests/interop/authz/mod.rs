@@ -7,6 +7,8 @@
 mod cases;
 mod conditions;
 mod external;
+mod external_http;
+mod keys;
 mod paths;
 mod proxy;
 mod signer;

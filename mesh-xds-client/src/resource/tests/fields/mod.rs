@@ -6,6 +6,7 @@ mod messages;
 mod probe;
 mod routes;
 mod tls;
+mod tokens;
 
 use std::fmt::Write as _;
 
@@ -84,6 +85,9 @@ const NOTES: &[(&str, &[&str])] = &[
             "ExtAuthz disallowed_headers",
             "ExtAuthz enable_dynamic_metadata_ingestion",
             "ExtAuthz validate_mutations",
+            "JwksAsyncFetch failed_refetch_duration",
+            "JwksAsyncFetch fast_listener",
+            "RemoteJwks retry_policy",
         ],
     ),
     (
