@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use mesh_core::{
     ClusterName,
     config::{
-        CheckBody, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, ExtAuthz, HttpCheck, StringMatcher,
+        CheckBody, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, ExtAuthz, HttpCheck, Regex, StringMatcher,
         StringPattern,
     },
 };
@@ -156,7 +156,7 @@ fn service(
         return Err(("port", message));
     }
     let cluster = cluster_name(port, "", &service.fqdn);
-    Ok((cluster, service.fqdn.clone()))
+    Ok((cluster.into(), service.fqdn.clone()))
 }
 
 fn timeout(declared: Option<&str>) -> Result<Duration, Wrong> {
@@ -214,14 +214,20 @@ fn headers(
 fn matchers(field: &'static str, names: &[String]) -> Result<Vec<StringMatcher>, Wrong> {
     let matchers = names.iter().map(|name| {
         let pattern = match (name.strip_prefix('*'), name.strip_suffix('*')) {
-            (Some(""), _) => StringPattern::Prefix(String::new()),
+            (Some(""), _) => {
+                // Envoy takes no empty prefix.
+                let any = Regex::new(".+").map_err(|message| (field, message))?;
+                return Ok(StringMatcher {
+                    pattern: StringPattern::Regex(any),
+                    ignore_case: false,
+                });
+            }
             (Some(suffix), _) => StringPattern::Suffix(suffix.to_owned()),
             (None, Some(prefix)) => StringPattern::Prefix(prefix.to_owned()),
             (None, None) => StringPattern::Exact(name.clone()),
         };
-        let is_any = name == "*";
         let inner = name.trim_matches('*');
-        if !is_any && (inner.is_empty() || inner.contains('*')) {
+        if inner.is_empty() || inner.contains('*') {
             let message = format!("{name:?} is not the name of a header, with * first or last");
             return Err((field, message));
         }

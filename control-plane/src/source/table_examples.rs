@@ -239,7 +239,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 29] = [
     (
         "AuthorizationPolicy",
         "spec.action",

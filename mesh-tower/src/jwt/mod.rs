@@ -21,7 +21,9 @@ use mesh_core::config::{DynamicMetadata, Jwks, JwtAuthn, JwtProvider, RemoteJwks
 use serde_json::Value;
 
 pub(crate) use self::remote::RemoteKeys;
-pub use self::remote::{JWKS_BYTES_MAX, JWKS_WAITING_MAX, KeySource, KeySources, KeysFuture};
+pub use self::remote::{
+    JWKS_BYTES_MAX, JWKS_WAIT_MAX, JWKS_WAITING_MAX, KeySource, KeySources, KeysFuture,
+};
 use self::{
     keys::KeySet,
     locate::Location,
@@ -304,5 +306,7 @@ impl Provider {
     }
 }
 
+#[cfg(test)]
+mod remote_tests;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -31,6 +31,9 @@ use crate::{rng, telemetry::Metrics};
 
 /// Longest key set that is fetched, in bytes.
 pub const JWKS_BYTES_MAX: usize = 1 << 20;
+
+/// Longest time that a token waits for keys; it is refused then.
+pub const JWKS_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Most tokens of an issuer that wait for its keys at a time; more are refused at once.
 pub const JWKS_WAITING_MAX: usize = 1024;
@@ -159,10 +162,23 @@ impl RemoteKeys {
     pub(super) async fn fetched(&self, lack: Lack, came: Instant) -> Option<bool> {
         let _waiting = Waiting::begin(&self.waiting)?;
         let mut ended = self.ended.subscribe();
+        if !self.lacks(lack, came) {
+            // One has just ended.
+            return Some(true);
+        }
         self.want(lack);
-        ended.changed().await.ok()?;
+        timeout(JWKS_WAIT_MAX, ended.changed()).await.ok()?.ok()?;
         let ended = (*ended.borrow())?;
         Some(ended.succeeded && ended.begun < came)
+    }
+
+    /// Whether a token that came at `came` is still without what it lacks.
+    fn lacks(&self, lack: Lack, came: Instant) -> bool {
+        let held = self.held.load();
+        match lack {
+            Lack::Keys => self.refresh().standing(now()) == Standing::Awaited,
+            Lack::Unknown => held.as_ref().is_none_or(|held| held.asked < came),
+        }
     }
 
     fn want(&self, lack: Lack) {

@@ -44,7 +44,9 @@ use mesh_core::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-pub use crate::jwt::{JWKS_BYTES_MAX, JWKS_WAITING_MAX, KeySource, KeySources, KeysFuture};
+pub use crate::jwt::{
+    JWKS_BYTES_MAX, JWKS_WAIT_MAX, JWKS_WAITING_MAX, KeySource, KeySources, KeysFuture,
+};
 pub use application::MeshApplication;
 pub use audit::{AuditRecord, AuditSink};
 pub use audit_file::{AUDIT_WAITING_MAX, AuditFile};

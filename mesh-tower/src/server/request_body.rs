@@ -78,10 +78,13 @@ impl RequestBody {
             .filter_map(Frame::data_ref)
             .map(Bytes::len)
             .sum();
-        let mut ended = Ok(());
+        let (mut is_over, mut ended) = (false, Ok(()));
         while length < max && !rest.is_end_stream() {
             match rest.frame().await {
-                None => break,
+                None => {
+                    is_over = true;
+                    break;
+                }
                 Some(Ok(frame)) => {
                     length += frame.data_ref().map_or(0, Bytes::len);
                     read.push_back(frame);
@@ -98,7 +101,8 @@ impl RequestBody {
             data.extend_from_slice(&piece[..piece.len().min(room)]);
         }
         let has_trailers = read.back().is_some_and(Frame::is_trailers);
-        let is_partial = length > max || !(has_trailers || rest.is_end_stream());
+        let is_over = is_over || has_trailers || rest.is_end_stream();
+        let is_partial = length > max || !is_over;
         self.kind = Kind::Begun(read, Box::new(rest));
         ended.map(|()| CheckedBody {
             data: data.freeze(),

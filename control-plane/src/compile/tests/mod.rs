@@ -10,6 +10,7 @@ mod members;
 mod outside;
 mod patch;
 mod routes;
+mod tokens;
 mod visibility;
 
 use mesh_core::config::*;

@@ -150,7 +150,7 @@ fn over_http(http: HttpCheck) -> ExtAuthz {
 fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
     let pairs = pairs.iter().map(|(name, value)| {
         let value = HeaderValue::from_static(value);
-        (http::HeaderName::from_static(name), value)
+        (HeaderName::from_static(name), value)
     });
     let mut headers = HeaderMap::new();
     headers.extend(Vec::from_iter(
@@ -187,7 +187,7 @@ fn over_http_a_service_is_told_little_unless_more_is_listed() {
     let http = HttpCheck {
         path_prefix: "/authz".to_owned(),
         headers_to_add: vec![(
-            http::HeaderName::from_static("x-b"),
+            HeaderName::from_static("x-b"),
             HeaderValue::from_static("ours"),
         )],
         ..HttpCheck::default()

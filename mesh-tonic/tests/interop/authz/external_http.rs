@@ -183,13 +183,7 @@ spec:
 /// A request, but for who is asked and its number.
 fn requests() -> Vec<String> {
     let long = "x".repeat(9);
-    let bodies = [
-        None,
-        Some("tea"),
-        Some("12345678"),
-        Some(&long),
-        Some(&huge),
-    ];
+    let bodies = [None, Some("tea"), Some("12345678"), Some(&long)];
     let mut requests = vec!["GET /open HTTP/1.1\r\n\r\n".to_owned()];
     for case in said().keys() {
         for body in bodies {
