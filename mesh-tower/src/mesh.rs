@@ -24,12 +24,12 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     Error, HttpClient, MeshService,
-    authorization::MeshServices,
     cluster::ClusterRegistry,
     connect::HyperConnector,
     explain::CallExplanation,
     identity::{Certificate, Identity, IdentityError, vouched_for},
     listener::ListenerRuntime,
+    mesh_services::MeshServices,
     registration::{self, Registration, RegistrationHandle, Registrations},
     server::{InboundState, MeshApplication, ServeError, Server},
     telemetry::{ControlPlaneRows, Labels, Telemetry},
@@ -425,14 +425,15 @@ impl Mesh {
                 }
             }
         });
-        let services = MeshServices {
+        let services = Arc::new(MeshServices {
             xds: inner.xds.clone(),
             clusters: Arc::clone(&inner.clusters),
             telemetry: inner.telemetry.clone(),
-        };
+        });
         let mut server = Server::builder(state)
             .telemetry(inner.telemetry.clone())
-            .authorization_services(Arc::new(services))
+            .authorization_services(Arc::clone(&services) as _)
+            .key_sources(services)
             .drain_timeout(inner.drain_timeout);
         let identity = inner.identity.clone().unwrap_or_else(Identity::none);
         server = server.identity(identity.with_secrets(inner.xds.secrets()));

@@ -56,8 +56,9 @@ pub use istio::{
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint, TargetReference};
 pub use mesh::{
-    BalancerPolicy, ExtAuthzGrpc, ExtensionProvider, HedgePolicy, MeshPolicy, PeakEwmaSpec,
-    PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
+    BalancerPolicy, CheckedRequestBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, HedgePolicy,
+    MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
+    RemoteJwksPolicy,
 };
 
 /// Namespace of objects that name none.

@@ -55,11 +55,12 @@ pub use endpoint::{
     LocalityId, OVERPROVISIONING_FACTOR_DEFAULT,
 };
 pub use filter::{
-    Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,
-    Delay, DescriptorEntry, DescriptorSource, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT,
-    EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings, Fault, FaultAbort, FaultDelay,
-    FilterConfig, FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit,
-    RateLimit, RateLimitDescriptor, StatefulSession, TokenBucket,
+    Abort, AdaptiveConcurrency, CheckBody, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT,
+    DYNAMIC_DESCRIPTORS_MAX, Delay, DescriptorEntry, DescriptorSource,
+    EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings,
+    Fault, FaultAbort, FaultDelay, FilterConfig, FilterOverride, FilterOverrides, HeaderMutation,
+    HttpCheck, HttpFilter, LocalRateLimit, RateLimit, RateLimitDescriptor, StatefulSession,
+    TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
@@ -72,7 +73,11 @@ pub use health_check::{
 };
 pub use http_limits::{HttpLimits, Underscores};
 pub use ip_range::IpRange;
-pub use jwt::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn, JwtProvider};
+pub use jwt::{
+    ClaimToHeader, HeaderLocation, JWKS_CACHE_DURATION_DEFAULT, JWKS_CACHE_DURATION_MIN,
+    JWKS_FAILED_REFETCH_DEFAULT, JWKS_FAILED_REFETCH_MIN, JWKS_RETRIES_MAX,
+    JWKS_RETRY_PAUSE_DEFAULT, JWT_CLOCK_SKEW_DEFAULT, Jwks, JwtAuthn, JwtProvider, RemoteJwks,
+};
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };

@@ -3,6 +3,7 @@
 
 mod authorization_service;
 mod destination;
+mod issuer;
 mod load;
 mod outside;
 mod port_level;

@@ -11,6 +11,7 @@ mod members;
 mod outside;
 mod patch;
 mod routes;
+mod tokens;
 mod visibility;
 
 use mesh_core::config::*;
