@@ -77,6 +77,7 @@ impl Compiled {
         self.security == other.security
             && self.memberships == other.memberships
             && self.rate_limits == other.rate_limits
+            && self.server_filters == other.server_filters
             && judged(self) == judged(other)
     }
 
@@ -223,10 +224,11 @@ impl Compiled {
         labels: &BTreeMap<String, String>,
     ) -> Listener {
         let workload = self.judged_as(address, namespace, labels);
-        let limit = self
-            .rate_limits
-            .of_server(&workload.namespace, &workload.labels);
+        let (namespace, labels) = (&workload.namespace, &workload.labels);
+        let limit = self.rate_limits.of_server(namespace, labels);
+        let filters = self.server_filters.of(namespace, labels);
+        let filters = limit.into_iter().chain(filters).collect();
         self.security
-            .inbound_listener(requested, address, &workload, limit)
+            .inbound_listener(requested, address, &workload, filters)
     }
 }

@@ -56,8 +56,9 @@ pub use istio::{
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 pub use mesh::{
-    BalancerPolicy, ExtAuthzGrpc, ExtensionProvider, HedgePolicy, MeshPolicy, PeakEwmaSpec,
-    PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
+    BalancerPolicy, BufferSpec, ExtAuthzGrpc, ExtensionProvider, FilterPolicy, HedgePolicy,
+    MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
+    SessionCookieSpec, SessionSpec,
 };
 
 /// Namespace of objects that name none.
@@ -252,6 +253,8 @@ pub enum Spec {
     ReferenceGrant(gateway::ReferenceGrant),
     /// Our RateLimit.
     RateLimit(RateLimit),
+    /// Our FilterPolicy.
+    FilterPolicy(FilterPolicy),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
     /// Consul service-splitter.

@@ -29,7 +29,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-pub(super) const OBJECTS: [(&str, &str); 22] = [
+pub(super) const OBJECTS: [(&str, &str); 23] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -99,6 +99,7 @@ pub(super) const OBJECTS: [(&str, &str); 22] = [
         "RateLimit",
         "metadata: {name: a}\nspec: {limits: [{requests: 10}]}",
     ),
+    ("FilterPolicy", "metadata: {name: a}\nspec: {}"),
     ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
     (
         "AuthorizationPolicy",
@@ -239,7 +240,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 27] = [
     (
         "AuthorizationPolicy",
         "spec.action",
@@ -251,6 +252,20 @@ pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
         "spec.provider",
         "spec.action",
         "CUSTOM",
+    ),
+    ("FilterPolicy", "session", "spec.host", "greeter"),
+    ("FilterPolicy", "session.strict", "spec.session.header", "x"),
+    (
+        "FilterPolicy",
+        "cookie.ttl",
+        "spec.session.cookie.name",
+        "s",
+    ),
+    (
+        "FilterPolicy",
+        "cookie.path",
+        "spec.session.cookie.name",
+        "s",
     ),
     (
         "MeshPolicy",

@@ -19,10 +19,10 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, HedgePolicy,
-        MeshPolicy, Metadata, PeerAuthentication, RateLimit, RequestAuthentication, Service,
-        ServiceEntry, ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar,
-        VirtualService, WorkloadEntry,
+        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, FilterPolicy,
+        HedgePolicy, MeshPolicy, Metadata, PeerAuthentication, RateLimit, RequestAuthentication,
+        Service, ServiceEntry, ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter,
+        Sidecar, VirtualService, WorkloadEntry,
         gateway::{BackendTrafficPolicy, GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -310,6 +310,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
         ("HedgePolicy", fields_of::<HedgePolicy>("spec")),
         ("RateLimit", fields_of::<RateLimit>("spec")),
+        ("FilterPolicy", fields_of::<FilterPolicy>("spec")),
         (
             "PeerAuthentication",
             fields_of::<PeerAuthentication>("spec"),

@@ -4,6 +4,7 @@ mod balancing;
 mod consul;
 mod destination;
 mod export;
+mod filter_policy;
 mod gateway;
 mod hedge;
 mod members;
