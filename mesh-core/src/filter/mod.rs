@@ -9,6 +9,7 @@
 mod bucket;
 mod concurrency;
 mod cors;
+mod describe;
 mod ext_authz;
 mod fault;
 mod header_mutation;
@@ -28,6 +29,7 @@ use http::{HeaderMap, StatusCode};
 pub use self::{
     bucket::AtomicBucket,
     concurrency::{ConcurrencyController, ConcurrencyPermit},
+    describe::{describe, header_changes},
     ext_authz::{
         Allowed, CHECK_PATH, Caller, CheckRequest, CheckVerdict, Denied, EXT_AUTHZ_NAMESPACE,
         EditAction, ExternalCheck, HeaderEdit, Need,
