@@ -157,8 +157,8 @@ impl<'p> Passage<'p> {
                         }
                     }
                 }
-                Step::Answer(answer) => {
-                    return Progress::Done(Err(Refusal::filtered(*answer)));
+                Step::Answer(answer, action) => {
+                    return Progress::Done(Err(Refusal::filtered(*answer, action)));
                 }
                 // The decoder lets no fault filter pass for servers.
                 Step::Wait(_) => {}
