@@ -39,7 +39,7 @@ pub use authorization::{
 pub use consul::{
     ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
-    ServiceResolver, ServiceRouter, ServiceSplitter, Split,
+    ServiceResolver, ServiceRouter, ServiceSplitter, Split, service_in,
 };
 pub use destination_rule::{
     BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,

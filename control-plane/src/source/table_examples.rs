@@ -124,7 +124,12 @@ pub(super) const ROUTES: [&str; 6] = [
 ];
 
 /// What must stand beside a field of a load balancer.
-pub(super) const BESIDE_BALANCER: [(&str, &str, &str); 6] = [
+pub(super) const BESIDE_BALANCER: [(&str, &str, &str); 7] = [
+    (
+        "attributes[].value",
+        "consistentHash.httpCookie.attributes[].name",
+        "SameSite",
+    ),
     (
         "consistentHash.httpCookie",
         "consistentHash.httpCookie.name",
@@ -240,7 +245,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 27] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 28] = [
     (
         "AuthorizationPolicy",
         "spec.action",
@@ -384,6 +389,12 @@ pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 27] = [
     (
         "ServiceIntentions",
         "header[].name",
+        "spec.sources[].permissions[].http.header[].exact",
+        "a",
+    ),
+    (
+        "ServiceIntentions",
+        "ignoreCase",
         "spec.sources[].permissions[].http.header[].exact",
         "a",
     ),

@@ -143,7 +143,7 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     object["kind"] = kind.into();
     for (part, path, value) in BESIDE {
         // Another predicate takes the place of the one here.
-        let is_other = ["present", "prefix", "suffix", "regex"]
+        let is_other = ["present", "prefix", "suffix", "regex", "contains"]
             .iter()
             .any(|other| row.path.ends_with(other));
         let is_meant = row.path.contains(part) && !(is_other && path.ends_with("exact"));
@@ -159,7 +159,8 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         let is_other = path.ends_with("jwks") && row.path.ends_with("jwksUri")
             || path.ends_with("exact")
                 && !row.path.ends_with(".name")
-                && !row.path.ends_with("invert");
+                && !row.path.ends_with("invert")
+                && !row.path.ends_with("ignoreCase");
         if of_kind == kind && is_meant && !is_other {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
         }
