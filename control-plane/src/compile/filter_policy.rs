@@ -36,6 +36,7 @@ pub(super) struct ServerFilters {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct OfServers {
+    object: ObjectKey,
     namespace: String,
     labels: Labels,
     filters: Filters,
@@ -84,12 +85,22 @@ impl Filters {
 }
 
 impl ServerFilters {
-    pub(super) fn of(&self, namespace: &str, labels: &Labels) -> Vec<HttpFilter> {
-        let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
-        let selected = self.policies.iter().filter(|held| {
+    fn selected(&self, namespace: &str, labels: &Labels) -> impl Iterator<Item = &OfServers> {
+        self.policies.iter().filter(move |held| {
+            let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
             (held.namespace == namespace || held.namespace == self.root_namespace)
                 && held.labels.iter().all(has)
-        });
+        })
+    }
+
+    /// The objects that hold for a server.
+    pub(super) fn objects(&self, namespace: &str, labels: &Labels) -> Vec<ObjectKey> {
+        let selected = self.selected(namespace, labels);
+        selected.map(|held| held.object.clone()).collect()
+    }
+
+    pub(super) fn of(&self, namespace: &str, labels: &Labels) -> Vec<HttpFilter> {
+        let selected = self.selected(namespace, labels);
         let mut all = Filters::default();
         selected.for_each(|held| all.add(&held.filters));
         let configs = all.configs().into_iter();
@@ -175,6 +186,7 @@ pub(super) fn collect(
         };
         match (&spec.host, &spec.selector) {
             (None, selector) => servers.policies.push(OfServers {
+                object: object.key.clone(),
                 namespace: object.key.namespace.clone(),
                 labels: selector
                     .as_ref()

@@ -221,6 +221,11 @@ pub fn compile_with(
         places: places.collect::<BTreeMap<_, _>>().into(),
         ..Compiled::default()
     };
+    let limiting = compiled.rate_limits.of_clients();
+    let limiting: Vec<_> = limiting.map(|(f, key)| (f.clone(), key.clone())).collect();
+    for (fqdn, key) in &limiting {
+        compiled.made_of(fqdn, key);
+    }
     for service in services.values() {
         for key in &service.objects {
             compiled.made_of(&service.fqdn, key);
