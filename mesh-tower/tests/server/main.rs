@@ -3,6 +3,7 @@
 mod authorization;
 mod before_tls;
 mod chains;
+mod client_cert;
 mod deadline;
 mod domains;
 mod external;
@@ -14,4 +15,5 @@ mod local_replies;
 mod mutual_tls;
 mod refusals;
 mod routes;
+mod secrets;
 mod telemetry;
