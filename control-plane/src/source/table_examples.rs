@@ -134,7 +134,7 @@ pub(super) const ROUTES: [&str; 6] = [
 /// What must stand beside a field of a load balancer.
 pub(super) const BESIDE_BALANCER: [(&str, &str, &str); 7] = [
     (
-        "attributes[].value",
+        "consistentHash.httpCookie.attributes[].value",
         "consistentHash.httpCookie.attributes[].name",
         "SameSite",
     ),
