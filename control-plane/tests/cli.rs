@@ -234,7 +234,7 @@ spec:
         "route a/http[1]: taken (VirtualService default/a spec.http[1], ",
         "rule.yaml:9)",
         "cluster outbound|80||a.example.com: 1 of 1, 0 endpoints",
-        "path: Prefix(\"/\")",
+        "path: what matched becomes /",
     ] {
         assert!(said.contains(expected), "{expected} in\n{said}");
     }
@@ -256,6 +256,162 @@ spec:
         code == Some(2) && errors.contains("write NAME: VALUE"),
         "{errors}"
     );
+}
+
+/// A service with most of what can be said about the requests to it.
+const SHOP: &str = "kind: ServiceEntry
+metadata: {name: shop}
+spec:
+  hosts: [shop.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints:
+  - {address: 10.0.0.1, labels: {app: shop, version: v1}}
+  - {address: 10.0.0.2, labels: {app: shop, version: v2}}
+---
+kind: DestinationRule
+metadata: {name: shop}
+spec:
+  host: shop
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+---
+kind: VirtualService
+metadata: {name: shop}
+spec:
+  hosts: [shop]
+  http:
+  - name: old
+    match: [{uri: {prefix: /old}}]
+    redirect: {uri: /new, authority: elsewhere, redirectCode: 308}
+  - name: closed
+    match: [{uri: {prefix: /closed}}]
+    directResponse: {status: 410, body: {string: gone}}
+  - name: tested
+    match: [{uri: {prefix: /tested}}]
+    fault: {delay: {fixedDelay: 5s, percentage: {value: 10}}, abort: {httpStatus: 503}}
+    mirror: {host: shop, subset: v2}
+    mirrorPercentage: {value: 1}
+    route: [{destination: {host: shop, subset: v1}}]
+  - name: main
+    headers: {request: {set: {x-a: a}}, response: {remove: [x-b]}}
+    route:
+    - {destination: {host: shop, subset: v1}, weight: 90}
+    - {destination: {host: shop, subset: v2}, weight: 10}
+---
+apiVersion: mesh/v1
+kind: RateLimit
+metadata: {name: clients}
+spec: {host: shop, limits: [{requests: 7}, {requests: 1, interval: 1m, per: {header: x-user}}]}
+---
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: clients}
+spec: {host: shop, session: {header: x-session}, buffer: {maxRequestBytes: 99}}
+---
+apiVersion: mesh/v1
+kind: HedgePolicy
+metadata: {name: shop}
+spec: {host: shop, delay: 20ms}
+---
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {mtls: {mode: STRICT}}
+---
+kind: AuthorizationPolicy
+metadata: {name: no-admin}
+spec:
+  selector: {matchLabels: {version: v2}}
+  action: DENY
+  rules: [{to: [{operation: {paths: [/admin]}}]}]
+---
+kind: RequestAuthentication
+metadata: {name: tokens}
+spec: {jwtRules: [{issuer: 'https://a.example', jwks: '{\"keys\":[]}'}]}
+---
+apiVersion: mesh/v1
+kind: RateLimit
+metadata: {name: servers}
+spec: {selector: {matchLabels: {app: shop}}, limits: [{requests: 5}]}
+";
+
+#[test]
+fn explain_tells_what_filters_and_servers_do_and_which_objects_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("shop.yaml"), SHOP).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let explain = |url: &str| {
+        let output = run(&["explain", "--config", path, "GET", url]);
+        let (said, errors) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{said}{errors}");
+        said
+    };
+    for (url, lines) in [
+        (
+            "http://shop/old/x",
+            &["    answers: 308, a redirect to host elsewhere, path /new"][..],
+        ),
+        ("http://shop/closed", &["    answers: 410 \"gone\""]),
+        (
+            "http://shop/tested",
+            &[
+                "    filter envoy.filters.http.fault: delays by 5s for 10 %, answers 503",
+                "    copy: 1 % to Cluster(\"outbound|80|v2|shop.default.svc.cluster.local\")",
+            ],
+        ),
+        (
+            "http://shop/",
+            &[
+                "    headers of the request: sets x-a: a",
+                "    headers of the response: removes x-b",
+                "    hedging: another attempt after Fixed(20ms), at most 2 at a time",
+                "    filter envoy.filters.http.stateful_session: header x-session names the \
+                 endpoint; without it another one is taken",
+                "    filter envoy.filters.http.buffer: waits for the request's body; one of more \
+                 than 99 bytes gets 413",
+                "    filter envoy.filters.http.local_ratelimit: 7 requests in 1s, 7 at once; 1 \
+                 requests in 60s, 1 at once for limit default/clients/1, each header; over it 429",
+                "    cluster outbound|80|v1|shop.default.svc.cluster.local: 90 of 100, 1 endpoint",
+                "    cluster outbound|80|v2|shop.default.svc.cluster.local: 10 of 100, 1 endpoint",
+                "      retries in flight: at most 20 % of the requests, and 3 in any case",
+                "      1 server takes mTLS alone",
+                "        filter envoy.filters.http.jwt_authn: believes tokens of \
+                 https://a.example; others get 401, requests without one pass",
+                "        filter envoy.filters.http.rbac.0: what default/no-admin[0] matches is \
+                 refused",
+                "        filter envoy.filters.http.local_ratelimit: 5 requests in 1s, 5 at once; \
+                 over it 429",
+            ],
+        ),
+    ] {
+        let said = explain(url);
+        for line in lines {
+            assert!(
+                said.lines().any(|found| found == *line),
+                "{line} in\n{said}"
+            );
+        }
+    }
+    let said = explain("http://shop/");
+    for (object, line) in [
+        ("      from ServiceEntry default/shop", 1),
+        ("      from RateLimit default/clients", 41),
+        ("      from FilterPolicy default/clients", 46),
+        ("        from PeerAuthentication default/strict", 56),
+        ("        from RequestAuthentication default/tokens", 67),
+        ("        from AuthorizationPolicy default/no-admin", 60),
+        ("        from RateLimit default/servers", 71),
+    ] {
+        let is_it = |found: &&str| {
+            found.starts_with(&format!("{object}, ")) && found.ends_with(&format!(":{line}"))
+        };
+        assert!(
+            said.lines().any(|found| is_it(&found)),
+            "{object}:{line} in\n{said}"
+        );
+    }
+    let denied = said.matches("default/no-admin[0]").count();
+    assert_eq!(denied, 1, "it is for v2 alone: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -392,7 +548,7 @@ async fn a_server_explains_what_a_directory_does() {
     }
     let said = ask(&["explain", "GET", url, "-o", "json"], 0).await;
     let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["tried"][0]["why"], "taken by 100000 of a million");
+    assert_eq!(said["tried"][0]["why"], "taken by 10 % of such requests");
     assert_eq!(
         said["left_out"][0]["why"],
         "not tried: it is for clients of namespace test"

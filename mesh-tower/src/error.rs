@@ -61,6 +61,44 @@ pub enum ErrorKind {
     IdleTimeout,
 }
 
+impl ErrorKind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::InvalidRequest,
+        Self::NoConfig,
+        Self::NoRoute,
+        Self::Unsupported,
+        Self::NoEndpoint,
+        Self::CircuitOpen,
+        Self::Dropped,
+        Self::DeadlineExceeded,
+        Self::Connect,
+        Self::Refused,
+        Self::Reset,
+        Self::PerTryTimeout,
+        Self::IdleTimeout,
+    ];
+
+    /// The word for it in metrics and spans.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::NoConfig => "no_config",
+            Self::NoRoute => "no_route",
+            Self::Unsupported => "unsupported",
+            Self::NoEndpoint => "no_endpoint",
+            Self::CircuitOpen => "circuit_open",
+            Self::Dropped => "dropped",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Connect => "connect",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::PerTryTimeout => "per_try_timeout",
+            Self::IdleTimeout => "idle_timeout",
+        }
+    }
+}
+
 /// Where an [`Error`] comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {

@@ -127,12 +127,8 @@ impl CallExtras {
         if let Some(cookie) = &self.cookie {
             response.headers_mut().append(SET_COOKIE, cookie.clone());
         }
-        let cookie = match (&self.session, endpoint) {
-            (Some(session), Some(endpoint)) => session.cookie(endpoint, cluster.as_str()),
-            _ => None,
-        };
-        if let Some(cookie) = cookie.and_then(|cookie| cookie.header.try_into().ok()) {
-            response.headers_mut().append(SET_COOKIE, cookie);
+        if let (Some(session), Some(endpoint)) = (&self.session, endpoint) {
+            session.tell(endpoint, cluster.as_str(), response.headers_mut());
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     ResponseBody,
     cluster::MakeEndpoint,
     headers::percent_encode,
-    telemetry::{Code, Protocol, grpc_status},
+    telemetry::{Code, LocalReplyReason, Protocol, grpc_status},
 };
 
 /// An answer of this process.
@@ -21,14 +21,16 @@ pub(crate) struct LocalReply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    pub(crate) reason: LocalReplyReason,
 }
 
 impl LocalReply {
-    pub(crate) fn new(status: StatusCode, body: Bytes) -> Self {
+    pub(crate) fn new(reason: LocalReplyReason, status: StatusCode, body: Bytes) -> Self {
         Self {
             status,
             headers: HeaderMap::new(),
             body,
+            reason,
         }
     }
 

@@ -278,6 +278,10 @@ impl World {
         };
         let objects = host.and_then(|host| self.compiled.objects.get(&host));
         let wants = |object: &&ObjectKey| match (kind, object.kind.as_str()) {
+            // Filters of clients stand in routes.
+            (ResourceType::Cluster | ResourceType::Endpoints, "RateLimit" | "FilterPolicy") => {
+                false
+            }
             (ResourceType::Cluster | ResourceType::Endpoints, kind) => !ROUTE_KINDS.contains(&kind),
             (ResourceType::Route, "DestinationRule" | "EndpointSlice") => false,
             (ResourceType::Listener, kind) => matches!(kind, "Service" | "ServiceEntry"),

@@ -130,13 +130,23 @@ fn source(spec: &ConsistentHash, wrong: &mut Wrong<'_>) -> Option<HashSource> {
             );
             return None;
         }
+        let nameless = cookie.attributes.iter().position(|one| one.name.is_empty());
+        if let Some(index) = nameless {
+            let field = format!("{FIELD}.httpCookie.attributes[{index}].name");
+            wrong(&field, "it is missing".to_owned());
+            return None;
+        }
         let ttl = cookie.ttl.as_deref();
         let ttl = ttl.map(|text| duration(&format!("{FIELD}.httpCookie.ttl"), text, wrong));
         return Some(HashSource::Cookie {
             name: cookie.name.clone(),
             ttl: ttl.flatten(),
             path: cookie.path.clone().unwrap_or_default(),
-            attributes: Vec::new(),
+            attributes: cookie
+                .attributes
+                .iter()
+                .map(|attribute| (attribute.name.clone(), attribute.value.clone()))
+                .collect(),
         });
     }
     let parameter = spec.http_query_parameter_name.clone();

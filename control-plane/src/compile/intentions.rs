@@ -16,7 +16,7 @@ use mesh_core::config::{
 use super::{
     CompileOptions,
     authorization::{Authorization, closed_namespace},
-    consul::pattern,
+    consul::predicate,
     security::{Judged, Scoped},
     services,
     target::Names,
@@ -324,10 +324,7 @@ fn http(declared: &IntentionHttp) -> Result<Permission, Wrong> {
     for (index, header) in declared.header.iter().enumerate() {
         let field = format!("header[{index}]");
         let wrong = |message| wrong(&field, message);
-        let predicate = match pattern(header).map_err(wrong)? {
-            Some(pattern) => HeaderPredicate::String(StringMatcher::new(pattern).map_err(wrong)?),
-            None => HeaderPredicate::Present(true),
-        };
+        let predicate = predicate(header).map_err(wrong)?;
         all.push(Permission::Header(HeaderMatcher {
             invert: header.invert,
             ..HeaderMatcher::new(&header.name, predicate)

@@ -15,6 +15,7 @@ mod consul;
 mod delegate;
 mod destination_rules;
 mod fault;
+mod filter_policy;
 mod forward;
 mod gateway;
 mod hashing;
@@ -68,6 +69,9 @@ use crate::{
 pub(crate) use changed::changed;
 use destination_rules::DestinationRules;
 pub use fault::{CORS_FILTER, FAULT_FILTER};
+use filter_policy::ServerFilters;
+pub(crate) use filter_policy::idle_filters;
+pub use filter_policy::{BUFFER_FILTER, HEADER_MUTATION_FILTER};
 pub use gateway::{Condition, ParentStatus, RouteStatus};
 use locality::Placed;
 pub use members::{META_ACCOUNT, META_PROTOCOL, PORT as UNDECLARED_PORT, TAG_PREFIX};
@@ -144,6 +148,8 @@ pub struct Compiled {
     security: Shared<SecurityPolicies>,
     visibility: Shared<Visibility>,
     rate_limits: Shared<RateLimits>,
+    /// Filters of servers.
+    server_filters: Shared<ServerFilters>,
     /// Filters of the clients of a service, by its full name.
     client_filters: Shared<BTreeMap<String, Vec<HttpFilter>>>,
     /// How endpoints follow from workloads, by the full name of the service.
@@ -217,6 +223,11 @@ pub fn compile_with(
         places: places.collect::<BTreeMap<_, _>>().into(),
         ..Compiled::default()
     };
+    let limiting = compiled.rate_limits.of_clients();
+    let limiting: Vec<_> = limiting.map(|(f, key)| (f.clone(), key.clone())).collect();
+    for (fqdn, key) in &limiting {
+        compiled.made_of(fqdn, key);
+    }
     for service in services.values() {
         for key in &service.objects {
             compiled.made_of(&service.fqdn, key);
@@ -268,7 +279,10 @@ pub fn compile_with(
         clusters::compile(service, &holding, options, &mut compiled, &mut findings);
     }
     balancer_policy::apply(objects, &services, options, &mut compiled, &mut findings);
-    routes::compile(objects, &services, options, &mut compiled, &mut findings);
+    let filters = filter_policy::collect(objects, &services, options, &mut compiled, &mut findings);
+    filters.list(&mut compiled);
+    let context = (objects, &services, options);
+    routes::compile(context, &filters, &mut compiled, &mut findings);
     let selecting = services.values().filter(|service| {
         let selector = service.selector.as_ref();
         selector.is_some_and(|selector| selector.of_registered)

@@ -15,7 +15,9 @@ use mesh_core::config::{
 use super::{CompileOptions, route_match::Wrong, services};
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic},
-    model::{self, Object, ObjectSet, RateLimitMatch, RateLimitPer, RateLimitRule, Spec},
+    model::{
+        self, Object, ObjectKey, ObjectSet, RateLimitMatch, RateLimitPer, RateLimitRule, Spec,
+    },
     value,
 };
 
@@ -36,10 +38,13 @@ pub(super) struct RateLimits {
     servers: Vec<OfServers>,
     /// By the full name of the host.
     hosts: BTreeMap<String, Vec<Limit>>,
+    /// The objects that they are from.
+    host_objects: BTreeMap<String, Vec<ObjectKey>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct OfServers {
+    object: ObjectKey,
     namespace: String,
     labels: Labels,
     limits: Vec<Limit>,
@@ -73,6 +78,7 @@ impl RateLimits {
             let (namespace, selector) = (&object.key.namespace, &spec.selector);
             match &spec.host {
                 None => all.servers.push(OfServers {
+                    object: object.key.clone(),
                     namespace: namespace.clone(),
                     labels: selector
                         .as_ref()
@@ -89,6 +95,8 @@ impl RateLimits {
                         Some(service) => {
                             let held = all.hosts.entry(service.fqdn.clone()).or_default();
                             held.extend(limits);
+                            let objects = all.host_objects.entry(service.fqdn.clone());
+                            objects.or_default().push(object.key.clone());
                         }
                         None => findings.push(services::unknown_host(object, "spec.host", host)),
                     }
@@ -98,13 +106,29 @@ impl RateLimits {
         all
     }
 
-    /// The filter of a server.
-    pub(super) fn of_server(&self, namespace: &str, labels: &Labels) -> Option<HttpFilter> {
-        let selected = self.servers.iter().filter(|held| {
+    fn selected(&self, namespace: &str, labels: &Labels) -> impl Iterator<Item = &OfServers> {
+        self.servers.iter().filter(move |held| {
             let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
             (held.namespace == namespace || held.namespace == self.root_namespace)
                 && held.labels.iter().all(has)
-        });
+        })
+    }
+
+    /// The objects that hold for a server.
+    pub(super) fn objects(&self, namespace: &str, labels: &Labels) -> Vec<ObjectKey> {
+        let selected = self.selected(namespace, labels);
+        selected.map(|held| held.object.clone()).collect()
+    }
+
+    /// The objects that hold for the clients of hosts, each with the host.
+    pub(super) fn of_clients(&self) -> impl Iterator<Item = (&String, &ObjectKey)> {
+        let hosts = self.host_objects.iter();
+        hosts.flat_map(|(fqdn, objects)| objects.iter().map(move |object| (fqdn, object)))
+    }
+
+    /// The filter of a server.
+    pub(super) fn of_server(&self, namespace: &str, labels: &Labels) -> Option<HttpFilter> {
+        let selected = self.selected(namespace, labels);
         let limits: Vec<_> = selected.flat_map(|held| &held.limits).collect();
         Some(HttpFilter::new(FILTER, filter(&limits)?))
     }

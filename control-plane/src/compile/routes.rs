@@ -13,6 +13,7 @@ use super::{
     clusters::cluster_name,
     consul::{self, ConsulEntries},
     fault::{cors, fault},
+    filter_policy::ClientFilters,
     gateway::{self, Attached},
     hedge::{self, Hedges},
     route_action::{default_retries, direct_response, headers, redirect},
@@ -36,9 +37,8 @@ struct Intent<'o> {
 }
 
 pub(super) fn compile(
-    objects: &ObjectSet,
-    services: &BTreeMap<String, ServiceInfo>,
-    options: &CompileOptions,
+    (objects, services, options): (&ObjectSet, &BTreeMap<String, ServiceInfo>, &CompileOptions),
+    client_filters: &ClientFilters,
     compiled: &mut Compiled,
     findings: &mut Vec<Diagnostic>,
 ) {
@@ -70,13 +70,14 @@ pub(super) fn compile(
             }
             let host = format!("{}:{}", service.fqdn, port.number);
             let limit = compiled.rate_limits.of_host(&service.fqdn);
+            let limit = limit.map(|limit| (RATE_LIMIT_FILTER, limit));
+            let session = sessions.get(&service.fqdn).cloned();
+            let session = session.map(|session| (SESSION_FILTER, session));
+            let own = client_filters.of_host(&service.fqdn);
             let mut filters = FilterOverrides::default();
-            for (name, said) in [
-                (RATE_LIMIT_FILTER, limit),
-                (SESSION_FILTER, sessions.get(&service.fqdn).cloned()),
-            ] {
-                let said = said.map(|said| (name.into(), FilterOverride::with(said)));
-                filters.by_name.extend(said);
+            for (name, said) in limit.into_iter().chain(session).chain(own) {
+                let said = FilterOverride::with(said);
+                filters.by_name.insert(name.into(), said);
             }
             let routes = ScopedRoutes {
                 name: format!("outbound|{}||{}", port.number, service.fqdn).into(),

@@ -246,9 +246,9 @@ impl SecurityPolicies {
         requested: &str,
         address: SocketAddr,
         workload: &Judged,
-        limit: Option<HttpFilter>,
+        behind: Vec<HttpFilter>,
     ) -> Listener {
-        // Who may not call is not counted.
+        // Who may not call is not counted, and nothing of it is changed.
         let mut filters = self.checks(workload);
         filters.extend(HttpFilter::of_rbac(&self.rbac(workload)));
         if let Some(tokens) = self.jwt(workload) {
@@ -256,7 +256,7 @@ impl SecurityPolicies {
             let tokens = FilterConfig::JwtAuthn(tokens);
             filters.insert(0, HttpFilter::new(JWT_FILTER, tokens));
         }
-        filters.extend(limit);
+        filters.extend(behind);
         let chain = |name: &str, transport, tls| FilterChain {
             name: name.into(),
             transport,

@@ -77,6 +77,7 @@ impl Compiled {
         self.security == other.security
             && self.memberships == other.memberships
             && self.rate_limits == other.rate_limits
+            && self.server_filters == other.server_filters
             && judged(self) == judged(other)
     }
 
@@ -103,16 +104,23 @@ impl Compiled {
         let fqdn = name.rsplit('|').next().unwrap_or_default();
         let objects = self.objects.get(fqdn).into_iter().flatten();
         let objects = objects.filter(|key| !ROUTE_KINDS.contains(&key.kind.as_str()));
-        let origin = |key: &ObjectKey| {
-            let (file, line) = self.places.get(key)?;
-            Some(RouteOrigin {
-                object: key.clone(),
-                field: String::new(),
-                file: Arc::clone(file),
-                line: *line,
-            })
-        };
-        objects.filter_map(origin).collect()
+        objects.filter_map(|key| self.origin(key)).collect()
+    }
+
+    /// Where an object is.
+    pub(crate) fn origin(&self, key: &ObjectKey) -> Option<RouteOrigin> {
+        let (file, line) = self.places.get(key)?;
+        Some(RouteOrigin {
+            object: key.clone(),
+            field: String::new(),
+            file: Arc::clone(file),
+            line: *line,
+        })
+    }
+
+    /// Whether a server of the mesh is at an address.
+    pub(crate) fn is_workload(&self, address: SocketAddr) -> bool {
+        self.workloads.contains_key(&address)
     }
 
     /// Equal for clients for which the same holds everywhere.
@@ -171,7 +179,7 @@ impl Compiled {
         Some(self.service(host, namespace)?.fqdn.clone())
     }
 
-    /// The security objects that hold for a server at `address`.
+    /// The objects that hold for a server at `address`.
     pub fn inbound_objects(
         &self,
         address: SocketAddr,
@@ -179,7 +187,11 @@ impl Compiled {
         labels: &BTreeMap<String, String>,
     ) -> Vec<ObjectKey> {
         let workload = self.judged_as(address, namespace, labels);
-        self.security.objects(&workload)
+        let (namespace, labels) = (&workload.namespace, &workload.labels);
+        let mut objects = self.security.objects(&workload);
+        objects.extend(self.rate_limits.objects(namespace, labels));
+        objects.extend(self.server_filters.objects(namespace, labels));
+        objects
     }
 
     /// The workload at `address`.
@@ -223,10 +235,11 @@ impl Compiled {
         labels: &BTreeMap<String, String>,
     ) -> Listener {
         let workload = self.judged_as(address, namespace, labels);
-        let limit = self
-            .rate_limits
-            .of_server(&workload.namespace, &workload.labels);
+        let (namespace, labels) = (&workload.namespace, &workload.labels);
+        let limit = self.rate_limits.of_server(namespace, labels);
+        let filters = self.server_filters.of(namespace, labels);
+        let filters = limit.into_iter().chain(filters).collect();
         self.security
-            .inbound_listener(requested, address, &workload, limit)
+            .inbound_listener(requested, address, &workload, filters)
     }
 }

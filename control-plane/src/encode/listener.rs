@@ -32,6 +32,7 @@ use mesh_core::config::{
 };
 
 use super::{ClientClass, ads, any, duration, filter, http_limits, route_config, socket, tls};
+use crate::compile::idle_filters;
 
 const MANAGER: &str = "envoy.filters.network.http_connection_manager";
 
@@ -67,11 +68,12 @@ pub fn listener(config: &Listener, class: ClientClass) -> ProtoListener {
 /// authority with the route configuration `outbound`.
 pub fn envoy_outbound_listener(name: &str, port: u16) -> ProtoListener {
     let routes = RouteSource::Rds(name.into());
-    let manager = manager(
-        &routes,
-        filter::of_clients(ClientClass::Envoy),
-        ClientClass::Envoy,
-    );
+    let mut filters = filter::of_clients(ClientClass::Envoy);
+    // Of any host, whose virtual host may say something of them.
+    let idle = idle_filters();
+    let idle = idle.iter();
+    filters.extend(idle.filter_map(|idle| filter::http_filter(idle, ClientClass::Envoy)));
+    let manager = manager(&routes, filters, ClientClass::Envoy);
     ProtoListener {
         name: name.to_owned(),
         address: Some(socket(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),

@@ -27,7 +27,9 @@ use envoy_types::pb::{
                     stateful_session_per_route::Override,
                 },
             },
-            http::stateful_session::cookie::v3::CookieBasedSessionState,
+            http::stateful_session::{
+                cookie::v3::CookieBasedSessionState, header::v3::HeaderBasedSessionState,
+            },
         },
         r#type::{
             http::v3::{Cookie, CookieAttribute},
@@ -37,7 +39,8 @@ use envoy_types::pb::{
     google::protobuf::{Any, BoolValue},
 };
 use mesh_core::config::{
-    AdaptiveConcurrency, FilterConfig, Fraction, HeaderChanges, HeaderMutation, StatefulSession,
+    AdaptiveConcurrency, FilterConfig, Fraction, HeaderChanges, HeaderMutation,
+    SessionCookieConfig, SessionState, StatefulSession,
 };
 
 use super::{any, duration, headers, uint32};
@@ -79,27 +82,42 @@ fn session(config: Option<&StatefulSession>) -> ProtoSession {
     let Some(config) = config else {
         return ProtoSession::default();
     };
-    let attributes = config.attributes.iter();
-    let state = CookieBasedSessionState {
-        cookie: Some(Cookie {
-            name: config.name.clone(),
-            ttl: config.ttl.map(duration),
-            path: config.path.clone(),
-            attributes: attributes
-                .map(|(name, value)| CookieAttribute {
-                    name: name.clone(),
-                    value: value.clone(),
-                })
-                .collect(),
-        }),
+    let (name, state) = match &config.state {
+        SessionState::Cookie(config) => (
+            "envoy.http.stateful_session.cookie",
+            any(&CookieBasedSessionState {
+                cookie: Some(cookie(config)),
+            }),
+        ),
+        SessionState::Header(name) => (
+            "envoy.http.stateful_session.header",
+            any(&HeaderBasedSessionState {
+                name: name.to_string(),
+            }),
+        ),
     };
     ProtoSession {
         session_state: Some(TypedExtensionConfig {
-            name: "envoy.http.stateful_session.cookie".to_owned(),
-            typed_config: Some(any(&state)),
+            name: name.to_owned(),
+            typed_config: Some(state),
         }),
         strict: config.strict,
         ..ProtoSession::default()
+    }
+}
+
+fn cookie(config: &SessionCookieConfig) -> Cookie {
+    let attributes = config.attributes.iter();
+    Cookie {
+        name: config.name.clone(),
+        ttl: config.ttl.map(duration),
+        path: config.path.clone(),
+        attributes: attributes
+            .map(|(name, value)| CookieAttribute {
+                name: name.clone(),
+                value: value.clone(),
+            })
+            .collect(),
     }
 }
 

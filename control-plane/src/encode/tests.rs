@@ -524,11 +524,14 @@ fn filters_have_a_form_in_listeners_and_another_in_routes_and_grpc_gets_none() {
         buffer::v3::BufferPerRoute, header_mutation::v3::HeaderMutationPerRoute,
         stateful_session::v3::StatefulSessionPerRoute,
     };
-    let session = StatefulSession {
+    let cookie = SessionCookieConfig {
         name: "s".to_owned(),
         ttl: None,
         path: "/".to_owned(),
         attributes: vec![("SameSite".to_owned(), "Strict".to_owned())],
+    };
+    let session = StatefulSession {
+        state: SessionState::Cookie(cookie),
         strict: true,
     };
     let changes = HeaderMutation {

@@ -3,6 +3,7 @@
 //! Asks the engine that the clients use about what was compiled: from a directory, or in a running
 //! control plane over its admin API. `text` writes it for people.
 
+mod servers;
 mod taken;
 mod text;
 
@@ -20,6 +21,8 @@ use crate::{
     model::DEFAULT_NAMESPACE,
     source::load_folder,
 };
+pub use servers::TakenServers;
+use taken::Taking;
 pub use taken::{Taken, TakenCluster, TakenRetries};
 
 /// A request to explain.
@@ -191,7 +194,7 @@ pub fn explain_compiled(compiled: &Compiled, request: &ExplainRequest) -> Explai
     let ListenerKind::Api(api) = listener.kind else {
         return explained;
     };
-    let RouteSource::Rds(name) = api.routes else {
+    let RouteSource::Rds(name) = &api.routes else {
         return explained;
     };
     explained.routes = Some(name.to_string());
@@ -225,8 +228,14 @@ pub fn explain_compiled(compiled: &Compiled, request: &ExplainRequest) -> Explai
         .collect();
     match (explanation.host, explanation.route) {
         (Some(host), Some(route)) => {
-            let route = &config.virtual_hosts[host].routes[route];
-            explained.taken = Some(Taken::new(compiled, route, viewer));
+            let host = &config.virtual_hosts[host];
+            let taking = Taking {
+                compiled,
+                viewer,
+                listed: &api.filters,
+                above: [config.filters.as_deref(), host.filters.as_deref()],
+            };
+            explained.taken = Some(Taken::new(&taking, &host.routes[route]));
         }
         _ => explained.failure = Some("no route takes it: the call fails".to_owned()),
     }
@@ -253,7 +262,10 @@ fn tried(explanation: &Explanation, origins: &[Option<RouteOrigin>]) -> Vec<Trie
         is_taken: explanation.route == Some(index),
         why: match (&route.mismatch, route.share) {
             (Some(mismatch), _) => format!("not taken: {mismatch}"),
-            (None, Some(share)) => format!("taken by {} of a million", share.per_million()),
+            (None, Some(share)) => {
+                let percent = f64::from(share.per_million()) / 10_000.0;
+                format!("taken by {percent} % of such requests")
+            }
             (None, None) => "taken".to_owned(),
         },
         origin: origins

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Explained, Origin, Tried, taken::Taken};
+use super::{Explained, Origin, TakenServers, Tried, taken::Taken};
 
 impl Display for Origin {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -52,12 +52,35 @@ fn write_tried(f: &mut Formatter<'_>, tried: &Tried) -> fmt::Result {
     writeln!(f, "  route {}: {} ({origin})", tried.name, tried.why)
 }
 
+fn write_servers(f: &mut Formatter<'_>, servers: &TakenServers) -> fmt::Result {
+    let TakenServers {
+        count,
+        takes,
+        filters,
+        objects,
+    } = servers;
+    match count {
+        1 => writeln!(f, "      1 server takes {takes}")?,
+        count => writeln!(f, "      {count} servers take {takes}")?,
+    }
+    for (name, what) in filters {
+        writeln!(f, "        filter {name}: {what}")?;
+    }
+    for object in objects {
+        writeln!(f, "        from {object}")?;
+    }
+    Ok(())
+}
+
 fn write_taken(f: &mut Formatter<'_>, taken: &Taken) -> fmt::Result {
     if let Some(answer) = &taken.answer {
         writeln!(f, "    answers: {answer}")?;
     }
     for (what, how) in &taken.changes {
         writeln!(f, "    {what}: {how}")?;
+    }
+    for (name, what) in &taken.filters {
+        writeln!(f, "    filter {name}: {what}")?;
     }
     for cluster in &taken.clusters {
         let (name, weight, of) = (&cluster.name, cluster.weight, cluster.of);
@@ -70,8 +93,14 @@ fn write_taken(f: &mut Formatter<'_>, taken: &Taken) -> fmt::Result {
         for (what, how) in &cluster.policies {
             writeln!(f, "      {what}: {how}")?;
         }
+        for (name, what) in &cluster.filters {
+            writeln!(f, "      filter {name}: {what}")?;
+        }
         for object in &cluster.objects {
             writeln!(f, "      from {object}")?;
+        }
+        for servers in &cluster.servers {
+            write_servers(f, servers)?;
         }
     }
     if taken.answer.is_some() {

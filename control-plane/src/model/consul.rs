@@ -80,10 +80,23 @@ pub struct RouterText {
     pub prefix: Option<String>,
     /// Ends with.
     pub suffix: Option<String>,
+    /// Contains.
+    pub contains: Option<String>,
     /// Matches in full.
     pub regex: Option<String>,
+    /// Compares without case; not for `regex`.
+    pub ignore_case: bool,
     /// The contrary.
     pub invert: bool,
+}
+
+/// The name of a service in `namespace`, where one is said; `own` is meant without a name.
+pub fn service_in(service: Option<&str>, namespace: Option<&str>, own: &str) -> Option<String> {
+    let namespace = namespace.filter(|namespace| !namespace.is_empty());
+    match (service, namespace) {
+        (service, Some(namespace)) => Some(format!("{}.{namespace}", service.unwrap_or(own))),
+        (service, None) => service.map(str::to_owned),
+    }
 }
 
 /// Where to, and how.
@@ -94,6 +107,8 @@ pub struct RouterDestination {
     pub service: Option<String>,
     /// Subset of it.
     pub service_subset: Option<String>,
+    /// Namespace of it; default the object's.
+    pub namespace: Option<String>,
     /// Takes the place of what matched of the path.
     pub prefix_rewrite: Option<String>,
     /// Limit over all attempts.
@@ -130,6 +145,8 @@ object! {
         service: Option<String>,
         /// Subset of it.
         service_subset: Option<String>,
+        /// Namespace of it; default the object's.
+        namespace: Option<String>,
         /// Changes of the request's headers.
         request_headers: Option<HeaderOperations>,
         /// Changes of the response's headers.
@@ -180,6 +197,8 @@ object! {
         service: Option<String>,
         /// Subset of it.
         service_subset: Option<String>,
+        /// Namespace of it; default the object's.
+        namespace: Option<String>,
     }
 }
 object! {
@@ -189,6 +208,8 @@ object! {
         service: Option<String>,
         /// Subset of it.
         service_subset: Option<String>,
+        /// Namespace of it; default the object's.
+        namespace: Option<String>,
         /// Several, instead of one.
         targets: Vec<ResolverRedirect>,
     }

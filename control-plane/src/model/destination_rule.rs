@@ -141,6 +141,17 @@ object! {
         path: Option<String>,
         /// Life of one that is made; `0s` is the session's. None is made without.
         ttl: Option<String>,
+        /// Further attributes of the cookie that is made.
+        attributes: Vec<CookieAttributeSpec>,
+    }
+}
+object! {
+    /// An attribute of a cookie.
+    CookieAttributeSpec {
+        /// Name.
+        name: String,
+        /// Value, which may be empty.
+        value: String,
     }
 }
 object! {

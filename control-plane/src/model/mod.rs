@@ -39,7 +39,7 @@ pub use authorization::{
 pub use consul::{
     ResolverBalancer, ResolverFailover, ResolverHash, ResolverRedirect, ResolverSubset,
     RouterDestination, RouterHttpMatch, RouterMatch, RouterParameter, RouterRoute, RouterText,
-    ServiceResolver, ServiceRouter, ServiceSplitter, Split,
+    ServiceResolver, ServiceRouter, ServiceSplitter, Split, service_in,
 };
 pub use destination_rule::{
     BudgetSpec, ClientSelector, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
@@ -56,9 +56,9 @@ pub use istio::{
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint, TargetReference};
 pub use mesh::{
-    BalancerPolicy, CheckedRequestBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, HedgePolicy,
-    MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
-    RemoteJwksPolicy,
+    BalancerPolicy, BufferSpec, CheckedRequestBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider,
+    FilterPolicy, HedgePolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch,
+    RateLimitPer, RateLimitRule, RemoteJwksPolicy, SessionCookieSpec, SessionSpec,
 };
 
 /// Namespace of objects that name none.
@@ -253,6 +253,8 @@ pub enum Spec {
     ReferenceGrant(gateway::ReferenceGrant),
     /// Our RateLimit.
     RateLimit(RateLimit),
+    /// Our FilterPolicy.
+    FilterPolicy(FilterPolicy),
     /// Consul service-router.
     ServiceRouter(ServiceRouter),
     /// Consul service-splitter.

@@ -198,6 +198,7 @@ fn read_spec(
             read::<WithSpec<_>>(value).map(|object| Spec::DestinationRule(object.spec))
         }
         "HedgePolicy" => read::<WithSpec<_>>(value).map(|object| Spec::HedgePolicy(object.spec)),
+        "FilterPolicy" => read::<WithSpec<_>>(value).map(|object| Spec::FilterPolicy(object.spec)),
         "RateLimit" => read::<WithSpec<_>>(value).map(|object| Spec::RateLimit(object.spec)),
         "PeerAuthentication" => {
             read::<WithSpec<_>>(value).map(|object| Spec::PeerAuthentication(object.spec))
@@ -307,7 +308,7 @@ fn check_fields(
 const GATEWAY_ROUTES: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
 
 /// The group of each kind.
-pub(super) const GROUPS: [(&str, &str); 22] = [
+pub(super) const GROUPS: [(&str, &str); 23] = [
     ("Service", ""),
     ("EndpointSlice", "discovery.k8s.io"),
     ("ServiceEntry", "networking.istio.io"),
@@ -325,6 +326,7 @@ pub(super) const GROUPS: [(&str, &str); 22] = [
     ("DestinationRule", "networking.istio.io"),
     ("HedgePolicy", "mesh"),
     ("RateLimit", "mesh"),
+    ("FilterPolicy", "mesh"),
     ("PeerAuthentication", "security.istio.io"),
     ("AuthorizationPolicy", "security.istio.io"),
     ("RequestAuthentication", "security.istio.io"),

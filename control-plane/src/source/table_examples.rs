@@ -37,7 +37,7 @@ spec: {host: greeter, subsets: [{name: v1, labels: {x: v1}}]}
 ";
 
 /// An object of each kind, into which examples are written.
-pub(super) const OBJECTS: [(&str, &str); 22] = [
+pub(super) const OBJECTS: [(&str, &str); 23] = [
     (
         "Service",
         "metadata: {name: own}\nspec: {ports: [{name: grpc, port: 8080}]}",
@@ -107,6 +107,7 @@ pub(super) const OBJECTS: [(&str, &str); 22] = [
         "RateLimit",
         "metadata: {name: a}\nspec: {limits: [{requests: 10}]}",
     ),
+    ("FilterPolicy", "metadata: {name: a}\nspec: {}"),
     ("PeerAuthentication", "metadata: {name: a}\nspec: {}"),
     (
         "AuthorizationPolicy",
@@ -131,7 +132,12 @@ pub(super) const ROUTES: [&str; 6] = [
 ];
 
 /// What must stand beside a field of a load balancer.
-pub(super) const BESIDE_BALANCER: [(&str, &str, &str); 6] = [
+pub(super) const BESIDE_BALANCER: [(&str, &str, &str); 7] = [
+    (
+        "consistentHash.httpCookie.attributes[].value",
+        "consistentHash.httpCookie.attributes[].name",
+        "SameSite",
+    ),
     (
         "consistentHash.httpCookie",
         "consistentHash.httpCookie.name",
@@ -247,7 +253,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 29] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 30] = [
     (
         "AuthorizationPolicy",
         "spec.action",
@@ -259,6 +265,20 @@ pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 29] = [
         "spec.provider",
         "spec.action",
         "CUSTOM",
+    ),
+    ("FilterPolicy", "session", "spec.host", "greeter"),
+    ("FilterPolicy", "session.strict", "spec.session.header", "x"),
+    (
+        "FilterPolicy",
+        "cookie.ttl",
+        "spec.session.cookie.name",
+        "s",
+    ),
+    (
+        "FilterPolicy",
+        "cookie.path",
+        "spec.session.cookie.name",
+        "s",
     ),
     (
         "MeshPolicy",
@@ -413,6 +433,12 @@ pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 29] = [
     (
         "ServiceIntentions",
         "header[].name",
+        "spec.sources[].permissions[].http.header[].exact",
+        "a",
+    ),
+    (
+        "ServiceIntentions",
+        "ignoreCase",
         "spec.sources[].permissions[].http.header[].exact",
         "a",
     ),

@@ -19,10 +19,10 @@ use crate::{
     compile::{CompileOptions, compile},
     diagnostic::{Diagnostic, IGNORED_FIELD, REJECTED_FIELD, Severity},
     model::{
-        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, HedgePolicy,
-        MeshPolicy, Metadata, PeerAuthentication, RateLimit, RequestAuthentication, Service,
-        ServiceEntry, ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter, Sidecar,
-        VirtualService, WorkloadEntry,
+        AuthorizationPolicy, BalancerPolicy, DestinationRule, EndpointSlice, FilterPolicy,
+        HedgePolicy, MeshPolicy, Metadata, PeerAuthentication, RateLimit, RequestAuthentication,
+        Service, ServiceEntry, ServiceIntentions, ServiceResolver, ServiceRouter, ServiceSplitter,
+        Sidecar, VirtualService, WorkloadEntry,
         gateway::{BackendTrafficPolicy, GrpcRoute, HttpRoute, ReferenceGrant},
     },
 };
@@ -143,7 +143,7 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     object["kind"] = kind.into();
     for (part, path, value) in BESIDE {
         // Another predicate takes the place of the one here.
-        let is_other = ["present", "prefix", "suffix", "regex"]
+        let is_other = ["present", "prefix", "suffix", "regex", "contains"]
             .iter()
             .any(|other| row.path.ends_with(other));
         let is_meant = row.path.contains(part) && !(is_other && path.ends_with("exact"));
@@ -162,7 +162,8 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
         let is_other = path.ends_with("jwks") && row.path.ends_with("jwksUri")
             || path.ends_with("exact")
                 && !row.path.ends_with(".name")
-                && !row.path.ends_with("invert");
+                && !row.path.ends_with("invert")
+                && !row.path.ends_with("ignoreCase");
         if of_kind == kind && is_meant && !is_other {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
         }
@@ -313,6 +314,7 @@ fn the_model_and_the_page_have_the_same_fields() {
         ("DestinationRule", fields_of::<DestinationRule>("spec")),
         ("HedgePolicy", fields_of::<HedgePolicy>("spec")),
         ("RateLimit", fields_of::<RateLimit>("spec")),
+        ("FilterPolicy", fields_of::<FilterPolicy>("spec")),
         (
             "PeerAuthentication",
             fields_of::<PeerAuthentication>("spec"),

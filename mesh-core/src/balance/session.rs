@@ -55,6 +55,17 @@ impl SessionCookie {
         Ok(Self { addresses, cluster })
     }
 
+    /// Reads the value of a header, which is one address alone (Envoy `HeaderBasedSessionState`).
+    ///
+    /// # Errors
+    /// When it is none; the request is then one without a session.
+    pub fn parse_address(value: &str) -> Result<Self, SessionCookieError> {
+        match Self::parse(value) {
+            Ok(found) if found.addresses.len() == 1 && found.cluster.is_none() => Ok(found),
+            _ => Err(SessionCookieError),
+        }
+    }
+
     /// The value to set.
     pub fn format(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();

@@ -59,8 +59,8 @@ pub use filter::{
     DYNAMIC_DESCRIPTORS_MAX, Delay, DescriptorEntry, DescriptorSource,
     EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings,
     Fault, FaultAbort, FaultDelay, FilterConfig, FilterOverride, FilterOverrides, HeaderMutation,
-    HttpCheck, HttpFilter, LocalRateLimit, RateLimit, RateLimitDescriptor, StatefulSession,
-    TokenBucket,
+    HttpCheck, HttpFilter, LocalRateLimit, RateLimit, RateLimitDescriptor, SessionCookieConfig,
+    SessionState, StatefulSession, TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,

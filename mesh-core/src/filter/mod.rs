@@ -9,6 +9,7 @@
 mod bucket;
 mod concurrency;
 mod cors;
+mod describe;
 mod ext_authz;
 mod ext_authz_http;
 mod fault;
@@ -30,6 +31,7 @@ use http::{HeaderMap, StatusCode};
 pub use self::{
     bucket::AtomicBucket,
     concurrency::{ConcurrencyController, ConcurrencyPermit},
+    describe::{describe, header_changes},
     ext_authz::{
         Allowed, CHECK_PATH, Caller, CheckRequest, CheckVerdict, CheckedBody, Denied,
         EXT_AUTHZ_NAMESPACE, EditAction, ExternalCheck, HeaderEdit, Need,

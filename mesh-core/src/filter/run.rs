@@ -42,8 +42,9 @@ pub struct Run<'f> {
 pub enum Step<'f> {
     /// Come back after this long.
     Wait(Duration),
-    /// Answer the request; the response's headers are changed by [`Passed::respond`], too.
-    Answer(Box<Answer>),
+    /// Answer the request, for what the filter did; the response's headers are changed by
+    /// [`Passed::respond`], too.
+    Answer(Box<Answer>, FilterAction),
     /// Come back if this permits the request.
     Authorize(&'f Authorizer),
     /// Come back if the request's tokens are believed, with [`Run::replace`].
@@ -280,7 +281,7 @@ impl<'f> Run<'f> {
         action: FilterAction,
         answer: Answer,
     ) -> Option<Step<'f>> {
-        self.act(filter, action, Step::Answer(Box::new(answer)))
+        self.act(filter, action, Step::Answer(Box::new(answer), action))
     }
 
     /// What filters did since the last time.

@@ -1,13 +1,15 @@
-//! The session of one request, and the cookie that keeps it.
+//! The session of one request, and what keeps it: a cookie, or a header.
 //!
-//! Read before the cluster is chosen, which the session may decide (gRFC A60); written when it is
-//! known which endpoint answers.
+//! Read before the cluster is chosen, which a cookie may decide (gRFC A60); written when it is known
+//! which endpoint answers. A header names the endpoint alone, as in Envoy: weights decide about the cluster.
 
 use std::{net::SocketAddr, sync::Arc};
 
+use http::{HeaderMap, HeaderValue, header::SET_COOKIE};
+
 use crate::{
     balance::SessionCookie,
-    config::StatefulSession,
+    config::{SessionCookieConfig, SessionState, StatefulSession},
     route::{GeneratedCookie, RequestView, find_cookie},
 };
 
@@ -19,14 +21,25 @@ pub struct Session {
 }
 
 impl Session {
-    /// `None` for a request outside of the cookie's path. A cookie that cannot be understood is none.
+    /// `None` for a request outside of the cookie's path. What cannot be understood is none.
     pub fn of(config: &Arc<StatefulSession>, request: &RequestView<'_>) -> Option<Self> {
-        holds_for(&config.path, request.path).then(|| {
-            let cookie = find_cookie(request, &config.name);
-            Self {
-                config: Arc::clone(config),
-                found: cookie.and_then(|value| SessionCookie::parse(&value).ok()),
+        let found = match &config.state {
+            SessionState::Cookie(cookie) if !holds_for(&cookie.path, request.path) => return None,
+            SessionState::Cookie(cookie) => {
+                let value = find_cookie(request, &cookie.name);
+                value.and_then(|value| SessionCookie::parse(&value).ok())
             }
+            SessionState::Header(name) => {
+                let value = request
+                    .headers
+                    .get(name)
+                    .and_then(|value| value.to_str().ok());
+                value.and_then(|value| SessionCookie::parse_address(value).ok())
+            }
+        };
+        Some(Self {
+            config: Arc::clone(config),
+            found,
         })
     }
 
@@ -45,31 +58,43 @@ impl Session {
         self.config.strict
     }
 
-    /// The cookie to set after `endpoint` of `cluster` has answered; `None` when the caller has it.
-    pub fn cookie(&self, endpoint: SocketAddr, cluster: &str) -> Option<GeneratedCookie> {
-        if self.endpoint() == Some(endpoint) && self.cluster() == Some(cluster) {
-            return None;
+    /// Tells the caller, in the response's headers, that `endpoint` of `cluster` has answered; not when it
+    /// knows.
+    pub fn tell(&self, endpoint: SocketAddr, cluster: &str, headers: &mut HeaderMap) {
+        let is_same = self.endpoint() == Some(endpoint);
+        match &self.config.state {
+            SessionState::Cookie(_) if is_same && self.cluster() == Some(cluster) => {}
+            SessionState::Cookie(config) => {
+                if let Ok(cookie) = cookie(config, endpoint, cluster).header.try_into() {
+                    headers.append(SET_COOKIE, cookie);
+                }
+            }
+            SessionState::Header(_) if is_same => {}
+            SessionState::Header(name) => {
+                if let Ok(value) = HeaderValue::try_from(held(endpoint, None).format()) {
+                    headers.insert(name, value);
+                }
+            }
         }
-        let held = SessionCookie {
-            addresses: vec![endpoint],
-            cluster: Some(cluster.to_owned()),
-        };
-        let StatefulSession {
-            name,
-            ttl,
-            path,
-            attributes,
-            strict: _,
-        } = &*self.config;
-        let ttl = ttl.unwrap_or_default();
-        Some(GeneratedCookie::new(
-            name,
-            &held.format(),
-            ttl,
-            path,
-            attributes,
-        ))
     }
+}
+
+fn held(endpoint: SocketAddr, cluster: Option<&str>) -> SessionCookie {
+    SessionCookie {
+        addresses: vec![endpoint],
+        cluster: cluster.map(str::to_owned),
+    }
+}
+
+fn cookie(config: &SessionCookieConfig, endpoint: SocketAddr, cluster: &str) -> GeneratedCookie {
+    let SessionCookieConfig {
+        name,
+        ttl,
+        path,
+        attributes,
+    } = config;
+    let value = held(endpoint, Some(cluster)).format();
+    GeneratedCookie::new(name, &value, ttl.unwrap_or_default(), path, attributes)
 }
 
 /// Whether a cookie of `cookie_path` is sent with requests for `path` (RFC 6265, 5.1.4).
@@ -82,28 +107,48 @@ fn holds_for(cookie_path: &str, path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, Method};
+    use http::{HeaderMap, HeaderName, Method};
 
     use super::*;
 
-    fn config(path: &str) -> Arc<StatefulSession> {
-        Arc::new(StatefulSession {
+    fn by_cookie(path: &str) -> SessionState {
+        SessionState::Cookie(SessionCookieConfig {
             name: "s".into(),
             ttl: Some(std::time::Duration::from_secs(60)),
             path: path.into(),
             attributes: Vec::new(),
-            strict: false,
         })
     }
 
-    fn session(path: &str, request: &str, cookie: Option<&str>) -> Option<Session> {
+    fn by_header() -> SessionState {
+        SessionState::Header(HeaderName::from_static("x-session"))
+    }
+
+    fn session(
+        state: SessionState,
+        path: &str,
+        header: Option<(&'static str, &str)>,
+    ) -> Option<Session> {
         let mut headers = HeaderMap::new();
-        if let Some(cookie) = cookie {
-            headers.insert("cookie", cookie.parse().unwrap());
+        if let Some((name, value)) = header {
+            headers.insert(name, value.parse().unwrap());
         }
-        let uri = request.parse().unwrap();
+        let uri = path.parse().unwrap();
         let view = RequestView::new(&Method::GET, &uri, "a", &headers);
-        Session::of(&config(path), &view)
+        let config = StatefulSession {
+            state,
+            strict: false,
+        };
+        Session::of(&Arc::new(config), &view)
+    }
+
+    /// What the caller is told.
+    fn told(session: &Session, endpoint: SocketAddr, cluster: &str) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        session.tell(endpoint, cluster, &mut headers);
+        assert!(headers.len() < 2);
+        let value = headers.values().next()?;
+        Some(value.to_str().unwrap().to_owned())
     }
 
     #[test]
@@ -117,29 +162,47 @@ mod tests {
             ("/a", "/ab", false),
             ("/a/", "/a", false),
         ] {
-            assert_eq!(
-                session(path, request, None).is_some(),
-                holds,
-                "{path} {request}"
-            );
+            let session = session(by_cookie(path), request, None);
+            assert_eq!(session.is_some(), holds, "{path} {request}");
         }
+        assert!(session(by_header(), "/any/path", None).is_some());
     }
 
     #[test]
     fn a_cookie_brings_back_what_it_was_made_from_and_is_not_set_again() {
         let endpoint = SocketAddr::from(([10, 0, 0, 1], 80));
-        let made = session("/", "/", None).unwrap();
-        let made = made.cookie(endpoint, "c").unwrap().header;
+        let first = session(by_cookie("/"), "/", None).unwrap();
+        let made = told(&first, endpoint, "c").unwrap();
         assert!(made.ends_with("; Max-Age=60; Path=/; HttpOnly"), "{made}");
         let (pair, _) = made.split_once(';').unwrap();
-        let back = session("/", "/", Some(pair)).unwrap();
+        let back = session(by_cookie("/"), "/", Some(("cookie", pair))).unwrap();
         assert_eq!(
             (back.endpoint(), back.cluster()),
             (Some(endpoint), Some("c"))
         );
-        assert!(back.cookie(endpoint, "c").is_none());
-        assert!(back.cookie(endpoint, "d").is_some(), "another cluster");
-        let damaged = session("/", "/", Some("s=!")).unwrap();
-        assert!(damaged.endpoint().is_none() && damaged.cookie(endpoint, "c").is_some());
+        assert_eq!(told(&back, endpoint, "c"), None);
+        assert!(told(&back, endpoint, "d").is_some(), "another cluster");
+        let damaged = session(by_cookie("/"), "/", Some(("cookie", "s=!"))).unwrap();
+        assert!(damaged.endpoint().is_none() && told(&damaged, endpoint, "c").is_some());
+    }
+
+    #[test]
+    fn a_header_names_the_endpoint_as_envoy_does_and_no_cluster() {
+        let endpoint = SocketAddr::from(([10, 0, 0, 1], 80));
+        let first = session(by_header(), "/", None).unwrap();
+        let made = told(&first, endpoint, "c").unwrap();
+        assert_eq!(made, "MTAuMC4wLjE6ODA=", "base64 of 10.0.0.1:80");
+        let back = session(by_header(), "/", Some(("x-session", &made))).unwrap();
+        assert_eq!((back.endpoint(), back.cluster()), (Some(endpoint), None));
+        assert_eq!(told(&back, endpoint, "c"), None);
+        assert_eq!(told(&back, endpoint, "d"), None, "the cluster is not said");
+        let other = SocketAddr::from(([10, 0, 0, 2], 80));
+        assert!(told(&back, other, "c").is_some(), "another endpoint");
+        // What a cookie would say is no address.
+        let cookie = held(endpoint, Some("c")).format();
+        for wrong in ["!", "", &cookie] {
+            let session = session(by_header(), "/", Some(("x-session", wrong))).unwrap();
+            assert_eq!(session.endpoint(), None, "{wrong}");
+        }
     }
 }

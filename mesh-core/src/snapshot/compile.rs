@@ -181,6 +181,7 @@ impl Compiler {
             config: Arc::clone(&tree.routes),
             routes,
             filters: filters.unwrap_or_default(),
+            listed_filters: Arc::clone(&tree.filters),
             clusters: handles.into(),
         }))
     }

@@ -57,6 +57,8 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// The filters of the routes.
     pub filters: FilterTable,
+    /// What they are compiled from besides the routes, for explanations.
+    pub listed_filters: Arc<[config::HttpFilter]>,
     /// The clusters that the routes name, sorted by name, each with its own swap point.
     pub clusters: Box<[ClusterHandle]>,
 }

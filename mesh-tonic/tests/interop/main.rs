@@ -6,6 +6,7 @@ mod agent;
 mod authz;
 mod consul;
 mod endurance;
+mod filters;
 #[path = "../e2e/issuer.rs"]
 mod issuer;
 #[path = "../e2e/load.rs"]

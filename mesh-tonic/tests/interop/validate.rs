@@ -125,6 +125,27 @@ kind: BalancerPolicy
 metadata: {name: sticky}
 spec: {host: sticky, adaptiveConcurrency: {maxConcurrency: 50}}
 ---
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: servers}
+spec:
+  headers: {request: {remove: [x-debug], set: {x-a: '%REQ(x-b)%'}}, response: {add: {x-c: c}}}
+  buffer: {maxRequestBytes: 65536}
+---
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: clients}
+spec:
+  host: greeter
+  headers: {response: {set: {x-c: c}, remove: [x-d]}}
+  buffer: {maxRequestBytes: 4096}
+  session: {header: x-session, strict: true}
+---
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: six}
+spec: {host: six, session: {cookie: {name: stay, ttl: 1h, path: /a}}}
+---
 kind: DestinationRule
 metadata: {name: sticky}
 spec:

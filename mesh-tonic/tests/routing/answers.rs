@@ -1,17 +1,32 @@
 //! Requests that no server is asked about.
 
-use envoy_types::pb::envoy::config::{
-    core::v3::{DataSource, data_source::Specifier},
-    route::v3::{
-        DirectResponseAction, NonForwardingAction, RedirectAction,
-        redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
-        route::Action,
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::{DataSource, RuntimeFractionalPercent, data_source::Specifier},
+            route::v3::{
+                DirectResponseAction, NonForwardingAction, RedirectAction,
+                redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
+                route::Action,
+            },
+        },
+        extensions::filters::http::{
+            fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
+            local_ratelimit::v3::LocalRateLimit,
+        },
+        r#type::v3::{FractionalPercent, TokenBucket},
     },
+    google::protobuf::Duration as DurationProto,
 };
 use http::StatusCode;
 use mesh_tower::{ErrorKind, Origin};
 
-use super::scene::{Scene, Wire, add_header, host, prefix};
+use super::{
+    echo::Echo,
+    filters::{filter, saying},
+    resources::{TARGET, listener_with},
+    scene::{Scene, Wire, add_header, forward, host, prefix},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redirect_is_answered_here() {
@@ -82,5 +97,96 @@ async fn a_route_for_servers_fails_its_calls_and_says_why() {
             text.contains("route from /") && text.contains("non_forwarding_action"),
             "{text}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_no_cluster_has_are_counted_with_their_reason() {
+    let all = FractionalPercent {
+        numerator: 100,
+        ..FractionalPercent::default()
+    };
+    let fault = HttpFault {
+        abort: Some(FaultAbort {
+            percentage: Some(all.clone()),
+            error_type: Some(ErrorType::HttpStatus(429)),
+            ..FaultAbort::default()
+        }),
+        ..HttpFault::default()
+    };
+    let always = RuntimeFractionalPercent {
+        default_value: Some(all.clone()),
+        ..RuntimeFractionalPercent::default()
+    };
+    let once = LocalRateLimit {
+        stat_prefix: "once".into(),
+        token_bucket: Some(TokenBucket {
+            max_tokens: 1,
+            fill_interval: Some(DurationProto {
+                seconds: 3600,
+                nanos: 0,
+            }),
+            ..TokenBucket::default()
+        }),
+        filter_enabled: Some(always.clone()),
+        filter_enforced: Some(always),
+        ..LocalRateLimit::default()
+    };
+    let neutral = LocalRateLimit {
+        stat_prefix: "neutral".into(),
+        ..LocalRateLimit::default()
+    };
+    for wire in Wire::ALL {
+        let redirect = RedirectAction {
+            host_redirect: "elsewhere".into(),
+            ..RedirectAction::default()
+        };
+        let direct = DirectResponseAction {
+            status: 204,
+            ..DirectResponseAction::default()
+        };
+        let to_c = || forward("c", |_| {});
+        let routes = vec![
+            prefix("/moved", Action::Redirect(redirect)),
+            prefix("/empty", Action::DirectResponse(direct)),
+            saying(prefix("/broken", to_c()), "fault", &fault),
+            saying(prefix("/scarce", to_c()), "limit", &once),
+            prefix("/known", to_c()),
+        ];
+        let server = Echo::start("server").await;
+        let scene = Scene::start(wire, host(routes)).await;
+        scene.plane.set([listener_with(vec![
+            filter("fault", &HttpFault::default()),
+            filter("limit", &neutral),
+        ])]);
+        scene.serve("c", &[&server]);
+        for path in [
+            "/known", "/moved", "/empty", "/broken", "/scarce", "/scarce",
+        ] {
+            scene.get(path).await;
+        }
+        let error = scene.try_with("/nowhere", &[]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoRoute);
+        let scraped = scene.metrics().await;
+        let is_grpc = wire == Wire::Grpc;
+        for (reason, of_http, of_grpc) in [
+            ("redirect", "3xx", "UNKNOWN"),
+            ("direct_response", "2xx", "UNKNOWN"),
+            ("aborted", "4xx", "UNAVAILABLE"),
+            ("rate_limited", "4xx", "UNAVAILABLE"),
+            ("no_route", "unroutable", "unroutable"),
+        ] {
+            let code = if is_grpc { of_grpc } else { of_http };
+            let line = format!(
+                "mesh_client_local_replies_total{{listener=\"{TARGET}\",reason=\"{reason}\",\
+                 code=\"{code}\"}} 1\n"
+            );
+            assert!(scraped.contains(&line), "{line} is missing in\n{scraped}");
+        }
+        let code = if is_grpc { "OK" } else { "2xx" };
+        let line = format!("mesh_client_requests_total{{cluster=\"c\",code=\"{code}\"}} 2\n");
+        assert!(scraped.contains(&line), "the others: {scraped}");
+        let rows = scraped.matches("mesh_client_local_replies_total{").count();
+        assert_eq!(rows, 5, "{scraped}");
     }
 }

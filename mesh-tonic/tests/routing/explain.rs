@@ -1,14 +1,26 @@
 //! Why a request goes where it goes.
 
-use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, RedirectAction, RetryPolicy,
-    route::Action,
-    route_action::{HashPolicy, HostRewriteSpecifier, hash_policy},
+use envoy_types::pb::{
+    envoy::{
+        config::route::v3::{
+            DirectResponseAction, RedirectAction, RetryPolicy,
+            route::Action,
+            route_action::{HashPolicy, HostRewriteSpecifier, hash_policy},
+        },
+        extensions::filters::http::{
+            buffer::v3::Buffer,
+            fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
+        },
+        r#type::v3::FractionalPercent,
+    },
+    google::protobuf::UInt32Value,
 };
 use mesh_tower::{Body, explain::CallExplanation};
 
 use super::{
     echo::Echo,
+    filters::{filter, saying},
+    resources::listener_with,
     scene::{Scene, Wire, add_header, forward, host, prefix},
 };
 
@@ -100,4 +112,47 @@ async fn an_explanation_names_every_step_to_the_endpoints() {
     let nowhere = explained(&scene, "/nowhere", "1").await;
     assert!(nowhere.action.is_none() && nowhere.routes.len() == 3);
     assert_eq!(echo.served.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_explanation_tells_what_filters_would_do_and_of_none_that_do_nothing() {
+    let echo = Echo::start("echo").await;
+    let fault = HttpFault {
+        abort: Some(FaultAbort {
+            percentage: Some(FractionalPercent {
+                numerator: 25,
+                ..FractionalPercent::default()
+            }),
+            error_type: Some(ErrorType::HttpStatus(503)),
+            ..FaultAbort::default()
+        }),
+        ..HttpFault::default()
+    };
+    let routes = vec![
+        saying(prefix("/tested", forward("c", |_| {})), "fault", &fault),
+        prefix("/", forward("c", |_| {})),
+    ];
+    let scene = Scene::start(Wire::Http1, host(routes)).await;
+    let buffer = Buffer {
+        max_request_bytes: Some(UInt32Value { value: 9 }),
+    };
+    scene.plane.set([listener_with(vec![
+        filter("fault", &HttpFault::default()),
+        filter("buffer", &buffer),
+    ])]);
+    scene.serve("c", &[&echo]);
+    scene.get("/").await;
+    for (path, expected) in [
+        ("/tested", &["filter fault: answers 503 for 25 %"][..]),
+        ("/", &[]),
+    ] {
+        let text = explained(&scene, path, "1").await.to_string();
+        let filters: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("filter "))
+            .collect();
+        let buffer =
+            "filter buffer: waits for the request's body; one of more than 9 bytes gets 413";
+        assert_eq!(filters, [expected, &[buffer]].concat(), "{text}");
+    }
 }

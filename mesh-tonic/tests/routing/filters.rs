@@ -1,6 +1,6 @@
 //! Faults and limits, from YAML to requests.
 
-use std::{collections::HashMap, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use bytes::Bytes;
 use envoy_types::pb::{
@@ -8,6 +8,7 @@ use envoy_types::pb::{
         config::{
             common::mutation_rules::v3::{HeaderMutation, header_mutation::Action},
             core::v3::header_value_option::HeaderAppendAction,
+            route::v3::Route,
         },
         extensions::filters::{
             common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier},
@@ -116,14 +117,81 @@ spec:
     }
 }
 
+/// Headers and bodies, of servers and of the clients of a host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filter_policies_hold_on_servers_and_on_clients() {
+    let services = Services::start(&[("shop", &["v1"])]).await;
+    services.world.write(
+        "filters.yaml",
+        "
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: of-clients, namespace: default}
+spec:
+  host: shop
+  headers: {request: {set: {x-by: client}}, response: {add: {x-told: client}}}
+---
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: of-servers, namespace: default}
+spec:
+  selector: {matchLabels: {version: v1}}
+  headers: {request: {add: {x-by: server}, remove: [x-debug]}, response: {add: {x-told: server}}}
+  buffer: {maxRequestBytes: 3}
+",
+    );
+    for wire in Wire::ALL {
+        let sent = [("x-debug", "1"), ("x-by", "caller")];
+        let holds = |reply: &Reply| reply.header("x-told") == ["server", "client"];
+        // A gRPC call has five bytes.
+        let is_small = wire != Wire::Grpc;
+        let reply = services.until(wire, "shop", "/", &sent, holds).await;
+        if is_small {
+            let seen = reply.seen();
+            assert_eq!(seen.header("x-by"), ["client", "server"], "{wire:?}");
+            assert_eq!(seen.header("x-debug"), [""; 0]);
+        } else {
+            assert_eq!(reply.grpc(), EXHAUSTED);
+        }
+    }
+    services.world.write(
+        "filters.yaml",
+        "
+apiVersion: mesh/v1
+kind: FilterPolicy
+metadata: {name: of-clients, namespace: default}
+spec: {host: shop, buffer: {maxRequestBytes: 4}}
+",
+    );
+    for wire in Wire::ALL {
+        // The listener and its routes come one after the other.
+        let holds = |reply: &Reply| {
+            let is_refused = reply.grpc() == EXHAUSTED;
+            reply.header("x-told").is_empty() && is_refused == (wire == Wire::Grpc)
+        };
+        services.until(wire, "shop", "/", &[], holds).await;
+    }
+}
+
 const NAME: &str = "filter";
 
-fn filter<T: prost::Message + prost::Name>(config: &T) -> HttpFilter {
+/// A filter of a listener.
+pub(crate) fn filter<T: prost::Message + prost::Name>(name: &str, config: &T) -> HttpFilter {
     HttpFilter {
-        name: NAME.into(),
+        name: name.into(),
         config_type: Some(ConfigType::TypedConfig(any(config))),
         ..HttpFilter::default()
     }
+}
+
+/// A route that says something of a filter.
+pub(crate) fn saying<T>(mut route: Route, filter: &str, config: &T) -> Route
+where
+    T: prost::Message + prost::Name,
+{
+    let config = (filter.to_owned(), any(config));
+    route.typed_per_filter_config.extend([config]);
+    route
 }
 
 /// A scene whose listener has `config`; `/own` says something else.
@@ -132,11 +200,10 @@ where
     T: prost::Message + prost::Name,
     O: prost::Message + prost::Name,
 {
-    let mut special = prefix("/own", forward("c", |_| {}));
-    special.typed_per_filter_config = HashMap::from([(NAME.to_owned(), any(own))]);
+    let special = saying(prefix("/own", forward("c", |_| {})), NAME, own);
     let routes = vec![special, prefix("/", forward("c", |_| {}))];
     let scene = Scene::start(wire, host(routes)).await;
-    scene.plane.set([listener_with(vec![filter(config)])]);
+    scene.plane.set([listener_with(vec![filter(NAME, config)])]);
     scene
 }
 
@@ -260,7 +327,9 @@ async fn a_clients_concurrency_limit_refuses_what_is_too_much_at_a_time() {
         let server = Unruly::start().await;
         let routes = vec![prefix("/", forward("c", |_| {}))];
         let scene = Scene::start(wire, host(routes)).await;
-        scene.plane.set([listener_with(vec![filter(&config)])]);
+        scene
+            .plane
+            .set([listener_with(vec![filter(NAME, &config)])]);
         scene.serve_at("c", &[server.address]);
         scene.get_with("/good", &[(CASE, "first")]).await;
         let hangs = scene.try_with("/hangs", &[(CASE, "hangs")]);

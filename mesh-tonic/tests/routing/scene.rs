@@ -152,6 +152,12 @@ impl Scene {
         (mesh, service)
     }
 
+    /// What a scraper of the client reads.
+    pub(crate) async fn metrics(&self) -> String {
+        let (mesh, _) = self.client.get_or_init(|| self.connect()).await;
+        mesh.telemetry().metrics().encode()
+    }
+
     /// Sets the route configuration.
     pub(crate) fn route(&self, mut routes: RouteConfiguration) {
         routes.name = TARGET.into();

@@ -1,4 +1,4 @@
-//! Sessions that stick to an endpoint by a cookie (gRFC A55, A60).
+//! Sessions that stick to an endpoint, by a cookie (gRFC A55, A60) or a header.
 
 use envoy_types::pb::{
     envoy::{
@@ -17,7 +17,9 @@ use envoy_types::pb::{
                 },
                 network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
             },
-            http::stateful_session::cookie::v3::CookieBasedSessionState,
+            http::stateful_session::{
+                cookie::v3::CookieBasedSessionState, header::v3::HeaderBasedSessionState,
+            },
         },
         r#type::http::v3::Cookie,
     },
@@ -44,6 +46,20 @@ pub(crate) fn session(path: &str, strict: bool) -> StatefulSession {
     StatefulSession {
         session_state: Some(TypedExtensionConfig {
             name: "cookie".into(),
+            typed_config: Some(any(&state)),
+        }),
+        strict,
+        ..StatefulSession::default()
+    }
+}
+
+fn by_header(strict: bool) -> StatefulSession {
+    let state = HeaderBasedSessionState {
+        name: "x-stay".into(),
+    };
+    StatefulSession {
+        session_state: Some(TypedExtensionConfig {
+            name: "header".into(),
             typed_config: Some(any(&state)),
         }),
         strict,
@@ -276,6 +292,67 @@ async fn a_weighted_cluster_says_whether_its_own_sessions_stick() {
                 }
                 stays(&scene, "/", &pair(&reply), &by).await;
                 sticky += 1;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_by_header_stays_on_its_endpoint_and_moves_or_fails_without_it() {
+    for wire in Wire::ALL {
+        for strict in [false, true] {
+            let (one, two) = (Echo::start("one").await, Echo::start("two").await);
+            let routes = vec![prefix("/", forward("c", |_| {}))];
+            let scene = Scene::start(wire, host(routes)).await;
+            scene
+                .plane
+                .set([listener_with(vec![filter(&by_header(strict))])]);
+            scene.serve("c", &[&one, &two]);
+            let first = scene.get("/").await;
+            let by = first.seen().by;
+            let [session] = first.header("x-stay")[..] else {
+                panic!("{first:?}")
+            };
+            let session = session.to_owned();
+            let sent = [("x-stay", session.as_str())];
+            for _ in 0..8 {
+                let reply = scene.get_with("/", &sent).await;
+                assert_eq!(reply.seen().by, by, "{wire:?}");
+                assert_eq!(reply.header("x-stay"), [""; 0], "it is the same");
+                let told = reply.seen();
+                assert_eq!(
+                    told.header("x-stay"),
+                    [&session],
+                    "the server sees it, as in Envoy"
+                );
+            }
+            // What is no address is no session.
+            assert_eq!(
+                scene
+                    .get_with("/", &[("x-stay", "!")])
+                    .await
+                    .header("x-stay")
+                    .len(),
+                1
+            );
+
+            let left = if by == "one" { &two } else { &one };
+            scene.serve("c", &[left]);
+            if strict {
+                let is_lost = |reply: &Result<Reply, mesh_tower::Error>| {
+                    reply
+                        .as_ref()
+                        .is_err_and(|error| error.kind() == ErrorKind::NoEndpoint)
+                };
+                scene.until("/", &sent, is_lost).await.unwrap_err();
+            } else {
+                let is_moved = |reply: &Result<Reply, _>| {
+                    reply
+                        .as_ref()
+                        .is_ok_and(|reply: &Reply| reply.seen().by == left.name)
+                };
+                let moved = scene.until("/", &sent, is_moved).await.unwrap();
+                assert_eq!(moved.header("x-stay").len(), 1, "a new one");
             }
         }
     }

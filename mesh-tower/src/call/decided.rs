@@ -30,7 +30,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::Protocol,
+    telemetry::{LocalReplyReason as Reason, Protocol},
 };
 
 /// Decides about a request that route `number` matches.
@@ -71,12 +71,15 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
                 )
             })?;
             let headers = HeaderMap::from_iter([(header::LOCATION, location)]);
-            let reply = answer(&decision, view, *status, headers, Bytes::new(), protocol);
+            let mut reply = LocalReply::new(Reason::Redirect, status_of(*status), Bytes::new());
+            reply.headers = headers;
+            let reply = answer(&decision, view, reply, protocol);
             return Err(Stop::Answered(reply));
         }
         DecisionAction::DirectResponse { status, body } => {
             let body = Bytes::clone(body);
-            let reply = answer(&decision, view, *status, HeaderMap::new(), body, protocol);
+            let reply = LocalReply::new(Reason::DirectResponse, status_of(*status), body);
+            let reply = answer(&decision, view, reply, protocol);
             return Err(Stop::Answered(reply));
         }
         DecisionAction::NonForwarding => {
@@ -103,18 +106,17 @@ pub(super) fn decide<'l, M: MakeEndpoint>(
     })
 }
 
+fn status_of(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
 fn answer(
     decision: &Decision<'_>,
     view: &RequestView<'_>,
-    status: u16,
-    headers: HeaderMap,
-    body: Bytes,
+    mut reply: LocalReply,
     protocol: Protocol,
 ) -> Box<LocalReply> {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut reply = LocalReply::new(status, body);
-    reply.headers = headers;
-    decision.apply_response_headers(view, status, &mut reply.headers);
+    decision.apply_response_headers(view, reply.status, &mut reply.headers);
     Box::new(reply.spoken(protocol, view.method == Method::HEAD))
 }
 

@@ -25,7 +25,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::{CallHead, CallSpan, Protocol},
+    telemetry::{CallHead, CallSpan, LocalReplyReason, Protocol},
     within::within,
 };
 
@@ -116,9 +116,9 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
                         format!("cluster {cluster}: the deadline passed in a fault's delay");
                     return self.fail(Error::new(ErrorKind::DeadlineExceeded, reason));
                 }
-                Step::Answer(answer) => {
+                Step::Answer(answer, action) => {
                     let is_head = outgoing.head().method == Method::HEAD;
-                    return self.answer(*answer, &run.end(), is_head);
+                    return self.answer(*answer, action.into(), &run.end(), is_head);
                 }
                 // The decoder lets no authorisation pass for clients.
                 Step::Authorize(_) | Step::Authenticate(_) | Step::Check(_) => {
@@ -136,9 +136,10 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
             match within(self.deadline, held).await {
                 Some(Ok(())) => {}
                 Some(Err(HoldBackError::TooLong)) => {
-                    self.count_one(&buffer.filter, FilterAction::TooLarge);
+                    let action = FilterAction::TooLarge;
+                    self.count_one(&buffer.filter, action);
                     let is_head = outgoing.head().method == Method::HEAD;
-                    return self.answer(Answer::too_large(), &passed, is_head);
+                    return self.answer(Answer::too_large(), action.into(), &passed, is_head);
                 }
                 Some(Err(HoldBackError::Failed(error))) => {
                     let reason = format!("cluster {cluster}: the request's body failed");
@@ -187,12 +188,19 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
     }
 
     fn fail(&mut self, error: Error) -> CallResult<M> {
-        self.span.end(error.kind().into());
+        self.listener.fail(&mut self.span, &error);
         Err(error)
     }
 
-    fn answer(&mut self, answer: Answer, passed: &Passed, is_head: bool) -> CallResult<M> {
-        let mut reply = LocalReply::new(answer.status, Bytes::from_static(answer.body.as_bytes()));
+    fn answer(
+        &mut self,
+        answer: Answer,
+        reason: LocalReplyReason,
+        passed: &Passed,
+        is_head: bool,
+    ) -> CallResult<M> {
+        let body = Bytes::from_static(answer.body.as_bytes());
+        let mut reply = LocalReply::new(reason, answer.status, body);
         reply.headers = answer.headers;
         if let (Protocol::Grpc, Some(status)) = (self.protocol, answer.grpc_status) {
             reply
@@ -205,7 +213,9 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
     }
 
     fn reply(&mut self, reply: LocalReply) -> CallResult<M> {
-        self.span.end(reply.code(self.protocol));
+        let code = reply.code(self.protocol);
+        self.listener
+            .end_locally(&mut self.span, reply.reason, code);
         Ok(reply.into_response())
     }
 }

@@ -168,7 +168,7 @@ async fn start_when_ready<M: MakeEndpoint>(
     };
     let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
     let mut span = listener.telemetry().start_call_span(head);
-    span.end(failed.kind().into());
+    listener.fail(&mut span, &failed);
     Err(failed)
 }
 
@@ -190,13 +190,17 @@ async fn start_when_named<M: MakeEndpoint>(
             format!("the deadline passed before cluster {cluster:?} was known"),
         )),
     };
-    if let Some(error) = failed {
-        if let Some(mut span) = beginning.span {
-            span.end(error.kind().into());
+    let live = match failed {
+        Some(error) => Err(error),
+        None => listener.ready().await,
+    };
+    let live = match live {
+        Ok(live) => live,
+        Err(error) => {
+            listener.fail(&mut beginning.span.unwrap_or_default(), &error);
+            return Err(error);
         }
-        return Err(error);
-    }
-    let live = listener.ready().await?;
+    };
     let Some(live) = live.ready() else {
         unreachable!("ready() returns only usable ones")
     };
@@ -234,8 +238,9 @@ fn start_at<M: MakeEndpoint, S: ShowError>(
             if now.duration_since(started) >= NAMED_CLUSTER_WAIT_MAX =>
         {
             let reason = format!("cluster {cluster:?}, which a header names, does not stay known");
-            span.end(ErrorKind::NoRoute.into());
-            return ResponseFuture::failed(Error::new(ErrorKind::NoRoute, reason));
+            let error = Error::new(ErrorKind::NoRoute, reason);
+            listener.fail(&mut span, &error);
+            return ResponseFuture::failed(error);
         }
         Err((Stop::Unknown(cluster), span)) => {
             let listener = Arc::clone(listener);
@@ -336,10 +341,17 @@ enum Stop {
 }
 
 impl Stop {
-    fn end(&self, span: &mut CallSpan, protocol: Protocol) {
+    fn end<M: MakeEndpoint>(
+        &self,
+        listener: &ListenerRuntime<M>,
+        span: &mut CallSpan,
+        protocol: Protocol,
+    ) {
         match self {
-            Self::Failed(error) => span.end(error.kind().into()),
-            Self::Answered(reply) => span.end(reply.code(protocol)),
+            Self::Failed(error) => listener.fail(span, error),
+            Self::Answered(reply) => {
+                listener.end_locally(span, reply.reason, reply.code(protocol));
+            }
             Self::Unknown(_) | Self::Filtered => {}
         }
     }
@@ -376,7 +388,7 @@ fn permit<'l, M: MakeEndpoint, S: ShowError>(
     let (chosen, state) = match permitted {
         Ok(permitted) => permitted,
         Err(stop) => {
-            stop.end(&mut span, protocol);
+            stop.end(listener, &mut span, protocol);
             return Err((stop, span));
         }
     };

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, request::Parts};
 use mesh_core::{
-    config::{HashPolicy, RetryPolicy},
+    config::{HashPolicy, RetryPolicy, RouteAction},
+    filter::{Level, describe},
     rng::SplitMix64,
     route::{
         Caller, ChosenCluster, Decision, DecisionAction, ForwardAction, Forwarding, HostTried,
@@ -123,6 +124,10 @@ pub struct ExplainedForward {
     pub headers_removed: Vec<String>,
     /// Clusters that get a copy.
     pub mirrors: Vec<String>,
+    /// What filters do: the name of each, and what.
+    pub filters: Vec<(String, String)>,
+    /// Attempts side by side.
+    pub hedge: Option<String>,
 }
 
 /// When a request is tried again.
@@ -282,12 +287,55 @@ fn forward(
         mirrors: mirrors
             .map(|mirror| format!("{:?}", mirror.cluster))
             .collect(),
+        filters: filters(snapshot, number),
+        hedge: forwarding.hedge.map(|hedge| {
+            let delay = hedge.delay.as_ref();
+            let when = delay.map_or_else(
+                || "the timeout of an attempt".to_owned(),
+                |delay| format!("{delay:?}"),
+            );
+            format!("after {when}, at most {} at a time", hedge.attempts_max)
+        }),
         authority: match forwarding.authority_of_endpoint {
             true => Some("the endpoint's hostname".to_owned()),
             false => forwarding.authority,
         },
         path: forwarding.path_and_query,
     }
+}
+
+/// What filters do on a route; for a part of its clusters that says more of them, too.
+fn filters(snapshot: &Snapshot, number: usize) -> Vec<(String, String)> {
+    let config = &snapshot.config;
+    let host = mesh_core::route::virtual_host(config, &snapshot.authority);
+    let route = host.and_then(|host| host.routes.get(number));
+    let level = |overrides| Level {
+        place: "",
+        overrides,
+    };
+    let levels = [
+        level(config.filters.as_deref()),
+        level(host.and_then(|host| host.filters.as_deref())),
+        level(route.and_then(|route| route.filters.as_deref())),
+    ];
+    let mut all = describe(&snapshot.listed_filters, &levels);
+    let clusters = route.and_then(|route| match &route.action {
+        RouteAction::Forward(forward) => Some(&forward.clusters),
+        _ => None,
+    });
+    for cluster in clusters.into_iter().flatten() {
+        let own = cluster.extras.as_ref();
+        if let Some(own) = own.and_then(|extras| extras.filters.as_deref()) {
+            let mut levels = levels.to_vec();
+            levels.push(level(Some(own)));
+            let said = describe(&snapshot.listed_filters, &levels);
+            let said = said.into_iter().filter(|said| !all.contains(said));
+            let name = &cluster.name;
+            let said = said.map(|(filter, what)| (format!("{filter} (to {name})"), what));
+            all.extend(said.collect::<Vec<_>>());
+        }
+    }
+    all
 }
 
 fn clusters(

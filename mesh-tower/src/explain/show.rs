@@ -114,6 +114,12 @@ impl fmt::Display for ExplainedForward {
         for name in &self.headers_removed {
             writeln!(f, "header {name} is removed")?;
         }
+        for (name, what) in &self.filters {
+            writeln!(f, "filter {name}: {what}")?;
+        }
+        if let Some(hedge) = &self.hedge {
+            writeln!(f, "another attempt {hedge}")?;
+        }
         for mirror in &self.mirrors {
             writeln!(f, "copied to {mirror}")?;
         }

@@ -25,7 +25,7 @@ use crate::{
     cluster::{BoundClusters, ClusterRegistry, MakeEndpoint},
     error::{Error, ErrorKind},
     rng,
-    telemetry::Telemetry,
+    telemetry::{CallSpan, Code, ListenerMetrics, LocalReplyReason, Telemetry},
 };
 
 /// How long a request waits for the first configuration, unless its deadline is earlier: gRFC A57
@@ -36,6 +36,7 @@ pub const FIRST_CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
     name: Arc<str>,
     telemetry: Telemetry,
+    metrics: Arc<ListenerMetrics>,
     /// What hashes of the channel are made from (gRFC A42 `io.grpc.channel_id`).
     channel: u64,
     live: ArcSwap<Live<M>>,
@@ -119,6 +120,7 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         let runtime = Arc::new(Self {
             named,
             name: name.into(),
+            metrics: telemetry.metrics().listener(name),
             telemetry,
             channel: rng::fork().next_u64(),
             live: ArcSwap::from_pointee(live),
@@ -173,6 +175,21 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
 
     pub(crate) fn telemetry(&self) -> &Telemetry {
         &self.telemetry
+    }
+
+    /// A call ends before a cluster has it.
+    #[cold]
+    pub(crate) fn end_locally(&self, span: &mut CallSpan, reason: LocalReplyReason, code: Code) {
+        self.metrics.local_reply(reason, code);
+        span.local_reply(reason);
+        span.end(code);
+    }
+
+    /// A call fails before a cluster has it.
+    #[cold]
+    pub(crate) fn fail(&self, span: &mut CallSpan, error: &Error) {
+        let kind = error.kind();
+        self.end_locally(span, kind.into(), kind.into());
     }
 
     /// What is live now. Held for a moment: a call keeps nothing of it.

@@ -113,8 +113,9 @@ pub(super) async fn ask(
     let said = match verdict {
         Ok(CheckVerdict::Allowed(allowed)) => return Checked::Passes(allowed),
         Ok(CheckVerdict::Denied(denied)) => {
-            let refusal = refusal(*denied, StatusCode::FORBIDDEN);
-            return Checked::Refused(refusal, FilterAction::CheckDenied);
+            let action = FilterAction::CheckDenied;
+            let refusal = refusal(*denied, StatusCode::FORBIDDEN, action);
+            return Checked::Refused(refusal, action);
         }
         Ok(CheckVerdict::Failed(said)) => Some(said),
         Err(CheckError::Invalid(error)) => {
@@ -138,10 +139,11 @@ pub(super) async fn ask(
 /// The answer where there is no verdict.
 pub(super) fn failed(config: &ExtAuthz, said: Option<Box<Denied>>) -> Refusal {
     let status = StatusCode::from_u16(config.status_on_error).unwrap_or(StatusCode::FORBIDDEN);
-    refusal(said.map_or_else(Denied::default, |said| *said), status)
+    let said = said.map_or_else(Denied::default, |said| *said);
+    refusal(said, status, FilterAction::CheckFailed)
 }
 
-fn refusal(denied: Denied, default: StatusCode) -> Refusal {
+fn refusal(denied: Denied, default: StatusCode, action: FilterAction) -> Refusal {
     let status = denied
         .status
         .and_then(|code| StatusCode::from_u16(code).ok())
@@ -152,5 +154,5 @@ fn refusal(denied: Denied, default: StatusCode) -> Refusal {
     for edit in &denied.headers {
         edit.apply(&mut headers);
     }
-    Refusal::checked(status, Cow::Owned(denied.body), headers)
+    Refusal::checked(action, status, Cow::Owned(denied.body), headers)
 }

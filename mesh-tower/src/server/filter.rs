@@ -163,8 +163,8 @@ impl<'p> Passage<'p> {
                         }
                     }
                 }
-                Step::Answer(answer) => {
-                    return Progress::Done(Err(Refusal::filtered(*answer)));
+                Step::Answer(answer, action) => {
+                    return Progress::Done(Err(Refusal::filtered(*answer, action)));
                 }
                 // The decoder lets no fault filter pass for servers.
                 Step::Wait(_) => {}
@@ -308,8 +308,9 @@ impl<'p> Passage<'p> {
             is_longer = read.data.len() > max;
         }
         if is_longer {
-            self.run.note(FilterAction::TooLarge);
-            return Err(Refusal::filtered(Answer::too_large()));
+            let action = FilterAction::TooLarge;
+            self.run.note(action);
+            return Err(Refusal::filtered(Answer::too_large(), action));
         }
         Ok(Some(read))
     }

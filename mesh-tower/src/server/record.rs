@@ -11,7 +11,7 @@ use super::{
     connection::Connection,
     life::{Alive, Life},
 };
-use crate::telemetry::{Code, Protocol, ServerSpan};
+use crate::telemetry::{Code, LocalReplyReason, Protocol, ServerSpan};
 
 pub(super) struct Record {
     shared: Arc<Shared>,
@@ -78,6 +78,17 @@ impl Record {
 
     pub(super) fn end(mut self, code: Code) {
         self.code = code;
+    }
+
+    /// It is answered in place of the application.
+    #[cold]
+    pub(super) fn end_locally(self, reason: LocalReplyReason, code: Code) {
+        let metrics = self.shared.options.telemetry.metrics();
+        metrics.server().local_reply(reason, code);
+        if let Some(span) = &self.span {
+            span.local_reply(reason);
+        }
+        self.end(code);
     }
 }
 

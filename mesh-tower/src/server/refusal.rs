@@ -7,13 +7,17 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use mesh_core::{filter::Answer, outcome::grpc_status_of};
+use mesh_core::{
+    filter::{Answer, FilterAction},
+    outcome::grpc_status_of,
+};
 
 use super::body::ServedBody;
 use crate::{
+    ErrorKind,
     headers::percent_encode,
     jwt::Rejected,
-    telemetry::{Code, Protocol},
+    telemetry::{Code, LocalReplyReason as Reason, Protocol},
 };
 
 /// Headers of the connection and of the status, which are ours.
@@ -29,6 +33,7 @@ const FRAMING: [&str; 6] = [
 /// Why a request is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
+    reason: Reason,
     status: StatusCode,
     grpc: u32,
     message: Cow<'static, str>,
@@ -39,8 +44,9 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    const fn new(status: StatusCode, grpc: u32, message: &'static str) -> Self {
+    const fn new(reason: Reason, status: StatusCode, grpc: u32, message: &'static str) -> Self {
         Self {
+            reason,
             status,
             grpc,
             message: Cow::Borrowed(message),
@@ -59,84 +65,133 @@ impl Refusal {
     /// answers the same).
     pub(super) fn unauthenticated(why: Rejected) -> Self {
         if why == Rejected::Audience {
-            return Self::new(StatusCode::FORBIDDEN, 7, why.as_str());
+            let (reason, status) = (Reason::Unauthenticated, StatusCode::FORBIDDEN);
+            return Self::new(reason, status, 7, why.as_str());
         }
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-        Self::new(StatusCode::UNAUTHORIZED, 16, why.as_str())
-            .with(header::WWW_AUTHENTICATE, challenge)
+        let (reason, status) = (Reason::Unauthenticated, StatusCode::UNAUTHORIZED);
+        Self::new(reason, status, 16, why.as_str()).with(header::WWW_AUTHENTICATE, challenge)
     }
 
     /// The caller is sent to another spelling of the path.
     pub(super) fn redirect(path: &str) -> Self {
         let there = "the path has another spelling";
         match HeaderValue::from_str(path) {
-            Ok(path) => {
-                Self::new(StatusCode::TEMPORARY_REDIRECT, 13, there).with(header::LOCATION, path)
-            }
+            Ok(path) => Self::new(Reason::Redirect, StatusCode::TEMPORARY_REDIRECT, 13, there)
+                .with(header::LOCATION, path),
             Err(_) => Self::BAD_PATH,
         }
     }
 
     /// The authority is missing its one meaning (gRFC A41).
-    pub(super) const AMBIGUOUS_AUTHORITY: Self =
-        Self::new(StatusCode::BAD_REQUEST, 13, "more than one authority");
-    pub(super) const MALFORMED_TIMEOUT: Self =
-        Self::new(StatusCode::BAD_REQUEST, 13, "malformed grpc-timeout");
+    pub(super) const AMBIGUOUS_AUTHORITY: Self = Self::new(
+        Reason::BadAuthority,
+        StatusCode::BAD_REQUEST,
+        13,
+        "more than one authority",
+    );
+    pub(super) const MALFORMED_TIMEOUT: Self = Self::new(
+        Reason::BadTimeout,
+        StatusCode::BAD_REQUEST,
+        13,
+        "malformed grpc-timeout",
+    );
     /// Nobody knows what the path means (Envoy answers the same).
-    pub(super) const BAD_PATH: Self =
-        Self::new(StatusCode::BAD_REQUEST, 13, "the path has no one meaning");
-    pub(super) const DENIED: Self = Self::new(StatusCode::FORBIDDEN, 7, "RBAC: access denied");
-    pub(super) const NO_ROUTE: Self =
-        Self::new(StatusCode::NOT_FOUND, 14, "no route of this server matches");
+    pub(super) const BAD_PATH: Self = Self::new(
+        Reason::BadPath,
+        StatusCode::BAD_REQUEST,
+        13,
+        "the path has no one meaning",
+    );
+    pub(super) const DENIED: Self = Self::new(
+        Reason::Denied,
+        StatusCode::FORBIDDEN,
+        7,
+        "RBAC: access denied",
+    );
+    pub(super) const NO_ROUTE: Self = Self::new(
+        Reason::Error(ErrorKind::NoRoute),
+        StatusCode::NOT_FOUND,
+        14,
+        "no route of this server matches",
+    );
     pub(super) const UNUSABLE_ROUTE: Self = Self::new(
+        Reason::Error(ErrorKind::Unsupported),
         StatusCode::SERVICE_UNAVAILABLE,
         14,
         "the route cannot be served here",
     );
     pub(super) const NOT_SERVING: Self = Self::new(
+        Reason::NotServing,
         StatusCode::SERVICE_UNAVAILABLE,
         14,
         "this connection is not served any more",
     );
-    pub(super) const DEADLINE: Self =
-        Self::new(StatusCode::GATEWAY_TIMEOUT, 4, "the deadline passed");
+    pub(super) const DEADLINE: Self = Self::new(
+        Reason::Error(ErrorKind::DeadlineExceeded),
+        StatusCode::GATEWAY_TIMEOUT,
+        4,
+        "the deadline passed",
+    );
     /// A verdict that cannot be carried out (Envoy answers the same).
-    pub(super) const FAILED_CHECK: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, 13, "");
+    pub(super) const FAILED_CHECK: Self = Self::new(
+        Reason::Filter(FilterAction::CheckFailed),
+        StatusCode::INTERNAL_SERVER_ERROR,
+        13,
+        "",
+    );
     pub(super) const FAILED: Self = Self::new(
+        Reason::ApplicationFailed,
         StatusCode::INTERNAL_SERVER_ERROR,
         13,
         "the application failed",
     );
 
     pub(super) const BAD_BODY: Self = Self::new(
+        Reason::BadBody,
         StatusCode::BAD_REQUEST,
         13,
         "the request's body cannot be read",
     );
     pub(super) const LARGE_HEAD: Self = Self::new(
+        Reason::HeadersTooLarge,
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         8,
         "the request's headers are too large",
     );
     pub(super) const UNDERSCORE: Self = Self::new(
+        Reason::BadHeader,
         StatusCode::BAD_REQUEST,
         13,
         "a header's name has an underscore",
     );
     /// Envoy's statuses; gRPC callers learn that it was a matter of time.
-    pub(super) const REQUEST_TIMEOUT: Self =
-        Self::new(StatusCode::REQUEST_TIMEOUT, 4, "request timeout");
+    pub(super) const REQUEST_TIMEOUT: Self = Self::new(
+        Reason::RequestTimeout,
+        StatusCode::REQUEST_TIMEOUT,
+        4,
+        "request timeout",
+    );
     /// The caller did not go on.
-    pub(super) const REQUEST_IDLE: Self =
-        Self::new(StatusCode::REQUEST_TIMEOUT, 4, "stream timeout");
+    pub(super) const REQUEST_IDLE: Self = Self::new(
+        Reason::Error(ErrorKind::IdleTimeout),
+        StatusCode::REQUEST_TIMEOUT,
+        4,
+        "stream timeout",
+    );
     /// The application did not go on.
-    pub(super) const STREAM_IDLE: Self =
-        Self::new(StatusCode::GATEWAY_TIMEOUT, 4, "stream timeout");
+    pub(super) const STREAM_IDLE: Self = Self::new(
+        Reason::Error(ErrorKind::IdleTimeout),
+        StatusCode::GATEWAY_TIMEOUT,
+        4,
+        "stream timeout",
+    );
 
     /// A filter's answer.
-    pub(super) fn filtered(answer: Answer) -> Self {
+    pub(super) fn filtered(answer: Answer, action: FilterAction) -> Self {
         let status = answer.status;
         Self {
+            reason: action.into(),
             status,
             grpc: answer
                 .grpc_status
@@ -148,8 +203,9 @@ impl Refusal {
     }
 
     /// What a route answers by itself.
-    pub(super) fn routed(status: u16, body: Bytes, headers: HeaderMap) -> Self {
+    pub(super) fn routed(reason: Reason, status: u16, body: Bytes, headers: HeaderMap) -> Self {
         Self {
+            reason,
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             grpc: grpc_status_of(status),
             message: String::from_utf8_lossy(&body).into_owned().into(),
@@ -160,6 +216,7 @@ impl Refusal {
 
     /// Another service's refusal.
     pub(super) fn checked(
+        action: FilterAction,
         status: StatusCode,
         message: Cow<'static, str>,
         mut headers: HeaderMap,
@@ -169,6 +226,7 @@ impl Refusal {
             headers.remove(name);
         }
         Self {
+            reason: action.into(),
             status,
             grpc: grpc_status_of(status.as_u16()),
             message,
@@ -180,6 +238,11 @@ impl Refusal {
     /// What it says.
     pub(super) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Why it is given.
+    pub(super) fn reason(&self) -> Reason {
+        self.reason
     }
 
     /// What counters and spans say.

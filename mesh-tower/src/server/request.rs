@@ -169,8 +169,9 @@ async fn hold_back(
     };
     held?.map_err(|why| match why {
         HoldBackError::TooLong => {
-            record.filtered(&buffer.filter, FilterAction::TooLarge);
-            Refusal::filtered(Answer::too_large())
+            let action = FilterAction::TooLarge;
+            record.filtered(&buffer.filter, action);
+            Refusal::filtered(Answer::too_large(), action)
         }
         HoldBackError::Failed(error) => {
             tracing::debug!(target: "mesh::server", error, "the body of a request failed");
@@ -463,7 +464,7 @@ fn asked_timeout(
 
 fn refuse<B>(refusal: &Refusal, record: Record, admitted: &Admitted) -> Response<ServedBody<B>> {
     let protocol = record.protocol();
-    record.end(refusal.code(protocol));
+    record.end_locally(refusal.reason(), refusal.code(protocol));
     let mut response = refusal.response(protocol);
     let status = response.status();
     admitted.passed.respond(status, response.headers_mut());

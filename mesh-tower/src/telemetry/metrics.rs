@@ -27,6 +27,7 @@ use super::{
     code::{Code, Protocol},
     counts::{Counts, Extra, Totals},
     handshakes::HandshakeFailures,
+    local_reply::{LocalReplies, LocalReplyReason, LocalReplyTotals},
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -43,6 +44,7 @@ pub struct Metrics {
 struct Shared {
     registry: Mutex<Registry>,
     clusters: Arc<Clusters>,
+    listeners: Arc<Listeners>,
     server: ServerMetrics,
     certificates: CertificateSeries,
     handshakes: HandshakeFailures,
@@ -54,6 +56,8 @@ struct Shared {
 
 /// The clusters in use. One name may have several, in services that share nothing.
 type Clusters = Mutex<Vec<Weak<CallMetrics>>>;
+/// The listeners in use, of which the same is true.
+type Listeners = Mutex<Vec<Weak<ListenerMetrics>>>;
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -67,6 +71,8 @@ impl Metrics {
         let mut registry = Registry::default();
         let clusters = Arc::<Clusters>::default();
         registry.register_collector(Box::new(ClientSeries(Arc::clone(&clusters))));
+        let listeners = Arc::<Listeners>::default();
+        registry.register_collector(Box::new(ListenerSeries(Arc::clone(&listeners))));
         let server = ServerMetrics::new(&mut registry);
         let certificates = CertificateSeries::default();
         registry.register_collector(Box::new(certificates.clone()));
@@ -87,6 +93,7 @@ impl Metrics {
                 keys,
                 registry: Mutex::new(registry),
                 clusters,
+                listeners,
                 server,
                 certificates,
                 handshakes,
@@ -103,13 +110,17 @@ impl Metrics {
             counts: Counts::default(),
             endpoints: Mutex::default(),
         });
-        let clusters = &self.shared.clusters;
-        let mut clusters = clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        // Room is made before more of it is taken: the cost of a cluster stays constant.
-        if clusters.len() == clusters.capacity() {
-            clusters.retain(|cluster| cluster.strong_count() > 0);
-        }
-        clusters.push(Arc::downgrade(&metrics));
+        keep(&self.shared.clusters, &metrics);
+        metrics
+    }
+
+    /// Counters of what is dialled by one name. Its series end with the handle.
+    pub(crate) fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
+        let metrics = Arc::new(ListenerMetrics {
+            listener: name.to_owned(),
+            replies: LocalReplies::default(),
+        });
+        keep(&self.shared.listeners, &metrics);
         metrics
     }
 
@@ -188,6 +199,15 @@ impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
+}
+
+fn keep<T>(held: &Mutex<Vec<Weak<T>>>, one: &Arc<T>) {
+    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+    // Room is made before more of it is taken: the cost of one stays constant.
+    if held.len() == held.capacity() {
+        held.retain(|held| held.strong_count() > 0);
+    }
+    held.push(Arc::downgrade(one));
 }
 
 /// Counters of one cluster.
@@ -372,9 +392,50 @@ impl Collector for ClientSeries {
     }
 }
 
+/// Calls by one dialled name that no cluster counts, as they were answered before one had them.
+#[derive(Debug)]
+pub(crate) struct ListenerMetrics {
+    listener: String,
+    replies: LocalReplies,
+}
+
+impl ListenerMetrics {
+    /// Counts an answer.
+    pub(crate) fn local_reply(&self, reason: LocalReplyReason, code: Code) {
+        self.replies.count(reason, code);
+    }
+}
+
+#[derive(Debug)]
+struct ListenerSeries(Arc<Listeners>);
+
+impl Collector for ListenerSeries {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
+        drop(held);
+        let mut totals = BTreeMap::<&str, Box<LocalReplyTotals>>::new();
+        for listener in &listeners {
+            let of_name = totals.entry(&listener.listener).or_default();
+            listener.replies.add_to(of_name);
+        }
+        let name = "mesh_client_local_replies";
+        let help = "Calls that were answered before a cluster had them, by why and how";
+        let mut metric = describe(&mut encoder, name, help, MetricType::Counter)?;
+        for (listener, totals) in &totals {
+            for (reason, code, count) in totals.counted() {
+                let labels = [("listener", *listener), ("reason", reason), ("code", code)];
+                counter(&mut metric, &labels, count)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Counters of the serving side.
 pub struct ServerMetrics {
     counts: Arc<Counts>,
+    replies: Arc<LocalReplies>,
     denied: Family<Labels<1>, Counter>,
     shadow: Family<Labels<2>, Counter>,
     refused_connections: Family<Labels<1>, Counter>,
@@ -385,12 +446,16 @@ impl ServerMetrics {
     fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             counts: Arc::default(),
+            replies: Arc::default(),
             denied: Family::default(),
             shadow: Family::default(),
             refused_connections: Family::default(),
             connections: Family::default(),
         };
-        registry.register_collector(Box::new(ServerSeries(Arc::clone(&metrics.counts))));
+        registry.register_collector(Box::new(ServerSeries {
+            counts: Arc::clone(&metrics.counts),
+            replies: Arc::clone(&metrics.replies),
+        }));
         registry.register(
             "mesh_server_denied",
             "Requests refused by authorisation",
@@ -424,6 +489,11 @@ impl ServerMetrics {
     #[inline]
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         self.counts.finish(protocol, code, latency);
+    }
+
+    /// Counts a request that was answered in place of the application.
+    pub(crate) fn local_reply(&self, reason: LocalReplyReason, code: Code) {
+        self.replies.count(reason, code);
     }
 
     /// Counts a refusal by authorisation. `policy` is the one that matched, `None` when none did.
@@ -464,17 +534,28 @@ impl fmt::Debug for ServerMetrics {
 }
 
 #[derive(Debug)]
-struct ServerSeries(Arc<Counts>);
+struct ServerSeries {
+    counts: Arc<Counts>,
+    replies: Arc<LocalReplies>,
+}
 
 impl Collector for ServerSeries {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut totals = Totals::default();
-        self.0.add_to(&mut totals);
+        self.counts.add_to(&mut totals);
         let encoder = &mut encoder;
         let help = "Served requests by how they ended";
         let mut metric = describe(encoder, "mesh_server_requests", help, MetricType::Counter)?;
         for (code, count) in totals.ended() {
             counter(&mut metric, &[("code", code)], count)?;
+        }
+        let mut replies = Box::<LocalReplyTotals>::default();
+        self.replies.add_to(&mut replies);
+        let name = "mesh_server_local_replies";
+        let help = "Requests that were answered in place of the application, by why and how";
+        let mut metric = describe(encoder, name, help, MetricType::Counter)?;
+        for (reason, code, count) in replies.counted() {
+            counter(&mut metric, &[("reason", reason), ("code", code)], count)?;
         }
         let help = "Served requests without an end yet";
         let name = "mesh_server_requests_in_flight";

@@ -27,7 +27,7 @@ use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
 use pin_project_lite::pin_project;
 
-use super::{Code, Extra, Protocol, Telemetry, Tracing, code::grpc_name};
+use super::{Code, Extra, LocalReplyReason, Protocol, Telemetry, Tracing, code::grpc_name};
 
 /// What a server span is made from.
 #[derive(Clone, Copy, Debug)]
@@ -221,6 +221,13 @@ impl ServerSpan {
         }
     }
 
+    /// The answer is not the application's, and why.
+    pub(crate) fn local_reply(&self, reason: LocalReplyReason) {
+        if let Some(context) = &self.context {
+            set_local_reply(context, reason);
+        }
+    }
+
     /// Runs `future` with this span as the current one.
     pub fn run<F: Future>(&self, future: F) -> InContext<F> {
         InContext {
@@ -297,6 +304,14 @@ impl CallSpan {
     pub fn filtered(&self, filter: &str, action: FilterAction) {
         if let Some(call) = &self.inner {
             add_event(&call.context, filter, action);
+        }
+    }
+
+    /// The answer is not an endpoint's, and why.
+    #[cold]
+    pub(crate) fn local_reply(&self, reason: LocalReplyReason) {
+        if let Some(call) = &self.inner {
+            set_local_reply(&call.context, reason);
         }
     }
 
@@ -378,6 +393,11 @@ fn add_event(context: &Context, filter: &str, action: FilterAction) {
         KeyValue::new("mesh.filter.action", action.label()),
     ];
     context.span().add_event("mesh.filter", attributes);
+}
+
+fn set_local_reply(context: &Context, reason: LocalReplyReason) {
+    let reason = KeyValue::new("mesh.local_reply", reason.label());
+    context.span().set_attribute(reason);
 }
 
 impl Call {

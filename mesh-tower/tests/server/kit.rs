@@ -12,7 +12,7 @@ use std::{
 
 use axum::{Extension, Router, routing::any};
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::config::{
@@ -403,11 +403,31 @@ impl Client {
         headers: &[(&'static str, &str)],
         body: mesh_tower::Body,
     ) -> Result<Answer, hyper::Error> {
+        self.ask(Method::POST, path, headers, body).await
+    }
+
+    /// What a browser asks before.
+    pub(crate) async fn options(
+        &mut self,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Answer, hyper::Error> {
+        let body = mesh_tower::Body::empty();
+        self.ask(Method::OPTIONS, path, headers, body).await
+    }
+
+    async fn ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: mesh_tower::Body,
+    ) -> Result<Answer, hyper::Error> {
         let uri = match self {
             Self::H1(_) => path.to_owned(),
             Self::H2(_) => format!("http://server.default{path}"),
         };
-        let mut request = Request::post(uri);
+        let mut request = Request::builder().method(method).uri(uri);
         if matches!(self, Self::H1(_)) {
             request = request.header("host", "server.default");
         }

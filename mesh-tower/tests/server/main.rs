@@ -11,6 +11,7 @@ mod filters;
 mod kit;
 mod lifecycle;
 mod limits;
+mod local_replies;
 mod mutual_tls;
 mod refusals;
 mod routes;

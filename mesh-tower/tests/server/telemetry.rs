@@ -33,7 +33,7 @@ use crate::kit::{ALICE, Ca, Client, Mode, World, listener, rbac, within};
 
 /// Keeps what is exported.
 #[derive(Clone, Debug, Default)]
-struct Kept(Arc<Mutex<Vec<SpanData>>>);
+pub(crate) struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
 impl SpanExporter for Kept {
     fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
@@ -43,7 +43,7 @@ impl SpanExporter for Kept {
 }
 
 impl Kept {
-    fn take(&self) -> Vec<SpanData> {
+    pub(crate) fn take(&self) -> Vec<SpanData> {
         std::mem::take(&mut self.0.lock().expect("kept"))
     }
 }
@@ -55,7 +55,7 @@ fn attribute<'s>(span: &'s SpanData, key: &str) -> Option<&'s Value> {
         .map(|kv| &kv.value)
 }
 
-fn text(span: &SpanData, key: &str) -> String {
+pub(crate) fn text(span: &SpanData, key: &str) -> String {
     attribute(span, key).map_or_else(|| format!("no {key}"), |value| value.as_str().into_owned())
 }
 

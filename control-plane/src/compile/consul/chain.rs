@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     diagnostic::BAD_VALUE,
-    model::{HeadersSpec, Object, Weighted},
+    model::{HeadersSpec, Object, Weighted, service_in},
     value,
 };
 
@@ -137,8 +137,10 @@ impl Context<'_> {
             }
             for (index, split) in spec.splits.iter().enumerate() {
                 let field = format!("spec.splits[{index}]");
+                let (namespace, own) = (split.namespace.as_deref(), &object.key.name);
+                let service = service_in(split.service.as_deref(), namespace, own);
                 let target = Target {
-                    service: split.service.as_deref(),
+                    service: service.as_deref(),
                     subset: split.service_subset.as_deref(),
                     names: [format!("{field}.service"), format!("{field}.serviceSubset")],
                 };
@@ -222,7 +224,10 @@ impl Context<'_> {
                 break;
             };
             let (namespace, domain) = (&resolver.key.namespace, &self.options.cluster_domain);
-            let name = redirect.service.as_ref().unwrap_or(&weighted.host);
+            let elsewhere = redirect.namespace.as_deref();
+            let own = &resolver.key.name;
+            let name = service_in(redirect.service.as_deref(), elsewhere, own);
+            let name = name.as_ref().unwrap_or(&weighted.host);
             let to = find(self.services, name, namespace, domain);
             let host = to.map_or_else(|| name.clone(), |to| to.fqdn.clone());
             let next = Weighted {

@@ -19,7 +19,7 @@ use crate::{
 };
 pub(super) use chain::Target;
 pub(super) use resolver::Surroundings;
-pub(super) use router::pattern;
+pub(super) use router::predicate;
 
 type Entries<'o, S> = BTreeMap<String, (&'o Arc<Object>, &'o S)>;
 

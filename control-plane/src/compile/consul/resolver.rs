@@ -27,7 +27,9 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
-    model::{Object, ResolverBalancer, ResolverHash, ResolverRedirect, ServiceResolver},
+    model::{
+        Object, ResolverBalancer, ResolverHash, ResolverRedirect, ServiceResolver, service_in,
+    },
     value,
 };
 
@@ -82,6 +84,7 @@ impl ConsulEntries<'_> {
             let single = ResolverRedirect {
                 service: declared.service.clone(),
                 service_subset: declared.service_subset.clone(),
+                namespace: declared.namespace.clone(),
             };
             let field = format!("spec.failover.{key}");
             let targets: Vec<_> = match &declared.targets[..] {
@@ -128,7 +131,9 @@ impl ConsulEntries<'_> {
         port: u16,
         around: &Surroundings<'_>,
     ) -> Result<String, String> {
-        let service = match &target.service {
+        let elsewhere = target.namespace.as_deref();
+        let name = service_in(target.service.as_deref(), elsewhere, &object.key.name);
+        let service = match &name {
             None => own,
             Some(name) => {
                 let (namespace, domain) = (&object.key.namespace, &around.options.cluster_domain);

@@ -20,7 +20,10 @@ use super::{
     ConsulEntries, Target,
 };
 use crate::{
-    model::{HeadersSpec, Object, RouterDestination, RouterHttpMatch, RouterText, ServiceRouter},
+    model::{
+        HeadersSpec, Object, RouterDestination, RouterHttpMatch, RouterText, ServiceRouter,
+        service_in,
+    },
     value,
 };
 
@@ -78,8 +81,10 @@ impl Context<'_> {
         field: &str,
         entries: &ConsulEntries<'_>,
     ) -> Result<(Forward, HeaderMutations), Wrong> {
+        let (namespace, own) = (declared.namespace.as_deref(), &object.key.name);
+        let service = service_in(declared.service.as_deref(), namespace, own);
         let target = Target {
-            service: declared.service.as_deref(),
+            service: service.as_deref(),
             subset: declared.service_subset.as_deref(),
             names: [format!("{field}.service"), format!("{field}.serviceSubset")],
         };
@@ -189,10 +194,7 @@ fn compile_match(declared: &RouterHttpMatch) -> Result<RouteMatch, Wrong> {
     }
     for (index, header) in declared.header.iter().enumerate() {
         let wrong = |message| (format!("header[{index}]"), message);
-        let predicate = match pattern(header).map_err(wrong)? {
-            Some(pattern) => HeaderPredicate::String(StringMatcher::new(pattern).map_err(wrong)?),
-            None => HeaderPredicate::Present(true),
-        };
+        let predicate = predicate(header).map_err(wrong)?;
         matcher.headers.push(HeaderMatcher {
             invert: header.invert,
             ..HeaderMatcher::new(&header.name, predicate)
@@ -242,8 +244,19 @@ fn methods(declared: &[String]) -> Result<HeaderMatcher, Wrong> {
     ))
 }
 
+/// What is asked of a header.
+pub(in crate::compile) fn predicate(declared: &RouterText) -> Result<HeaderPredicate, String> {
+    Ok(match pattern(declared)? {
+        Some(pattern) => HeaderPredicate::String(StringMatcher {
+            ignore_case: declared.ignore_case,
+            ..StringMatcher::new(pattern)?
+        }),
+        None => HeaderPredicate::Present(true),
+    })
+}
+
 /// `None` asks for presence.
-pub(in crate::compile) fn pattern(declared: &RouterText) -> Result<Option<StringPattern>, String> {
+fn pattern(declared: &RouterText) -> Result<Option<StringPattern>, String> {
     if declared.name.is_empty() {
         return Err("it has no name".to_owned());
     }
@@ -251,6 +264,7 @@ pub(in crate::compile) fn pattern(declared: &RouterText) -> Result<Option<String
         declared.exact.clone().map(StringPattern::Exact),
         declared.prefix.clone().map(StringPattern::Prefix),
         declared.suffix.clone().map(StringPattern::Suffix),
+        declared.contains.clone().map(StringPattern::Contains),
         match &declared.regex {
             Some(text) => Some(StringPattern::Regex(Regex::new(text)?)),
             None => None,
@@ -260,6 +274,6 @@ pub(in crate::compile) fn pattern(declared: &RouterText) -> Result<Option<String
     match (patterns.next(), patterns.next()) {
         (pattern @ Some(_), None) if !declared.present => Ok(pattern),
         (None, _) if declared.present => Ok(None),
-        _ => Err("one of present, exact, prefix, suffix and regex is needed".to_owned()),
+        _ => Err("one of present, exact, prefix, suffix, contains and regex is needed".to_owned()),
     }
 }

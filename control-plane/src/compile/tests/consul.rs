@@ -256,6 +256,65 @@ fn balancing_and_hashes_come_from_the_resolver() {
 }
 
 #[test]
+fn a_namespace_beside_a_service_is_that_of_the_service() {
+    let elsewhere = "---
+kind: ServiceEntry
+metadata: {name: web, namespace: other}
+spec:
+  hosts: [web.other.svc.cluster.local]
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints: [{address: 10.9.0.1}]
+";
+    let other = "outbound|80||web.other.svc.cluster.local";
+    let web = |kind: &str, spec: &str| {
+        let text = format!("{SERVICES}{elsewhere}{}", entry(kind, "web", spec));
+        let (compiled, findings) = compile_text(&text);
+        assert_eq!(findings, [""; 0], "{kind} {spec}");
+        compiled
+    };
+    for (kind, spec) in [
+        (
+            "ServiceRouter",
+            "{routes: [{destination: {namespace: other}}]}",
+        ),
+        (
+            "ServiceRouter",
+            "{routes: [{destination: {service: web, namespace: other}}]}",
+        ),
+        (
+            "ServiceSplitter",
+            "{splits: [{weight: 100, namespace: other}]}",
+        ),
+        (
+            "ServiceResolver",
+            "{redirect: {service: web, namespace: other}}",
+        ),
+    ] {
+        let compiled = web(kind, spec);
+        let forwards = forwards(&compiled, "web");
+        assert_eq!(
+            forwards[0].clusters[0].name.as_str(),
+            other,
+            "{kind} {spec}"
+        );
+    }
+    for spec in [
+        "{failover: {'*': {namespace: other}}}",
+        "{failover: {'*': {targets: [{service: web, namespace: other}]}}}",
+    ] {
+        let compiled = web("ServiceResolver", spec);
+        let found = priorities(&compiled, &cluster("", "web"));
+        let last = found.last().expect("some");
+        assert_eq!(
+            (last.0, last.1.as_slice()),
+            (1, &["10.9.0.1".to_owned()][..]),
+            "{spec}"
+        );
+    }
+}
+
+#[test]
 fn mistakes_name_their_field() {
     for (kind, spec, field) in [
         (

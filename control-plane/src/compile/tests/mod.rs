@@ -5,6 +5,7 @@ mod consul;
 mod destination;
 mod dual_stack;
 mod export;
+mod filter_policy;
 mod gateway;
 mod hedge;
 mod members;

@@ -26,7 +26,7 @@ pub use self::{
         DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX, DescriptorEntry, DescriptorSource,
         LocalRateLimit, RateLimit, RateLimitDescriptor, TokenBucket,
     },
-    stateful_session::StatefulSession,
+    stateful_session::{SessionCookieConfig, SessionState, StatefulSession},
 };
 use super::{JwtAuthn, Rbac};
 

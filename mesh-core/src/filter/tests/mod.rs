@@ -78,7 +78,7 @@ pub(super) fn run(
     let answer = loop {
         match run.advance(&head.request(), now, rng) {
             Step::Wait(more) => delay += more,
-            Step::Answer(answer) => break Some(*answer),
+            Step::Answer(answer, _) => break Some(*answer),
             Step::Authorize(_) | Step::Authenticate(_) | Step::Check(_) => {}
             Step::Pass => break None,
         }

@@ -127,7 +127,7 @@ fn ours(table: &FilterTable, config: &RouteConfig, request: &Request<()>, is_grp
     let step = run.advance(&asked, Instant::now(), &mut SplitMix64::new(1));
     let passed = run.end();
     let (mut status, mut headers) = (http::StatusCode::OK, HeaderMap::new());
-    if let Step::Answer(answer) = step {
+    if let Step::Answer(answer, _) = step {
         (status, headers) = (answer.status, answer.headers);
         if is_grpc {
             let grpc = answer

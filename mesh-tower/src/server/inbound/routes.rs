@@ -17,7 +17,7 @@ use mesh_core::{
 };
 
 use super::{Chain, Refusal};
-use crate::{head::Head, rng};
+use crate::{head::Head, rng, telemetry::LocalReplyReason};
 
 /// The part of a chain's routes that a server needs.
 pub(super) enum Routes {
@@ -128,10 +128,10 @@ impl Chain {
 
 /// What is answered to a request that is not served.
 fn refusal(decision: &Decision<'_>, view: &RequestView<'_>) -> Option<Refusal> {
-    let answer = |status, body, mut headers| {
+    let answer = |reason, status, body, mut headers| {
         let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         decision.apply_response_headers(view, code, &mut headers);
-        Refusal::routed(status, body, headers)
+        Refusal::routed(reason, status, body, headers)
     };
     match &decision.action {
         DecisionAction::NonForwarding => None,
@@ -140,10 +140,17 @@ fn refusal(decision: &Decision<'_>, view: &RequestView<'_>) -> Option<Refusal> {
                 return Some(Refusal::BAD_PATH);
             };
             let headers = HeaderMap::from_iter([(header::LOCATION, location)]);
-            Some(answer(*status, bytes::Bytes::new(), headers))
+            Some(answer(
+                LocalReplyReason::Redirect,
+                *status,
+                bytes::Bytes::new(),
+                headers,
+            ))
         }
         DecisionAction::DirectResponse { status, body } => {
-            Some(answer(*status, bytes::Bytes::clone(body), HeaderMap::new()))
+            let reason = LocalReplyReason::DirectResponse;
+            let body = bytes::Bytes::clone(body);
+            Some(answer(reason, *status, body, HeaderMap::new()))
         }
         DecisionAction::Forward(_)
         | DecisionAction::Unsupported(_)

@@ -1,7 +1,7 @@
-//! Sessions that stick to an endpoint by a cookie (gRFC A55, A60; Envoy `StatefulSession`).
+//! Sessions that stick to an endpoint, by a cookie or a header (gRFC A55, A60; Envoy
+//! `StatefulSession`).
 //!
-//! Without `session_state` the filter does nothing. Sessions by header are refused: whoever calls from
-//! this process would have to send the header back, which nobody does for it.
+//! Without `session_state` the filter does nothing.
 
 use std::sync::Arc;
 
@@ -11,17 +11,21 @@ use envoy_types::pb::{
             StatefulSession as SessionProto, StatefulSessionPerRoute,
             stateful_session_per_route::Override,
         },
-        http::stateful_session::cookie::v3::CookieBasedSessionState,
+        http::stateful_session::{
+            cookie::v3::CookieBasedSessionState, header::v3::HeaderBasedSessionState,
+        },
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{FilterConfig, FilterOverride, StatefulSession};
+use mesh_core::config::{
+    FilterConfig, FilterOverride, SessionCookieConfig, SessionState, StatefulSession,
+};
 
 use super::{CLIENTS, FilterType};
 use crate::resource::{
     path::Sink,
     report::report,
-    route::Side,
+    route::{Side, headers::header_name},
     value::{duration, is, parse},
 };
 
@@ -51,22 +55,33 @@ fn session(sink: &mut Sink, proto: &SessionProto) -> Option<Option<Arc<StatefulS
         let Some(any) = &state.typed_config else {
             return sink.error("is missing");
         };
-        if !is::<CookieBasedSessionState>(any) {
+        let state = if is::<CookieBasedSessionState>(any) {
+            SessionState::Cookie(cookie(sink, any)?)
+        } else if is::<HeaderBasedSessionState>(any) {
+            let state: HeaderBasedSessionState = parse(sink, any)?;
+            SessionState::Header(header_name(sink, "name", &state.name)?)
+        } else {
             return sink.error(format!("{} is not supported", any.type_url));
-        }
-        let state: CookieBasedSessionState = parse(sink, any)?;
-        let cookie = match state.cookie {
-            Some(cookie) if !cookie.name.is_empty() => cookie,
-            _ => return sink.error_at("cookie.name", "is missing"),
         };
-        let attributes = cookie.attributes.into_iter();
         Some(Some(Arc::new(StatefulSession {
-            ttl: duration(sink, "cookie.ttl", cookie.ttl.as_ref()),
-            name: cookie.name,
-            path: cookie.path,
-            attributes: attributes.map(|one| (one.name, one.value)).collect(),
+            state,
             strict: proto.strict,
         })))
+    })
+}
+
+fn cookie(sink: &mut Sink, any: &Any) -> Option<SessionCookieConfig> {
+    let state: CookieBasedSessionState = parse(sink, any)?;
+    let cookie = match state.cookie {
+        Some(cookie) if !cookie.name.is_empty() => cookie,
+        _ => return sink.error_at("cookie.name", "is missing"),
+    };
+    let attributes = cookie.attributes.into_iter();
+    Some(SessionCookieConfig {
+        ttl: duration(sink, "cookie.ttl", cookie.ttl.as_ref()),
+        name: cookie.name,
+        path: cookie.path,
+        attributes: attributes.map(|one| (one.name, one.value)).collect(),
     })
 }
 

@@ -38,7 +38,7 @@ fn a_rule_that_cannot_be_used_fails_its_own_requests_alone() {
             "filters[0].type",
         ),
         (
-            format!("sessionPersistence: {{type: Header}}\n    {backend}"),
+            format!("sessionPersistence: {{type: Query}}\n    {backend}"),
             "sessionPersistence.type",
         ),
         (
@@ -445,10 +445,20 @@ fn a_retry_constraint_is_the_budget_of_its_service() {
 }
 
 /// The session that holds for a route, or for the virtual host of all.
-fn session_of(filters: Option<&FilterOverrides>) -> Option<StatefulSession> {
+fn session_of(filters: Option<&FilterOverrides>) -> Option<SessionState> {
     let said = filters?.by_name.get(SESSION_FILTER)?;
     match said.config.as_ref()? {
-        FilterConfig::StatefulSession(session) => session.as_deref().cloned(),
+        FilterConfig::StatefulSession(session) => {
+            Some(session.as_deref().expect("one").state.clone())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The cookie by which it is kept.
+fn cookie_of(filters: Option<&FilterOverrides>) -> SessionCookieConfig {
+    match session_of(filters) {
+        Some(SessionState::Cookie(cookie)) => cookie,
         other => panic!("{other:?}"),
     }
 }
@@ -465,7 +475,7 @@ fn sessions_and_origins_are_what_a_rule_says_of_filters() {
     let name = "outbound|80||echo.mesh.svc.cluster.local";
     let host = &mesh.0.routes[name].virtual_hosts[0];
     let filters = host.routes[0].filters.as_deref();
-    let session = session_of(filters).expect("a session");
+    let session = cookie_of(filters);
     assert_eq!(
         (session.name.as_str(), session.path.as_str()),
         ("mesh-session-a", "/")
@@ -492,12 +502,24 @@ fn a_traffic_policy_makes_sessions_of_all_requests_to_a_service() {
     let (mesh, findings) = Mesh::with_findings(&policy("{sessionName: own}"));
     assert_eq!(findings, [""; 0]);
     let host = &mesh.0.routes["outbound|80||echo.mesh.svc.cluster.local"].virtual_hosts[0];
-    let session = session_of(host.filters.as_deref()).expect("a session");
+    let session = cookie_of(host.filters.as_deref());
     assert_eq!((session.name.as_str(), session.ttl), ("own", None));
+    let (mesh, findings) = Mesh::with_findings(&policy("{type: Header}"));
+    assert_eq!(findings, [""; 0]);
+    let host = &mesh.0.routes["outbound|80||echo.mesh.svc.cluster.local"].virtual_hosts[0];
+    let by_header = SessionState::Header("mesh-session-echo".parse().expect("a name"));
+    assert_eq!(session_of(host.filters.as_deref()), Some(by_header));
     for (session, expected) in [
         ("{sessionName: 'a b'}", "sessionName"),
         ("{cookieConfig: {lifetimeType: Permanent}}", "lifetimeType"),
         ("{absoluteTimeout: soon}", "absoluteTimeout"),
+        ("{type: Query}", "type"),
+        ("{type: Header, sessionName: 'a b'}", "sessionName"),
+        ("{type: Header, absoluteTimeout: 1h}", "absoluteTimeout"),
+        (
+            "{type: Header, cookieConfig: {lifetimeType: Session}}",
+            "cookieConfig",
+        ),
     ] {
         let (_, findings) = Mesh::with_findings(&policy(session));
         assert!(

@@ -41,7 +41,9 @@ use envoy_types::pb::envoy::{
                 stateful_session::v3::StatefulSession,
             },
         },
-        http::stateful_session::cookie::v3::CookieBasedSessionState,
+        http::stateful_session::{
+            cookie::v3::CookieBasedSessionState, header::v3::HeaderBasedSessionState,
+        },
     },
     r#type::{
         http::v3::Cookie,
@@ -349,10 +351,10 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         max_request_bytes: uint32(1),
     };
     add(t, "", k, &buffer, |m| on_server(any(&m)));
-    let in_session = |state: CookieBasedSessionState| StatefulSession {
+    let in_session = |state: Any| StatefulSession {
         session_state: Some(TypedExtensionConfig {
-            name: "cookie".into(),
-            typed_config: Some(any(&state)),
+            name: "state".into(),
+            typed_config: Some(state),
         }),
         ..StatefulSession::default()
     };
@@ -362,6 +364,8 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
             ..Cookie::default()
         }),
     };
-    add(t, "", k, &in_session(state.clone()), |m| on_client(any(&m)));
-    add(t, "", k, &state, |m| on_client(any(&in_session(m))));
+    add(t, "", k, &in_session(any(&state)), |m| on_client(any(&m)));
+    add(t, "", k, &state, |m| on_client(any(&in_session(any(&m)))));
+    let state = HeaderBasedSessionState { name: "h".into() };
+    add(t, "", k, &state, |m| on_client(any(&in_session(any(&m)))));
 }
