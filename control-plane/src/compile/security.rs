@@ -260,6 +260,7 @@ impl SecurityPolicies {
             matches: ChainMatch::default(),
             tls,
             path_normalization: self.mesh.path_normalization(),
+            client_cert: mesh_core::config::ForwardClientCert::default(),
             limits: mesh_core::config::HttpLimits::default(),
             filters: filters.clone(),
             routes: serve_everything(),

@@ -1,5 +1,6 @@
 //! What routes ask for beyond a cluster, over real sockets: HTTP/1.1, HTTP/2 and gRPC.
 
+mod addresses;
 mod answers;
 mod attempts;
 mod changes;
@@ -18,6 +19,7 @@ mod plane;
 mod resources;
 mod retries;
 mod scene;
+mod secrets;
 mod sessions;
 mod timeouts;
 mod unruly;

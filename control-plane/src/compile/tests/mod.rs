@@ -3,6 +3,7 @@
 mod balancing;
 mod consul;
 mod destination;
+mod dual_stack;
 mod export;
 mod gateway;
 mod hedge;

@@ -8,17 +8,20 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
     config::{
-        Arrival, ChainMatch, ExtAuthz, FilterChain, FilterConfig, HttpFilter, HttpLimits,
-        InboundListener, JwtAuthn, PathNormalization, RouteSource, TransportMatch, choose_chain,
+        Arrival, ChainMatch, ExtAuthz, FilterChain, FilterConfig, ForwardClientCert, HttpFilter,
+        HttpLimits, InboundListener, JwtAuthn, PathNormalization, RouteSource, TransportMatch,
+        choose_chain,
     },
     filter::{self, FilterStates, FilterTable, Filters},
 };
+use rustls_pki_types::CertificateDer;
 
 use self::routes::Routes;
 pub(super) use self::routes::{Found, ResponseRules, Routed};
 use super::{
     InboundState,
     check::{AuthorizationService, AuthorizationServices, Checks},
+    client_cert::ClientCert,
     refusal::Refusal,
 };
 use crate::{identity::Identity, jwt::Verifier, tls::server::ServerTls};
@@ -86,6 +89,7 @@ pub(super) struct Chain {
     transport: TransportMatch,
     pub(super) security: Security,
     pub(super) paths: PathNormalization,
+    client_cert: ForwardClientCert,
     verifiers: Box<[(Arc<JwtAuthn>, Verifier)]>,
     pub(super) limits: Option<Arc<HttpLimits>>,
     routes: Routes,
@@ -250,6 +254,7 @@ impl Chain {
             transport: chain.transport,
             security,
             paths: chain.path_normalization,
+            client_cert: chain.client_cert,
             verifiers: verifiers(&chain.filters),
             limits: chain
                 .limits
@@ -265,6 +270,15 @@ impl Chain {
             filters: filter::compile(&scope, &chain.filters, states),
             tables,
         }
+    }
+
+    /// What requests say of a caller who showed `chain`.
+    pub(super) fn client_cert(&self, chain: Option<&[CertificateDer<'_>]>) -> ClientCert {
+        let by = match &self.security {
+            Security::Tls(tls) => tls.shown_uris(),
+            Security::Plaintext | Security::Unusable => Vec::new(),
+        };
+        ClientCert::of(&self.client_cert, chain, &by)
     }
 
     /// Whether clients prove who they are.

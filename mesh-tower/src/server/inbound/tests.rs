@@ -52,6 +52,7 @@ fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
         matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::default(),
+        client_cert: ForwardClientCert::default(),
         limits: HttpLimits::default(),
         filters: vec![],
         routes,

@@ -339,3 +339,92 @@ pub(super) fn secrets() {
     });
     refused(Kind::Secret, none, ": holds no secret");
 }
+
+#[test]
+fn a_certificate_over_sds_has_its_key_and_nothing_that_is_not_understood() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["leaf".to_owned()]).unwrap();
+    let chain = leaf.self_signed(&key).unwrap().pem();
+    let text = |pem: &str| {
+        Some(DataSource {
+            specifier: Some(Specifier::InlineString(pem.to_owned())),
+            ..DataSource::default()
+        })
+    };
+    let pair = |chain: &str, key: &str| TlsCertificate {
+        certificate_chain: text(chain),
+        private_key: text(key),
+        ..TlsCertificate::default()
+    };
+    let secret = |certificate| {
+        any(&SecretProto {
+            name: "web".into(),
+            r#type: Some(Type::TlsCertificate(certificate)),
+        })
+    };
+    let key = key.serialize_pem();
+    match decode(Kind::Secret, secret(pair(&chain, &key))).unwrap() {
+        Config::Secret(secret) => assert_eq!(secret.name().as_str(), "web"),
+        other => panic!("{other:?}"),
+    }
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let encrypted = TlsCertificate {
+        password: text("x"),
+        ..pair(&chain, &key)
+    };
+    for (certificate, expected) in [
+        (
+            pair(&chain, &other),
+            "private_key: does not fit certificate_chain",
+        ),
+        (
+            pair(&chain, "nonsense"),
+            "private_key: holds no private key in PEM",
+        ),
+        (pair("", &key), "certificate_chain: holds no certificate"),
+        (encrypted, "password: is not supported"),
+    ] {
+        let expected = format!("tls_certificate.{expected}");
+        refused(Kind::Secret, secret(certificate), &expected);
+    }
+}
+
+#[test]
+fn checks_beside_roots_are_not_dropped_in_silence() {
+    use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherProto;
+    let root = rcgen::generate_simple_self_signed(["root".to_owned()]).unwrap();
+    let roots = || CertificateValidationContext {
+        trusted_ca: Some(DataSource {
+            specifier: Some(Specifier::InlineString(root.cert.pem())),
+            ..DataSource::default()
+        }),
+        ..CertificateValidationContext::default()
+    };
+    #[expect(deprecated, reason = "older control planes send it")]
+    let with_names = CertificateValidationContext {
+        match_subject_alt_names: vec![StringMatcherProto::default()],
+        ..roots()
+    };
+    let with_hash = CertificateValidationContext {
+        verify_certificate_hash: vec!["00".into()],
+        ..roots()
+    };
+    for (context, expected) in [
+        (
+            with_names,
+            "match_typed_subject_alt_names: is not supported in a secret",
+        ),
+        (with_hash, "verify_certificate_hash: is not supported"),
+    ] {
+        let secret = any(&SecretProto {
+            name: "roots".into(),
+            r#type: Some(Type::ValidationContext(context)),
+        });
+        refused(
+            Kind::Secret,
+            secret,
+            &format!("validation_context.{expected}"),
+        );
+    }
+}
