@@ -39,6 +39,7 @@ const NOT_IN_CORE: [&str; 7] = [
 const XDS_ROOMS: [&str; 4] = [
     "mesh-tower/src/authorization.rs",
     "mesh-tower/src/mesh.rs",
+    "mesh-tower/src/mesh_services.rs",
     "mesh-tower/src/orca.rs",
     "mesh-tower/src/registration.rs",
 ];

@@ -1,4 +1,4 @@
-//! Authorization services that are asked through the mesh (gRPC, `envoy.service.auth.v3`).
+//! Authorization services that are asked through the mesh, over gRPC (`envoy.service.auth.v3`) or HTTP.
 //!
 //! Beside the server's filters: what is asked is decided in `mesh_core`, put into protobuf by the xDS
 //! client, and sent here like every call of this process, to a cluster that is followed by itself. No
@@ -7,22 +7,20 @@
 use std::{fmt, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use mesh_core::{
-    config::ExtAuthz,
-    filter::{CHECK_PATH, CheckRequest, CheckVerdict},
+    config::{ExtAuthz, HttpCheck},
+    filter::{CHECK_PATH, CheckRequest, CheckVerdict, HttpAnswer, check_head, verdict_of_http},
 };
-use mesh_xds_client::{XdsClient, check};
+use mesh_xds_client::check;
 
 use crate::{
     Body, BoxError, MeshService,
-    cluster::ClusterRegistry,
     connect::HyperConnector,
     context::{GRPC_TIMEOUT, format_grpc_timeout},
-    listener::ListenerRuntime,
+    mesh_services::MeshServices,
     server::{AuthorizationService, AuthorizationServices, CheckError, CheckFuture},
-    telemetry::Telemetry,
 };
 
 /// Longest answer, in bytes (the default of gRPC clients).
@@ -31,21 +29,17 @@ const ANSWER_MAX: usize = 4 << 20;
 /// Length of what stands before a gRPC message: a flag and its length.
 const PREFIX: usize = 5;
 
-/// Finds services in the mesh.
-pub(crate) struct MeshServices {
-    pub(crate) xds: XdsClient,
-    pub(crate) clusters: Arc<ClusterRegistry<HyperConnector>>,
-    pub(crate) telemetry: Telemetry,
-}
-
 impl AuthorizationServices for MeshServices {
     fn service(&self, config: &Arc<ExtAuthz>) -> Arc<dyn AuthorizationService> {
-        let name = config.cluster.as_str();
-        let reader = self.xds.watch_cluster(name);
-        let clusters = Arc::clone(&self.clusters);
-        let listener = ListenerRuntime::new(name, reader, clusters, self.telemetry.clone());
+        if let Some(http) = &config.http {
+            return Arc::new(AskedOverHttp {
+                calls: self.calls(&config.cluster),
+                authority: host_of(config.cluster.as_str()).map(str::to_owned),
+                http: Arc::clone(http),
+            });
+        }
         Arc::new(Asked {
-            calls: MeshService::of(listener),
+            calls: self.calls(&config.cluster),
             uri: uri(config),
             config: Arc::clone(config),
         })
@@ -55,13 +49,67 @@ impl AuthorizationServices for MeshServices {
 /// Names of clusters have characters that an authority must not.
 fn uri(config: &ExtAuthz) -> String {
     let declared = config.authority.as_deref();
-    let named = declared.or_else(|| {
-        let name = config.cluster.as_str();
-        // `outbound|80||authz.default.svc.cluster.local`
-        let host = name.rsplit('|').next().unwrap_or(name);
-        host.parse::<http::uri::Authority>().ok().map(|_| host)
-    });
+    let named = declared.or_else(|| host_of(config.cluster.as_str()));
     format!("http://{}{CHECK_PATH}", named.unwrap_or("authorization"))
+}
+
+/// The host of a cluster like `outbound|80||authz.default.svc.cluster.local`.
+fn host_of(cluster: &str) -> Option<&str> {
+    let host = cluster.rsplit('|').next().unwrap_or(cluster);
+    host.parse::<http::uri::Authority>().ok().map(|_| host)
+}
+
+/// A service that is asked over HTTP.
+struct AskedOverHttp {
+    calls: MeshService<HyperConnector>,
+    /// Where a request has none.
+    authority: Option<String>,
+    http: Arc<HttpCheck>,
+}
+
+impl AuthorizationService for AskedOverHttp {
+    fn check(&self, request: &CheckRequest<'_>) -> CheckFuture {
+        let call = self.call(request);
+        let (calls, http) = (self.calls.clone(), Arc::clone(&self.http));
+        Box::pin(async move {
+            let response = calls.send(call?).await.map_err(unavailable)?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_MAX).collect().await;
+            let body = body.map_err(unavailable)?.to_bytes();
+            let answer = HttpAnswer {
+                status: head.status,
+                headers: head.headers,
+                body: String::from_utf8_lossy(&body).into_owned(),
+            };
+            verdict_of_http(&http, answer).map_err(CheckError::Unavailable)
+        })
+    }
+}
+
+impl AskedOverHttp {
+    fn call(&self, request: &CheckRequest<'_>) -> Result<Request<Body>, CheckError> {
+        let head = check_head(&self.http, request).map_err(CheckError::Invalid)?;
+        let (method, path, mut authority, headers) = head;
+        if authority.is_empty() {
+            authority = self
+                .authority
+                .clone()
+                .unwrap_or_else(|| "authorization".to_owned());
+        }
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(authority)
+            .path_and_query(path)
+            .build();
+        let mut call = Request::new(match &request.body {
+            Some(body) => Body::from(body.data.clone()),
+            None => Body::empty(),
+        });
+        *call.method_mut() = method;
+        *call.uri_mut() = uri.map_err(|error| CheckError::Invalid(error.to_string()))?;
+        *call.headers_mut() = headers;
+        Ok(call)
+    }
 }
 
 /// A service that is asked through the mesh.

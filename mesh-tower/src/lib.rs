@@ -27,6 +27,7 @@ mod ext;
 mod extras;
 #[cfg(test)]
 mod fuzz;
+mod happy_eyeballs;
 mod head;
 mod headers;
 #[cfg(feature = "xds")]
@@ -34,10 +35,14 @@ mod http_client;
 pub mod identity;
 mod in_flight;
 mod jwt;
+#[cfg(feature = "xds")]
+mod key_source;
 mod listener;
 mod local_reply;
 #[cfg(feature = "xds")]
 mod mesh;
+#[cfg(feature = "xds")]
+mod mesh_services;
 mod orca;
 mod outgoing;
 #[cfg(feature = "xds")]

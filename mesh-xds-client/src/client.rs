@@ -17,6 +17,7 @@ use std::{
 use mesh_core::{
     ConfigError,
     balance::LbPolicyFactory,
+    config::ClientPosition,
     secrets::{self, SecretReader},
     snapshot::{self, SnapshotReader},
 };
@@ -156,6 +157,23 @@ impl XdsClientBuilder {
         self
     }
 
+    /// The cluster of this process's own service, Envoy's `local_cluster_name`. It is followed as any
+    /// other is, but not connected to: with it and with the `locality` of the bootstrap's node, clusters
+    /// with zone-aware routing know how many callers there are in which zone. Default none; zones say
+    /// nothing then.
+    pub fn local_cluster(mut self, name: impl Into<String>) -> Self {
+        self.options.local_cluster = Some(canonical(name.into()).into());
+        self
+    }
+
+    /// Which of all clients of the same services this process is, for clusters of which each client uses a
+    /// part ([`Subsetting::Deterministic`](mesh_core::config::Subsetting::Deterministic)). Default none;
+    /// it uses a random part then.
+    pub fn client_position(mut self, position: ClientPosition) -> Self {
+        self.options.client_position = Some(position);
+        self
+    }
+
     /// Starts the client on a task of the current runtime.
     ///
     /// # Errors
@@ -238,6 +256,8 @@ impl XdsClient {
                 state_file: None,
                 lookup: Lookup::system(),
                 lb_policies: Vec::new(),
+                local_cluster: None,
+                client_position: None,
             },
             identity_file: None,
         }

@@ -30,6 +30,7 @@ mod pool;
 mod provider_loop;
 mod providers;
 mod rate_limit;
+mod remote_jwks;
 mod request_auth;
 mod route_action;
 mod route_match;

@@ -5,7 +5,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use mesh_core::config::{EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, ExtAuthz};
+use mesh_core::{
+    ClusterName,
+    config::{
+        CheckBody, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, ExtAuthz, HttpCheck, Regex, StringMatcher,
+        StringPattern,
+    },
+};
 
 use super::{
     clusters::cluster_name,
@@ -13,7 +19,7 @@ use super::{
 };
 use crate::{
     diagnostic::{BAD_VALUE, DUPLICATE, Diagnostic, FAILS_CLOSED},
-    model::{ExtAuthzGrpc, MeshPolicy, Object},
+    model::{CheckedRequestBody, ExtAuthzGrpc, ExtAuthzHttp, MeshPolicy, Object},
     value,
 };
 
@@ -35,18 +41,26 @@ pub(super) fn add(
 ) {
     for (index, declared) in spec.extension_providers.iter().enumerate() {
         let field = format!("spec.extensionProviders[{index}]");
+        let around = (services, cluster_domain);
+        let compiled = match (
+            &declared.envoy_ext_authz_grpc,
+            &declared.envoy_ext_authz_http,
+        ) {
+            (Some(grpc), None) => Some(("envoyExtAuthzGrpc", over_grpc(object, grpc, around))),
+            (None, Some(http)) => Some(("envoyExtAuthzHttp", over_http(object, http, around))),
+            (Some(_), Some(_)) | (None, None) => None,
+        };
         let mut found = None;
-        match &declared.envoy_ext_authz_grpc {
-            Some(grpc) => match compile(object, grpc, services, cluster_domain) {
-                Ok(provider) => found = Some(Arc::new(provider)),
-                Err((part, message)) => {
-                    let field = format!("{field}.envoyExtAuthzGrpc.{part}");
-                    let help = "what policies give it to decide is closed";
-                    findings.push(object.diagnose(FAILS_CLOSED, &field, message, help));
-                }
-            },
+        match compiled {
+            Some((_, Ok(provider))) => found = Some(Arc::new(provider)),
+            Some((how, Err((part, message)))) => {
+                let field = format!("{field}.{how}.{part}");
+                let help = "what policies give it to decide is closed";
+                findings.push(object.diagnose(FAILS_CLOSED, &field, message, help));
+            }
             None => {
-                let help = "write envoyExtAuthzGrpc; until then what it has to decide is closed";
+                let help = "write one of envoyExtAuthzGrpc and envoyExtAuthzHttp; until then what it \
+                            has to decide is closed";
                 let message = "says not who decides".to_owned();
                 findings.push(object.diagnose(FAILS_CLOSED, &field, message, help));
             }
@@ -70,39 +84,157 @@ pub(super) fn add(
     }
 }
 
-fn compile(
+type Around<'c> = (&'c BTreeMap<String, ServiceInfo>, &'c str);
+type Wrong = (&'static str, String);
+
+fn over_grpc(object: &Object, spec: &ExtAuthzGrpc, around: Around<'_>) -> Result<ExtAuthz, Wrong> {
+    let (cluster, host) = service(object, (&spec.service, spec.port), around)?;
+    Ok(ExtAuthz {
+        timeout: timeout(spec.timeout.as_deref())?,
+        status_on_error: status_on_error(spec.status_on_error.as_deref())?,
+        failure_mode_allow: spec.fail_open,
+        authority: Some(host),
+        body: body(spec.include_request_body_in_check.as_ref())?,
+        ..ExtAuthz::new(cluster)
+    })
+}
+
+fn over_http(object: &Object, spec: &ExtAuthzHttp, around: Around<'_>) -> Result<ExtAuthz, Wrong> {
+    let (cluster, _) = service(object, (&spec.service, spec.port), around)?;
+    let prefix = &spec.path_prefix;
+    let is_path = prefix.is_empty()
+        || prefix.starts_with('/') && prefix.parse::<http::uri::PathAndQuery>().is_ok();
+    if !is_path {
+        let message = format!("{prefix:?} is not the beginning of a path");
+        return Err(("pathPrefix", message));
+    }
+    let denied = matchers(
+        "headersToDownstreamOnDeny",
+        &spec.headers_to_downstream_on_deny,
+    )?;
+    let http = HttpCheck {
+        path_prefix: prefix.clone(),
+        headers_to_add: headers(&spec.include_additional_headers_in_check)?,
+        upstream_headers: matchers(
+            "headersToUpstreamOnAllow",
+            &spec.headers_to_upstream_on_allow,
+        )?,
+        client_headers: (!denied.is_empty()).then_some(denied),
+        client_headers_on_success: matchers(
+            "headersToDownstreamOnAllow",
+            &spec.headers_to_downstream_on_allow,
+        )?,
+        ..HttpCheck::default()
+    };
+    let told = matchers(
+        "includeRequestHeadersInCheck",
+        &spec.include_request_headers_in_check,
+    )?;
+    Ok(ExtAuthz {
+        timeout: timeout(spec.timeout.as_deref())?,
+        status_on_error: status_on_error(spec.status_on_error.as_deref())?,
+        failure_mode_allow: spec.fail_open,
+        allowed_headers: (!told.is_empty()).then_some(told),
+        body: body(spec.include_request_body_in_check.as_ref())?,
+        http: Some(Arc::new(http)),
+        ..ExtAuthz::new(cluster)
+    })
+}
+
+/// The cluster of a service, and its full name.
+fn service(
     object: &Object,
-    spec: &ExtAuthzGrpc,
-    services: &BTreeMap<String, ServiceInfo>,
-    cluster_domain: &str,
-) -> Result<ExtAuthz, (&'static str, String)> {
+    (name, port): (&str, u16),
+    (known, cluster_domain): Around<'_>,
+) -> Result<(ClusterName, String), Wrong> {
     let own = object.key.namespace.as_str();
-    let (namespace, host) = spec.service.split_once('/').unwrap_or((own, &spec.service));
-    let service = services::find(services, host, namespace, cluster_domain)
-        .ok_or_else(|| ("service", format!("there is no service {:?}", spec.service)))?;
-    if !service.ports.iter().any(|port| port.number == spec.port) {
-        let message = format!("{} has no port {}", service.fqdn, spec.port);
+    let (namespace, host) = name.split_once('/').unwrap_or((own, name));
+    let service = services::find(known, host, namespace, cluster_domain)
+        .ok_or_else(|| ("service", format!("there is no service {name:?}")))?;
+    if !service.ports.iter().any(|known| known.number == port) {
+        let message = format!("{} has no port {port}", service.fqdn);
         return Err(("port", message));
     }
-    let timeout = match &spec.timeout {
-        Some(text) => value::duration(text).map_err(|message| ("timeout", message))?,
-        None => TIMEOUT_DEFAULT,
-    };
-    if timeout.is_zero() {
-        return Err(("timeout", "must be greater than 0".to_owned()));
+    let cluster = cluster_name(port, "", &service.fqdn);
+    Ok((cluster.into(), service.fqdn.clone()))
+}
+
+fn timeout(declared: Option<&str>) -> Result<Duration, Wrong> {
+    let timeout = declared.map_or(Ok(TIMEOUT_DEFAULT), value::duration);
+    match timeout.map_err(|message| ("timeout", message))? {
+        Duration::ZERO => Err(("timeout", "must be greater than 0".to_owned())),
+        timeout => Ok(timeout),
     }
-    let status_on_error = match spec.status_on_error.as_deref() {
-        None => EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT,
-        Some(text) => {
-            let status = text.parse().ok().filter(|code| (200..600).contains(code));
-            status.ok_or_else(|| ("statusOnError", format!("{text:?} is not 200 to 599")))?
-        }
+}
+
+fn status_on_error(declared: Option<&str>) -> Result<u16, Wrong> {
+    let Some(text) = declared else {
+        return Ok(EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT);
     };
-    Ok(ExtAuthz {
-        timeout,
-        status_on_error,
-        failure_mode_allow: spec.fail_open,
-        authority: Some(service.fqdn.clone()),
-        ..ExtAuthz::new(cluster_name(spec.port, "", &service.fqdn))
-    })
+    let status = text.parse().ok().filter(|code| (200..600).contains(code));
+    status.ok_or_else(|| ("statusOnError", format!("{text:?} is not 200 to 599")))
+}
+
+fn body(declared: Option<&CheckedRequestBody>) -> Result<Option<CheckBody>, Wrong> {
+    let Some(spec) = declared else {
+        return Ok(None);
+    };
+    if spec.max_request_bytes == 0 {
+        let message = "must be greater than 0".to_owned();
+        return Err(("includeRequestBodyInCheck.maxRequestBytes", message));
+    }
+    Ok(Some(CheckBody {
+        max_request_bytes: spec.max_request_bytes,
+        allow_partial: spec.allow_partial_message,
+        pack_as_bytes: spec.pack_as_bytes,
+    }))
+}
+
+fn headers(
+    declared: &BTreeMap<String, String>,
+) -> Result<Vec<(http::HeaderName, http::HeaderValue)>, Wrong> {
+    let pairs = declared.iter().map(|(name, value)| {
+        let header = (
+            http::HeaderName::from_bytes(name.as_bytes()),
+            http::HeaderValue::from_str(value),
+        );
+        match header {
+            // Envoy would look for commands behind it.
+            (Ok(name), Ok(header)) if !value.contains('%') => Ok((name, header)),
+            _ => {
+                let message = format!("{name:?}: {value:?} is not a plain header");
+                Err(("includeAdditionalHeadersInCheck", message))
+            }
+        }
+    });
+    pairs.collect()
+}
+
+/// Names of headers, with `*` first, last or alone, as in Istio.
+fn matchers(field: &'static str, names: &[String]) -> Result<Vec<StringMatcher>, Wrong> {
+    let matchers = names.iter().map(|name| {
+        let pattern = match (name.strip_prefix('*'), name.strip_suffix('*')) {
+            (Some(""), _) => {
+                // Envoy takes no empty prefix.
+                let any = Regex::new(".+").map_err(|message| (field, message))?;
+                return Ok(StringMatcher {
+                    pattern: StringPattern::Regex(any),
+                    ignore_case: false,
+                });
+            }
+            (Some(suffix), _) => StringPattern::Suffix(suffix.to_owned()),
+            (None, Some(prefix)) => StringPattern::Prefix(prefix.to_owned()),
+            (None, None) => StringPattern::Exact(name.clone()),
+        };
+        let inner = name.trim_matches('*');
+        if inner.is_empty() || inner.contains('*') {
+            let message = format!("{name:?} is not the name of a header, with * first or last");
+            return Err((field, message));
+        }
+        Ok(StringMatcher {
+            pattern,
+            ignore_case: true,
+        })
+    });
+    matchers.collect()
 }

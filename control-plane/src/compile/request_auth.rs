@@ -2,16 +2,18 @@
 //!
 //! Keys at a `jwksUri` are fetched by the control plane and travel inside the configuration, as
 //! Istio does by default: servers need no way out, and all of them believe the same keys. Until they
-//! are there the rule has no keys, so that its tokens are refused.
+//! are there the rule has no keys, so that its tokens are refused. Where a MeshPolicy says `remoteJwks`
+//! servers fetch them themselves.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_core::config::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtProvider};
+use mesh_core::config::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, Jwks, JwtProvider};
 
 use super::{
     CompileOptions,
     authorization::{Authorization, closed},
     claims,
+    remote_jwks::{self, KeyServices},
     rules::Wrong,
     security::Scoped,
     target::{Names, select},
@@ -32,7 +34,7 @@ const NO_KEYS: &str = r#"{"keys":[]}"#;
 pub(super) fn compile(
     object: &Object,
     spec: &RequestAuthentication,
-    options: &CompileOptions,
+    (options, remote): (&CompileOptions, Option<&KeyServices<'_>>),
     names: &Names<'_>,
     findings: &mut Vec<Diagnostic>,
 ) -> Result<Scoped<Vec<JwtProvider>>, Box<Scoped<Authorization>>> {
@@ -41,10 +43,9 @@ pub(super) fn compile(
     let mut compiled = select(object, selector, refs, names, findings, Vec::new());
     for (index, rule) in spec.jwt_rules.iter().enumerate() {
         let field = format!("spec.jwtRules[{index}]");
-        match provider(object, rule, index, options) {
-            Ok(provider) => {
-                if let Some(Err(why)) = rule.jwks_uri.as_ref().and_then(|uri| options.keys.get(uri))
-                {
+        match provider(object, rule, index, (options, remote)) {
+            Ok((provider, why)) => {
+                if let Some(why) = why {
                     let message =
                         format!("the keys cannot be fetched, its tokens are refused: {why}");
                     let field = format!("{field}.jwksUri");
@@ -63,20 +64,21 @@ pub(super) fn compile(
     Ok(compiled)
 }
 
+/// The issuer of a rule, and why its keys cannot be fetched.
 fn provider(
     object: &Object,
     rule: &JwtRule,
     index: usize,
-    options: &CompileOptions,
-) -> Result<JwtProvider, Wrong> {
+    (options, remote): (&CompileOptions, Option<&KeyServices<'_>>),
+) -> Result<(JwtProvider, Option<String>), Wrong> {
     let wrong = |field: &str, message: String| (field.to_owned(), message);
     if rule.issuer.is_empty() {
         return Err(wrong("issuer", "is missing".to_owned()));
     }
-    if let Some(timeout) = &rule.timeout {
-        value::duration(timeout).map_err(|message| wrong("timeout", message))?;
-    }
-    let jwks: Arc<str> = match (&rule.jwks, &rule.jwks_uri) {
+    let timeout = rule.timeout.as_deref().map(value::duration).transpose();
+    let timeout = timeout.map_err(|message| wrong("timeout", message))?;
+    let mut missing = None;
+    let jwks: Jwks = match (&rule.jwks, &rule.jwks_uri) {
         (Some(jwks), None) => {
             let parsed: Result<serde_json::Value, _> = serde_json::from_str(jwks);
             let is_set = parsed.is_ok_and(|value| value["keys"].is_array());
@@ -86,19 +88,26 @@ fn provider(
             jwks.as_str().into()
         }
         (None, Some(uri)) => {
-            let is_url = uri
-                .parse::<http::Uri>()
-                .is_ok_and(|uri| uri.host().is_some() && uri.scheme_str() == Some("https"));
-            if !is_url {
+            let url = uri.parse::<http::Uri>().ok();
+            let url = url.filter(|uri| uri.host().is_some() && uri.scheme_str() == Some("https"));
+            let Some(url) = url else {
                 let message = format!(
                     "{uri:?} is not an https address: in the clear, keys could be anybody's"
                 );
                 return Err(wrong("jwksUri", message));
-            }
-            match options.keys.get(uri) {
-                Some(Ok(keys)) => Arc::clone(keys),
-                Some(Err(_)) | None => NO_KEYS.into(),
-            }
+            };
+            let found = match remote {
+                Some(services) => services.keys(object, &url, timeout).map(Jwks::from),
+                None => match options.keys.get(uri) {
+                    Some(Ok(keys)) => Ok(Arc::clone(keys).into()),
+                    Some(Err(why)) => Err(why.clone()),
+                    None => Ok(NO_KEYS.into()),
+                },
+            };
+            found.unwrap_or_else(|why| {
+                missing = Some(why);
+                NO_KEYS.into()
+            })
         }
         (Some(_), Some(_)) => {
             return Err(wrong("jwks", "and jwksUri exclude each other".to_owned()));
@@ -137,7 +146,7 @@ fn provider(
         Some(name) => Some(header(name, "outputPayloadToHeader")?),
         None => None,
     };
-    Ok(JwtProvider {
+    let provider = JwtProvider {
         name: format!("{}/{}[{index}]", object.key.namespace, object.key.name),
         issuer: rule.issuer.clone(),
         audiences: rule.audiences.clone(),
@@ -150,14 +159,18 @@ fn provider(
         claim_to_headers,
         payload_in_metadata: claims::PAYLOAD.to_owned(),
         clock_skew: JWT_CLOCK_SKEW_DEFAULT,
-    })
+    };
+    Ok((provider, missing))
 }
 
-/// The addresses that keys are fetched from, each with the longest time that a rule gives it.
+/// The addresses that the control plane fetches keys from, each with the longest time that a rule gives it.
 pub(crate) fn key_sets(
     objects: &crate::model::ObjectSet,
 ) -> BTreeMap<String, Option<std::time::Duration>> {
     let mut found = BTreeMap::new();
+    if remote_jwks::is_asked_for(objects) {
+        return found;
+    }
     for object in objects.values() {
         let crate::model::Spec::RequestAuthentication(spec) = &object.spec else {
             continue;

@@ -26,6 +26,7 @@ use super::{
     mesh_policy::{self, MeshWide},
     provider_loop,
     providers::{self, Providers},
+    remote_jwks::KeyServices,
     request_auth,
     services::ServiceInfo,
 };
@@ -131,10 +132,11 @@ impl SecurityPolicies {
             let found = super::services::find(services, host, namespace, &options.cluster_domain);
             Some(found?.fqdn.clone())
         };
+        let domain = &options.cluster_domain;
+        let key_services = KeyServices::of(objects, services, domain, findings);
         let mut providers = Providers::new();
         for object in objects.values() {
             if let Spec::MeshPolicy(spec) = &object.spec {
-                let domain = &options.cluster_domain;
                 providers::add(&mut providers, object, spec, services, domain, findings);
             }
         }
@@ -158,6 +160,7 @@ impl SecurityPolicies {
                     policies.authorization.push(scoped);
                 }
                 Spec::RequestAuthentication(spec) => {
+                    let options = (options, key_services.as_ref());
                     match request_auth::compile(object, spec, options, &names, findings) {
                         Ok(scoped) => policies.tokens.push(scoped),
                         Err(closed) => policies.authorization.push(*closed),

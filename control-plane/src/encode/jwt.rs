@@ -5,21 +5,24 @@ use std::collections::BTreeMap;
 use envoy_types::pb::{
     envoy::{
         config::{
-            core::v3::{DataSource, data_source},
+            core::v3::{BackoffStrategy, DataSource, HttpUri, RetryPolicy, data_source, http_uri},
             route::v3::{RouteMatch, route_match},
         },
         extensions::filters::http::jwt_authn::v3::{
-            JwtAuthentication, JwtClaimToHeader, JwtHeader, JwtProvider as ProtoProvider,
-            JwtRequirement, JwtRequirementOrList, RequirementRule, jwt_provider, jwt_requirement,
+            JwksAsyncFetch, JwtAuthentication, JwtClaimToHeader, JwtHeader,
+            JwtProvider as ProtoProvider, JwtRequirement, JwtRequirementOrList,
+            RemoteJwks as ProtoRemote, RequirementRule, jwt_provider, jwt_requirement,
             requirement_rule,
         },
     },
-    google::protobuf::Empty,
+    google::protobuf::{Empty, UInt32Value},
 };
 use mesh_core::config::{
-    HeaderMatcher, HeaderPredicate, JwtAuthn, JwtProvider, Permission, Principal, Rbac, RbacAction,
-    RbacPolicy, StringMatcher, StringPattern,
+    HeaderMatcher, HeaderPredicate, Jwks, JwtAuthn, JwtProvider, Permission, Principal, Rbac,
+    RbacAction, RbacPolicy, RemoteJwks, StringMatcher, StringPattern,
 };
+
+use super::duration;
 
 /// Encodes the filter: a request has no token, or one that a provider believes.
 pub(super) fn filter(config: &JwtAuthn) -> JwtAuthentication {
@@ -64,11 +67,14 @@ fn encode_provider(config: &JwtProvider) -> ProtoProvider {
         claim_name: one.claim.clone(),
         ..JwtClaimToHeader::default()
     });
-    let keys = DataSource {
-        specifier: Some(data_source::Specifier::InlineString(
-            config.jwks.to_string(),
-        )),
-        ..DataSource::default()
+    let keys = match &config.jwks {
+        Jwks::Inline(text) => jwt_provider::JwksSourceSpecifier::LocalJwks(DataSource {
+            specifier: Some(data_source::Specifier::InlineString(text.to_string())),
+            ..DataSource::default()
+        }),
+        Jwks::Remote(remote) => {
+            jwt_provider::JwksSourceSpecifier::RemoteJwks(encode_remote(remote))
+        }
     };
     ProtoProvider {
         issuer: config.issuer.clone(),
@@ -81,8 +87,37 @@ fn encode_provider(config: &JwtProvider) -> ProtoProvider {
         payload_in_metadata: config.payload_in_metadata.clone(),
         clock_skew_seconds: u32::try_from(config.clock_skew.as_secs()).unwrap_or(u32::MAX),
         claim_to_headers: claims.collect(),
-        jwks_source_specifier: Some(jwt_provider::JwksSourceSpecifier::LocalJwks(keys)),
+        jwks_source_specifier: Some(keys),
         ..ProtoProvider::default()
+    }
+}
+
+fn encode_remote(config: &RemoteJwks) -> ProtoRemote {
+    let uri = HttpUri {
+        uri: config.uri.to_string(),
+        timeout: Some(duration(config.timeout)),
+        http_upstream_type: Some(http_uri::HttpUpstreamType::Cluster(
+            config.cluster.to_string(),
+        )),
+    };
+    let pauses = BackoffStrategy {
+        base_interval: Some(duration(config.backoff.base)),
+        max_interval: Some(duration(config.backoff.max)),
+    };
+    ProtoRemote {
+        http_uri: Some(uri),
+        cache_duration: Some(duration(config.cache_duration)),
+        async_fetch: config.prefetch.then(|| JwksAsyncFetch {
+            fast_listener: true,
+            failed_refetch_duration: Some(duration(config.failed_refetch)),
+        }),
+        retry_policy: (config.retries > 0).then(|| RetryPolicy {
+            retry_back_off: Some(pauses),
+            num_retries: Some(UInt32Value {
+                value: config.retries,
+            }),
+            ..RetryPolicy::default()
+        }),
     }
 }
 

@@ -247,7 +247,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 29] = [
     (
         "AuthorizationPolicy",
         "spec.action",
@@ -268,15 +268,51 @@ pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 23] = [
     ),
     (
         "MeshPolicy",
-        "extensionProviders[]",
+        "extensionProviders[].name",
         "spec.extensionProviders[].envoyExtAuthzGrpc.service",
         "default/svc",
     ),
     (
         "MeshPolicy",
-        "extensionProviders[]",
+        "extensionProviders[].name",
         "spec.extensionProviders[].envoyExtAuthzGrpc.port",
         "8080",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzGrpc",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.service",
+        "default/svc",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzGrpc",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.port",
+        "8080",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzHttp",
+        "spec.extensionProviders[].envoyExtAuthzHttp.service",
+        "default/svc",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzHttp",
+        "spec.extensionProviders[].envoyExtAuthzHttp.port",
+        "8080",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzGrpc.includeRequestBodyInCheck.",
+        "spec.extensionProviders[].envoyExtAuthzGrpc.includeRequestBodyInCheck.maxRequestBytes",
+        "1024",
+    ),
+    (
+        "MeshPolicy",
+        "envoyExtAuthzHttp.includeRequestBodyInCheck.",
+        "spec.extensionProviders[].envoyExtAuthzHttp.includeRequestBodyInCheck.maxRequestBytes",
+        "1024",
     ),
     (
         "AuthorizationPolicy",

@@ -264,7 +264,10 @@ impl Tiers {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
         if tier.is_panicking.load(Relaxed) {
-            return panic_pick(tier, endpoints, context);
+            return match self.spill_over.fails_on_panic {
+                true => PickResult::Fail,
+                false => panic_pick(tier, endpoints, context),
+            };
         }
         let range = tier.range.clone();
         tier.picker
@@ -318,8 +321,10 @@ impl LoadBalancer for Tiers {
         } else {
             self.chosen.load(Relaxed)
         };
-        let mut result = self.pick_in(&self.tiers[first], endpoints, context);
-        if result != PickResult::Fail {
+        let chosen = &self.tiers[first];
+        let mut result = self.pick_in(chosen, endpoints, context);
+        let is_meant = self.spill_over.fails_on_panic && chosen.is_panicking.load(Relaxed);
+        if result != PickResult::Fail || is_meant {
             return result;
         }
         // All of its endpoints fail, which has not been decided upon yet.

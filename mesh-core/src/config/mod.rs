@@ -33,11 +33,12 @@ mod security;
 mod subset;
 mod upstream_tls;
 mod value_template;
+mod zone;
 
 pub use balance::{
-    ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
+    ClientPosition, ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
     MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
-    RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
+    RING_SIZE_MAX, RingHash, SlowStart, Subsetting, WEIGHT_UPDATE_PERIOD_MIN,
 };
 pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
@@ -54,11 +55,12 @@ pub use endpoint::{
     LocalityId, OVERPROVISIONING_FACTOR_DEFAULT,
 };
 pub use filter::{
-    Abort, AdaptiveConcurrency, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT, DYNAMIC_DESCRIPTORS_MAX,
-    Delay, DescriptorEntry, DescriptorSource, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT,
-    EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings, Fault, FaultAbort, FaultDelay,
-    FilterConfig, FilterOverride, FilterOverrides, HeaderMutation, HttpFilter, LocalRateLimit,
-    RateLimit, RateLimitDescriptor, StatefulSession, TokenBucket,
+    Abort, AdaptiveConcurrency, CheckBody, CorsPolicy, DYNAMIC_DESCRIPTORS_DEFAULT,
+    DYNAMIC_DESCRIPTORS_MAX, Delay, DescriptorEntry, DescriptorSource,
+    EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings,
+    Fault, FaultAbort, FaultDelay, FilterConfig, FilterOverride, FilterOverrides, HeaderMutation,
+    HttpCheck, HttpFilter, LocalRateLimit, RateLimit, RateLimitDescriptor, StatefulSession,
+    TokenBucket,
 };
 pub use forward::{
     ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
@@ -71,7 +73,11 @@ pub use health_check::{
 };
 pub use http_limits::{HttpLimits, Underscores};
 pub use ip_range::IpRange;
-pub use jwt::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn, JwtProvider};
+pub use jwt::{
+    ClaimToHeader, HeaderLocation, JWKS_CACHE_DURATION_DEFAULT, JWKS_CACHE_DURATION_MIN,
+    JWKS_FAILED_REFETCH_DEFAULT, JWKS_FAILED_REFETCH_MIN, JWKS_RETRIES_MAX,
+    JWKS_RETRY_PAUSE_DEFAULT, JWT_CLOCK_SKEW_DEFAULT, Jwks, JwtAuthn, JwtProvider, RemoteJwks,
+};
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
 };
@@ -99,3 +105,4 @@ pub use security::{
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};
+pub use zone::{HEALTHY_PANIC_THRESHOLD_DEFAULT, LocalZones, LocalityBasis, ZoneAware, ZoneSize};

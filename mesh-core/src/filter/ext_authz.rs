@@ -1,7 +1,7 @@
 //! External authorisation: who is asked, what about, and what an answer does (Envoy `ExtAuthz`,
 //! `service.auth.v3`; gRFC A92).
 //!
-//! Nothing is sent here: [`ExternalCheck`] says whether a request is to be checked and what the service
+//! Nothing is sent or read here: [`ExternalCheck`] says whether a request is to be checked and what the service
 //! is told, [`CheckVerdict`] is what it said. A verdict whose changes cannot be made is no verdict.
 //! Deviations from Envoy: pseudo-headers and `host` cannot be changed, as the request was routed and
 //! authorised by them; a change that cannot be made refuses the request, whether or not
@@ -9,11 +9,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use serde_json::Value;
 
 use crate::{
-    config::{DynamicMetadata, ExtAuthz, ExtAuthzSettings, joined},
+    config::{CheckBody, DynamicMetadata, ExtAuthz, ExtAuthzSettings, joined},
     rng::Rng,
     route::RequestView,
 };
@@ -28,11 +29,27 @@ pub const CHECK_PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 const FAILURE_MODE_ALLOWED: HeaderName =
     HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
 
+/// Says of a check whether it has the whole body (Envoy).
+const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
+
+/// What services are always told over HTTP (Envoy).
+const ALWAYS_TOLD_OVER_HTTP: [&str; 4] = [":authority", ":method", ":path", "authorization"];
+
 /// A check by another service, for the requests of a route.
 #[derive(Clone, Debug)]
 pub struct ExternalCheck {
     config: Arc<ExtAuthz>,
     context_extensions: Arc<BTreeMap<String, String>>,
+    body: Option<CheckBody>,
+}
+
+/// The beginning of a request's body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckedBody {
+    /// What there is of it.
+    pub data: Bytes,
+    /// Whether there is more.
+    pub is_partial: bool,
 }
 
 /// Whether a request is checked.
@@ -50,15 +67,24 @@ impl ExternalCheck {
     /// `levels` from the least specific, which is the listener's. `None` when nobody is asked.
     pub(super) fn new<'c>(levels: impl Iterator<Item = &'c ExtAuthzSettings>) -> Option<Self> {
         let (mut config, mut extensions) = (None, BTreeMap::new());
+        let mut body = None;
         for level in levels {
             config = level.service.as_ref().or(config);
+            body = level.body.or(body);
             let more = level.context_extensions.iter();
             extensions.extend(more.map(|(key, value)| (key.clone(), value.clone())));
         }
+        let config = Arc::clone(config?);
         Some(Self {
-            config: Arc::clone(config?),
+            body: body.unwrap_or(config.body),
+            config,
             context_extensions: Arc::new(extensions),
         })
+    }
+
+    /// How much of a request's body the service is told; `None` for nothing.
+    pub fn body(&self) -> Option<&CheckBody> {
+        self.body.as_ref()
     }
 
     /// Who is asked.
@@ -84,8 +110,15 @@ impl ExternalCheck {
         }
     }
 
-    /// What the service is told about a request.
-    pub fn request<'r>(&'r self, caller: Caller<'r>, view: &RequestView<'r>) -> CheckRequest<'r> {
+    /// What the service is told about a request; `body` is what was read of it, where it is told that, and
+    /// `metadata` what other filters said.
+    pub fn request<'r>(
+        &'r self,
+        caller: Caller<'r>,
+        view: &RequestView<'r>,
+        body: Option<&CheckedBody>,
+        metadata: Option<&'r DynamicMetadata>,
+    ) -> CheckRequest<'r> {
         let mut headers = BTreeMap::new();
         for name in view.headers.keys() {
             let name = name.as_str();
@@ -102,21 +135,52 @@ impl ExternalCheck {
         if self.tells(":scheme") {
             headers.insert(":scheme", caller.scheme.to_owned());
         }
+        if let (Some(body), Some(_)) = (body, &self.body) {
+            let is_partial = if body.is_partial { "true" } else { "false" };
+            headers.insert(PARTIAL_BODY, is_partial.to_owned());
+        }
+        let namespaces = self.config.metadata_namespaces.iter();
+        let metadata = namespaces.filter_map(|name| Some((name.as_str(), metadata?.get(name)?)));
         CheckRequest {
             caller,
             view: *view,
             headers,
             context_extensions: &self.context_extensions,
             tells_server_name: self.config.include_tls_session,
+            certificate: caller
+                .certificate
+                .filter(|_| self.config.include_peer_certificate),
+            body: self.told(body),
+            packs_body: self.body.is_some_and(|config| config.pack_as_bytes),
+            metadata: metadata.collect(),
         }
+    }
+
+    /// A body as the service is told it.
+    fn told(&self, body: Option<&CheckedBody>) -> Option<CheckedBody> {
+        let (config, body) = (self.body.as_ref()?, body?);
+        if config.pack_as_bytes || std::str::from_utf8(&body.data).is_ok() {
+            return Some(body.clone());
+        }
+        // As Envoy does it.
+        let mut text = String::with_capacity(body.data.len());
+        for chunk in body.data.utf8_chunks() {
+            text.push_str(chunk.valid());
+            text.extend(chunk.invalid().iter().map(|_| '!'));
+        }
+        Some(CheckedBody {
+            data: text.into(),
+            is_partial: body.is_partial,
+        })
     }
 
     fn tells(&self, name: &str) -> bool {
         let config = &self.config;
-        let is_allowed = config
-            .allowed_headers
-            .as_ref()
-            .is_none_or(|allowed| allowed.iter().any(|one| one.is_match(name)));
+        let is_allowed = match (&config.allowed_headers, &config.http) {
+            (_, Some(_)) if ALWAYS_TOLD_OVER_HTTP.contains(&name) => true,
+            (None, http) => http.is_none(),
+            (Some(allowed), _) => allowed.iter().any(|one| one.is_match(name)),
+        };
         is_allowed
             && !config
                 .disallowed_headers
@@ -151,6 +215,8 @@ pub struct Caller<'r> {
     pub time: SystemTime,
     /// Whether a body may follow.
     pub has_body: bool,
+    /// Its certificate, as DER; `None` without one.
+    pub certificate: Option<&'r [u8]>,
 }
 
 /// What a service is told about a request (`AttributeContext`).
@@ -166,6 +232,14 @@ pub struct CheckRequest<'r> {
     pub context_extensions: &'r BTreeMap<String, String>,
     /// Whether the service is told the server name.
     pub tells_server_name: bool,
+    /// The caller's certificate, where the service is told it, as DER.
+    pub certificate: Option<&'r [u8]>,
+    /// What it is told of the body.
+    pub body: Option<CheckedBody>,
+    /// Whether that is bytes and not text.
+    pub packs_body: bool,
+    /// What it is told of what other filters said.
+    pub metadata: Vec<(&'r str, &'r Value)>,
 }
 
 /// What a service said (`CheckResponse`).

@@ -10,8 +10,10 @@ mod bucket;
 mod concurrency;
 mod cors;
 mod ext_authz;
+mod ext_authz_http;
 mod fault;
 mod header_mutation;
+mod key_refresh;
 mod merge;
 mod rate_limit;
 mod run;
@@ -29,8 +31,13 @@ pub use self::{
     bucket::AtomicBucket,
     concurrency::{ConcurrencyController, ConcurrencyPermit},
     ext_authz::{
-        Allowed, CHECK_PATH, Caller, CheckRequest, CheckVerdict, Denied, EXT_AUTHZ_NAMESPACE,
-        EditAction, ExternalCheck, HeaderEdit, Need,
+        Allowed, CHECK_PATH, Caller, CheckRequest, CheckVerdict, CheckedBody, Denied,
+        EXT_AUTHZ_NAMESPACE, EditAction, ExternalCheck, HeaderEdit, Need,
+    },
+    ext_authz_http::{HttpAnswer, check_head, verdict_of_http},
+    key_refresh::{
+        JWKS_KEPT_MAX, JWKS_PREFETCH_AHEAD, KeyRefresh, Standing, UNKNOWN_KEY_FETCH_INTERVAL,
+        UNKNOWN_KEY_FETCHES_MAX,
     },
     merge::{Level, Merged, merge},
     rate_limit::{Limited, RateLimiter},
@@ -121,11 +128,15 @@ pub enum FilterAction {
     CheckFailed,
     /// The service could not be asked, and it passed.
     CheckFailedOpen,
+    /// Its tokens are not believed.
+    TokenRejected,
+    /// Its token cannot be judged: the issuer's keys could not be fetched.
+    KeysMissing,
 }
 
 impl FilterAction {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Delayed,
         Self::Aborted,
         Self::RateLimited,
@@ -136,6 +147,8 @@ impl FilterAction {
         Self::CheckDenied,
         Self::CheckFailed,
         Self::CheckFailedOpen,
+        Self::TokenRejected,
+        Self::KeysMissing,
     ];
 
     /// The label of metrics and span events.
@@ -151,6 +164,8 @@ impl FilterAction {
             Self::CheckDenied => "check_denied",
             Self::CheckFailed => "check_failed",
             Self::CheckFailedOpen => "check_failed_open",
+            Self::TokenRejected => "token_rejected",
+            Self::KeysMissing => "keys_missing",
         }
     }
 }

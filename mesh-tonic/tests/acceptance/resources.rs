@@ -289,6 +289,25 @@ pub(crate) fn localities(name: &'static str, of: &[(SocketAddr, u32, u32)]) -> N
     (EDS, name, any(&assignment))
 }
 
+/// Endpoints of the zones `z0`, `z1` and so on.
+pub(crate) fn assignment_of(name: &str, zones: &[&[SocketAddr]]) -> ClusterLoadAssignment {
+    let host = |address: &SocketAddr| endpoint(&address.ip().to_string(), address.port());
+    let locality = |(index, of): (usize, &&[SocketAddr])| LocalityLbEndpoints {
+        locality: Some(Locality {
+            zone: format!("z{index}"),
+            ..Locality::default()
+        }),
+        lb_endpoints: of.iter().map(host).collect(),
+        load_balancing_weight: Some(UInt32Value { value: 1 }),
+        ..LocalityLbEndpoints::default()
+    };
+    ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: zones.iter().enumerate().map(locality).collect(),
+        ..ClusterLoadAssignment::default()
+    }
+}
+
 /// Endpoints that fail five times in a row are ejected, however many.
 pub(crate) fn watched_cluster(name: &'static str) -> Named {
     let cluster = Cluster {

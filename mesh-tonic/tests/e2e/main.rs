@@ -3,6 +3,7 @@
 
 mod authorization_service;
 mod destination;
+mod issuer;
 mod load;
 mod outside;
 mod port_level;
@@ -439,6 +440,15 @@ async fn an_identity_file_without_a_state_file_is_refused() {
     let builder = world.member_builder("frontend").identity_file("identity");
     let error = builder.build().await.unwrap_err().to_string();
     assert!(error.contains("without state_file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_place_beyond_the_number_of_clients_is_refused() {
+    let world = World::start().await;
+    let position = mesh_core::config::ClientPosition { index: 3, count: 3 };
+    let builder = world.member_builder("frontend").client_position(position);
+    let error = builder.build().await.unwrap_err().to_string();
+    assert!(error.contains("index 3 of 3 clients"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,84 +1,25 @@
-//! Tokens of an issuer whose keys are fetched over HTTPS.
+//! Tokens of an issuer whose keys are fetched over HTTPS, by the control plane or by the servers.
 
 use std::{
     fs,
     net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use mesh_examples::greeter::HelloRequest;
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpListener, TcpStream},
-    time::timeout,
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer},
-};
-use tonic::{Code, Request};
+use tokio::{task::JoinSet, time::timeout};
+use tonic::{Code, Request, Status};
 
 use crate::{
     hello,
+    issuer::{self, Issuer},
     signer::Signer,
     world::{Client, ISSUER_ROOTS, MUST_HAPPEN, World, greeter_client},
 };
 
 const ISSUER: &str = "testing@secure.istio.io";
 
-/// Serves keys over HTTPS.
-struct Issuer {
-    address: SocketAddr,
-    root_pem: String,
-    keys: Arc<Mutex<String>>,
-}
-
-impl Issuer {
-    async fn start(keys: String) -> Self {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let keys = Arc::new(Mutex::new(keys));
-        let served = Arc::clone(&keys);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer(acceptor.clone(), stream, Arc::clone(&served)));
-            }
-        });
-        Self {
-            address,
-            root_pem: made.cert.pem(),
-            keys,
-        }
-    }
-}
-
-async fn answer(acceptor: TlsAcceptor, stream: TcpStream, keys: Arc<Mutex<String>>) {
-    let Ok(stream) = acceptor.accept(stream).await else {
-        return;
-    };
-    let mut stream = BufReader::new(stream);
-    let mut line = String::new();
-    while stream.read_line(&mut line).await.is_ok_and(|read| read > 2) {
-        line.clear();
-    }
-    let keys = keys.lock().unwrap().clone();
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
-    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{keys}", keys.len());
-    _ = stream.write_all(answer.as_bytes()).await;
-    _ = stream.shutdown().await;
-}
-
-fn objects(server: SocketAddr, issuer: SocketAddr) -> String {
+fn objects(server: SocketAddr, issuer: &str) -> String {
     format!(
         "
 apiVersion: networking.istio.io/v1
@@ -129,38 +70,48 @@ fn token(signer: &Signer, subject: &str) -> String {
 }
 
 async fn ask(client: &mut Client, token: Option<&str>) -> Code {
+    answer(client, token)
+        .await
+        .map_or_else(|status| status.code(), |()| Code::Ok)
+}
+
+async fn answer(client: &mut Client, token: Option<&str>) -> Result<(), Status> {
     let mut request: Request<HelloRequest> = Request::new(hello());
     if let Some(token) = token {
         let bearer = format!("Bearer {token}").parse().unwrap();
         request.metadata_mut().insert("authorization", bearer);
     }
-    let answer = client.say_hello(request).await;
-    answer.map_or_else(|status| status.code(), |_| Code::Ok)
+    client.say_hello(request).await.map(|_| ())
+}
+
+/// Asks until the token is believed.
+async fn believed(client: &mut Client, token: &str) {
+    let asked = async {
+        while ask(client, Some(token)).await != Code::Ok {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(MUST_HAPPEN, asked).await.expect("it is believed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_believed_by_the_keys_that_their_issuer_serves() {
     let (signer, stranger) = (Signer::new(), Signer::new());
-    let issuer = Issuer::start(signer.keys()).await;
+    let issuer = Issuer::start(Some(signer.keys())).await;
     let mut world = World::start().await;
     world.stop_control_plane().await;
     let roots = world.config_dir().with_file_name(ISSUER_ROOTS);
     fs::write(roots, &issuer.root_pem).unwrap();
     world.start_control_plane().await;
     let server = world.greeter("v1").await;
-    world.write("greeter.yaml", &objects(server.address, issuer.address));
+    world.write(
+        "greeter.yaml",
+        &objects(server.address, &issuer.address.to_string()),
+    );
     let frontend = world.member("frontend").await;
     let mut client = greeter_client(&frontend);
 
     let admin = token(&signer, "admin-user");
-    let believed = async |client: &mut Client, token: &str| {
-        let asked = async {
-            while ask(client, Some(token)).await != Code::Ok {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(MUST_HAPPEN, asked).await.expect("it is believed");
-    };
     believed(&mut client, &admin).await;
     let other = token(&signer, "another-user");
     let forged = token(&stranger, "admin-user");
@@ -174,7 +125,95 @@ async fn tokens_are_believed_by_the_keys_that_their_issuer_serves() {
     }
 
     // The issuer's keys change: those of before are believed no more.
-    *issuer.keys.lock().unwrap() = stranger.keys();
+    issuer.publish(Some(stranger.keys()));
     believed(&mut client, &forged).await;
     assert_eq!(ask(&mut client, Some(&admin)).await, Code::Unauthenticated);
+}
+
+/// A greeter that fetches the keys of `issuer` itself, and a client of it.
+async fn fetching(issuer: &Issuer) -> (World, crate::Server, Client) {
+    let world = World::start().await;
+    let roots = world.data_dir().join("issuer.pem");
+    fs::write(&roots, &issuer.root_pem).unwrap();
+    let server = world.greeter("v1").await;
+    let outside = issuer::objects(issuer.address, &roots, "10m");
+    world.write("issuer.yaml", &outside);
+    world.write("greeter.yaml", &objects(server.address, issuer::NAME));
+    let frontend = world.member("frontend").await;
+    (world, server, greeter_client(&frontend))
+}
+
+const TARGET: &str = "/jwks.json";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_a_new_key_is_believed_at_once_by_servers_that_fetch_keys() {
+    let signers: Vec<_> = (0..4).map(|n| Signer::named(&format!("k{n}"))).collect();
+    let issuer = Issuer::start(Some(signers[0].keys())).await;
+    let (_world, _server, mut client) = fetching(&issuer).await;
+    believed(&mut client, &token(&signers[0], "admin-user")).await;
+    // Long before the keys of before are due to be fetched again.
+    for pair in signers.windows(2) {
+        issuer.publish(Some(pair[1].keys()));
+        let new = token(&pair[1], "admin-user");
+        assert_eq!(ask(&mut client, Some(&new)).await, Code::Ok);
+        let old = token(&pair[0], "admin-user");
+        assert_eq!(ask(&mut client, Some(&old)).await, Code::Unauthenticated);
+    }
+    // An issuer that is away takes nothing away.
+    issuer.publish(None);
+    let unknown = token(&Signer::named("unknown"), "admin-user");
+    assert_eq!(
+        ask(&mut client, Some(&unknown)).await,
+        Code::Unauthenticated
+    );
+    let last = token(&signers[3], "admin-user");
+    assert_eq!(ask(&mut client, Some(&last)).await, Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_keys_that_somebody_made_up_cause_few_fetches() {
+    use mesh_core::filter::{UNKNOWN_KEY_FETCH_INTERVAL, UNKNOWN_KEY_FETCHES_MAX};
+    let signer = Signer::new();
+    let issuer = Issuer::start(Some(signer.keys())).await;
+    let (_world, _server, mut client) = fetching(&issuer).await;
+    believed(&mut client, &token(&signer, "admin-user")).await;
+    let (before, began) = (issuer.fetches(TARGET), Instant::now());
+    let mut asked = JoinSet::new();
+    for number in 0..200 {
+        let made_up = token(&Signer::named(&format!("made-up-{number}")), "admin-user");
+        let mut client = client.clone();
+        asked.spawn(async move { ask(&mut client, Some(&made_up)).await });
+    }
+    // Whoever has a key is not kept waiting.
+    let good = token(&signer, "admin-user");
+    assert_eq!(ask(&mut client, Some(&good)).await, Code::Ok);
+    while let Some(code) = asked.join_next().await {
+        assert_eq!(code.unwrap(), Code::Unauthenticated);
+    }
+    let passed = began.elapsed().as_secs_f64() / UNKNOWN_KEY_FETCH_INTERVAL.as_secs_f64();
+    let most = f64::from(UNKNOWN_KEY_FETCHES_MAX) + passed.ceil();
+    let fetches = issuer.fetches(TARGET) - before;
+    assert!(fetches as f64 <= most, "{fetches} fetches, at most {most}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_is_believed_before_the_keys_of_its_issuer_are_there() {
+    let signer = Signer::new();
+    let issuer = Issuer::start(None).await;
+    let (_world, _server, mut client) = fetching(&issuer).await;
+    let good = token(&signer, "admin-user");
+    let refused = async {
+        loop {
+            let status = answer(&mut client, Some(&good)).await.expect_err("no keys");
+            if status.code() == Code::Unauthenticated {
+                return status;
+            }
+        }
+    };
+    let status = timeout(MUST_HAPPEN, refused).await.expect("it is refused");
+    let why = "the keys of the token's issuer cannot be fetched";
+    assert_eq!(status.message(), why);
+    assert_eq!(ask(&mut client, None).await, Code::PermissionDenied);
+    issuer.publish(Some(signer.keys()));
+    believed(&mut client, &good).await;
 }

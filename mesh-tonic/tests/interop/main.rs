@@ -6,6 +6,8 @@ mod agent;
 mod authz;
 mod consul;
 mod endurance;
+#[path = "../e2e/issuer.rs"]
+mod issuer;
 #[path = "../e2e/load.rs"]
 mod load;
 mod routes;

@@ -1,5 +1,6 @@
 //! What routes ask for beyond a cluster, over real sockets: HTTP/1.1, HTTP/2 and gRPC.
 
+mod addresses;
 mod answers;
 mod attempts;
 mod changes;

@@ -268,6 +268,7 @@ pub struct PeerIdentity {
 struct PeerNames {
     names: Vec<String>,
     spiffe_id: Option<SpiffeId>,
+    certificate: CertificateDer<'static>,
 }
 
 impl PeerIdentity {
@@ -277,12 +278,14 @@ impl PeerIdentity {
     /// When the certificate cannot be read, or holds a SPIFFE ID that is not valid or not its
     /// only URI name.
     pub fn from_leaf(leaf: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let certificate = leaf.clone().into_owned();
         let leaf = Leaf::parse(leaf)?;
         let spiffe_id = leaf.spiffe_id()?;
         Ok(Self {
             inner: Arc::new(PeerNames {
                 names: leaf.principal_names(),
                 spiffe_id,
+                certificate,
             }),
         })
     }
@@ -296,6 +299,11 @@ impl PeerIdentity {
     /// The SPIFFE ID, when the certificate is an SVID.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
         self.inner.spiffe_id.as_ref()
+    }
+
+    /// The leaf certificate, as DER.
+    pub fn certificate(&self) -> &[u8] {
+        &self.inner.certificate
     }
 
     /// One name for logs: the first.

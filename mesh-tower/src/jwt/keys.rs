@@ -43,6 +43,10 @@ impl KeySet {
         Ok(Self { keys })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// Whether a key signed the token.
     pub(super) fn verify(&self, token: &Token<'_>) -> Result<(), Rejected> {
         let is_named = |key: &&Key| match (&key.id, &token.key_id) {

@@ -7,12 +7,13 @@
 use std::{sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, Version};
+use http_body::Body as _;
 use mesh_core::{
     authz::{Authorizer, AuthzRequest, RequestDetails},
     config::{DynamicMetadata, JwtAuthn},
     filter::{
-        Allowed, Caller, EXT_AUTHZ_NAMESPACE, ExternalCheck, Filter, FilterAction, FilterRequest,
-        Need, Passed, Run, Step,
+        Allowed, Answer, Caller, CheckedBody, EXT_AUTHZ_NAMESPACE, ExternalCheck, Filter,
+        FilterAction, FilterRequest, Need, Passed, Run, Step,
     },
     rng::SplitMix64,
     route::RequestView,
@@ -20,14 +21,18 @@ use mesh_core::{
 use tokio::time::Instant;
 
 use super::{
-    audit,
+    RequestBody, audit,
     check::{self, Checked},
     connection::Connection,
     inbound::Chain,
     record::Record,
     refusal::Refusal,
 };
-use crate::rng;
+use crate::{
+    identity::PeerIdentity,
+    jwt::{Rejected, Verified, Verifier},
+    rng,
+};
 
 /// Takes a request through `filters`, none of which asks another service; `passed` is what they leave
 /// behind, also when one refuses.
@@ -47,7 +52,7 @@ pub(super) fn run(
     let result = match passage.advance() {
         Progress::Done(result) => result,
         // The chain would have said so.
-        Progress::Ask(_) => Err(Refusal::DENIED),
+        Progress::Ask(_) | Progress::Authenticate(_) => Err(Refusal::DENIED),
     };
     *passed = passage.end();
     result
@@ -57,24 +62,20 @@ pub(super) fn run(
 pub(super) async fn run_waiting(
     (connection, chain): (&Connection, &Chain),
     filters: &[Filter],
-    (view, version, has_body): (&RequestView<'_>, Version, bool),
+    (view, version, body): (&RequestView<'_>, Version, &mut RequestBody),
     record: &Record,
     passed: &mut Passed,
 ) -> Result<(), Refusal> {
-    let mut passage = Passage::new(
-        (connection, chain),
-        filters,
-        (*view, version, has_body),
-        record,
-    );
+    let head = (*view, version, !body.is_end_stream());
+    let mut passage = Passage::new((connection, chain), filters, head, record);
     let result = loop {
-        match passage.advance() {
+        let done = match passage.advance() {
             Progress::Done(result) => break result,
-            Progress::Ask(check) => {
-                if let Err(refusal) = passage.ask(check).await {
-                    break Err(refusal);
-                }
-            }
+            Progress::Ask(check) => passage.ask(check, body).await,
+            Progress::Authenticate(tokens) => passage.authenticate_waiting(tokens).await,
+        };
+        if let Err(refusal) = done {
+            break Err(refusal);
         }
     };
     *passed = passage.end();
@@ -86,6 +87,8 @@ enum Progress<'f> {
     Done(Result<(), Refusal>),
     /// A service must be asked before it goes on.
     Ask(&'f ExternalCheck),
+    /// The keys of tokens may have to be fetched.
+    Authenticate(&'f Arc<JwtAuthn>),
 }
 
 /// A request among filters.
@@ -135,6 +138,9 @@ impl<'p> Passage<'p> {
             let now = Instant::now().into_std();
             match self.run.advance(&self.request, now, &mut self.rng) {
                 Step::Pass => return Progress::Done(Ok(())),
+                Step::Authenticate(tokens) if self.chain.waits => {
+                    return Progress::Authenticate(tokens);
+                }
                 Step::Authenticate(tokens) => {
                     if let Err(refusal) = self.authenticate(tokens) {
                         return Progress::Done(Err(refusal));
@@ -185,19 +191,52 @@ impl<'p> Passage<'p> {
 
     /// Asks for the caller's tokens; without any it passes.
     fn authenticate(&mut self, tokens: &Arc<JwtAuthn>) -> Result<(), Refusal> {
+        let (verifier, headers) = self.begin_tokens(tokens)?;
+        let verdict = verifier.verify(&headers, self.view().uri, SystemTime::now());
+        self.end_tokens(verdict, headers)
+    }
+
+    /// The same where keys may have to be fetched first.
+    async fn authenticate_waiting(&mut self, tokens: &Arc<JwtAuthn>) -> Result<(), Refusal> {
+        let (verifier, headers) = self.begin_tokens(tokens)?;
+        let verdict = {
+            let uri = self.view().uri;
+            let asked = verifier.verify_waiting(&headers, uri);
+            match self.record.span() {
+                Some(span) => span.run(asked).await,
+                None => asked.await,
+            }
+        };
+        self.end_tokens(verdict, headers)
+    }
+
+    /// Who verifies, and the headers without what callers may not say.
+    fn begin_tokens(&self, tokens: &Arc<JwtAuthn>) -> Result<(&'p Verifier, HeaderMap), Refusal> {
         // Compiled with the chain; without it nobody could be believed.
         let verifier = self.chain.verifier(tokens).ok_or(Refusal::DENIED)?;
-        let view = self.view();
-        let mut headers = view.headers.clone();
+        let mut headers = self.view().headers.clone();
         verifier.sanitize(&mut headers);
-        let verified = verifier
-            .verify(&headers, view.uri, SystemTime::now())
-            .map_err(|why| Refusal::unauthenticated(why.as_str()))?;
+        Ok((verifier, headers))
+    }
+
+    fn end_tokens(
+        &mut self,
+        verdict: Result<Option<Verified<'_>>, Rejected>,
+        mut headers: HeaderMap,
+    ) -> Result<(), Refusal> {
+        let verified = match verdict {
+            Ok(verified) => verified,
+            Err(why) => {
+                self.run.note(match why {
+                    Rejected::KeysMissing => FilterAction::KeysMissing,
+                    _ => FilterAction::TokenRejected,
+                });
+                return Err(Refusal::unauthenticated(why));
+            }
+        };
         let mut uri = None;
-        if let Some(verified) = &verified {
-            uri = verified.apply(&mut headers, view.uri);
-        }
         if let Some(verified) = verified {
+            uri = verified.apply(&mut headers, self.view().uri);
             verified.tell(self.metadata.get_or_insert_default());
         }
         self.run.replace(headers, uri);
@@ -242,12 +281,47 @@ impl<'p> Passage<'p> {
         Err(Refusal::DENIED)
     }
 
+    /// Reads as much of the body as `check` tells.
+    async fn read(
+        &mut self,
+        check: &ExternalCheck,
+        body: &mut RequestBody,
+    ) -> Result<Option<CheckedBody>, Refusal> {
+        let Some(told) = check.body().filter(|_| self.has_body) else {
+            return Ok(None);
+        };
+        let max = told.max_request_bytes as usize;
+        // One more shows that there is more.
+        let most = if told.allow_partial {
+            max
+        } else {
+            max.saturating_add(1)
+        };
+        let declared = body.size_hint().lower();
+        let mut is_longer = !told.allow_partial && declared > max as u64;
+        let mut read = CheckedBody::default();
+        if !is_longer {
+            read = body.read_ahead(most).await.map_err(|error| {
+                tracing::debug!(target: "mesh::server", error, "the body of a request failed");
+                Refusal::BAD_BODY
+            })?;
+            is_longer = read.data.len() > max;
+        }
+        if is_longer {
+            self.run.note(FilterAction::TooLarge);
+            return Err(Refusal::filtered(Answer::too_large()));
+        }
+        Ok(Some(read))
+    }
+
     /// Asks the service of `check`, and does what it says.
-    async fn ask(&mut self, check: &ExternalCheck) -> Result<(), Refusal> {
+    async fn ask(&mut self, check: &ExternalCheck, body: &mut RequestBody) -> Result<(), Refusal> {
         let service = self.chain.authorization_service(check.config());
+        let body = self.read(check, body).await?;
         let checked = {
             let view = self.view();
-            let request = check.request(self.caller(), &view);
+            let metadata = self.metadata.as_ref();
+            let request = check.request(self.caller(), &view, body.as_ref(), metadata);
             let asked = check::ask(check, service, &request);
             match self.record.span() {
                 Some(span) => span.run(asked).await,
@@ -307,6 +381,7 @@ impl<'p> Passage<'p> {
             protocol: spoken(self.version),
             time: SystemTime::now(),
             has_body: self.has_body,
+            certificate: connection.peer.as_ref().map(PeerIdentity::certificate),
         }
     }
 }

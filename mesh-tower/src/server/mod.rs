@@ -46,6 +46,9 @@ use mesh_core::{
 use rustls_pki_types::CertificateDer;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
+pub use crate::jwt::{
+    JWKS_BYTES_MAX, JWKS_WAIT_MAX, JWKS_WAITING_MAX, KeySource, KeySources, KeysFuture,
+};
 pub use application::MeshApplication;
 pub use audit::{AuditRecord, AuditSink};
 pub use audit_file::{AUDIT_WAITING_MAX, AuditFile};
@@ -104,6 +107,7 @@ struct Options {
     audit: Option<Arc<dyn AuditSink>>,
     audit_allowed: Option<Fraction>,
     services: Option<Arc<dyn AuthorizationServices>>,
+    keys: Option<Arc<dyn KeySources>>,
     handshake_timeout: Duration,
     config_timeout: Duration,
     drain_timeout: Duration,
@@ -155,6 +159,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Who fetches the keys of issuers, where the configuration does not hold them. Default none: tokens of
+    /// such issuers are refused. A [`Mesh`](crate::Mesh)'s server fetches them through the mesh.
+    pub fn key_sources(mut self, keys: Arc<dyn KeySources>) -> Self {
+        self.server.options.keys = Some(keys);
+        self
+    }
+
     /// Longest time from accepting a connection to the end of its handshake. Default
     /// [`HANDSHAKE_TIMEOUT`].
     pub fn handshake_timeout(mut self, limit: Duration) -> Self {
@@ -196,6 +207,7 @@ impl Server {
             audit: None,
             audit_allowed: None,
             services: None,
+            keys: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             config_timeout: CONFIG_TIMEOUT,
             drain_timeout: DRAIN_TIMEOUT,
@@ -296,6 +308,8 @@ impl Shared {
         let with = With {
             identity: &self.options.identity,
             services: self.options.services.as_deref(),
+            keys: self.options.keys.as_deref(),
+            metrics: self.options.telemetry.metrics(),
         };
         let compiled = {
             let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);

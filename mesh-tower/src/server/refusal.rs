@@ -12,6 +12,7 @@ use mesh_core::{filter::Answer, outcome::grpc_status_of};
 use super::body::ServedBody;
 use crate::{
     headers::percent_encode,
+    jwt::Rejected,
     telemetry::{Code, Protocol},
 };
 
@@ -54,10 +55,15 @@ impl Refusal {
         self
     }
 
-    /// The token is not believed (RFC 6750 §3).
-    pub(super) fn unauthenticated(why: &'static str) -> Self {
+    /// The token is not believed (RFC 6750 §3); one for somebody else is believed and no use here (Envoy
+    /// answers the same).
+    pub(super) fn unauthenticated(why: Rejected) -> Self {
+        if why == Rejected::Audience {
+            return Self::new(StatusCode::FORBIDDEN, 7, why.as_str());
+        }
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-        Self::new(StatusCode::UNAUTHORIZED, 16, why).with(header::WWW_AUTHENTICATE, challenge)
+        Self::new(StatusCode::UNAUTHORIZED, 16, why.as_str())
+            .with(header::WWW_AUTHENTICATE, challenge)
     }
 
     /// The caller is sent to another spelling of the path.

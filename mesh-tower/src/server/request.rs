@@ -37,8 +37,9 @@ use crate::{
 pub(super) async fn serve<A: MeshApplication>(
     connection: Arc<Connection>,
     application: A,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<ServedBody<A::Body>>, Infallible> {
+    let mut request = request.map(RequestBody::new);
     connection.client_cert.apply(request.headers_mut());
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
@@ -48,7 +49,7 @@ pub(super) async fn serve<A: MeshApplication>(
         Ok(Admission::Ask(paths)) => {
             Box::pin(admit_waiting(
                 &connection,
-                &request,
+                &mut request,
                 paths,
                 &record,
                 &mut admitted,
@@ -66,7 +67,6 @@ pub(super) async fn serve<A: MeshApplication>(
     if let Some(uri) = admitted.passed.uri.take() {
         *request.uri_mut() = uri;
     }
-    let mut request = request.map(RequestBody::new);
     if let Some(watch) = &admitted.watch {
         request = request.map(|body| body.watched(watch));
     }
@@ -199,7 +199,7 @@ async fn within<T>(
     }
 }
 
-fn begin(connection: &Connection, request: &Request<Incoming>, protocol: Protocol) -> Record {
+fn begin(connection: &Connection, request: &Request<RequestBody>, protocol: Protocol) -> Record {
     let span = connection
         .shared
         .options
@@ -231,7 +231,7 @@ enum Admission {
 /// spelling that everybody behind sees.
 fn admit(
     connection: &Connection,
-    request: &mut Request<Incoming>,
+    request: &mut Request<RequestBody>,
     record: &Record,
     admitted: &mut Admitted,
 ) -> Result<Admission, Refusal> {
@@ -263,12 +263,42 @@ fn admit(
 /// The same for requests that others may have to be asked about.
 async fn admit_waiting(
     connection: &Connection,
-    request: &Request<Incoming>,
+    request: &mut Request<RequestBody>,
     paths: PathNormalization,
     record: &Record,
     admitted: &mut Admitted,
 ) -> Result<(), Refusal> {
     let started = Instant::now();
+    let asked = asked_timeout(request, record.protocol())?;
+    let deadline = asked.and_then(|timeout| started.checked_add(timeout));
+    let watch = admitted.watch.clone();
+    // Others may be told the beginning of the body: it is read beside the head.
+    let mut body = std::mem::take(request.body_mut());
+    if let Some(watch) = &watch {
+        body = body.watched(watch);
+    }
+    let result = {
+        let request = (&*request, &mut body);
+        let admission = ask_others(connection, request, (paths, started), record, admitted);
+        match (deadline, &watch) {
+            (None, None) => admission.await,
+            (Some(deadline), None) => timeout_at(deadline, admission)
+                .await
+                .unwrap_or(Err(Refusal::DEADLINE)),
+            (deadline, Some(watch)) => within(admission, deadline, watch).await.unwrap_or_else(Err),
+        }
+    };
+    *request.body_mut() = body;
+    result
+}
+
+async fn ask_others(
+    connection: &Connection,
+    (request, body): (&Request<RequestBody>, &mut RequestBody),
+    (paths, started): (PathNormalization, Instant),
+    record: &Record,
+    admitted: &mut Admitted,
+) -> Result<(), Refusal> {
     // Held for as long as others take: it must not be one of the few that are free to hold.
     let inbound = connection.shared.inbound.load_full();
     // Rules that came meanwhile may not read a path that was spelled by those before.
@@ -279,8 +309,7 @@ async fn admit_waiting(
     let view = view(request)?;
     let routed = chain.route(&view, connection.info.is_tls);
     if let Some(filters) = routed.filters {
-        let has_body = !request.body().is_end_stream();
-        let head = (&view, request.version(), has_body);
+        let head = (&view, request.version(), body);
         let passed = &mut admitted.passed;
         filter::run_waiting((connection, chain), filters, head, record, passed).await?;
     }
@@ -294,7 +323,7 @@ async fn admit_waiting(
     )
 }
 
-fn view(request: &Request<Incoming>) -> Result<RequestView<'_>, Refusal> {
+fn view(request: &Request<RequestBody>) -> Result<RequestView<'_>, Refusal> {
     let authority = authority(request)?;
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     Ok(RequestView::new(method, uri, authority, headers))
@@ -305,7 +334,7 @@ fn view(request: &Request<Incoming>) -> Result<RequestView<'_>, Refusal> {
 fn conclude(
     chain: &Chain,
     routed: Routed<'_>,
-    (request, view): (&Request<Incoming>, &RequestView<'_>),
+    (request, view): (&Request<RequestBody>, &RequestView<'_>),
     started: Option<Instant>,
     record: &Record,
     admitted: &mut Admitted,
@@ -376,7 +405,7 @@ fn check_head(limits: &HttpLimits, headers: &mut HeaderMap) -> Result<(), Refusa
 /// Gives the path its one spelling.
 fn normalize(
     options: PathNormalization,
-    request: &mut Request<Incoming>,
+    request: &mut Request<RequestBody>,
     protocol: Protocol,
 ) -> Result<(), Refusal> {
     let Some(path) = request.uri().path_and_query() else {
@@ -401,7 +430,7 @@ fn normalize(
 ///
 /// # Errors
 /// When there is more than one: what is compared here and what the application sees would differ.
-fn authority(request: &Request<Incoming>) -> Result<&str, Refusal> {
+fn authority(request: &Request<RequestBody>) -> Result<&str, Refusal> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(Refusal::AMBIGUOUS_AUTHORITY),
@@ -419,7 +448,7 @@ fn authority(request: &Request<Incoming>) -> Result<&str, Refusal> {
 
 /// How long the caller waits. Plain HTTP may say it too; there a malformed value is not an error.
 fn asked_timeout(
-    request: &Request<Incoming>,
+    request: &Request<RequestBody>,
     protocol: Protocol,
 ) -> Result<Option<Duration>, Refusal> {
     match (

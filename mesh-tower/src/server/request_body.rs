@@ -1,20 +1,22 @@
 //! The body of a served request.
 //!
 //! What hyper reads goes to the application as it is. Few requests are held back until their body is
-//! there (Envoy `Buffer`), or watched for how long they take.
+//! there (Envoy `Buffer`), read ahead for whoever decides about them, or watched for how long they take.
 
 use std::{
+    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use mesh_core::filter::CheckedBody;
 
 use super::stream_watch::StreamWatch;
 use crate::{BoxError, body::HoldBackError};
@@ -29,6 +31,16 @@ enum Kind {
     Watched(Incoming, Arc<StreamWatch>),
     /// It was held back to its end.
     Held(Option<Bytes>, Option<HeaderMap>),
+    /// Its beginning was read ahead.
+    Begun(VecDeque<Frame<Bytes>>, Box<RequestBody>),
+}
+
+/// Without any data.
+impl Default for RequestBody {
+    fn default() -> Self {
+        let kind = Kind::Held(None, None);
+        Self { kind }
+    }
 }
 
 impl RequestBody {
@@ -47,9 +59,55 @@ impl RequestBody {
                 }
                 Kind::Watched(body, Arc::clone(watch))
             }
+            Kind::Begun(read, rest) => Kind::Begun(read, Box::new(rest.watched(watch))),
             other => other,
         };
         Self { kind }
+    }
+}
+
+impl RequestBody {
+    /// Reads its first `max` bytes, or all of it; nothing is lost for whoever reads it then.
+    pub(super) async fn read_ahead(&mut self, max: usize) -> Result<CheckedBody, BoxError> {
+        let (mut read, mut rest) = match std::mem::take(self).kind {
+            Kind::Begun(read, rest) => (read, *rest),
+            kind => (VecDeque::new(), Self { kind }),
+        };
+        let mut length: usize = read
+            .iter()
+            .filter_map(Frame::data_ref)
+            .map(Bytes::len)
+            .sum();
+        let (mut is_over, mut ended) = (false, Ok(()));
+        while length < max && !rest.is_end_stream() {
+            match rest.frame().await {
+                None => {
+                    is_over = true;
+                    break;
+                }
+                Some(Ok(frame)) => {
+                    length += frame.data_ref().map_or(0, Bytes::len);
+                    read.push_back(frame);
+                }
+                Some(Err(error)) => {
+                    ended = Err(error);
+                    break;
+                }
+            }
+        }
+        let mut data = BytesMut::with_capacity(length.min(max));
+        for piece in read.iter().filter_map(Frame::data_ref) {
+            let room = max - data.len();
+            data.extend_from_slice(&piece[..piece.len().min(room)]);
+        }
+        let has_trailers = read.back().is_some_and(Frame::is_trailers);
+        let is_over = is_over || has_trailers || rest.is_end_stream();
+        let is_partial = length > max || !is_over;
+        self.kind = Kind::Begun(read, Box::new(rest));
+        ended.map(|()| CheckedBody {
+            data: data.freeze(),
+            is_partial,
+        })
     }
 }
 
@@ -104,6 +162,10 @@ impl Body for RequestBody {
                 let frame = data.or_else(|| trailers.take().map(Frame::trailers));
                 Poll::Ready(frame.map(Ok))
             }
+            Kind::Begun(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
         }
     }
 
@@ -111,6 +173,7 @@ impl Body for RequestBody {
         match &self.kind {
             Kind::Incoming(body) | Kind::Watched(body, _) => body.is_end_stream(),
             Kind::Held(data, trailers) => data.is_none() && trailers.is_none(),
+            Kind::Begun(read, rest) => read.is_empty() && rest.is_end_stream(),
         }
     }
 
@@ -118,6 +181,16 @@ impl Body for RequestBody {
         match &self.kind {
             Kind::Incoming(body) | Kind::Watched(body, _) => body.size_hint(),
             Kind::Held(data, _) => SizeHint::with_exact(data.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Begun(read, rest) => {
+                let read = read.iter().filter_map(Frame::data_ref);
+                let read = read.map(|data| data.len() as u64).sum::<u64>();
+                let (left, mut hint) = (rest.size_hint(), SizeHint::new());
+                hint.set_lower(read.saturating_add(left.lower()));
+                if let Some(upper) = left.upper() {
+                    hint.set_upper(read.saturating_add(upper));
+                }
+                hint
+            }
         }
     }
 }
@@ -127,6 +200,7 @@ impl fmt::Debug for RequestBody {
         f.write_str(match &self.kind {
             Kind::Incoming(_) | Kind::Watched(..) => "RequestBody(stream)",
             Kind::Held(..) => "RequestBody(held back)",
+            Kind::Begun(..) => "RequestBody(read ahead)",
         })
     }
 }

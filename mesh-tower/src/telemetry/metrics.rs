@@ -49,6 +49,7 @@ struct Shared {
     #[cfg(feature = "xds")]
     control_planes: ControlPlaneSeries,
     filters: Family<Labels<3>, Counter>,
+    keys: Family<Labels<2>, Counter>,
 }
 
 /// The clusters in use. One name may have several, in services that share nothing.
@@ -77,9 +78,13 @@ impl Metrics {
         let filters = Family::<Labels<3>, Counter>::default();
         let help = "What filters did with requests";
         registry.register("mesh_filter_actions", help, filters.clone());
+        let keys = Family::<Labels<2>, Counter>::default();
+        let help = "Fetches of the keys of issuers of tokens";
+        registry.register("mesh_server_jwks_fetches", help, keys.clone());
         Self {
             shared: Arc::new(Shared {
                 filters,
+                keys,
                 registry: Mutex::new(registry),
                 clusters,
                 server,
@@ -142,6 +147,16 @@ impl Metrics {
             ("action", action.label().to_owned()),
         ];
         self.shared.filters.get_or_create(&labels).inc();
+    }
+
+    /// Counts a fetch of an issuer's keys.
+    pub(crate) fn keys_fetched(&self, cluster: &str, succeeded: bool) {
+        let result = if succeeded { "ok" } else { "failed" };
+        let labels = [
+            ("cluster", cluster.to_owned()),
+            ("result", result.to_owned()),
+        ];
+        self.shared.keys.get_or_create(&labels).inc();
     }
 
     /// Adds metrics of the caller's own.

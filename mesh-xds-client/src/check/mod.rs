@@ -4,13 +4,14 @@
 //! sends it. An answer is read whole or not at all: a header that cannot be written would leave the
 //! application with the caller's own. Deviations from Envoy are in [`mesh_core::filter`].
 
-use std::{fmt::Display, net::SocketAddr, time::SystemTime};
+use std::{collections::HashMap, fmt::Display, net::SocketAddr, time::SystemTime};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{
-            Address, HeaderValueOption, SocketAddress, address,
+            Address, HeaderValueOption, Metadata, SocketAddress, address,
             header_value_option::HeaderAppendAction, socket_address::PortSpecifier,
         },
         service::auth::v3::{
@@ -20,7 +21,7 @@ use envoy_types::pb::{
             check_response::HttpResponse,
         },
     },
-    google::protobuf::{Struct, Timestamp, Value as ValueProto, value::Kind},
+    google::protobuf::{ListValue, Struct, Timestamp, Value as ValueProto, value::Kind},
 };
 use http::{HeaderName, HeaderValue, header::CONTENT_LENGTH};
 use mesh_core::filter::{Allowed, CheckRequest, CheckVerdict, Denied, EditAction, HeaderEdit};
@@ -37,7 +38,18 @@ pub fn encode(request: &CheckRequest<'_>) -> Bytes {
     let headers = headers.map(|(name, value)| ((*name).to_owned(), value.clone()));
     let size = view.headers.get(CONTENT_LENGTH);
     let size = size.and_then(|size| size.to_str().ok()?.parse().ok());
-    let unknown = if caller.has_body { -1 } else { 0 };
+    let unknown = match &request.body {
+        Some(body) if !body.is_partial => body.data.len() as i64,
+        _ if caller.has_body => -1,
+        _ => 0,
+    };
+    let (mut body, mut raw_body) = (String::new(), Vec::new());
+    if let Some(told) = &request.body {
+        match request.packs_body {
+            true => raw_body = told.data.to_vec(),
+            false => body = String::from_utf8_lossy(&told.data).into_owned(),
+        }
+    }
     let http = HttpRequest {
         method: view.method.as_str().to_owned(),
         headers: headers.collect(),
@@ -48,11 +60,22 @@ pub fn encode(request: &CheckRequest<'_>) -> Bytes {
         scheme: caller.scheme.to_owned(),
         size: size.unwrap_or(unknown),
         protocol: caller.protocol.to_owned(),
+        body,
+        raw_body,
         ..HttpRequest::default()
     };
     let extensions = request.context_extensions.iter();
+    let mut source = peer(caller.source, caller.principal);
+    source.certificate = request.certificate.map_or_else(String::new, certificate);
+    let told = request.metadata.iter();
+    let told = told.filter_map(|(name, value)| Some(((*name).to_owned(), structure(value)?)));
+    let told: HashMap<_, _> = told.collect();
     let attributes = AttributeContext {
-        source: Some(peer(caller.source, caller.principal)),
+        source: Some(source),
+        metadata_context: (!told.is_empty()).then(|| Metadata {
+            filter_metadata: told,
+            ..Metadata::default()
+        }),
         destination: Some(peer(caller.destination, "")),
         request: Some(Request {
             time: Some(timestamp(caller.time)),
@@ -95,6 +118,53 @@ fn peer(address: SocketAddr, principal: &str) -> Peer {
         principal: principal.to_owned(),
         ..Peer::default()
     }
+}
+
+/// A certificate as PEM with percent signs, as Envoy writes it.
+fn certificate(der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    let mut escaped = String::with_capacity(pem.len() * 9 / 8);
+    for character in pem.chars() {
+        match character {
+            '\n' => escaped.push_str("%0A"),
+            ' ' => escaped.push_str("%20"),
+            '+' => escaped.push_str("%2B"),
+            '/' => escaped.push_str("%2F"),
+            '=' => escaped.push_str("%3D"),
+            plain => escaped.push(plain),
+        }
+    }
+    escaped
+}
+
+/// An object as protobuf; `None` for what is none.
+fn structure(value: &Value) -> Option<Struct> {
+    let fields = value.as_object()?.iter();
+    Some(Struct {
+        fields: fields
+            .map(|(key, value)| (key.clone(), proto(value)))
+            .collect(),
+    })
+}
+
+fn proto(value: &Value) -> ValueProto {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(is) => Kind::BoolValue(*is),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(values) => Kind::ListValue(ListValue {
+            values: values.iter().map(proto).collect(),
+        }),
+        Value::Object(_) => Kind::StructValue(structure(value).unwrap_or_default()),
+    };
+    ValueProto { kind: Some(kind) }
 }
 
 /// What the message `answer` says. No status is OK, as in Envoy.

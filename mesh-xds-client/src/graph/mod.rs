@@ -28,7 +28,7 @@ use std::{
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
     balance::LbPolicyFactory,
-    config::{Secret, TrustBundle},
+    config::{ClientPosition, LocalZones, LocalityId, Secret, TrustBundle},
     secrets::SecretWriter,
     snapshot::{Compiler, SnapshotWriter},
 };
@@ -58,6 +58,9 @@ pub(crate) use sources::HostQuery;
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
+
+/// The watch of the local cluster, which is nobody's.
+const LOCAL_CLUSTER: WatchId = WatchId::MAX;
 
 /// What is watched, and where it goes.
 #[derive(Debug)]
@@ -122,6 +125,8 @@ pub(crate) struct Graph {
     has_reports: bool,
     /// Servers of clusters that report to the one they came from.
     senders: BTreeMap<ClusterName, Arc<str>>,
+    /// The cluster of this process's own service, and where this process is.
+    local: Option<(ClusterName, LocalityId)>,
 }
 
 impl Graph {
@@ -145,6 +150,7 @@ impl Graph {
             has_new_sources: false,
             has_reports: false,
             senders: BTreeMap::new(),
+            local: None,
         }
     }
 
@@ -162,6 +168,20 @@ impl Graph {
     /// The same, with secrets that clusters and listeners name put there.
     pub(crate) fn with_secrets(mut self, secrets: SecretWriter) -> Self {
         self.secrets = secrets;
+        self
+    }
+
+    /// The same for a process at `place` whose own service is `cluster`, which is followed for as long as
+    /// the graph lives: clusters with zone-aware routing want to know where its endpoints are.
+    pub(crate) fn with_local_cluster(mut self, cluster: ClusterName, place: LocalityId) -> Self {
+        self.clusters.hold(&cluster, LOCAL_CLUSTER, &mut self.cache);
+        self.local = Some((cluster, place));
+        self
+    }
+
+    /// The same for a process that has this place among all clients.
+    pub(crate) fn with_client_position(mut self, position: ClientPosition) -> Self {
+        self.compiler = self.compiler.with_client_position(position);
         self
     }
 
@@ -410,6 +430,11 @@ impl Graph {
             }
             if let Some(tree) = self.clusters.tree(&name) {
                 self.compiler.update_cluster(&name, tree);
+                if let Some((_, place)) = self.local.as_ref().filter(|(own, _)| *own == name) {
+                    let endpoints = tree.endpoints.as_ref().ok();
+                    let zones = endpoints.map(|all| LocalZones::new(place.clone(), all));
+                    self.compiler.set_local_zones(zones);
+                }
             }
             due.extend(self.clusters.parents(&name));
             if refreshed.is_new {

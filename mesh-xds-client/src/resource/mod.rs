@@ -32,6 +32,7 @@ mod security;
 #[cfg(test)]
 mod tests;
 mod value;
+mod zone_aware;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

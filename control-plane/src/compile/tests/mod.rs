@@ -3,6 +3,7 @@
 mod balancing;
 mod consul;
 mod destination;
+mod dual_stack;
 mod export;
 mod gateway;
 mod hedge;
@@ -10,6 +11,7 @@ mod members;
 mod outside;
 mod patch;
 mod routes;
+mod tokens;
 mod visibility;
 
 use mesh_core::config::*;

@@ -7,5 +7,7 @@ mod rate_limit;
 
 pub use balancer_policy::{BalancerPolicy, PeakEwmaSpec, PrequalSpec};
 pub use hedge_policy::HedgePolicy;
-pub use mesh_policy::{ExtAuthzGrpc, ExtensionProvider, MeshPolicy};
+pub use mesh_policy::{
+    CheckedRequestBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider, MeshPolicy, RemoteJwksPolicy,
+};
 pub use rate_limit::{RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule};

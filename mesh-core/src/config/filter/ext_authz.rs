@@ -19,11 +19,13 @@ pub const EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT: u16 = 403;
 /// Which service is asked, what it is told, and what if it cannot be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtAuthz {
-    /// The service's cluster; it speaks `envoy.service.auth.v3.Authorization`.
+    /// The service's cluster.
     pub cluster: ClusterName,
-    /// The authority of checks; `None` is the cluster's name.
+    /// How it is asked over HTTP; `None`: it speaks `envoy.service.auth.v3.Authorization` (gRPC).
+    pub http: Option<Arc<HttpCheck>>,
+    /// The authority of checks over gRPC; `None` is the cluster's name.
     pub authority: Option<String>,
-    /// Headers of checks.
+    /// Headers of checks over gRPC.
     pub metadata: Vec<(HeaderName, HeaderValue)>,
     /// How long a check may take. Default [`EXT_AUTHZ_TIMEOUT_DEFAULT`].
     pub timeout: Duration,
@@ -33,7 +35,8 @@ pub struct ExtAuthz {
     pub failure_mode_allow_header_add: bool,
     /// The status for callers that do not. Default [`EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT`].
     pub status_on_error: u16,
-    /// The headers that the service is told; `None` is all of them.
+    /// The headers that the service is told; `None` is all of them over gRPC. Over HTTP it is always told
+    /// method, path, authority and `authorization`, and those that are listed here besides.
     pub allowed_headers: Option<Vec<StringMatcher>>,
     /// The headers that it is never told.
     pub disallowed_headers: Vec<StringMatcher>,
@@ -47,6 +50,45 @@ pub struct ExtAuthz {
     /// Whether the service is told the name that the caller asked for in its TLS handshake. Default
     /// false.
     pub include_tls_session: bool,
+    /// Whether it is told the certificate of the caller. Default false.
+    pub include_peer_certificate: bool,
+    /// How much of a request's body it is told (`with_request_body`); `None` is nothing.
+    pub body: Option<CheckBody>,
+    /// The namespaces of the dynamic metadata that it is told, over gRPC.
+    pub metadata_namespaces: Vec<String>,
+}
+
+/// How much of a request's body a service is told (Envoy `BufferSettings`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckBody {
+    /// Most bytes; at least 1. They are held in memory for as long as the check takes.
+    pub max_request_bytes: u32,
+    /// Whether the service is told the beginning of a longer body. Default false: that is refused with
+    /// 413.
+    pub allow_partial: bool,
+    /// Whether bytes that are no UTF-8 stay as they are. Default false: each becomes a `!`.
+    pub pack_as_bytes: bool,
+}
+
+/// How a service is asked over HTTP (Envoy `HttpService`): the request without its body goes there, and 200
+/// lets it pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// Stands before the path of a request; may be empty.
+    pub path_prefix: String,
+    /// Headers of checks, in place of the request's.
+    pub headers_to_add: Vec<(HeaderName, HeaderValue)>,
+    /// Headers of an answer that the request gets, in place of its own.
+    pub upstream_headers: Vec<StringMatcher>,
+    /// Headers of an answer that are joined with those of the request that are there.
+    pub upstream_headers_to_append: Vec<StringMatcher>,
+    /// Headers of an answer that a refused caller gets, with those of HTTP's own sense; `None` is all of
+    /// them.
+    pub client_headers: Option<Vec<StringMatcher>>,
+    /// Headers of an answer that the response of a request gets that passes.
+    pub client_headers_on_success: Vec<StringMatcher>,
+    /// Headers of an answer that other filters may look at.
+    pub metadata_headers: Vec<StringMatcher>,
 }
 
 impl ExtAuthz {
@@ -54,6 +96,7 @@ impl ExtAuthz {
     pub fn new(cluster: impl Into<ClusterName>) -> Self {
         Self {
             cluster: cluster.into(),
+            http: None,
             authority: None,
             metadata: Vec::new(),
             timeout: EXT_AUTHZ_TIMEOUT_DEFAULT,
@@ -66,6 +109,9 @@ impl ExtAuthz {
             enabled_metadata: None,
             deny_at_disable: false,
             include_tls_session: false,
+            include_peer_certificate: false,
+            body: None,
+            metadata_namespaces: Vec::new(),
         }
     }
 }
@@ -77,6 +123,9 @@ pub struct ExtAuthzSettings {
     pub service: Option<Arc<ExtAuthz>>,
     /// What the service is told besides; a more specific level's wins, key by key.
     pub context_extensions: BTreeMap<String, String>,
+    /// How much of a body the service is told: `None` leaves that to the less specific level, `Some(None)`
+    /// is nothing (`disable_request_body_buffering`).
+    pub body: Option<Option<CheckBody>>,
 }
 
 impl From<ExtAuthz> for ExtAuthzSettings {
@@ -84,6 +133,7 @@ impl From<ExtAuthz> for ExtAuthzSettings {
         Self {
             service: Some(Arc::new(service)),
             context_extensions: BTreeMap::new(),
+            body: None,
         }
     }
 }

@@ -17,7 +17,8 @@ pub use self::{
     adaptive_concurrency::AdaptiveConcurrency,
     cors::CorsPolicy,
     ext_authz::{
-        EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings,
+        CheckBody, EXT_AUTHZ_STATUS_ON_ERROR_DEFAULT, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz,
+        ExtAuthzSettings, HttpCheck,
     },
     fault::{Abort, Delay, Fault, FaultAbort, FaultDelay},
     header_mutation::HeaderMutation,

@@ -3,6 +3,7 @@
 mod concurrency;
 mod ext_authz;
 mod fault;
+mod key_refresh;
 mod limit;
 mod merge;
 mod run;

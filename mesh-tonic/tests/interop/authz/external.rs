@@ -256,7 +256,7 @@ impl AuthorizationService for Direct {
 }
 
 /// What the caller sees: status, headers `x-t-…`, body.
-async fn ask(address: SocketAddr, request: &str) -> (u16, Vec<String>, String) {
+pub(super) async fn ask(address: SocketAddr, request: &str) -> (u16, Vec<String>, String) {
     let answer = super::super::http(address, request).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head

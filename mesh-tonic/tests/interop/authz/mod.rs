@@ -7,9 +7,12 @@
 mod cases;
 mod conditions;
 mod external;
+mod external_http;
+mod keys;
 mod paths;
 mod proxy;
 mod signer;
+mod tokens;
 mod verdicts;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -57,7 +60,7 @@ fn inbound(listener: &Listener) -> &InboundListener {
     }
 }
 
-/// Answers with the path that it sees, and with the headers `x-t-…`.
+/// Answers with the path that it sees, and with the headers `x-t-…` and those that hold tokens.
 fn echo() -> axum::Router {
     axum::Router::new().fallback(async |uri: http::Uri, headers: http::HeaderMap| {
         let mut seen = uri
@@ -65,7 +68,8 @@ fn echo() -> axum::Router {
             .map_or_else(String::new, ToString::to_string);
         let mut names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
         names.sort_unstable();
-        for name in names.into_iter().filter(|name| name.starts_with("x-t-")) {
+        let is_told = |name: &&str| name.starts_with("x-t-") || TOKENS.contains(name);
+        for name in names.into_iter().filter(is_told) {
             for value in headers.get_all(name) {
                 seen.push_str(&format!(" {name}={}", value.to_str().unwrap()));
             }
@@ -73,6 +77,9 @@ fn echo() -> axum::Router {
         ([("x-t-there", "application")], seen)
     })
 }
+
+/// Headers that hold tokens.
+const TOKENS: [&str; 2] = ["authorization", "cookie"];
 
 /// Our server with a listener.
 async fn serve(listener: &Listener, socket: TcpListener) {

@@ -9,8 +9,8 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_core::{
     config::{
         Arrival, ChainMatch, ExtAuthz, FilterChain, FilterConfig, ForwardClientCert, HttpFilter,
-        HttpLimits, InboundListener, JwtAuthn, PathNormalization, RouteSource, TransportMatch,
-        choose_chain,
+        HttpLimits, InboundListener, Jwks, JwtAuthn, PathNormalization, RemoteJwks, RouteSource,
+        TransportMatch, choose_chain,
     },
     filter::{self, FilterStates, FilterTable, Filters},
 };
@@ -24,7 +24,12 @@ use super::{
     client_cert::ClientCert,
     refusal::Refusal,
 };
-use crate::{identity::Identity, jwt::Verifier, tls::server::ServerTls};
+use crate::{
+    identity::Identity,
+    jwt::{KeySources, RemoteKeys, Verifier},
+    telemetry::Metrics,
+    tls::server::ServerTls,
+};
 
 /// What to do with connections and requests.
 pub(super) enum Inbound {
@@ -40,6 +45,8 @@ pub(super) enum Inbound {
 pub(super) struct With<'w> {
     pub(super) identity: &'w Identity,
     pub(super) services: Option<&'w dyn AuthorizationServices>,
+    pub(super) keys: Option<&'w dyn KeySources>,
+    pub(super) metrics: &'w Metrics,
 }
 
 /// Filter chains.
@@ -94,7 +101,7 @@ pub(super) struct Chain {
     pub(super) limits: Option<Arc<HttpLimits>>,
     routes: Routes,
     checks: Checks,
-    /// Whether a filter may ask another service, and requests wait for it.
+    /// Whether a filter may ask another service, or fetch keys, and requests wait for it.
     pub(super) waits: bool,
     /// Of requests without a route.
     filters: Option<Filters>,
@@ -255,13 +262,13 @@ impl Chain {
             security,
             paths: chain.path_normalization,
             client_cert: chain.client_cert,
-            verifiers: verifiers(&chain.filters),
+            verifiers: verifiers(&chain.filters, previous, with),
             limits: chain
                 .limits
                 .is_any()
                 .then(|| Arc::new(chain.limits.clone())),
             routes: Routes::compile(&chain.routes),
-            waits: asked(&chain.filters).next().is_some(),
+            waits: asked(&chain.filters).next().is_some() || fetches_keys(&chain.filters),
             checks: Checks::compile(
                 asked(&chain.filters),
                 |config| previous.held_service(config),
@@ -299,6 +306,15 @@ impl Inbound {
         chains.find_map(|chain| chain.checks.find(config))
     }
 
+    fn held_keys(&self, config: &RemoteJwks) -> Option<Arc<RemoteKeys>> {
+        let Self::Serving(serving) = self else {
+            return None;
+        };
+        let chains = serving.chains.iter();
+        let mut verifiers = chains.flat_map(|chain| &chain.verifiers);
+        verifiers.find_map(|(_, verifier)| verifier.remote_keys(config))
+    }
+
     fn held_tls(&self, settings: &mesh_core::config::DownstreamTls) -> Option<Arc<ServerTls>> {
         let Self::Serving(serving) = self else {
             return None;
@@ -321,15 +337,42 @@ fn asked(filters: &[HttpFilter]) -> impl Iterator<Item = &Arc<ExtAuthz>> {
     })
 }
 
-/// What verifies the tokens of each filter that asks for it; routes override none of them.
-fn verifiers(filters: &[HttpFilter]) -> Box<[(Arc<JwtAuthn>, Verifier)]> {
+/// Whether a filter's keys are fetched.
+fn fetches_keys(filters: &[HttpFilter]) -> bool {
+    filters.iter().any(|filter| match &filter.config {
+        FilterConfig::JwtAuthn(tokens) => {
+            let mut providers = tokens.providers.iter();
+            providers.any(|provider| matches!(provider.jwks, Jwks::Remote(_)))
+        }
+        _ => false,
+    })
+}
+
+/// What verifies the tokens of each filter that asks for it; routes override none of them. Keys that
+/// were fetched for the configuration before are held on to.
+fn verifiers(
+    filters: &[HttpFilter],
+    previous: &Inbound,
+    with: &With<'_>,
+) -> Box<[(Arc<JwtAuthn>, Verifier)]> {
+    let mut begun: Vec<Arc<RemoteKeys>> = Vec::new();
+    let mut remote = |config: &Arc<RemoteJwks>| {
+        let held = begun.iter().find(|keys| keys.config() == &**config);
+        let held = held.cloned().or_else(|| previous.held_keys(config));
+        let keys = held.unwrap_or_else(|| {
+            let source = with.keys.map(|sources| sources.source(config));
+            RemoteKeys::start(Arc::clone(config), source, with.metrics.clone())
+        });
+        begun.push(Arc::clone(&keys));
+        keys
+    };
     let tokens = filters.iter().filter_map(|filter| match &filter.config {
         FilterConfig::JwtAuthn(tokens) => Some(Arc::clone(tokens)),
         _ => None,
     });
     tokens
         .map(|tokens| {
-            let verifier = Verifier::compile(&tokens);
+            let verifier = Verifier::compile(&tokens, &mut remote);
             (tokens, verifier)
         })
         .collect()

@@ -70,16 +70,18 @@ fn compile(filter_chains: Vec<FilterChain>, address: Option<&str>, previous: &In
         &state,
         previous,
         local,
-        &alone(&Identity::none()),
+        &alone(&Identity::none(), &Metrics::default()),
         &mut FilterStates::new(0),
     )
     .expect("a change")
 }
 
-fn alone(identity: &Identity) -> With<'_> {
+fn alone<'w>(identity: &'w Identity, metrics: &'w Metrics) -> With<'w> {
     With {
         identity,
         services: None,
+        keys: None,
+        metrics,
     }
 }
 
@@ -251,7 +253,7 @@ fn tls_that_did_not_change_keeps_its_sessions_and_pending_changes_nothing() {
             &InboundState::Pending,
             &other,
             local,
-            &alone(&none),
+            &alone(&none, &Metrics::default()),
             &mut FilterStates::new(0)
         )
         .is_none()
@@ -261,7 +263,7 @@ fn tls_that_did_not_change_keeps_its_sessions_and_pending_changes_nothing() {
         &failed,
         &other,
         local,
-        &alone(&none),
+        &alone(&none, &Metrics::default()),
         &mut FilterStates::new(0),
     )
     .expect("a change");

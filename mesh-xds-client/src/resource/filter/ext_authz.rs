@@ -1,7 +1,7 @@
 //! External authorisation (Envoy `ExtAuthz`; gRFC A92).
 //!
-//! Fails closed: what would check less than the configuration asks for refuses it. Understood is the
-//! gRPC protocol with a cluster of this mesh. Deviation from gRFC A92: `google_grpc`, which names a
+//! Fails closed: what would check less than the configuration asks for refuses it. A service is a cluster
+//! of this mesh, asked over gRPC or HTTP. Deviation from gRFC A92: `google_grpc`, which names a
 //! target beside the mesh, is refused until the bootstrap can say which are allowed (gRFC A102).
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -10,8 +10,8 @@ use envoy_types::pb::{
     envoy::{
         config::core::v3::{ApiVersion, GrpcService, grpc_service::TargetSpecifier},
         extensions::filters::http::ext_authz::v3::{
-            CheckSettings, ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute, ext_authz::Services,
-            ext_authz_per_route::Override,
+            BufferSettings, CheckSettings, ExtAuthz as ExtAuthzProto, ExtAuthzPerRoute,
+            ext_authz::Services, ext_authz_per_route::Override,
         },
         r#type::matcher::v3::ListStringMatcher,
     },
@@ -19,11 +19,11 @@ use envoy_types::pb::{
 };
 use http::{HeaderName, HeaderValue};
 use mesh_core::config::{
-    EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings, FilterConfig, FilterOverride,
+    CheckBody, EXT_AUTHZ_TIMEOUT_DEFAULT, ExtAuthz, ExtAuthzSettings, FilterConfig, FilterOverride,
     StringMatcher,
 };
 
-use super::{FilterType, SERVERS};
+use super::{FilterType, SERVERS, ext_authz_http};
 use crate::resource::{
     canonical, metadata,
     path::Sink,
@@ -63,8 +63,8 @@ fn decode(sink: &mut Sink, _: Side, any: &Any) -> Option<FilterConfig> {
         Some(Services::GrpcService(service)) => {
             sink.field("grpc_service", |sink| decode_service(sink, service))
         }
-        Some(Services::HttpService(_)) => {
-            sink.error_at("http_service", "is not supported: use grpc_service")
+        Some(Services::HttpService(service)) => {
+            sink.field("http_service", |sink| ext_authz_http::decode(sink, service))
         }
         None => sink.error_at("grpc_service", "is missing"),
     };
@@ -102,14 +102,30 @@ fn decode(sink: &mut Sink, _: Side, any: &Any) -> Option<FilterConfig> {
         })?),
         None => None,
     };
+    let body = match &proto.with_request_body {
+        Some(settings) => {
+            Some(sink.field("with_request_body", |sink| decode_body(sink, settings))?)
+        }
+        None => None,
+    };
     let service = service?;
+    if service.http.is_some()
+        && proto.allowed_headers.is_some()
+        && service.allowed_headers.is_some()
+    {
+        let reason = "and authorization_request.allowed_headers exclude each other";
+        return sink.error_at("allowed_headers", reason);
+    }
     let service = ExtAuthz {
+        include_peer_certificate: proto.include_peer_certificate,
+        body,
+        metadata_namespaces: proto.metadata_context_namespaces.clone(),
         failure_mode_allow: proto.failure_mode_allow,
         failure_mode_allow_header_add: proto.failure_mode_allow_header_add,
         status_on_error: status.unwrap_or(service.status_on_error),
         allowed_headers: match allowed {
             Some(allowed) => Some(allowed?),
-            None => None,
+            None => service.allowed_headers,
         },
         disallowed_headers: match disallowed {
             Some(disallowed) => disallowed?,
@@ -130,14 +146,8 @@ fn refuse(sink: &mut Sink, proto: &ExtAuthzProto) {
         && proto.transport_api_version != ApiVersion::Auto as i32;
     for (field, is_set) in [
         ("transport_api_version", is_other_version),
-        ("with_request_body", proto.with_request_body.is_some()),
-        ("include_peer_certificate", proto.include_peer_certificate),
         ("encode_raw_headers", proto.encode_raw_headers),
         ("shadow_mode", proto.shadow_mode),
-        (
-            "metadata_context_namespaces",
-            !proto.metadata_context_namespaces.is_empty(),
-        ),
         (
             "typed_metadata_context_namespaces",
             !proto.typed_metadata_context_namespaces.is_empty(),
@@ -174,7 +184,23 @@ fn refuse(sink: &mut Sink, proto: &ExtAuthzProto) {
     }
 }
 
-fn headers(sink: &mut Sink, name: &str, list: &ListStringMatcher) -> Option<Vec<StringMatcher>> {
+/// How much of a body is told.
+fn decode_body(sink: &mut Sink, proto: &BufferSettings) -> Option<CheckBody> {
+    if proto.max_request_bytes == 0 {
+        return sink.error_at("max_request_bytes", "must be greater than 0");
+    }
+    Some(CheckBody {
+        max_request_bytes: proto.max_request_bytes,
+        allow_partial: proto.allow_partial_message,
+        pack_as_bytes: proto.pack_as_bytes,
+    })
+}
+
+pub(super) fn headers(
+    sink: &mut Sink,
+    name: &str,
+    list: &ListStringMatcher,
+) -> Option<Vec<StringMatcher>> {
     let matchers = sink.field(name, |sink| {
         sink.each("patterns", &list.patterns, matcher::string)
     });
@@ -245,24 +271,32 @@ fn decode_override(sink: &mut Sink, _: Side, any: &Any) -> Option<FilterOverride
 }
 
 fn decode_settings(sink: &mut Sink, proto: CheckSettings) -> Option<FilterOverride> {
-    report!(
-        sink,
-        proto,
-        [disable_request_body_buffering, emit_client_span]
-    );
-    for (field, is_set) in [
-        ("with_request_body", proto.with_request_body.is_some()),
-        ("service_override", proto.service_override.is_some()),
-    ] {
-        if is_set {
-            return sink.error_at(field, UNSUPPORTED);
-        }
+    report!(sink, proto, [emit_client_span]);
+    if proto.service_override.is_some() {
+        return sink.error_at("service_override", UNSUPPORTED);
     }
+    let body = match (
+        &proto.with_request_body,
+        proto.disable_request_body_buffering,
+    ) {
+        (Some(_), true) => {
+            let reason = "and disable_request_body_buffering exclude each other";
+            return sink.error_at("with_request_body", reason);
+        }
+        (Some(settings), false) => {
+            Some(Some(sink.field("with_request_body", |sink| {
+                decode_body(sink, settings)
+            })?))
+        }
+        (None, true) => Some(None),
+        (None, false) => None,
+    };
     let context_extensions: BTreeMap<_, _> = proto.context_extensions.into_iter().collect();
     Some(FilterOverride::with(FilterConfig::ExtAuthz(
         ExtAuthzSettings {
             service: None::<Arc<ExtAuthz>>,
             context_extensions,
+            body,
         },
     )))
 }

@@ -2,7 +2,8 @@
 //!
 //! Fails closed: what would verify less than the configuration asks for refuses it. Understood is one
 //! rule for all paths that takes any of the providers or no token at all, with keys in the
-//! configuration; that is what RequestAuthentication needs.
+//! configuration or at an address ([`remote_jwks`](super::remote_jwks)); that is what
+//! RequestAuthentication needs.
 
 use std::time::Duration;
 
@@ -19,11 +20,11 @@ use envoy_types::pb::{
 };
 use http::HeaderName;
 use mesh_core::config::{
-    ClaimToHeader, FilterConfig, FilterOverride, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn,
-    JwtProvider,
+    ClaimToHeader, FilterConfig, FilterOverride, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, Jwks,
+    JwtAuthn, JwtProvider,
 };
 
-use super::{FilterType, SERVERS};
+use super::{FilterType, SERVERS, remote_jwks};
 use crate::resource::{
     path::Sink,
     report::report,
@@ -143,17 +144,18 @@ fn decode_provider(sink: &mut Sink, name: &str, proto: &ProviderProto) -> Option
     let jwks = match &proto.jwks_source_specifier {
         Some(JwksSourceSpecifier::LocalJwks(source)) => {
             sink.field("local_jwks", |sink| match &source.specifier {
-                Some(Specifier::InlineString(text)) => Some(text.clone()),
+                Some(Specifier::InlineString(text)) => Some(Jwks::from(text.as_str())),
                 Some(Specifier::InlineBytes(bytes)) => {
                     let text = String::from_utf8(bytes.to_vec());
-                    text.ok().or_else(|| sink.error("is not text"))
+                    let text = text.ok().or_else(|| sink.error("is not text"));
+                    text.map(Jwks::from)
                 }
                 _ => sink.error("must be inline"),
             })
         }
-        Some(JwksSourceSpecifier::RemoteJwks(_)) => {
-            sink.error_at("remote_jwks", "is not supported: the keys must be inline")
-        }
+        Some(JwksSourceSpecifier::RemoteJwks(remote)) => sink
+            .field("remote_jwks", |sink| remote_jwks::decode(sink, remote))
+            .map(Jwks::from),
         None => sink.error_at("local_jwks", "is missing"),
     };
     let from_headers = sink.each("from_headers", &proto.from_headers, |sink, header| {

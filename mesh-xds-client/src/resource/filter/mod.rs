@@ -8,12 +8,14 @@ mod adaptive_concurrency;
 mod buffer;
 mod cors;
 mod ext_authz;
+mod ext_authz_http;
 mod fault;
 mod header_mutation;
 mod jwt_authn;
 mod local_ratelimit;
 mod rate_limit;
 mod rbac;
+mod remote_jwks;
 mod stateful_session;
 
 use std::{

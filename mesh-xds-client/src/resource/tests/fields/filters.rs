@@ -4,8 +4,9 @@ use envoy_types::pb::envoy::{
     config::{
         common::mutation_rules::v3::{HeaderMutation as Mutation, header_mutation},
         core::v3::{
-            GrpcService, RuntimeFractionalPercent, TypedExtensionConfig,
+            GrpcService, HttpUri, RuntimeFractionalPercent, TypedExtensionConfig,
             grpc_service::{EnvoyGrpc, TargetSpecifier},
+            http_uri::HttpUpstreamType,
         },
         route::v3::{
             RateLimit,
@@ -30,7 +31,8 @@ use envoy_types::pb::envoy::{
                 buffer::v3::Buffer,
                 cors::v3::{Cors, CorsPolicy},
                 ext_authz::v3::{
-                    CheckSettings, ExtAuthz, ExtAuthzPerRoute, ext_authz::Services,
+                    AuthorizationRequest, AuthorizationResponse, BufferSettings, CheckSettings,
+                    ExtAuthz, ExtAuthzPerRoute, HttpService, ext_authz::Services,
                     ext_authz_per_route::Override,
                 },
                 fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
@@ -59,7 +61,7 @@ fn on_client(config: Any) -> Any {
     any(&api_listener(manager))
 }
 
-fn on_server(config: Any) -> Any {
+pub(super) fn on_server(config: Any) -> Any {
     let mut manager = inline();
     manager.http_filters = vec![filter("f", config), router()];
     any(&inbound(chain(manager)))
@@ -261,6 +263,51 @@ fn checks(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
         r#override: Some(Override::Disabled(true)),
     };
     add(t, "", k, &off, on_route);
+    let uri = HttpUri {
+        timeout: seconds(1),
+        http_upstream_type: Some(HttpUpstreamType::Cluster("authz".into())),
+        ..HttpUri::default()
+    };
+    let http = HttpService {
+        server_uri: Some(uri.clone()),
+        ..HttpService::default()
+    };
+    let by_http = |service: HttpService| {
+        on_server(any(&ExtAuthz {
+            services: Some(Services::HttpService(service)),
+            transport_api_version: 2,
+            ..ExtAuthz::default()
+        }))
+    };
+    add(t, "", k, &http, by_http);
+    add(t, " (of checks)", k, &uri, |m| {
+        by_http(HttpService {
+            server_uri: Some(m),
+            ..http.clone()
+        })
+    });
+    add(t, "", k, &AuthorizationRequest::default(), |m| {
+        by_http(HttpService {
+            authorization_request: Some(m),
+            ..http.clone()
+        })
+    });
+    add(t, "", k, &AuthorizationResponse::default(), |m| {
+        by_http(HttpService {
+            authorization_response: Some(m),
+            ..http.clone()
+        })
+    });
+    let body = BufferSettings {
+        max_request_bytes: 9,
+        ..BufferSettings::default()
+    };
+    add(t, "", k, &body, |m| {
+        on_server(any(&ExtAuthz {
+            with_request_body: Some(m),
+            ..by(to(envoy.clone()))
+        }))
+    });
     add(t, "", k, &CheckSettings::default(), |m| {
         on_route(ExtAuthzPerRoute {
             r#override: Some(Override::CheckSettings(m)),
@@ -273,6 +320,7 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
     faults(t);
     rate_limits(t);
     concurrency(t);
+    super::tokens::add_all(t);
     checks(t);
     add(t, "", k, &CorsPolicy::default(), |m| {
         use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;

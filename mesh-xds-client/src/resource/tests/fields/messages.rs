@@ -5,7 +5,12 @@ use envoy_types::pb::envoy::{
         cluster::v3::{
             CircuitBreakers, LoadBalancingPolicy, OutlierDetection,
             circuit_breakers::Thresholds,
-            cluster::{CommonLbConfig, EdsClusterConfig},
+            cluster::{
+                CommonLbConfig, EdsClusterConfig,
+                common_lb_config::{
+                    LocalityConfigSpecifier as OfCluster, ZoneAwareLbConfig as ZoneAwareOfCluster,
+                },
+            },
             load_balancing_policy::Policy as LbPolicy,
         },
         core::v3::{
@@ -36,9 +41,18 @@ use envoy_types::pb::envoy::{
         },
         load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
-            common::v3::SlowStartConfig, least_request::v3::LeastRequest, maglev::v3::Maglev,
-            pick_first::v3::PickFirst, random::v3::Random, random_subsetting::v3::RandomSubsetting,
-            ring_hash::v3::RingHash, round_robin::v3::RoundRobin, wrr_locality::v3::WrrLocality,
+            common::v3::{
+                LocalityLbConfig, SlowStartConfig,
+                locality_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
+            },
+            least_request::v3::LeastRequest,
+            maglev::v3::Maglev,
+            pick_first::v3::PickFirst,
+            random::v3::Random,
+            random_subsetting::v3::RandomSubsetting,
+            ring_hash::v3::RingHash,
+            round_robin::v3::RoundRobin,
+            wrr_locality::v3::WrrLocality,
         },
         transport_sockets::tls::v3::{
             CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
@@ -51,7 +65,7 @@ use envoy_types::pb::envoy::{
 };
 
 use super::{
-    super::*,
+    super::{super::own_policy::DeterministicSubsetting, *},
     clusters, filters,
     probe::{Fate, probe},
     routes, tls,
@@ -126,6 +140,30 @@ fn balance(t: &mut Table) {
             child_policy: inner,
         },
     );
+    policy(
+        t,
+        &DeterministicSubsetting {
+            subset_size: uint32(3),
+            child_policy: policies(any(&Random::default())),
+        },
+    );
+    add(t, "", Kind::Cluster, &ZoneAwareOfCluster::default(), |m| {
+        any(&ClusterProto {
+            common_lb_config: Some(CommonLbConfig {
+                locality_config_specifier: Some(OfCluster::ZoneAwareLbConfig(m)),
+                ..CommonLbConfig::default()
+            }),
+            ..cluster()
+        })
+    });
+    add(t, "", Kind::Cluster, &ZoneAwareLbConfig::default(), |m| {
+        with_policy(any(&RoundRobin {
+            locality_lb_config: Some(LocalityLbConfig {
+                locality_config_specifier: Some(LocalityConfigSpecifier::ZoneAwareLbConfig(m)),
+            }),
+            ..RoundRobin::default()
+        }))
+    });
     let slow_start = SlowStartConfig {
         slow_start_window: Some(envoy_types::pb::google::protobuf::Duration {
             seconds: 10,

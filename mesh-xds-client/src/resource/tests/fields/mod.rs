@@ -7,6 +7,7 @@ mod messages;
 mod probe;
 mod routes;
 mod tls;
+mod tokens;
 
 use std::fmt::Write as _;
 
@@ -90,6 +91,17 @@ const NOTES: &[(&str, &[&str])] = &[
             "ExtAuthz disallowed_headers",
             "ExtAuthz enable_dynamic_metadata_ingestion",
             "ExtAuthz validate_mutations",
+            "AuthorizationResponse allowed_client_headers",
+            "AuthorizationResponse allowed_client_headers_on_success",
+            "AuthorizationResponse allowed_upstream_headers",
+            "AuthorizationResponse allowed_upstream_headers_to_append",
+            "AuthorizationResponse dynamic_metadata_from_headers",
+            "HttpService authorization_request",
+            "HttpService authorization_response",
+            "JwtAuthentication providers",
+            "JwksAsyncFetch failed_refetch_duration",
+            "JwksAsyncFetch fast_listener",
+            "RemoteJwks retry_policy",
         ],
     ),
     (
