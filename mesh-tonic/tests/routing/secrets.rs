@@ -476,7 +476,7 @@ async fn a_secret_that_cannot_be_used_keeps_the_last_one_and_a_stranger_is_refus
     becomes(&world, |answer| {
         answer
             .as_ref()
-            .is_err_and(|error| error.contains("the peer refused us"))
+            .is_err_and(|error| error.contains("received fatal alert"))
     })
     .await;
 }
