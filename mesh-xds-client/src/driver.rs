@@ -19,6 +19,7 @@ use mesh_core::{
     balance::LbPolicyFactory,
     config::ClientPosition,
     rng::{Rng, SplitMix64},
+    secrets::SecretWriter,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -34,7 +35,7 @@ use crate::{
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
     dump::{ClientDump, Counters, Freshness},
-    graph::{Graph, WatchId, Watcher},
+    graph::{Graph, HostQuery, WatchId, Watcher},
     load::Load,
     metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
@@ -112,7 +113,7 @@ pub struct Driver {
 enum Turn {
     Command(Option<Command>),
     Connection(ServerId, Event),
-    Resolved(String, Result<Vec<IpAddr>, String>),
+    Resolved(HostQuery, Result<Vec<IpAddr>, String>),
     Save,
 }
 
@@ -121,6 +122,7 @@ impl Driver {
         bootstrap: &Bootstrap,
         commands: mpsc::UnboundedReceiver<Command>,
         reports: Reports,
+        secrets: SecretWriter,
         options: DriverOptions,
     ) -> Self {
         let mut rng = SplitMix64::new(options.seed);
@@ -157,7 +159,8 @@ impl Driver {
             first.unwrap_or_default(),
             rng.next_u64(),
         )
-        .with_policies(options.lb_policies);
+        .with_policies(options.lb_policies)
+        .with_secrets(secrets);
         if let Some(position) = options.client_position {
             graph = graph.with_client_position(position);
         }

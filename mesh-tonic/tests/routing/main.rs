@@ -19,6 +19,7 @@ mod plane;
 mod resources;
 mod retries;
 mod scene;
+mod secrets;
 mod sessions;
 mod timeouts;
 mod unruly;
