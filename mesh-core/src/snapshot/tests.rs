@@ -253,7 +253,7 @@ fn clients_by_their_position_use_every_endpoint_alike() {
         cluster.common_lb_config.subset_size = Some(4);
         cluster.common_lb_config.subsetting = Subsetting::Deterministic;
     });
-    let mut users = vec![0; 31];
+    let mut users = [0; 31];
     for index in 0..15 {
         let position = ClientPosition { index, count: 15 };
         let mut compiler = Compiler::new(u64::from(index)).with_client_position(position);

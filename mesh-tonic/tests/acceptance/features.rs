@@ -23,7 +23,9 @@ use envoy_types::pb::{
                 },
                 load_balancing_policy::Policy,
             },
-            core::v3::{Address, Pipe, RuntimeDouble, TypedExtensionConfig, address},
+            core::v3::{
+                Address, Http2ProtocolOptions, Pipe, RuntimeDouble, TypedExtensionConfig, address,
+            },
             endpoint::v3::{
                 ClusterLoadAssignment, LocalityLbEndpoints, endpoint::AdditionalAddress,
                 lb_endpoint::HostIdentifier,
@@ -39,11 +41,19 @@ use envoy_types::pb::{
             load_balancing_policies::{
                 random_subsetting::v3::RandomSubsetting, round_robin::v3::RoundRobin,
             },
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions,
+                    explicit_http_config::ProtocolConfig,
+                },
+            },
         },
         r#type::http::v3::Cookie,
     },
     google::protobuf::{Any, Duration as ProtoDuration, UInt32Value},
 };
+use futures_util::StreamExt as _;
 use mesh_core::config::ClientPosition;
 use mesh_examples::greeter::{
     HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer,
@@ -54,8 +64,8 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
 };
-use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
-use tonic::Request;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, metadata::AsciiMetadataValue};
 
 use super::{
     Backend, Client, Held,
@@ -147,7 +157,7 @@ async fn crowded() -> String {
         let incoming = TcpListenerStream::new(listener).inspect(move |_| {
             counted.fetch_add(1, SeqCst);
         });
-        let server = tonic::transport::Server::builder().max_concurrent_streams(2);
+        let mut server = tonic::transport::Server::builder().max_concurrent_streams(2);
         let served = server.add_service(service).serve_with_incoming(incoming);
         served.await.unwrap();
     });
@@ -156,11 +166,23 @@ async fn crowded() -> String {
         max_connections: Some(UInt32Value { value: 2 }),
         ..Thresholds::default()
     };
+    // HTTP/2 as declared: another cluster looks by HTTP/1.1 first.
+    let http2 = ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default());
+    let options = HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig {
+                protocol_config: Some(http2),
+            },
+        )),
+        ..HttpProtocolOptions::default()
+    };
+    let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
     let crowded = Cluster {
         circuit_breakers: Some(CircuitBreakers {
             per_host_thresholds: vec![limit],
             ..CircuitBreakers::default()
         }),
+        typed_extension_protocol_options: [(name, any(&options))].into(),
         ..eds_cluster("c1")
     };
     let crowded = (CDS, "c1", any(&crowded));
@@ -211,7 +233,7 @@ async fn session() -> String {
     plane.set(with_endpoints(cluster("c1"), endpoints("c1", &addresses)));
     plane.set([listener_with(vec![filter])]);
     let (_mesh, mut client) = dial(&plane).await;
-    let mut cookie = None;
+    let mut cookie: Option<AsciiMetadataValue> = None;
     for _ in 0..20 {
         let mut request = Request::new(HelloRequest { name: "x".into() });
         if let Some(cookie) = &cookie {

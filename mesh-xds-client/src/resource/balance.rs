@@ -13,7 +13,8 @@ use envoy_types::pb::{
             cluster::v3::{
                 Cluster as ClusterProto, LoadBalancingPolicy,
                 cluster::{
-                    LbConfig, LbPolicy as LbPolicyProto, SlowStartConfig as OldSlowStart,
+                    ClusterDiscoveryType, LbConfig, LbPolicy as LbPolicyProto,
+                    SlowStartConfig as OldSlowStart,
                     ring_hash_lb_config::HashFunction as OldHashFunction,
                 },
             },
@@ -133,6 +134,8 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
                 maglev(sink, config.table_size.as_ref())
             }),
         (Ok(LbPolicyProto::Maglev), _) => maglev(sink, None),
+        // Envoy demands it of an aggregate, whose members have the policies.
+        (Ok(LbPolicyProto::ClusterProvided), _) if has_members(proto) => Some(LbPolicy::default()),
         (Ok(other), _) => sink.error_at(
             "lb_policy",
             format!(
@@ -143,6 +146,12 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
         ),
         (Err(_), _) => sink.error_at("lb_policy", format!("{} is not known", proto.lb_policy)),
     }
+}
+
+/// Whether it is an aggregate; no other type of its own is taken.
+fn has_members(proto: &ClusterProto) -> bool {
+    let kind = proto.cluster_discovery_type.as_ref();
+    matches!(kind, Some(ClusterDiscoveryType::ClusterType(_)))
 }
 
 /// The first policy of the list that is supported.

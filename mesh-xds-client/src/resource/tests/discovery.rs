@@ -2,7 +2,9 @@
 
 use envoy_types::pb::envoy::{
     config::{
-        cluster::v3::cluster::{ClusterDiscoveryType, CustomClusterType},
+        cluster::v3::cluster::{
+            ClusterDiscoveryType, CustomClusterType, LbPolicy as LbPolicyProto,
+        },
         endpoint::v3::{Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
     },
     extensions::clusters::aggregate::v3::ClusterConfig,
@@ -226,6 +228,20 @@ pub(super) fn aggregates() {
     let got = source(aggregate(&["a", "b", "a"]));
     let children = ["a", "b"].map(Into::into).to_vec();
     assert_eq!(got, ClusterSource::Aggregate(children));
+    // As Envoy has it, which takes aggregates no other way.
+    let provided = |resource: Any| {
+        let mut cluster = ClusterProto::decode(&resource.value[..]).unwrap();
+        cluster.lb_policy = LbPolicyProto::ClusterProvided as i32;
+        any(&cluster)
+    };
+    let expected = ClusterSource::Aggregate(vec!["a".into()]);
+    assert_eq!(source(provided(aggregate(&["a"]))), expected);
+    let of_hosts = provided(hosts(STRICT_DNS, &[("a.example", 1)]));
+    refused(
+        Kind::Cluster,
+        of_hosts,
+        "lb_policy: CLUSTER_PROVIDED is not",
+    );
     refused(
         Kind::Cluster,
         aggregate(&[]),

@@ -120,7 +120,7 @@ fn model(
     {
         return None;
     }
-    let percentage = |part: u64, all: u64| if all == 0 { 0 } else { 10_000 * part / all };
+    let percentage = |part: u64, all: u64| (10_000 * part).checked_div(all).unwrap_or(0);
     let all_usable: u64 = usable.iter().sum();
     let all_callers: u64 = callers.iter().map(|(up, _)| up).sum();
     let upstream: Vec<_> = usable.iter().map(|u| percentage(*u, all_usable)).collect();
@@ -136,11 +136,8 @@ fn model(
         chances[own] = 1.0;
         return Some(chances);
     }
-    let stays = if local[own] > 0 {
-        upstream[own] * 10_000 / local[own]
-    } else {
-        0
-    };
+    let stays = (upstream[own] * 10_000).checked_div(local[own]);
+    let stays = stays.unwrap_or(0);
     chances[own] = stays as f64 / 10_000.0;
     // One ticket for each ten thousandth that a zone has to spare.
     let mut tickets = Vec::new();
@@ -232,7 +229,7 @@ fn all_callers_together_load_every_endpoint_alike() {
             })
             .collect();
         let mut loads = [0.0; 4];
-        for own in 0..4 {
+        for (own, own_calling) in calling.iter().enumerate() {
             let config = ZoneAware {
                 min_cluster_size: 0,
                 ..ZoneAware::default()
@@ -240,7 +237,7 @@ fn all_callers_together_load_every_endpoint_alike() {
             let shares = zone_shares(&sizes, &callers(own, &with_down), &config).unwrap();
             assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9);
             for (load, share) in loads.iter_mut().zip(shares) {
-                *load += share * calling[own] as f64 / all_calling as f64;
+                *load += share * *own_calling as f64 / all_calling as f64;
             }
         }
         for (load, endpoints) in loads.iter().zip(&called) {
