@@ -56,8 +56,9 @@ pub use istio::{
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
 pub use mesh::{
-    BalancerPolicy, ExtAuthzGrpc, ExtensionProvider, HedgePolicy, MeshPolicy, PeakEwmaSpec,
-    PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
+    BalancerPolicy, ClientSideWrrSpec, ExtAuthzGrpc, ExtensionProvider, HedgePolicy, MeshPolicy,
+    OriginalDestinationSpec, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer,
+    RateLimitRule,
 };
 
 /// Namespace of objects that name none.

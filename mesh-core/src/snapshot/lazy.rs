@@ -13,7 +13,7 @@ use super::{
     ClusterSnapshot,
     compile::{ClusterTree, Kept},
 };
-use crate::{balance::LbPolicyFactories, name::ClusterName};
+use crate::{balance::LbPolicyFactories, config::ClusterEndpoints, name::ClusterName};
 
 /// A version of a cluster. Dereferences to its [`ClusterSnapshot`], which the first look compiles.
 pub struct LazySnapshot {
@@ -52,6 +52,30 @@ impl LazySnapshot {
             } = &self.source;
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::new(kept.compile(tree, name, *generation, *start, factories))
+        })
+    }
+
+    /// The same version with other endpoints, for clusters whose requests name them. Counters are kept by
+    /// address.
+    pub fn with_endpoints(&self, endpoints: Arc<ClusterEndpoints>) -> Self {
+        let Source {
+            name,
+            tree,
+            generation,
+            start,
+            kept,
+            factories,
+        } = &self.source;
+        Self::new(Source {
+            name: name.clone(),
+            tree: ClusterTree {
+                cluster: tree.cluster.clone(),
+                endpoints: Ok(endpoints),
+            },
+            generation: *generation,
+            start: *start,
+            kept: Arc::clone(kept),
+            factories: Arc::clone(factories),
         })
     }
 

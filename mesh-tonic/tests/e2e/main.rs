@@ -4,6 +4,7 @@
 mod authorization_service;
 mod destination;
 mod load;
+mod orca;
 mod outside;
 mod port_level;
 mod registry;

@@ -8,6 +8,7 @@ mod consul;
 mod endurance;
 #[path = "../e2e/load.rs"]
 mod load;
+mod orca;
 mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]

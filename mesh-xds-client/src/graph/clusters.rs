@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::{ClusterName, ConfigError, EndpointsName, snapshot::ClusterTree};
+use mesh_core::{
+    ClusterName, ConfigError, EndpointsName, config::ClusterEndpoints, snapshot::ClusterTree,
+};
 
 use super::{
     WatchId,
@@ -188,6 +190,13 @@ impl Clusters {
                 ClusterSource::Eds(wanted) => eds(node, &spec, wanted, cache),
                 ClusterSource::Dns(hosts) => self.dns(name, &spec, hosts),
                 ClusterSource::Aggregate(children) => self.aggregate(name, &spec, children, cache),
+                ClusterSource::OriginalDst(_) => Next {
+                    tree: Some(ClusterTree {
+                        cluster: Ok(Arc::clone(&spec.config)),
+                        endpoints: Ok(Arc::new(ClusterEndpoints::new(name.as_str(), Vec::new()))),
+                    }),
+                    ..Next::default()
+                },
             },
         };
         let refreshed = Refreshed {

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::{
     config::{
         cluster::v3::{
             Cluster as ClusterProto,
-            cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType},
+            cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbConfig, LbPolicy},
         },
         core::v3::{address::Address, socket_address::PortSpecifier},
         endpoint::v3::lb_endpoint::HostIdentifier,
@@ -17,13 +17,16 @@ use envoy_types::pb::envoy::{
     extensions::clusters::aggregate::v3::ClusterConfig as Aggregate,
 };
 pub use mesh_core::config::DnsHost;
-use mesh_core::{ClusterName, EndpointsName, config};
+use mesh_core::{
+    ClusterName, EndpointsName,
+    config::{self, CLEANUP_INTERVAL_DEFAULT, ORIGINAL_DST_HEADER, OriginalDst},
+};
 
 use super::{
     canonical,
     path::Sink,
     report::report,
-    value::{is, parse, same_stream},
+    value::{duration, is, parse, same_stream},
 };
 
 /// Most clusters that one aggregate names.
@@ -62,6 +65,8 @@ pub enum ClusterSource {
     Dns(Vec<DnsHost>),
     /// Other clusters, the first one that has endpoints first.
     Aggregate(Vec<ClusterName>),
+    /// The requests.
+    OriginalDst(OriginalDst),
 }
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {
@@ -81,6 +86,9 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSou
                 Some(ClusterSource::Dns(hosts))
             }
             Ok(DiscoveryType::StrictDns) => dns(sink, proto).map(ClusterSource::Dns),
+            Ok(DiscoveryType::OriginalDst) => {
+                original_dst(sink, proto).map(ClusterSource::OriginalDst)
+            }
             Ok(other) => unsupported(sink, other.as_str_name()),
             Err(_) => unsupported(sink, &value.to_string()),
         },
@@ -89,7 +97,7 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSou
 }
 
 fn unsupported<T>(sink: &mut Sink, name: &str) -> Option<T> {
-    let known = "EDS, LOGICAL_DNS, STRICT_DNS and aggregate clusters";
+    let known = "EDS, LOGICAL_DNS, STRICT_DNS, ORIGINAL_DST and aggregate clusters";
     sink.error_at(
         "type",
         format!("{name} is not supported; supported are {known}"),
@@ -170,6 +178,54 @@ fn dns(sink: &mut Sink, proto: &ClusterProto) -> Option<Vec<DnsHost>> {
             return sink.error_at("endpoints", reason);
         }
         Some(hosts)
+    })
+}
+
+/// What the requests say, which nobody else may beside them (Envoy).
+fn original_dst(sink: &mut Sink, proto: &ClusterProto) -> Option<OriginalDst> {
+    if proto.lb_policy() != LbPolicy::ClusterProvided {
+        let reason = "must be CLUSTER_PROVIDED for a cluster of type ORIGINAL_DST";
+        return sink.error_at("lb_policy", reason);
+    }
+    sink.refuse(
+        "load_assignment",
+        proto.load_assignment.is_some(),
+        "must not be set for a cluster of type ORIGINAL_DST",
+    );
+    let interval = proto.cleanup_interval.as_ref();
+    let cleanup_interval = match interval {
+        None => CLEANUP_INTERVAL_DEFAULT,
+        Some(_) => duration(sink, "cleanup_interval", interval)?,
+    };
+    if cleanup_interval.is_zero() {
+        return sink.error_at("cleanup_interval", "must not be zero");
+    }
+    let mut config = OriginalDst {
+        cleanup_interval,
+        ..OriginalDst::default()
+    };
+    let Some(LbConfig::OriginalDstLbConfig(proto)) = &proto.lb_config else {
+        return Some(config);
+    };
+    sink.field("original_dst_lb_config", |sink| {
+        report!(sink, proto, [metadata_key]);
+        config.port_override = match proto.upstream_port_override {
+            None => None,
+            Some(port) => match u16::try_from(port.value) {
+                Ok(port) if port != 0 => Some(port),
+                _ => return sink.error_at("upstream_port_override", "must be 1 to 65535"),
+            },
+        };
+        let name = match proto.http_header_name.as_str() {
+            _ if !proto.use_http_header => return Some(config),
+            "" => ORIGINAL_DST_HEADER,
+            name => match name.parse() {
+                Ok(name) => name,
+                Err(_) => return sink.error_at("http_header_name", "is no header name"),
+            },
+        };
+        config.http_header = Some(name);
+        Some(config)
     })
 }
 

@@ -5,7 +5,9 @@ mod hedge_policy;
 mod mesh_policy;
 mod rate_limit;
 
-pub use balancer_policy::{BalancerPolicy, PeakEwmaSpec, PrequalSpec};
+pub use balancer_policy::{
+    BalancerPolicy, ClientSideWrrSpec, OriginalDestinationSpec, PeakEwmaSpec, PrequalSpec,
+};
 pub use hedge_policy::HedgePolicy;
 pub use mesh_policy::{ExtAuthzGrpc, ExtensionProvider, MeshPolicy};
 pub use rate_limit::{RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule};

@@ -1,17 +1,26 @@
 //! Clusters of hosts and of clusters.
 
-use envoy_types::pb::envoy::{
-    config::{
-        cluster::v3::cluster::{ClusterDiscoveryType, CustomClusterType},
-        endpoint::v3::{Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::cluster::{
+                ClusterDiscoveryType, CustomClusterType, LbConfig, LbPolicy, OriginalDstLbConfig,
+            },
+            endpoint::v3::{
+                Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+            },
+        },
+        extensions::clusters::aggregate::v3::ClusterConfig,
     },
-    extensions::clusters::aggregate::v3::ClusterConfig,
+    google::protobuf::{Duration as DurationProto, UInt32Value},
 };
+use mesh_core::config::OriginalDst;
 
 use super::*;
 
 const STRICT_DNS: i32 = 1;
 const LOGICAL_DNS: i32 = 2;
+const ORIGINAL_DST: i32 = 4;
 
 fn hosts(kind: i32, hosts: &[(&str, u32)]) -> Any {
     let endpoint = |(host, port): &(&str, u32)| LbEndpoint {
@@ -84,6 +93,81 @@ pub(super) fn dns_clusters() {
     ] {
         let errors = decode(Kind::Cluster, hosts(kind, list)).unwrap_err();
         assert!(errors[0].starts_with(expected), "{errors:?}");
+    }
+}
+
+fn passing(change: impl FnOnce(&mut ClusterProto)) -> Any {
+    let mut cluster = ClusterProto {
+        name: "c".into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(ORIGINAL_DST)),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        ..ClusterProto::default()
+    };
+    change(&mut cluster);
+    any(&cluster)
+}
+
+fn with_header(use_http_header: bool, name: &str, port: Option<u32>) -> Any {
+    passing(|cluster| {
+        cluster.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
+            use_http_header,
+            http_header_name: name.to_owned(),
+            upstream_port_override: port.map(|value| UInt32Value { value }),
+            ..OriginalDstLbConfig::default()
+        }));
+    })
+}
+
+#[test]
+pub(super) fn addresses_that_requests_name() {
+    let read = |resource| match source(resource) {
+        ClusterSource::OriginalDst(config) => config,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read(passing(|_| {})), OriginalDst::default());
+    let header = |name: &str| OriginalDst {
+        http_header: Some(name.parse().unwrap()),
+        ..OriginalDst::default()
+    };
+    assert_eq!(
+        read(with_header(true, "", None)),
+        header("x-envoy-original-dst-host")
+    );
+    assert_eq!(read(with_header(true, "x-to", None)), header("x-to"));
+    // A name alone does not give the header a say.
+    assert_eq!(
+        read(with_header(false, "x-to", None)),
+        OriginalDst::default()
+    );
+    let port = read(with_header(false, "", Some(15001)));
+    assert_eq!(port.port_override, Some(15001));
+    for (resource, expected) in [
+        (
+            with_header(true, "no header", None),
+            "original_dst_lb_config.http_header_name: is no header name",
+        ),
+        (
+            with_header(true, "", Some(0)),
+            "original_dst_lb_config.upstream_port_override: must be 1 to 65535",
+        ),
+        (
+            with_header(true, "", Some(65_536)),
+            "original_dst_lb_config.upstream_port_override: must be 1 to 65535",
+        ),
+        (
+            passing(|cluster| cluster.lb_policy = LbPolicy::RoundRobin as i32),
+            "lb_policy: must be CLUSTER_PROVIDED",
+        ),
+        (
+            passing(|cluster| cluster.load_assignment = Some(EndpointsProto::default())),
+            "load_assignment: must not be set",
+        ),
+        (
+            passing(|cluster| cluster.cleanup_interval = Some(DurationProto::default())),
+            "cleanup_interval: must not be zero",
+        ),
+    ] {
+        refused(Kind::Cluster, resource, expected);
     }
 }
 
