@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mesh_tower::{Error, ErrorKind, ShowError};
+use mesh_tower::{Error, ErrorKind, ShowError, telemetry::Protocol};
 use tonic::{Code, Status};
 
 /// The status of a call that failed with `error`; the error is its source.
@@ -21,6 +21,9 @@ pub struct AsStatus;
 
 impl ShowError for AsStatus {
     type Error = Status;
+
+    // Generated clients send nothing else.
+    const PROTOCOL: Option<Protocol> = Some(Protocol::Grpc);
 
     fn show(error: Error) -> Status {
         to_status(error)

@@ -8,7 +8,10 @@ use std::{error, fmt, net::SocketAddr};
 use http::Request;
 use mesh_core::outcome::Outcome;
 
-use crate::{Body, telemetry::Code};
+use crate::{
+    Body,
+    telemetry::{Code, Protocol},
+};
 
 /// A boxed error of a body or a connection.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
@@ -206,6 +209,9 @@ impl error::Error for Error {
 pub trait ShowError: Send + Unpin + 'static {
     /// What the callers see.
     type Error: Send + 'static;
+
+    /// What all of their requests speak; `None` when each says so itself, which is looked up.
+    const PROTOCOL: Option<Protocol> = None;
 
     /// Makes it.
     fn show(error: Error) -> Self::Error;

@@ -21,6 +21,26 @@ pub(crate) fn find<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h 
     }
 }
 
+/// The same for a name that is written out here and not one of HTTP's own, in lower case: it is
+/// compared in place, where comparing [`HeaderName`]s is a call.
+#[inline]
+pub(crate) fn find_own<'h, const N: usize>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+    text: &[u8; N],
+) -> Option<&'h HeaderValue> {
+    debug_assert_eq!(name.as_str().as_bytes(), text);
+    match headers.len() {
+        0 => None,
+        1..=FEW => {
+            let mut headers = headers.iter();
+            let is_it = |held: &HeaderName| held.as_str().as_bytes() == text;
+            headers.find_map(|(held, value)| is_it(held).then_some(value))
+        }
+        _ => headers.get(name),
+    }
+}
+
 /// gRPC over HTTP/2: all but printable ASCII, and `%`, is written as `%XX`.
 pub(crate) fn percent_encode(message: &str) -> HeaderValue {
     let mut text = String::with_capacity(message.len());

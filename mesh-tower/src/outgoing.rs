@@ -14,8 +14,10 @@ use crate::{Body, headers::find};
 /// A request for an endpoint, with the authority that it goes to when its URI names none.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
-    /// Head and body; `None` once they were taken.
-    parts: Option<(Parts, Body)>,
+    /// `None` once the request was taken. Beside the body and not in one tuple with it, which would
+    /// be made somewhere else and moved here.
+    head: Option<Parts>,
+    body: Body,
     authority: Option<&'a Authority>,
 }
 
@@ -30,7 +32,8 @@ impl<'a> Outgoing<'a> {
     #[inline]
     pub(crate) fn from_parts(head: Parts, body: Body, authority: Option<&'a Authority>) -> Self {
         Self {
-            parts: Some((head, body)),
+            head: Some(head),
+            body,
             authority,
         }
     }
@@ -41,10 +44,10 @@ impl<'a> Outgoing<'a> {
     /// When the request was taken.
     #[inline]
     pub fn head(&self) -> &Parts {
-        let Some((head, _)) = &self.parts else {
-            taken()
-        };
-        head
+        match &self.head {
+            Some(head) => head,
+            None => taken(),
+        }
     }
 
     /// The head, to be changed.
@@ -53,17 +56,14 @@ impl<'a> Outgoing<'a> {
     /// When the request was taken.
     #[inline]
     pub fn head_mut(&mut self) -> &mut Parts {
-        let Some((head, _)) = &mut self.parts else {
-            taken()
-        };
-        head
+        match &mut self.head {
+            Some(head) => head,
+            None => taken(),
+        }
     }
 
     pub(crate) fn body_mut(&mut self) -> &mut Body {
-        let Some((_, body)) = &mut self.parts else {
-            taken()
-        };
-        body
+        &mut self.body
     }
 
     /// The authority: that of the URI, the one that was dialled, or that of the `host` header.
@@ -87,10 +87,10 @@ impl<'a> Outgoing<'a> {
 
     #[inline]
     pub(crate) fn take_parts(&mut self) -> (Parts, Body) {
-        let Some(parts) = self.parts.take() else {
+        let Some(head) = self.head.take() else {
             taken()
         };
-        parts
+        (head, std::mem::take(&mut self.body))
     }
 
     /// Takes the request with its authority in the URI, to be kept.

@@ -76,26 +76,25 @@ impl<M: MakeEndpoint> ResponseBody<M> {
 }
 
 impl<M: MakeEndpoint, S: ShowError> ResponseBody<M, S> {
+    /// The body of a call's response, which ends here when there is nothing to read.
+    #[inline]
     pub(crate) fn new(
         inner: <M::Endpoint as EndpointService>::ResponseBody,
-        in_flight: InFlight<M>,
+        mut in_flight: Option<InFlight<M>>,
     ) -> Self {
-        let mut body = Self {
+        if inner.is_end_stream() {
+            complete(&mut in_flight, None);
+        }
+        Self {
             inner: Source::Endpoint(inner),
-            in_flight: Some(in_flight),
+            in_flight,
             sleep: None,
             show: PhantomData,
-        };
-        if body.is_end_stream() {
-            body.end(None);
         }
-        body
     }
 
     fn end(&mut self, trailers: Option<&HeaderMap>) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.complete(trailers);
-        }
+        complete(&mut self.in_flight, trailers);
     }
 
     fn fail(
@@ -141,6 +140,15 @@ impl<M: MakeEndpoint, S: ShowError> ResponseBody<M, S> {
                 return Poll::Ready(kind);
             }
         }
+    }
+}
+
+/// The response was read to its end. The call ends where it is: moving it costs more than that.
+#[inline]
+fn complete<M: MakeEndpoint>(in_flight: &mut Option<InFlight<M>>, trailers: Option<&HeaderMap>) {
+    if let Some(call) = in_flight {
+        call.complete(trailers);
+        *in_flight = None;
     }
 }
 

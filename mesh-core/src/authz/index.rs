@@ -1,184 +1,242 @@
-//! The policies of a filter by what they need: a caller's name, a path, both or neither.
+//! The policies of a filter, found by what they need of a request.
 //!
-//! A policy that can only match callers with one of some names, or requests for one of some paths,
-//! is looked at for those alone. What a request costs depends on the policies that are about it,
-//! not on how many there are.
+//! A policy that can only match callers with one of some names, or requests for one of some paths, is
+//! looked at for those alone; so is one that needs a header, a server name or a claim. What is
+//! looked at is evaluated in full: the index leaves policies out and decides nothing. What a request costs
+//! depends on the policies that are about it, not on how many there are.
 
-use std::{collections::BTreeMap, iter, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::{
     AuthzRequest,
-    rule::{Rule, exact},
+    attribute::Attribute,
+    needs::{Needs, needs},
+    rule::Rule,
+    texts::{Key, Texts},
 };
-use crate::config::{Permission, Principal, RbacPolicy};
+use crate::config::RbacPolicy;
 
-/// Most entries that one policy has in the index; one with more is looked at for every request.
-const ENTRIES_MAX: usize = 4_096;
+/// So many policies are walked: a look-up costs as much.
+const WALKED_MAX: usize = 3;
+
+/// A policy is found by so many of its attributes at most, one below the other.
+const LEVELS_MAX: usize = 4;
+
+/// How often the index may hold what policies name, on average.
+const COPIES_MAX: usize = 8;
 
 /// All policies of a filter; `find` gives the first by name.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyIndex {
     rules: Box<[Rule]>,
-    by_name: HashMap<Box<str>, Bucket>,
-    everybody: Bucket,
+    root: Node,
 }
 
-/// Policies for the same caller, in order of their names.
-#[derive(Clone, Debug, Default)]
-struct Bucket {
-    by_path: HashMap<Box<str>, Vec<u32>>,
-    everywhere: Vec<u32>,
+/// Some of the policies, by their numbers.
+#[derive(Clone, Debug)]
+enum Node {
+    /// One after the other, in order.
+    Walk(Box<[u32]>),
+    Branch(Box<Branch>),
+}
+
+#[derive(Clone, Debug)]
+struct Branch {
+    attribute: Attribute,
+    /// Those that need the attribute to be so.
+    needing: Texts<Node>,
+    /// Those that do without it.
+    rest: Node,
 }
 
 impl PolicyIndex {
     pub(super) fn compile(policies: &BTreeMap<String, RbacPolicy>) -> Self {
-        let mut index = Self {
-            rules: Box::default(),
-            by_name: HashMap::new(),
-            everybody: Bucket::default(),
+        let rules: Box<[Rule]> = policies
+            .iter()
+            .map(|(name, policy)| Rule::compile(name, policy))
+            .filter(|rule| !rule.test.is_never())
+            .collect();
+        let needs: Vec<_> = rules.iter().map(|rule| needs(&rule.test)).collect();
+        let named = needs.iter().flatten().map(|(_, keys)| keys.len());
+        let mut builder = Builder {
+            room: named.sum::<usize>().saturating_mul(COPIES_MAX),
+            needs: &needs,
+            used: Vec::new(),
         };
-        let mut rules = Vec::with_capacity(policies.len());
-        for (name, policy) in policies {
-            let Ok(number) = u32::try_from(rules.len()) else {
-                break;
-            };
-            index.enter(number, policy);
-            rules.push(Rule::compile(name, policy));
-        }
-        index.rules = rules.into();
-        index
+        let root = builder.node((0..rules.len()).map(number).collect());
+        Self { rules, root }
     }
 
-    fn enter(&mut self, number: u32, policy: &RbacPolicy) {
-        let mut names = needed(&policy.principals, names_of);
-        let mut paths = needed(&policy.permissions, paths_of);
-        let entries = |texts: &Option<Vec<&str>>| texts.as_ref().map_or(1, Vec::len);
-        if entries(&names).saturating_mul(entries(&paths)) > ENTRIES_MAX {
-            // The longer list is left to the policy itself, which keeps it as a set.
-            let longer = if entries(&names) > entries(&paths) {
-                &mut names
-            } else {
-                &mut paths
-            };
-            *longer = None;
-        }
-        if entries(&names).max(entries(&paths)) > ENTRIES_MAX {
-            (names, paths) = (None, None);
-        }
-        match names {
-            None => self.everybody.enter(number, paths.as_deref()),
-            Some(names) => {
-                for name in names {
-                    let bucket = self.by_name.entry_ref(name).or_default();
-                    bucket.enter(number, paths.as_deref());
-                }
-            }
-        }
-    }
-
-    /// The first policy that matches.
-    pub(super) fn find(&self, request: &AuthzRequest<'_>) -> Option<Arc<str>> {
-        let first = self.buckets(request).fold(None, |first, bucket| {
-            bucket.find(&self.rules, request, first)
-        });
-        let rule = self.rules.get(usize::try_from(first?).ok()?)?;
-        Some(Arc::clone(&rule.name))
-    }
-
-    /// The policies that a caller's names may match.
-    fn buckets<'i>(&'i self, request: &AuthzRequest<'i>) -> impl Iterator<Item = &'i Bucket> {
-        let names = match request.authenticated {
-            true => request.principals,
-            false => &[],
-        };
-        // A certificate without any name is compared as the empty text (gRFC A41).
-        let nameless = (request.authenticated && names.is_empty()).then_some("");
-        let names = names.iter().map(String::as_str).chain(nameless);
-        iter::once(&self.everybody).chain(names.filter_map(|name| self.by_name.get(name)))
+    /// The name of the first policy that matches.
+    pub(super) fn find(&self, request: &AuthzRequest<'_>) -> Option<&Arc<str>> {
+        let first = self.root.find(&self.rules, request, u32::MAX);
+        Some(&self.rules.get(at(first))?.name)
     }
 
     /// How many policies are looked at for a request that none matches.
     #[cfg(test)]
     pub(super) fn looked_at(&self, request: &AuthzRequest<'_>) -> usize {
-        let lists = self
-            .buckets(request)
-            .flat_map(|bucket| bucket.lists(request.path));
-        lists.map(<[u32]>::len).sum()
+        self.root.looked_at(request)
+    }
+
+    /// How many numbers of policies it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.root.held()
     }
 }
 
-impl Bucket {
-    fn enter(&mut self, number: u32, paths: Option<&[&str]>) {
-        let Some(paths) = paths else {
-            self.everywhere.push(number);
-            return;
+impl Node {
+    /// The first policy before `best` that matches, else `best`.
+    fn find(&self, rules: &[Rule], request: &AuthzRequest<'_>, best: u32) -> u32 {
+        match self {
+            Self::Walk(numbers) => {
+                let mut better = numbers.iter().take_while(|number| **number < best);
+                let found = better.find(|number| rules[at(**number)].test.is_match(request));
+                found.copied().unwrap_or(best)
+            }
+            Self::Branch(branch) => {
+                let mut best = best;
+                branch.attribute.any(request, |text| {
+                    branch.needing.about(text, |node| {
+                        best = node.find(rules, request, best);
+                    });
+                    false
+                });
+                branch.rest.find(rules, request, best)
+            }
+        }
+    }
+}
+
+/// Makes nodes of policies, given what each needs.
+struct Builder<'t, 'n> {
+    needs: &'n [Needs<'t>],
+    /// Attributes that the nodes above have looked at.
+    used: Vec<&'t Attribute>,
+    /// How many more numbers the index may hold below branches.
+    room: usize,
+}
+
+impl<'t> Builder<'t, '_> {
+    fn node(&mut self, numbers: Vec<u32>) -> Node {
+        let Some((attribute, room)) = self.best_attribute(&numbers) else {
+            return Node::Walk(numbers.into());
         };
-        for path in paths {
-            let numbers = self.by_path.entry_ref(*path).or_default();
-            // The same path twice in one policy.
-            if numbers.last() != Some(&number) {
-                numbers.push(number);
+        self.room = room;
+        let mut needing: BTreeMap<Key<'t>, Vec<u32>> = BTreeMap::new();
+        let mut rest = Vec::new();
+        for number in numbers {
+            match self.keys(number, attribute) {
+                Some(keys) => {
+                    for key in keys {
+                        needing.entry(*key).or_default().push(number);
+                    }
+                }
+                None => rest.push(number),
+            }
+        }
+        self.used.push(attribute);
+        let needing = needing.into_iter();
+        let needing = Texts::new(needing.map(|(key, numbers)| (key, self.node(numbers))));
+        self.used.pop();
+        Node::Branch(Box::new(Branch {
+            attribute: attribute.clone(),
+            needing,
+            rest: self.node(rest),
+        }))
+    }
+
+    fn keys(&self, number: u32, attribute: &Attribute) -> Option<&[Key<'t>]> {
+        let mut needs = self.needs[at(number)].iter();
+        let (_, keys) = needs.find(|(known, _)| *known == attribute)?;
+        Some(keys)
+    }
+
+    /// The attribute that tells the policies apart best, and the room that is left then; `None` when
+    /// walking them is as good.
+    fn best_attribute(&self, numbers: &[u32]) -> Option<(&'t Attribute, usize)> {
+        if numbers.len() <= WALKED_MAX || self.used.len() >= LEVELS_MAX {
+            return None;
+        }
+        let (mut scores, mut order) = (HashMap::<_, Score<'_>>::new(), Vec::new());
+        for number in numbers {
+            for (attribute, keys) in &self.needs[at(*number)] {
+                if self.used.contains(attribute) {
+                    continue;
+                }
+                let score = scores.entry(*attribute).or_insert_with(|| {
+                    order.push(*attribute);
+                    Score::default()
+                });
+                score.policies += 1;
+                score.entries += keys.len();
+                score.keys.extend(keys);
+            }
+        }
+        let affordable = order.into_iter().filter_map(|attribute| {
+            let score = scores.get(attribute)?;
+            let room = self.room.checked_sub(score.entries)?;
+            let looked_at = score.looked_at(numbers.len());
+            (looked_at <= numbers.len() / 2).then_some((looked_at, attribute, room))
+        });
+        let (_, attribute, room) = affordable.min_by_key(|(looked_at, ..)| *looked_at)?;
+        Some((attribute, room))
+    }
+}
+
+/// What looking at an attribute is good for.
+#[derive(Default)]
+struct Score<'t> {
+    /// Policies that need it.
+    policies: usize,
+    /// How often they are named under it.
+    entries: usize,
+    keys: HashSet<Key<'t>>,
+}
+
+impl Score<'_> {
+    /// How many of `all` policies are left on average, when one more text than are named is as likely as
+    /// each of those.
+    fn looked_at(&self, all: usize) -> usize {
+        all - self.policies + self.entries / (self.keys.len() + 1)
+    }
+}
+
+/// A protobuf with four milliards of policies does not exist.
+fn number(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+fn at(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+impl Node {
+    fn looked_at(&self, request: &AuthzRequest<'_>) -> usize {
+        match self {
+            Self::Walk(numbers) => numbers.len(),
+            Self::Branch(branch) => {
+                let mut count = branch.rest.looked_at(request);
+                branch.attribute.any(request, |text| {
+                    let needing = &branch.needing;
+                    needing.about(text, |node| count += node.looked_at(request));
+                    false
+                });
+                count
             }
         }
     }
 
-    /// The policies for a path, each list in order.
-    fn lists(&self, path: &str) -> [&[u32]; 2] {
-        let by_path = self.by_path.get(path);
-        [by_path.map_or(&[][..], Vec::as_slice), &self.everywhere]
+    fn held(&self) -> usize {
+        match self {
+            Self::Walk(numbers) => numbers.len(),
+            Self::Branch(branch) => {
+                branch.rest.held() + branch.needing.values().map(Self::held).sum::<usize>()
+            }
+        }
     }
-
-    /// The first policy before `best` that matches, else `best`.
-    fn find(&self, rules: &[Rule], request: &AuthzRequest<'_>, best: Option<u32>) -> Option<u32> {
-        self.lists(request.path)
-            .into_iter()
-            .fold(best, |best, list| {
-                let is_better = |number: &&u32| best.is_none_or(|best| **number < best);
-                let mut candidates = list.iter().take_while(is_better);
-                let found = candidates.find(|number| {
-                    let rule = usize::try_from(**number).ok().and_then(|at| rules.get(at));
-                    rule.is_some_and(|rule| rule.is_match(request))
-                });
-                found.copied().or(best)
-            })
-    }
-}
-
-/// The texts of which a request must have one for any of `tests` to match; `None` when some test
-/// asks for none.
-fn needed<'p, P>(
-    tests: &'p [P],
-    texts_of: fn(&'p P) -> Option<Vec<&'p str>>,
-) -> Option<Vec<&'p str>> {
-    let mut all = Vec::new();
-    for test in tests {
-        all.extend(texts_of(test)?);
-    }
-    all.sort_unstable();
-    all.dedup();
-    Some(all)
-}
-
-fn names_of(principal: &Principal) -> Option<Vec<&str>> {
-    match principal {
-        Principal::Authenticated(Some(matcher)) => exact(matcher).map(|name| vec![name]),
-        Principal::Or(any) => needed(any, names_of),
-        Principal::And(all) => shortest(all.iter().filter_map(names_of)),
-        _ => None,
-    }
-}
-
-fn paths_of(permission: &Permission) -> Option<Vec<&str>> {
-    match permission {
-        Permission::Path(matcher) => exact(matcher).map(|path| vec![path]),
-        Permission::Or(any) => needed(any, paths_of),
-        Permission::And(all) => shortest(all.iter().filter_map(paths_of)),
-        _ => None,
-    }
-}
-
-fn shortest<'p>(lists: impl Iterator<Item = Vec<&'p str>>) -> Option<Vec<&'p str>> {
-    lists.min_by_key(Vec::len)
 }

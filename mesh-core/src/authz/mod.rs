@@ -15,10 +15,13 @@
 //!
 //! [`PathNormalization`]: crate::config::PathNormalization
 
+mod attribute;
 mod cel;
 mod index;
+mod needs;
 mod request;
 mod rule;
+mod texts;
 
 use std::sync::Arc;
 
@@ -29,9 +32,9 @@ pub use request::{AuthzRequest, RequestDetails};
 #[cfg(test)]
 mod tests;
 
-/// Whether a request may pass, and which policy says so.
+/// Whether a request may pass, and which policy says so. It borrows their names from the [`Authorizer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
+pub struct Decision<'a> {
     /// Whether the request may pass.
     pub allowed: bool,
     /// Action of the filter that decided: the one that refused, otherwise the last `Allow`.
@@ -39,44 +42,44 @@ pub struct Decision {
     pub action: Option<RbacAction>,
     /// The policy that matched, the first by name. `None` for a refusal because no `Allow` policy
     /// matched.
-    pub policy: Option<Arc<str>>,
+    pub policy: Option<&'a Arc<str>>,
     /// One record for each `Log` filter with a matching policy. Does not allocate when empty.
-    pub audit: Vec<LogMatch>,
+    pub audit: Vec<LogMatch<'a>>,
     /// What the shadow rules of the filters that were asked would have said. Does not allocate when
     /// empty.
-    pub shadow: Vec<ShadowDecision>,
+    pub shadow: Vec<ShadowDecision<'a>>,
 }
 
 /// A policy of a `Log` filter that matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogMatch {
+pub struct LogMatch<'a> {
     /// Name of the policy.
-    pub policy: Arc<str>,
+    pub policy: &'a Arc<str>,
 }
 
 /// What shadow rules would have said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShadowDecision {
+pub struct ShadowDecision<'a> {
     /// Whether the request would have passed.
     pub allowed: bool,
     /// Their action.
     pub action: RbacAction,
     /// The policy that matched.
-    pub policy: Option<Arc<str>>,
+    pub policy: Option<&'a Arc<str>>,
     /// What is said about them begins with this.
-    pub stat_prefix: Arc<str>,
+    pub stat_prefix: &'a str,
     /// Whether the rules select requests for another service, instead of being tried.
     pub is_selection: bool,
 }
 
-impl Decision {
+impl Decision<'_> {
     /// Says in `metadata` what shadow rules would have said, under Envoy's names.
     pub fn tell(&self, metadata: &mut DynamicMetadata) {
         for shadow in &self.shadow {
-            let prefix = &shadow.stat_prefix;
+            let prefix = shadow.stat_prefix;
             if let Some(policy) = &shadow.policy {
                 let key = format!("{prefix}shadow_effective_policy_id");
-                metadata.set(NAMESPACE, &key, (&**policy).into());
+                metadata.set(NAMESPACE, &key, (&***policy).into());
             }
             let result = if shadow.allowed { "allowed" } else { "denied" };
             let key = format!("{prefix}shadow_engine_result");
@@ -102,7 +105,7 @@ struct Filter {
 struct Shadow {
     action: RbacAction,
     policies: PolicyIndex,
-    stat_prefix: Arc<str>,
+    stat_prefix: Box<str>,
     is_selection: bool,
 }
 
@@ -125,7 +128,7 @@ impl Authorizer {
     }
 
     /// Asks every filter in order; the first that refuses decides.
-    pub fn decide(&self, request: &AuthzRequest<'_>) -> Decision {
+    pub fn decide(&self, request: &AuthzRequest<'_>) -> Decision<'_> {
         let mut decision = Decision {
             allowed: true,
             action: None,
@@ -168,7 +171,7 @@ impl Shadow {
         }
     }
 
-    fn would_say(&self, request: &AuthzRequest<'_>) -> ShadowDecision {
+    fn would_say(&self, request: &AuthzRequest<'_>) -> ShadowDecision<'_> {
         let policy = self.policies.find(request);
         let allowed = match self.action {
             RbacAction::Allow => policy.is_some(),
@@ -179,7 +182,7 @@ impl Shadow {
             allowed,
             action: self.action,
             policy,
-            stat_prefix: Arc::clone(&self.stat_prefix),
+            stat_prefix: &self.stat_prefix,
             is_selection: self.is_selection,
         }
     }

@@ -1,13 +1,10 @@
 //! What a decision is made about.
 
-use std::{
-    borrow::Cow,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use crate::config::{DynamicMetadata, joined};
+use crate::config::DynamicMetadata;
 
 /// What a decision is made about.
 #[derive(Clone, Copy, Debug)]
@@ -48,20 +45,4 @@ pub struct RequestDetails<'r> {
     pub protocol: &'r str,
     /// The port at the other end of the connection.
     pub source_port: u16,
-}
-
-impl<'r> AuthzRequest<'r> {
-    /// The joined value of a header or pseudo-header. `te` is never visible (gRFC A41), `-bin`
-    /// headers are seen in base64 as they are sent.
-    pub(super) fn header(&self, name: &str) -> Option<Cow<'r, str>> {
-        match name {
-            ":method" => Some(Cow::Borrowed(self.method)),
-            ":path" => Some(Cow::Borrowed(self.path)),
-            ":authority" | "host" => Some(Cow::Borrowed(self.authority)),
-            "te" => None,
-            // Other pseudo-headers are refused when the configuration is decoded.
-            name if name.starts_with(':') => None,
-            name => joined(self.headers, name),
-        }
-    }
 }

@@ -1,217 +1,323 @@
-//! One policy, ready to be asked: predicates over the caller and over what is asked for.
+//! One policy, ready to be asked: a tree of predicates over a request.
 //!
-//! Alternatives that compare a name or a path for equality become one set, so that a policy for a
-//! thousand callers costs one look-up.
+//! Alternatives that compare the same text for equality become one set, so that a policy for a thousand
+//! callers costs one look-up. Of several predicates the cheaper ones are asked first: none of them has
+//! an effect, so that their order changes no verdict.
 
 use std::sync::Arc;
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 
-use super::{AuthzRequest, cel};
-use crate::config::{Cel, Permission, Principal, RbacPolicy, StringMatcher, StringPattern};
+use super::{
+    AuthzRequest,
+    attribute::{Attribute, HeaderKey},
+    cel,
+};
+use crate::config::{
+    Cel, HeaderMatcher, HeaderPredicate, IpRange, MetadataMatcher, PathTemplate, Permission,
+    Principal, RbacPolicy, StringMatcher, StringPattern,
+};
 
 /// A policy with its name.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     pub(super) name: Arc<str>,
-    principals: Test<Principal>,
-    permissions: Test<Permission>,
-    condition: Option<Arc<Cel>>,
+    pub(super) test: Test,
 }
 
 impl Rule {
     pub(super) fn compile(name: &str, policy: &RbacPolicy) -> Self {
+        let who = Test::any(policy.principals.iter().map(Test::from));
+        let what = Test::any(policy.permissions.iter().map(Test::from));
+        let condition = policy.condition.iter().cloned();
+        let condition = condition.map(|condition| Test::Leaf(Leaf::Condition(condition)));
         Self {
             name: name.into(),
-            principals: any_of(&policy.principals),
-            permissions: any_of(&policy.permissions),
-            condition: policy.condition.clone(),
+            test: Test::all([who, what].into_iter().chain(condition)),
         }
-    }
-
-    pub(super) fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
-        self.permissions.is_match(request)
-            && self.principals.is_match(request)
-            && self
-                .condition
-                .as_ref()
-                .is_none_or(|condition| cel::holds(condition, request))
-    }
-
-    /// How many tests there are in it.
-    #[cfg(test)]
-    pub(super) fn tests(&self) -> usize {
-        self.principals.count() + self.permissions.count()
     }
 }
 
 /// A tree of predicates.
-#[derive(Clone, Debug)]
-enum Test<P> {
-    Any,
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Test {
+    /// All hold; empty: always.
     All(Box<[Self]>),
-    AnyOf(Box<[Self]>),
+    /// One holds; empty: never.
+    Any(Box<[Self]>),
     Not(Box<Self>),
-    /// One of the values that the predicate compares is in the set.
+    Leaf(Leaf),
+}
+
+/// A predicate without others inside.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Leaf {
+    /// One of the attribute's values is so.
+    Text(Attribute, TextTest),
+    Authenticated,
+    Template(PathTemplate),
+    Header(HeaderKey, HeaderMatcher),
+    Source(IpRange),
+    Destination(IpRange),
+    /// The port is in `[start, end)`.
+    Ports(u32, u32),
+    Metadata(Attribute, MetadataMatcher),
+    Condition(Arc<Cel>),
+}
+
+/// A predicate over a text.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum TextTest {
+    Equal(Box<str>),
     OneOf(HashSet<Box<str>>),
-    Leaf(P),
+    Like(StringMatcher),
 }
 
-impl<P: Predicate> Test<P> {
-    fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
+impl Test {
+    /// All of `tests` hold.
+    fn all(tests: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = Vec::new();
+        for test in tests {
+            match test {
+                Self::All(inner) => all.extend(inner),
+                never if never.is_never() => return never,
+                test => all.push(test),
+            }
+        }
+        Self::ordered(all).unwrap_or_else(|all| Self::All(all.into()))
+    }
+
+    /// One of `tests` holds.
+    fn any(tests: impl IntoIterator<Item = Self>) -> Self {
+        let mut any = Alternatives::default();
+        for test in tests {
+            match test {
+                Self::Any(inner) => inner.into_iter().for_each(|test| any.push(test)),
+                always if always.is_always() => return always,
+                test => any.push(test),
+            }
+        }
+        Self::ordered(any.finish()).unwrap_or_else(|any| Self::Any(any.into()))
+    }
+
+    fn not(test: Self) -> Self {
+        match test {
+            always if always.is_always() => Self::Any([].into()),
+            never if never.is_never() => Self::All([].into()),
+            test => Self::Not(Box::new(test)),
+        }
+    }
+
+    /// One alone, or all of them in the order of their costs.
+    fn ordered(mut tests: Vec<Self>) -> Result<Self, Vec<Self>> {
+        match tests.pop() {
+            Some(only) if tests.is_empty() => Ok(only),
+            last => {
+                tests.extend(last);
+                tests.sort_by_key(Self::cost);
+                Err(tests)
+            }
+        }
+    }
+
+    fn is_always(&self) -> bool {
+        matches!(self, Self::All(all) if all.is_empty())
+    }
+
+    pub(super) fn is_never(&self) -> bool {
+        matches!(self, Self::Any(any) if any.is_empty())
+    }
+
+    /// Whether it holds.
+    pub(super) fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
         match self {
-            Self::Any => true,
             Self::All(all) => all.iter().all(|test| test.is_match(request)),
-            Self::AnyOf(any) => any.iter().any(|test| test.is_match(request)),
+            Self::Any(any) => any.iter().any(|test| test.is_match(request)),
             Self::Not(inner) => !inner.is_match(request),
-            Self::OneOf(set) => P::values_in(set, request),
-            Self::Leaf(predicate) => predicate.is_match(request),
+            Self::Leaf(leaf) => leaf.is_match(request),
         }
     }
-}
 
-#[cfg(test)]
-impl<P> Test<P> {
-    fn count(&self) -> usize {
+    /// What asking costs, in comparisons of a number; roughly.
+    fn cost(&self) -> u32 {
         match self {
-            Self::All(tests) | Self::AnyOf(tests) => {
-                1 + tests.iter().map(Self::count).sum::<usize>()
+            Self::All(tests) | Self::Any(tests) => {
+                tests.iter().map(Self::cost).fold(0, u32::saturating_add)
             }
-            Self::Not(inner) => 1 + inner.count(),
-            Self::Any | Self::OneOf(_) | Self::Leaf(_) => 1,
+            Self::Not(inner) => inner.cost(),
+            Self::Leaf(leaf) => leaf.cost(),
         }
     }
 }
 
-fn any_of<P: Predicate>(tests: &[P]) -> Test<P> {
-    let (mut exact, mut others) = (HashSet::new(), Vec::new());
-    for test in tests {
-        match test.exact() {
-            Some(value) => _ = exact.insert(value.into()),
-            None => others.push(test.compile()),
+/// Alternatives, equalities by what they compare.
+#[derive(Default)]
+struct Alternatives {
+    equal: Vec<(Attribute, HashSet<Box<str>>)>,
+    /// Where an attribute is in `equal`.
+    places: HashMap<Attribute, usize>,
+    others: Vec<Test>,
+}
+
+impl Alternatives {
+    fn push(&mut self, test: Test) {
+        match test {
+            Test::Leaf(Leaf::Text(attribute, TextTest::Equal(text))) => {
+                self.texts(attribute).insert(text);
+            }
+            Test::Leaf(Leaf::Text(attribute, TextTest::OneOf(texts))) => {
+                self.texts(attribute).extend(texts);
+            }
+            test => self.others.push(test),
         }
     }
-    if !exact.is_empty() {
-        others.insert(0, Test::OneOf(exact));
-    }
-    match (others.pop(), others.is_empty()) {
-        (Some(only), true) => only,
-        (Some(last), false) => {
-            others.push(last);
-            Test::AnyOf(others.into())
+
+    fn texts(&mut self, attribute: Attribute) -> &mut HashSet<Box<str>> {
+        let next = self.equal.len();
+        let at = *self.places.entry(attribute.clone()).or_insert(next);
+        if at == next {
+            self.equal.push((attribute, HashSet::new()));
         }
-        // Nothing matches nothing.
-        (None, _) => Test::AnyOf([].into()),
+        &mut self.equal[at].1
+    }
+
+    fn finish(self) -> Vec<Test> {
+        let equal = self.equal.into_iter().map(|(attribute, texts)| {
+            let test = match texts.len() {
+                1 => texts.into_iter().next().map(TextTest::Equal),
+                _ => Some(TextTest::OneOf(texts)),
+            };
+            test.map(|test| Test::Leaf(Leaf::Text(attribute, test)))
+        });
+        equal.flatten().chain(self.others).collect()
     }
 }
 
-/// What both sides of a policy have in common.
-trait Predicate: Sized {
-    fn compile(&self) -> Test<Self>;
-    /// The value that this is equal to, if that is all it says.
-    fn exact(&self) -> Option<&str>;
-    /// Whether a value that `exact` is about is in `set`.
-    fn values_in(set: &HashSet<Box<str>>, request: &AuthzRequest<'_>) -> bool;
-    /// For predicates without others inside.
-    fn is_match(&self, request: &AuthzRequest<'_>) -> bool;
-}
-
-impl Predicate for Principal {
-    fn compile(&self) -> Test<Self> {
-        match self {
-            Self::Any => Test::Any,
-            Self::And(all) => Test::All(all.iter().map(Self::compile).collect()),
-            Self::Or(any) => any_of(any),
-            Self::Not(inner) => Test::Not(Box::new(inner.compile())),
-            leaf => match leaf.exact() {
-                Some(_) => any_of(std::slice::from_ref(leaf)),
-                None => Test::Leaf(leaf.clone()),
-            },
-        }
-    }
-
-    fn exact(&self) -> Option<&str> {
-        match self {
-            Self::Authenticated(Some(matcher)) => exact(matcher),
-            _ => None,
-        }
-    }
-
-    fn values_in(set: &HashSet<Box<str>>, request: &AuthzRequest<'_>) -> bool {
-        let names = request.principals;
-        // A certificate without any name is compared as the empty text (gRFC A41).
-        request.authenticated
-            && (names.iter().any(|name| set.contains(name.as_str()))
-                || names.is_empty() && set.contains(""))
-    }
-
+impl Leaf {
     fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
         match self {
-            Self::Any | Self::And(_) | Self::Or(_) | Self::Not(_) => {
-                self.compile().is_match(request)
-            }
-            Self::Authenticated(_) if !request.authenticated => false,
-            Self::Authenticated(None) => true,
-            Self::Authenticated(Some(matcher)) => match request.principals {
-                [] => matcher.is_match(""),
-                names => names.iter().any(|name| matcher.is_match(name)),
-            },
-            Self::DirectRemoteIp(range) | Self::RemoteIp(range) => range.contains(request.source),
-            Self::Header(matcher) => matcher.is_match(request.header(&matcher.name).as_deref()),
-            Self::Path(matcher) => matcher.is_match(request.path),
-            Self::Metadata(matcher) => matcher.is_match(request.metadata),
-        }
-    }
-}
-
-impl Predicate for Permission {
-    fn compile(&self) -> Test<Self> {
-        match self {
-            Self::Any => Test::Any,
-            Self::And(all) => Test::All(all.iter().map(Self::compile).collect()),
-            Self::Or(any) => any_of(any),
-            Self::Not(inner) => Test::Not(Box::new(inner.compile())),
-            leaf => match leaf.exact() {
-                Some(_) => any_of(std::slice::from_ref(leaf)),
-                None => Test::Leaf(leaf.clone()),
-            },
-        }
-    }
-
-    fn exact(&self) -> Option<&str> {
-        match self {
-            Self::Path(matcher) => exact(matcher),
-            _ => None,
-        }
-    }
-
-    fn values_in(set: &HashSet<Box<str>>, request: &AuthzRequest<'_>) -> bool {
-        set.contains(request.path)
-    }
-
-    fn is_match(&self, request: &AuthzRequest<'_>) -> bool {
-        match self {
-            Self::Any | Self::And(_) | Self::Or(_) | Self::Not(_) => {
-                self.compile().is_match(request)
-            }
-            Self::Path(matcher) => matcher.is_match(request.path),
+            Self::Text(attribute, test) => attribute.any(request, |text| test.is_match(text)),
+            Self::Authenticated => request.authenticated,
             Self::Template(template) => template.is_match(request.path),
-            Self::Header(matcher) => matcher.is_match(request.header(&matcher.name).as_deref()),
-            Self::DestinationIp(range) => range.contains(request.destination.ip()),
-            Self::DestinationPort(port) => *port == request.destination.port(),
-            Self::DestinationPorts { start, end } => {
+            Self::Header(key, matcher) => matcher.is_match(key.value(request).as_deref()),
+            Self::Source(range) => range.contains(request.source),
+            Self::Destination(range) => range.contains(request.destination.ip()),
+            Self::Ports(start, end) => {
                 (*start..*end).contains(&u32::from(request.destination.port()))
             }
-            Self::RequestedServerName(matcher) => matcher.is_match(request.server_name),
-            Self::Metadata(matcher) => matcher.is_match(request.metadata),
+            Self::Metadata(_, matcher) => matcher.is_match(request.metadata),
+            Self::Condition(condition) => cel::holds(condition, request),
+        }
+    }
+
+    fn cost(&self) -> u32 {
+        match self {
+            Self::Authenticated | Self::Ports(..) => 1,
+            Self::Source(_) | Self::Destination(_) => 2,
+            Self::Text(attribute, test) => of_attribute(attribute) + of_text(test),
+            Self::Template(_) => 16,
+            Self::Header(key, _) => of_header(key) + 4,
+            Self::Metadata(..) => 32,
+            Self::Condition(_) => 64,
         }
     }
 }
 
-/// The text that a matcher is equal to, with case.
-pub(super) fn exact(matcher: &StringMatcher) -> Option<&str> {
-    match &matcher.pattern {
-        StringPattern::Exact(text) if !matcher.ignore_case => Some(text),
-        _ => None,
+fn of_attribute(attribute: &Attribute) -> u32 {
+    match attribute {
+        Attribute::Path | Attribute::ServerName => 1,
+        Attribute::Name => 2,
+        Attribute::Header(key) => of_header(key),
+        Attribute::Metadata(_) => 32,
     }
+}
+
+fn of_header(key: &HeaderKey) -> u32 {
+    match key {
+        HeaderKey::Method | HeaderKey::Path | HeaderKey::Authority | HeaderKey::Hidden => 2,
+        HeaderKey::Field(_) => 8,
+    }
+}
+
+fn of_text(test: &TextTest) -> u32 {
+    match test {
+        TextTest::Equal(_) => 2,
+        TextTest::OneOf(_) => 6,
+        TextTest::Like(matcher) => match matcher.pattern {
+            StringPattern::Exact(_) | StringPattern::Prefix(_) | StringPattern::Suffix(_) => 3,
+            StringPattern::Contains(_) => 16,
+            StringPattern::Regex(_) => 32,
+        },
+    }
+}
+
+impl TextTest {
+    fn is_match(&self, text: &str) -> bool {
+        match self {
+            Self::Equal(equal) => **equal == *text,
+            Self::OneOf(set) => set.contains(text),
+            Self::Like(matcher) => matcher.is_match(text),
+        }
+    }
+}
+
+impl From<&Principal> for Test {
+    fn from(principal: &Principal) -> Self {
+        Self::Leaf(match principal {
+            Principal::Any => return Self::All([].into()),
+            Principal::And(all) => return Self::all(all.iter().map(Self::from)),
+            Principal::Or(any) => return Self::any(any.iter().map(Self::from)),
+            Principal::Not(inner) => return Self::not((&**inner).into()),
+            Principal::Authenticated(None) => Leaf::Authenticated,
+            Principal::Authenticated(Some(matcher)) => text(Attribute::Name, matcher),
+            Principal::DirectRemoteIp(range) | Principal::RemoteIp(range) => Leaf::Source(*range),
+            Principal::Header(matcher) => header(matcher),
+            Principal::Path(matcher) => text(Attribute::Path, matcher),
+            Principal::Metadata(matcher) => metadata(matcher),
+        })
+    }
+}
+
+impl From<&Permission> for Test {
+    fn from(permission: &Permission) -> Self {
+        Self::Leaf(match permission {
+            Permission::Any => return Self::All([].into()),
+            Permission::And(all) => return Self::all(all.iter().map(Self::from)),
+            Permission::Or(any) => return Self::any(any.iter().map(Self::from)),
+            Permission::Not(inner) => return Self::not((&**inner).into()),
+            Permission::Path(matcher) => text(Attribute::Path, matcher),
+            Permission::Template(template) => Leaf::Template(template.clone()),
+            Permission::Header(matcher) => header(matcher),
+            Permission::DestinationIp(range) => Leaf::Destination(*range),
+            Permission::DestinationPort(port) => {
+                Leaf::Ports(u32::from(*port), u32::from(*port) + 1)
+            }
+            Permission::DestinationPorts { start, end } => Leaf::Ports(*start, *end),
+            Permission::RequestedServerName(matcher) => text(Attribute::ServerName, matcher),
+            Permission::Metadata(matcher) => metadata(matcher),
+        })
+    }
+}
+
+fn text(attribute: Attribute, matcher: &StringMatcher) -> Leaf {
+    let test = match &matcher.pattern {
+        StringPattern::Exact(text) if !matcher.ignore_case => TextTest::Equal(text.as_str().into()),
+        _ => TextTest::Like(matcher.clone()),
+    };
+    Leaf::Text(attribute, test)
+}
+
+/// A header that must be there and be so is a text; what else is asked of one is not.
+fn header(matcher: &HeaderMatcher) -> Leaf {
+    let key = HeaderKey::new(&matcher.name);
+    match &matcher.predicate {
+        HeaderPredicate::String(value) if !matcher.invert && !matcher.treat_missing_as_empty => {
+            text(Attribute::Header(key), value)
+        }
+        _ => Leaf::Header(key, matcher.clone()),
+    }
+}
+
+fn metadata(matcher: &MetadataMatcher) -> Leaf {
+    Leaf::Metadata(Attribute::Metadata(matcher.into()), matcher.clone())
 }

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use http::HeaderMap;
+use http::{HeaderMap, header::AsHeaderName};
 
 use super::PathTemplate;
 
@@ -221,7 +221,7 @@ impl HeaderMatcher {
 /// The values of `name` joined with `,` (gRFC A28), or `None` when the header is missing.
 ///
 /// Borrows when there is one value, which is the common case.
-pub(crate) fn joined<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, str>> {
+pub(crate) fn joined(headers: &HeaderMap, name: impl AsHeaderName) -> Option<Cow<'_, str>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
     let Some(second) = values.next() else {

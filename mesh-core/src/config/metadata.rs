@@ -24,6 +24,12 @@ impl DynamicMetadata {
             .map(|(_, value)| value)
     }
 
+    /// The value at the end of `path`, key by key from what the filters of `namespace` said.
+    pub fn at(&self, namespace: &str, path: &[String]) -> Option<&Value> {
+        path.iter()
+            .try_fold(self.get(namespace)?, |at, key| at.as_object()?.get(key))
+    }
+
     /// Says `value` under `key` of `namespace`, in place of what was said there.
     pub fn set(&mut self, namespace: &str, key: &str, value: Value) {
         let at = self
@@ -71,15 +77,8 @@ impl MetadataMatcher {
 
     /// Whether what is known matches.
     pub fn is_match(&self, metadata: Option<&DynamicMetadata>) -> bool {
-        let root = metadata.and_then(|metadata| metadata.get(&self.filter));
-        let value = self.path.iter().try_fold(root, |at, key| {
-            let next = at?.as_object()?.get(key)?;
-            Some(Some(next))
-        });
-        let matched = value
-            .flatten()
-            .is_some_and(|value| self.value.is_match(value));
-        matched != self.invert
+        let value = metadata.and_then(|metadata| metadata.at(&self.filter, &self.path));
+        value.is_some_and(|value| self.value.is_match(value)) != self.invert
     }
 }
 

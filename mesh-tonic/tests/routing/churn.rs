@@ -57,11 +57,12 @@ impl Held {
         }
     }
 
-    /// Whether it is what it was, but for some connections more of callers that met.
+    /// Whether it is what it was, but for connections of callers that met at one server: kept for
+    /// the next time, one for each of them, where a connection carries one call at a time. Each has
+    /// a file and a task at both of its ends.
     fn is_settled(self, before: Self) -> bool {
-        let connections = 2 * SERVERS.len() + CALLERS;
-        let tasks = 2 * connections;
-        self.files <= before.files + connections && self.tasks <= before.tasks + tasks
+        let ends = 2 * SERVERS.len() * CALLERS;
+        self.files <= before.files + ends && self.tasks <= before.tasks + ends
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) async fn send<M: MakeEndpoint>(
     mut drawn: SplitMix64,
 ) -> CallResult<M> {
     let mut outgoing = Outgoing::new(request, None);
-    let (protocol, timeout) = read(&outgoing.head().headers);
+    let (protocol, timeout) = read::<AsError>(&outgoing.head().headers);
     let timeout = timeout.cloned();
     let Beginning { started, now, span } = beginning;
     let span = match span {

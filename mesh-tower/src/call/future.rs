@@ -96,16 +96,19 @@ impl<M: MakeEndpoint, S: ShowError> Future for ResponseFuture<M, S> {
             return later.as_mut().poll(cx).map(show);
         };
         let result = match exchange.poll_response(cx) {
-            Poll::Ready(Ok(response)) => {
+            Poll::Ready(Ok(mut response)) => {
                 let protocol = this.in_flight.as_ref().map(|call| call.protocol);
                 let protocol = protocol.unwrap_or(Protocol::Http);
                 let outcome = classify(&response, protocol);
                 let is_rejected = |again: &Again| again.rejects(&response, outcome, protocol);
                 if !this.again.as_deref().is_some_and(is_rejected)
-                    && let Some(in_flight) = this.in_flight.take()
+                    && let Some(in_flight) = this.in_flight.as_mut()
                 {
                     *this.exchange = None;
-                    return Poll::Ready(Ok(in_flight.respond(response, outcome)));
+                    in_flight.respond(&mut response, outcome);
+                    let (head, body) = response.into_parts();
+                    let body = ResponseBody::new(body, this.in_flight.take());
+                    return Poll::Ready(Ok(Response::from_parts(head, body)));
                 }
                 AttemptResult::Response(response)
             }

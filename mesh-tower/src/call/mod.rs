@@ -42,8 +42,8 @@ use crate::{
     Body, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
-    error::{AsError, DispatchError, Error, ErrorKind},
-    headers::find,
+    error::{AsError, DispatchError, Error, ErrorKind, ShowError},
+    headers::find_own,
     in_flight::InFlight,
     listener::{ListenerRuntime, LiveSnapshot, NAMED_CLUSTER_WAIT_MAX},
     local_reply::LocalReply,
@@ -78,7 +78,10 @@ impl<M: MakeEndpoint> AttemptResult<M> {
     fn end(self, mut in_flight: InFlight<M>, outcome: Outcome) -> CallResult<M> {
         in_flight.judge_attempt(outcome);
         let error = match self {
-            Self::Response(response) => return Ok(in_flight.respond(response, outcome)),
+            Self::Response(mut response) => {
+                in_flight.respond(&mut response, outcome);
+                return Ok(response.map(|body| ResponseBody::new(body, Some(in_flight))));
+            }
             Self::Failed(error) => error.into_error(in_flight.state.name().as_str()),
             Self::TimedOut => in_flight.timed_out(),
         };
@@ -100,7 +103,7 @@ impl<M: MakeEndpoint> AttemptResult<M> {
 }
 
 /// Stages 8 to 12: decides where the request goes and, when an endpoint is ready, sends it.
-pub(crate) fn start<M: MakeEndpoint, S>(
+pub(crate) fn start<M: MakeEndpoint, S: ShowError>(
     listener: &Arc<ListenerRuntime<M>>,
     outgoing: &mut Outgoing<'_>,
     options: CallOptions,
@@ -142,7 +145,7 @@ async fn start_when_ready<M: MakeEndpoint>(
     started: Instant,
     options: CallOptions,
 ) -> CallResult<M> {
-    let (protocol, timeout) = read(request.headers());
+    let (protocol, timeout) = read::<AsError>(request.headers());
     let asked = asked_deadline(timeout, started);
     let mut outgoing = Outgoing::new(request, None);
     let failed = match within(asked, listener.ready()).await {
@@ -177,7 +180,7 @@ async fn start_when_named<M: MakeEndpoint>(
     mut beginning: Beginning,
     options: CallOptions,
 ) -> CallResult<M> {
-    let (_, timeout) = read(request.headers());
+    let (_, timeout) = read::<AsError>(request.headers());
     let asked = asked_deadline(timeout, beginning.started);
     let failed = match within(asked, listener.ready_with(&cluster)).await {
         Some(Ok(())) => None,
@@ -203,7 +206,7 @@ async fn start_when_named<M: MakeEndpoint>(
 }
 
 /// [`start`] with a configuration. A call may have begun earlier, and waited for it.
-fn start_at<M: MakeEndpoint, S>(
+fn start_at<M: MakeEndpoint, S: ShowError>(
     listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
@@ -213,7 +216,8 @@ fn start_at<M: MakeEndpoint, S>(
     let mut rng = rng::fork();
     let (started, now) = (beginning.started, beginning.now);
     let drawn = rng.clone();
-    let (in_flight, chosen) = match permit(listener, live, outgoing, beginning, &mut rng) {
+    let permitted = permit::<M, S>(listener, live, outgoing, beginning, &mut rng);
+    let (in_flight, chosen) = match permitted {
         Ok(permitted) => permitted,
         Err((Stop::Filtered, span)) => {
             let listener = Arc::clone(listener);
@@ -342,7 +346,8 @@ impl Stop {
 }
 
 /// Stages 8 to 10: the route, a permit of its cluster, and the deadline.
-fn permit<'l, M: MakeEndpoint>(
+#[inline]
+fn permit<'l, M: MakeEndpoint, S: ShowError>(
     listener: &ListenerRuntime<M>,
     live: &'l LiveSnapshot<M>,
     outgoing: &Outgoing<'_>,
@@ -350,8 +355,7 @@ fn permit<'l, M: MakeEndpoint>(
     rng: &mut SplitMix64,
 ) -> Result<(InFlight<M>, Chosen<'l, M>), (Stop, CallSpan)> {
     let Beginning { started, now, span } = beginning;
-    let headers = &outgoing.head().headers;
-    let (protocol, timeout) = read(headers);
+    let (protocol, timeout) = read::<S>(&outgoing.head().headers);
     let begin = || {
         listener.telemetry().start_call_span(|| {
             let name = listener.name();
@@ -447,10 +451,13 @@ fn classify<B>(response: &Response<B>, protocol: Protocol) -> Outcome {
 
 /// What a request speaks, and how long a gRPC caller waits.
 #[inline]
-fn read(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
-    let protocol = Protocol::of(headers);
+fn read<S: ShowError>(headers: &HeaderMap) -> (Protocol, Option<&HeaderValue>) {
+    let protocol = S::PROTOCOL.unwrap_or_else(|| Protocol::of(headers));
     match protocol {
-        Protocol::Grpc if headers.len() > 1 => (protocol, find(headers, &GRPC_TIMEOUT)),
+        Protocol::Grpc if headers.len() > 1 => {
+            let timeout = find_own(headers, &GRPC_TIMEOUT, b"grpc-timeout");
+            (protocol, timeout)
+        }
         _ => (protocol, None),
     }
 }

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 pub(crate) use self::attempt::{Attempt, RetryPermit};
 
 use crate::{
-    Error, ErrorKind, ResponseBody, SelectedEndpoint, ShowError,
-    cluster::{Affinity, ClusterState, EndpointService, MakeEndpoint},
+    Error, ErrorKind, SelectedEndpoint,
+    cluster::{Affinity, ClusterState, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     extras::{CallExtras, Idle},
     orca::load_report,
@@ -158,17 +158,9 @@ impl<M: MakeEndpoint> InFlight<M> {
         }
     }
 
-    /// There is a response: the call goes on until it is read.
+    /// There is a response: the call goes on until it is [read](ResponseBody::new).
     #[inline]
-    pub(crate) fn respond<B, S: ShowError>(
-        mut self,
-        mut response: Response<B>,
-        outcome: Outcome,
-    ) -> Response<ResponseBody<M, S>>
-    where
-        M::Endpoint: EndpointService<ResponseBody = B>,
-        B: http_body::Body,
-    {
+    pub(crate) fn respond<B>(&mut self, response: &mut Response<B>, outcome: Outcome) {
         self.outcome = outcome;
         // Its head is what counts if nobody reads on.
         self.judge_attempt(outcome);
@@ -176,9 +168,8 @@ impl<M: MakeEndpoint> InFlight<M> {
             clock.stop();
         }
         if self.extras.is_some() {
-            self.finish_head(&mut response);
+            self.finish_head(response);
         }
-        response.map(|body| ResponseBody::new(body, self))
     }
 
     /// Makes the changes that the call's extras ask for.
@@ -314,7 +305,7 @@ impl<M: MakeEndpoint> InFlight<M> {
     }
 
     /// The response was read to its end, with these trailers.
-    pub(crate) fn complete(mut self, trailers: Option<&HeaderMap>) {
+    pub(crate) fn complete(&mut self, trailers: Option<&HeaderMap>) {
         if let Some(status) = trailers.and_then(grpc_status) {
             self.outcome = Outcome::Grpc(status);
         }

@@ -83,7 +83,7 @@ pub(super) fn write(
     options: &Options,
     request: &AuthzRequest<'_>,
     remote: SocketAddr,
-    decision: &Decision,
+    decision: &Decision<'_>,
 ) {
     let write = |policy: Option<&Arc<str>>, action, authorized, is_shadow| {
         let record = AuditRecord {
@@ -105,20 +105,20 @@ pub(super) fn write(
     };
     let allowed = decision.allowed;
     for matched in &decision.audit {
-        write(Some(&matched.policy), "LOG", allowed, false);
+        write(Some(matched.policy), "LOG", allowed, false);
     }
     for shadow in decision.shadow.iter().filter(|shadow| !shadow.is_selection) {
         let action = shadow.action.as_str();
-        write(shadow.policy.as_ref(), action, shadow.allowed, true);
+        write(shadow.policy, action, shadow.allowed, true);
     }
     let action = decision.action.unwrap_or(RbacAction::Allow).as_str();
     if !allowed {
-        write(decision.policy.as_ref(), action, false, false);
+        write(decision.policy, action, false, false);
     } else if options
         .audit_allowed
         .is_some_and(|share| share.contains(rng::fork().next_u64()))
     {
-        write(decision.policy.as_ref(), action, true, false);
+        write(decision.policy, action, true, false);
     }
 }
 

@@ -227,7 +227,8 @@ impl<'p> Passage<'p> {
         let decision = authorizer.decide(&asked);
         let tried = decision.shadow.iter().filter(|shadow| !shadow.is_selection);
         for shadow in tried {
-            self.record.shadow(shadow.allowed, shadow.policy.as_deref());
+            self.record
+                .shadow(shadow.allowed, shadow.policy.map(|name| &**name));
         }
         let remote = connection.info.remote;
         audit::write(&connection.shared.options, &asked, remote, &decision);
@@ -237,7 +238,7 @@ impl<'p> Passage<'p> {
         if decision.allowed {
             return Ok(());
         }
-        self.record.denied(decision.policy.as_deref());
+        self.record.denied(decision.policy.map(|name| &**name));
         Err(Refusal::DENIED)
     }
 

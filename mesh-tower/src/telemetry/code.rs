@@ -6,7 +6,7 @@
 use http::HeaderMap;
 use mesh_core::outcome::Outcome;
 
-use crate::headers::find;
+use crate::headers::{find, find_own};
 
 /// What is spoken: decides names of spans and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,7 +184,7 @@ pub(crate) fn grpc_name(code: u32) -> &'static str {
 /// The `grpc-status` among headers or trailers; a malformed one is `UNKNOWN`.
 #[inline]
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    let value = find(headers, &GRPC_STATUS)?;
+    let value = find_own(headers, &GRPC_STATUS, b"grpc-status")?;
     let code = match value.as_bytes() {
         [digit @ b'0'..=b'9'] => Some(u32::from(digit - b'0')),
         _ => value.to_str().ok().and_then(|text| text.parse().ok()),

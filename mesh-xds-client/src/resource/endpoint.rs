@@ -4,7 +4,7 @@
 //! without weight left out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
 };
@@ -48,7 +48,7 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterLoadAssignment) -> Option<C
 /// What earlier endpoints of the resource have.
 #[derive(Default)]
 struct Seen {
-    addresses: HashSet<SocketAddr>,
+    addresses: BTreeSet<SocketAddr>,
     /// Few differ, and all would hold their own.
     labels: BTreeSet<Arc<LbMetadata>>,
 }

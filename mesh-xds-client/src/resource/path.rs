@@ -4,8 +4,6 @@
 //! `virtual_hosts[2].routes[0].match.safe_regex`, instead of stopping at the first; it also notes
 //! the fields that are set but have no effect here.
 
-use std::fmt::Write as _;
-
 use mesh_core::{ConfigError, route::Feature};
 
 /// Collects what decode has to say about one resource.
@@ -47,20 +45,31 @@ impl Sink {
         items: I,
         mut decode: impl FnMut(&mut Self, I::Item) -> Option<T>,
     ) -> Vec<T> {
-        let mut kept = Vec::new();
-        for (i, item) in items.into_iter().enumerate() {
+        let items = items.into_iter();
+        let mut kept = Vec::with_capacity(items.size_hint().0);
+        for (i, item) in items.enumerate() {
             let length = self.path.len();
             if length > 0 {
                 self.path.push('.');
             }
-            // Into the path itself: a large resource has thousands of elements.
-            _ = write!(self.path, "{name}[{i}]");
+            self.path.push_str(name);
+            self.path.push('[');
+            self.push_number(i);
+            self.path.push(']');
             kept.extend(decode(self, item));
             self.path.truncate(length);
         }
         // Held for as long as the resource is.
         kept.shrink_to_fit();
         kept
+    }
+
+    /// `write!` without what formatting costs: a large resource has thousands of elements.
+    fn push_number(&mut self, number: usize) {
+        if number >= 10 {
+            self.push_number(number / 10);
+        }
+        self.path.push(char::from(b'0' + (number % 10) as u8));
     }
 
     /// Records an error here; returns `None` for use as a decode result.
@@ -122,4 +131,23 @@ pub(crate) fn combine(resource: &str, mut errors: Vec<ConfigError>) -> ConfigErr
         })
         .collect();
     ConfigError::new(resource, "", reasons.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_where_they_are() {
+        let mut sink = Sink::new("cluster c");
+        sink.field("a", |sink| {
+            sink.each("b", 0..=1_205, |sink, n| -> Option<()> {
+                let is_wrong = [0, 7, 10, 1_205].contains(&n);
+                is_wrong.then(|| sink.error_at("c", "is wrong"))?
+            })
+        });
+        let errors = sink.finish(Some(())).unwrap_err();
+        let paths: Vec<_> = errors.iter().map(|error| error.path.as_str()).collect();
+        assert_eq!(paths, ["a.b[0].c", "a.b[7].c", "a.b[10].c", "a.b[1205].c"]);
+    }
 }

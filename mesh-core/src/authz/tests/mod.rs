@@ -12,11 +12,20 @@ use crate::config::{
 mod cel;
 mod index;
 mod rules;
+mod shape;
+mod texts;
+mod walk;
 
 const ALICE: &str = "spiffe://cluster.local/ns/default/sa/alice";
 
 /// A request in a few words: caller (empty: plaintext), method, path, headers.
-fn ask(authorizer: &Authorizer, caller: &str, method: &str, path: &str, headers: &str) -> Decision {
+fn ask<'a>(
+    authorizer: &'a Authorizer,
+    caller: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+) -> Decision<'a> {
     let names: Vec<String> = (!caller.is_empty())
         .then(|| caller.to_owned())
         .into_iter()
@@ -109,7 +118,7 @@ fn a_policy_needs_a_principal_and_a_permission() {
         let decision = ask(&allow, caller, "GET", path, "");
         assert_eq!(decision.allowed, allowed, "{caller} {path}");
         assert_eq!(
-            decision.policy.as_deref(),
+            decision.policy.map(|name| &**name),
             allowed.then_some("alice-reads"),
             "{caller} {path}"
         );
@@ -144,9 +153,9 @@ fn filters_are_chained_and_the_first_refusal_decides() {
     let refused = ask(&chain, ALICE, "GET", "/admin", "");
     assert!(!refused.allowed);
     assert_eq!(refused.action, Some(RbacAction::Deny));
-    assert_eq!(refused.policy.as_deref(), Some("no-admin"));
+    assert_eq!(refused.policy.map(|name| &**name), Some("no-admin"));
     assert_eq!(refused.audit.len(), 1);
-    assert_eq!(&*refused.audit[0].policy, "watched");
+    assert_eq!(&**refused.audit[0].policy, "watched");
     assert!(ask(&chain, ALICE, "GET", "/", "").allowed);
     let stranger = ask(&chain, "", "GET", "/", "");
     assert!(!stranger.allowed && stranger.audit.is_empty());

@@ -17,7 +17,7 @@ fn text(pattern: StringPattern) -> StringMatcher {
 }
 
 /// What alice asks: GET /orders/7 from 192.0.2.7 to 10.0.0.1:8080, with a token.
-fn alice(authorizer: &Authorizer) -> Decision {
+fn alice(authorizer: &Authorizer) -> Decision<'_> {
     let mut headers = HeaderMap::new();
     headers.insert("x-team", HeaderValue::from_static("blue"));
     let mut metadata = DynamicMetadata::default();
@@ -229,13 +229,14 @@ fn shadow_rules_are_reported_and_never_decide() {
             shadow: Some(nobody(action)),
             ..Rbac::without_rules()
         };
-        let decision = alice(&Authorizer::compile(&[filter]));
+        let authorizer = Authorizer::compile(&[filter]);
+        let decision = alice(&authorizer);
         assert!(decision.allowed, "{action:?}");
         let shadow = ShadowDecision {
             allowed: would_pass,
             action,
             policy: None,
-            stat_prefix: "".into(),
+            stat_prefix: "",
             is_selection: false,
         };
         assert_eq!(decision.shadow, [shadow]);
@@ -252,11 +253,12 @@ fn shadow_rules_are_reported_and_never_decide() {
         })),
         ..rbac(RbacAction::Allow, &[("p", Principal::Any, Permission::Any)])
     };
-    let decision = alice(&Authorizer::compile(&[filter, matching]));
+    let authorizer = Authorizer::compile(&[filter, matching]);
+    let decision = alice(&authorizer);
     assert!(!decision.allowed, "the second filter decides");
     assert_eq!(decision.shadow.len(), 1);
     assert!(!decision.shadow[0].allowed);
-    assert_eq!(decision.shadow[0].policy.as_deref(), Some("all"));
+    assert_eq!(decision.shadow[0].policy.map(|name| &**name), Some("all"));
 }
 
 #[test]
@@ -274,7 +276,8 @@ fn what_rules_select_is_said_in_the_metadata_under_their_prefix() {
         ..Rbac::without_rules()
     };
     let said = |policies| {
-        let decision = alice(&Authorizer::compile(&[filter(policies)]));
+        let authorizer = Authorizer::compile(&[filter(policies)]);
+        let decision = alice(&authorizer);
         assert!(decision.allowed && decision.shadow[0].is_selection);
         let mut metadata = DynamicMetadata::default();
         decision.tell(&mut metadata);
