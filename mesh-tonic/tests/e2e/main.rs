@@ -6,6 +6,7 @@ mod destination;
 mod load;
 mod orca;
 mod outside;
+mod passthrough;
 mod port_level;
 mod registry;
 mod rotation;

@@ -9,6 +9,7 @@ mod endurance;
 #[path = "../e2e/load.rs"]
 mod load;
 mod orca;
+mod passthrough;
 mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]
