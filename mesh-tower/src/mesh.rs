@@ -234,7 +234,7 @@ impl MeshBuilder {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
         };
-        let connector = HyperConnector::new(identity.clone());
+        let connector = HyperConnector::new(identity.clone()).secrets(xds.secrets());
         let clusters = Arc::new(ClusterRegistry::new(
             Arc::new(connector),
             telemetry.metrics().clone(),
@@ -397,9 +397,8 @@ impl Mesh {
             .telemetry(inner.telemetry.clone())
             .authorization_services(Arc::new(services))
             .drain_timeout(inner.drain_timeout);
-        if let Some(identity) = &inner.identity {
-            server = server.identity(identity.clone());
-        }
+        let identity = inner.identity.clone().unwrap_or_else(Identity::none);
+        server = server.identity(identity.with_secrets(inner.xds.secrets()));
         Ok(server.build())
     }
 

@@ -17,6 +17,7 @@ use std::{
 use mesh_core::{
     ConfigError,
     balance::LbPolicyFactory,
+    secrets::{self, SecretReader},
     snapshot::{self, SnapshotReader},
 };
 use ring::rand::{SecureRandom, SystemRandom};
@@ -57,6 +58,7 @@ struct Shared {
     status: watch::Receiver<StreamStatus>,
     freshness: watch::Receiver<Freshness>,
     metrics: MetricsReader,
+    secrets: SecretReader,
     bootstrap: Bootstrap,
     identity_file: Option<PathBuf>,
     /// What connections to control planes show.
@@ -185,18 +187,20 @@ impl XdsClientBuilder {
         let (status, status_rx) = watch::channel(StreamStatus::Connecting);
         let (freshness, freshness_rx) = watch::channel(Freshness::default());
         let metrics = MetricsReader::default();
+        let (secret_writer, secrets) = secrets::pair();
         let reports = Reports {
             status,
             freshness,
             metrics: metrics.clone(),
         };
         let own = options.connection.own.clone();
-        let driver = Driver::new(&bootstrap, queue, reports, options);
+        let driver = Driver::new(&bootstrap, queue, reports, secret_writer, options);
         let shared = Arc::new(Shared {
             commands,
             status: status_rx,
             freshness: freshness_rx,
             metrics,
+            secrets,
             bootstrap,
             identity_file,
             own,
@@ -267,6 +271,14 @@ impl XdsClient {
         let (tx, rx) = watch::channel(InboundState::Pending);
         let listener = canonical(resource_name.into()).into();
         Watch::new(rx, self.subscribe(|| Watcher::Inbound { listener, tx }))
+    }
+
+    /// Certificates and roots that clusters and listeners name beside the process's own
+    /// ([`OWN_CERTIFICATE`](mesh_core::config::OWN_CERTIFICATE) and
+    /// [`OWN_TRUST_BUNDLE`](mesh_core::config::OWN_TRUST_BUNDLE)). Each is fetched with what names it, and
+    /// held for as long. The reader does not keep the client alive.
+    pub fn secrets(&self) -> SecretReader {
+        self.shared.secrets.clone()
     }
 
     /// Follows a trust bundle, `ROOTCA` by convention.

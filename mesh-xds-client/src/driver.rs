@@ -18,6 +18,7 @@ use mesh_core::{
     ClusterName,
     balance::LbPolicyFactory,
     rng::{Rng, SplitMix64},
+    secrets::SecretWriter,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -33,7 +34,7 @@ use crate::{
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
     dump::{ClientDump, Counters, Freshness},
-    graph::{Graph, WatchId, Watcher},
+    graph::{Graph, HostQuery, WatchId, Watcher},
     load::Load,
     metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
@@ -107,7 +108,7 @@ pub struct Driver {
 enum Turn {
     Command(Option<Command>),
     Connection(ServerId, Event),
-    Resolved(String, Result<Vec<IpAddr>, String>),
+    Resolved(HostQuery, Result<Vec<IpAddr>, String>),
     Save,
 }
 
@@ -116,6 +117,7 @@ impl Driver {
         bootstrap: &Bootstrap,
         commands: mpsc::UnboundedReceiver<Command>,
         reports: Reports,
+        secrets: SecretWriter,
         options: DriverOptions,
     ) -> Self {
         let mut rng = SplitMix64::new(options.seed);
@@ -160,7 +162,8 @@ impl Driver {
                 first.unwrap_or_default(),
                 rng.next_u64(),
             )
-            .with_policies(options.lb_policies),
+            .with_policies(options.lb_policies)
+            .with_secrets(secrets),
             load: Load::new(bootstrap, options.connection.clone(), &mut rng),
             resolver: Resolver::new(
                 options.lookup,

@@ -80,7 +80,8 @@ pub use dump::Freshness;
 pub use error::Error;
 pub use graph::{NAMED_CLUSTERS_MAX, Resource};
 pub use resource::{
-    ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_rbac_filter, decode_route_config,
+    ClusterSource, ClusterSpec, DnsFamily, DnsHost, DnsLookup, DnsSource, LoadReports,
+    decode_rbac_filter, decode_route_config,
 };
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

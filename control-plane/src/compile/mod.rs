@@ -28,6 +28,7 @@ mod own_balancer;
 mod patch;
 mod policy;
 mod pool;
+mod provider_loop;
 mod providers;
 mod rate_limit;
 mod request_auth;

@@ -103,6 +103,7 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
         }),
         filters: HttpFilter::of_rbac(&[Rbac::new(RbacAction::Allow, Default::default())]),
         path_normalization: PathNormalization::BASE,
+        client_cert: ForwardClientCert::default(),
         limits: HttpLimits::default(),
         routes: RouteSource::Inline(Arc::new(RouteConfig::new("r", vec![]))),
     };

@@ -7,6 +7,7 @@
 mod balance;
 mod cel;
 mod chain_match;
+mod client_cert;
 mod cluster;
 mod connection;
 mod endpoint;
@@ -42,6 +43,7 @@ pub use balance::{
 };
 pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
+pub use client_cert::{ClientCertDetails, ForwardClientCert, ForwardMode};
 pub use cluster::{
     CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, DnsHost, HTTP2_CONNECTIONS_MAX,
     HttpVersion, RetryBudget,
@@ -94,7 +96,8 @@ pub use retry::{
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
 pub use route::{AttemptCounts, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
-    CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
+    CertificateSource, DownstreamTls, OWN_CERTIFICATE, OWN_TRUST_BUNDLE, Secret, SpiffeBundleMap,
+    TrustBundle, TrustSource,
 };
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};

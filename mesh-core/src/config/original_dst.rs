@@ -138,7 +138,7 @@ mod tests {
         let none = OriginalDst::default();
         let named = OriginalDst {
             http_header: Some(ORIGINAL_DST_HEADER),
-            ..none.clone()
+            ..OriginalDst::default()
         };
         let elsewhere = header("10.0.0.9:90");
         check(&none, &elsewhere, "10.0.0.1", Some("10.0.0.1:80"));

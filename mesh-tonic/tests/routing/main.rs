@@ -18,6 +18,7 @@ mod plane;
 mod resources;
 mod retries;
 mod scene;
+mod secrets;
 mod sessions;
 mod timeouts;
 mod unruly;

@@ -59,6 +59,7 @@ impl Dialer {
             (Some(settings), identity) => {
                 let session = |alpn| {
                     let identity = identity.cloned().unwrap_or_else(Identity::none);
+                    let identity = identity.with_secrets(materials.secrets().clone());
                     let materials = Arc::clone(materials);
                     (
                         alpn,

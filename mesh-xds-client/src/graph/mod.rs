@@ -13,6 +13,7 @@ mod faults;
 mod few;
 mod follow;
 mod inbound;
+mod secrets;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
     balance::LbPolicyFactory,
     config::{Secret, TrustBundle},
+    secrets::SecretWriter,
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -52,6 +54,7 @@ use follow::Followers;
 pub use follow::Resource;
 pub(crate) use follow::{Follow, Follower};
 use inbound::InboundWatch;
+pub(crate) use sources::HostQuery;
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
@@ -107,6 +110,8 @@ pub(crate) struct Graph {
     users: BTreeMap<Reference, BTreeSet<WatchId>>,
     clusters: Clusters,
     followers: Followers,
+    /// What TLS finds secrets in.
+    secrets: SecretWriter,
     /// What may have lost its last user; dropped at the end of the turn if so.
     orphans: BTreeSet<Reference>,
     /// Why an authority's control planes cannot be reached, while they cannot.
@@ -134,6 +139,7 @@ impl Graph {
             users: BTreeMap::new(),
             clusters: Clusters::default(),
             followers: Followers::default(),
+            secrets: mesh_core::secrets::pair().0,
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
             has_new_sources: false,
@@ -150,6 +156,12 @@ impl Graph {
         for (name, factory) in policies {
             self.compiler = self.compiler.with_policy(name, factory);
         }
+        self
+    }
+
+    /// The same, with secrets that clusters and listeners name put there.
+    pub(crate) fn with_secrets(mut self, secrets: SecretWriter) -> Self {
+        self.secrets = secrets;
         self
     }
 
@@ -310,6 +322,7 @@ impl Graph {
             let is_used = match &reference {
                 Reference::Cluster(name) => self.clusters.is_used(name),
                 Reference::Endpoints(name) => self.clusters.is_endpoints_used(name),
+                Reference::Secret(name) => self.is_secret_used(name),
                 other => self.users.get(other).is_some_and(|users| !users.is_empty()),
             };
             if is_used {
@@ -319,6 +332,9 @@ impl Graph {
                 is_cluster_gone = true;
                 self.orphans.extend(self.clusters.remove(name));
                 self.senders.remove(name);
+            }
+            if let Reference::Secret(name) = &reference {
+                self.secrets.remove(name);
             }
             self.users.remove(&reference);
             if self.followers.has(&reference) {
@@ -354,6 +370,7 @@ impl Graph {
         self.tell(&changed, gate);
         let beside = self.cache.take_beside();
         self.tell(&beside, gate);
+        self.publish_secrets(&changed);
         for reference in changed {
             match reference {
                 Reference::Cluster(name) => {
@@ -365,6 +382,7 @@ impl Graph {
                         self.refresh(&cluster);
                     }
                 }
+                Reference::Secret(name) => self.secret_changed(&name),
                 other => {
                     let ids = self.users.get(&other).cloned().unwrap_or_default();
                     for id in ids {
@@ -384,6 +402,9 @@ impl Graph {
                 .clusters
                 .refresh(&name, &mut self.cache, &mut self.orphans);
             due.extend(refreshed.added);
+            for secret in &refreshed.secrets {
+                self.publish_secret(secret);
+            }
             if !refreshed.is_changed {
                 continue;
             }
@@ -437,12 +458,12 @@ impl Graph {
     }
 
     /// Hosts that are to be looked up or not any more, since the last call.
-    pub(crate) fn take_host_changes(&mut self) -> Vec<(String, bool)> {
+    pub(crate) fn take_host_changes(&mut self) -> Vec<(HostQuery, bool)> {
         self.clusters.take_host_changes()
     }
 
     /// Takes an answer for a host.
-    pub(crate) fn resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>) {
+    pub(crate) fn resolved(&mut self, host: &HostQuery, answer: Result<Vec<IpAddr>, String>) {
         for cluster in self.clusters.resolved(host, answer) {
             self.refresh(&cluster);
         }

@@ -1,28 +1,23 @@
 //! Clusters of hosts and of clusters.
 
-use envoy_types::pb::{
-    envoy::{
-        config::{
-            cluster::v3::cluster::{
-                ClusterDiscoveryType, CustomClusterType, LbConfig, LbPolicy, OriginalDstLbConfig,
-            },
-            endpoint::v3::{
-                Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
-            },
-        },
-        extensions::clusters::aggregate::v3::ClusterConfig,
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::cluster::{ClusterDiscoveryType, CustomClusterType},
+        endpoint::v3::{Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
     },
-    google::protobuf::{Duration as DurationProto, UInt32Value},
+    extensions::clusters::aggregate::v3::ClusterConfig,
 };
-use mesh_core::config::OriginalDst;
 
 use super::*;
 
 const STRICT_DNS: i32 = 1;
 const LOGICAL_DNS: i32 = 2;
-const ORIGINAL_DST: i32 = 4;
 
 fn hosts(kind: i32, hosts: &[(&str, u32)]) -> Any {
+    any(&hosts_of(kind, hosts))
+}
+
+pub(super) fn hosts_of(kind: i32, hosts: &[(&str, u32)]) -> ClusterProto {
     let endpoint = |(host, port): &(&str, u32)| LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
             address: address(host, *port),
@@ -30,7 +25,7 @@ fn hosts(kind: i32, hosts: &[(&str, u32)]) -> Any {
         })),
         ..LbEndpoint::default()
     };
-    any(&ClusterProto {
+    ClusterProto {
         name: "c".into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind)),
         load_assignment: Some(EndpointsProto {
@@ -41,7 +36,7 @@ fn hosts(kind: i32, hosts: &[(&str, u32)]) -> Any {
             ..EndpointsProto::default()
         }),
         ..ClusterProto::default()
-    })
+    }
 }
 
 fn aggregate(clusters: &[&str]) -> Any {
@@ -71,9 +66,15 @@ pub(super) fn dns_clusters() {
         port,
     };
     let one = source(hosts(LOGICAL_DNS, &[("a.example", 80)]));
-    assert_eq!(one, ClusterSource::Dns(vec![host("a.example", 80)]));
+    let plain = |hosts| {
+        ClusterSource::Dns(DnsSource {
+            hosts,
+            lookup: DnsLookup::default(),
+        })
+    };
+    assert_eq!(one, plain(vec![host("a.example", 80)]));
     let many = source(hosts(STRICT_DNS, &[("b", 1), ("a", 1), ("b", 1)]));
-    assert_eq!(many, ClusterSource::Dns(vec![host("a", 1), host("b", 1)]));
+    assert_eq!(many, plain(vec![host("a", 1), host("b", 1)]));
     for (kind, list, expected) in [
         (
             LOGICAL_DNS,
@@ -96,78 +97,127 @@ pub(super) fn dns_clusters() {
     }
 }
 
-fn passing(change: impl FnOnce(&mut ClusterProto)) -> Any {
-    let mut cluster = ClusterProto {
-        name: "c".into(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(ORIGINAL_DST)),
-        lb_policy: LbPolicy::ClusterProvided as i32,
-        ..ClusterProto::default()
-    };
-    change(&mut cluster);
-    any(&cluster)
-}
-
-fn with_header(use_http_header: bool, name: &str, port: Option<u32>) -> Any {
-    passing(|cluster| {
-        cluster.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
-            use_http_header,
-            http_header_name: name.to_owned(),
-            upstream_port_override: port.map(|value| UInt32Value { value }),
-            ..OriginalDstLbConfig::default()
-        }));
-    })
+fn seconds(seconds: i64) -> Option<envoy_types::pb::google::protobuf::Duration> {
+    Some(envoy_types::pb::google::protobuf::Duration { seconds, nanos: 0 })
 }
 
 #[test]
-pub(super) fn addresses_that_requests_name() {
-    let read = |resource| match source(resource) {
-        ClusterSource::OriginalDst(config) => config,
+fn how_hosts_are_looked_up_is_said_by_the_cluster_or_by_the_extension() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+        DnsLookupFamily, RefreshRate as ClusterRate,
+    };
+    use envoy_types::pb::envoy::extensions::clusters::{
+        common::dns::v3::DnsLookupFamily as TypedFamily,
+        dns::v3::{DnsCluster, dns_cluster::RefreshRate},
+    };
+    let host = &[("a.example", 80)];
+    let expected = |family| DnsLookup {
+        refresh_rate: Some(Duration::from_secs(7)),
+        respects_ttl: true,
+        min_refresh_rate: None,
+        failure: Some((Duration::from_secs(2), Duration::from_secs(20))),
+        jitter: Duration::from_secs(1),
+        family,
+    };
+    let lookup = |proto: &ClusterProto| match source(any(proto)) {
+        ClusterSource::Dns(source) => source.lookup,
         other => panic!("{other:?}"),
     };
-    assert_eq!(read(passing(|_| {})), OriginalDst::default());
-    let header = |name: &str| OriginalDst {
-        http_header: Some(name.parse().unwrap()),
-        ..OriginalDst::default()
-    };
-    assert_eq!(
-        read(with_header(true, "", None)),
-        header("x-envoy-original-dst-host")
-    );
-    assert_eq!(read(with_header(true, "x-to", None)), header("x-to"));
-    // A name alone does not give the header a say.
-    assert_eq!(
-        read(with_header(false, "x-to", None)),
-        OriginalDst::default()
-    );
-    let port = read(with_header(false, "", Some(15001)));
-    assert_eq!(port.port_override, Some(15001));
-    for (resource, expected) in [
+    for (own, typed, family) in [
         (
-            with_header(true, "no header", None),
-            "original_dst_lb_config.http_header_name: is no header name",
+            DnsLookupFamily::Auto,
+            TypedFamily::Unspecified,
+            DnsFamily::All,
         ),
+        (DnsLookupFamily::Auto, TypedFamily::Auto, DnsFamily::All),
+        (DnsLookupFamily::All, TypedFamily::All, DnsFamily::All),
+        (DnsLookupFamily::V4Only, TypedFamily::V4Only, DnsFamily::V4),
+        (DnsLookupFamily::V6Only, TypedFamily::V6Only, DnsFamily::V6),
         (
-            with_header(true, "", Some(0)),
-            "original_dst_lb_config.upstream_port_override: must be 1 to 65535",
-        ),
-        (
-            with_header(true, "", Some(65_536)),
-            "original_dst_lb_config.upstream_port_override: must be 1 to 65535",
-        ),
-        (
-            passing(|cluster| cluster.lb_policy = LbPolicy::RoundRobin as i32),
-            "lb_policy: must be CLUSTER_PROVIDED",
-        ),
-        (
-            passing(|cluster| cluster.load_assignment = Some(EndpointsProto::default())),
-            "load_assignment: must not be set",
-        ),
-        (
-            passing(|cluster| cluster.cleanup_interval = Some(DurationProto::default())),
-            "cleanup_interval: must not be zero",
+            DnsLookupFamily::V4Preferred,
+            TypedFamily::V4Preferred,
+            DnsFamily::PreferV4,
         ),
     ] {
-        refused(Kind::Cluster, resource, expected);
+        let cluster = ClusterProto {
+            dns_refresh_rate: seconds(7),
+            dns_failure_refresh_rate: Some(ClusterRate {
+                base_interval: seconds(2),
+                max_interval: None,
+            }),
+            respect_dns_ttl: true,
+            dns_jitter: seconds(1),
+            dns_lookup_family: own as i32,
+            ..hosts_of(STRICT_DNS, host)
+        };
+        assert_eq!(lookup(&cluster), expected(family), "{own:?}");
+        let extension = DnsCluster {
+            dns_refresh_rate: seconds(7),
+            dns_failure_refresh_rate: Some(RefreshRate {
+                base_interval: seconds(2),
+                max_interval: seconds(20),
+            }),
+            respect_dns_ttl: true,
+            dns_jitter: seconds(1),
+            dns_lookup_family: typed as i32,
+            all_addresses_in_single_endpoint: true,
+            ..DnsCluster::default()
+        };
+        let custom = |hosts: &[(&str, u32)]| ClusterProto {
+            cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+                name: "envoy.clusters.dns".into(),
+                typed_config: Some(any(&extension)),
+            })),
+            // The extension goes before it.
+            dns_refresh_rate: seconds(99),
+            ..hosts_of(STRICT_DNS, hosts)
+        };
+        assert_eq!(lookup(&custom(host)), expected(family), "{typed:?}");
+        let two = any(&custom(&[("a", 1), ("b", 1)]));
+        refused(
+            Kind::Cluster,
+            two,
+            "load_assignment: a LOGICAL_DNS cluster has one host",
+        );
+    }
+}
+
+#[test]
+fn a_rate_of_lookups_that_nobody_can_keep_is_refused() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::RefreshRate;
+    let base = || hosts_of(STRICT_DNS, &[("a.example", 80)]);
+    let failure = |base_interval, max_interval| ClusterProto {
+        dns_failure_refresh_rate: Some(RefreshRate {
+            base_interval,
+            max_interval,
+        }),
+        ..base()
+    };
+    for (proto, expected) in [
+        (
+            ClusterProto {
+                dns_refresh_rate: seconds(0),
+                ..base()
+            },
+            "dns_refresh_rate: must not be zero",
+        ),
+        (
+            failure(None, None),
+            "dns_failure_refresh_rate.base_interval: is missing",
+        ),
+        (
+            failure(seconds(2), seconds(1)),
+            "dns_failure_refresh_rate.max_interval: must not be less",
+        ),
+        (
+            ClusterProto {
+                dns_lookup_family: 9,
+                ..base()
+            },
+            "dns_lookup_family: must be AUTO",
+        ),
+    ] {
+        refused(Kind::Cluster, any(&proto), expected);
     }
 }
 

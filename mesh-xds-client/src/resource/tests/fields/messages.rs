@@ -29,7 +29,8 @@ use envoy_types::pb::envoy::{
         filters::{
             http::{rbac::v3::Rbac, router::v3::Router},
             network::http_connection_manager::v3::{
-                HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+                HttpConnectionManager, HttpFilter, Rds,
+                http_connection_manager::{RouteSpecifier, SetCurrentClientCertDetails},
                 http_filter,
             },
         },
@@ -217,6 +218,13 @@ pub(super) fn table() -> Table {
             })))
         },
     );
+    let details = SetCurrentClientCertDetails::default();
+    add(t, "", Kind::Listener, &details, |m| {
+        any(&inbound(chain(HttpConnectionManager {
+            set_current_client_cert_details: Some(m),
+            ..inline()
+        })))
+    });
     add(t, " (server)", Kind::Listener, &Rbac::default(), |m| {
         any(&inbound(chain(HttpConnectionManager {
             http_filters: vec![filter("rbac", any(&m)), router()],
@@ -364,10 +372,11 @@ pub(super) fn table() -> Table {
         )),
     };
     add(t, "", Kind::Secret, &secret, |m| any(&m));
+    super::dns::add_all(t);
     table
 }
 
-fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSource {
+pub(super) fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSource {
     use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
     DataSource {
         specifier: Some(Specifier::InlineString(text.into())),
