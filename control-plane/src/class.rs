@@ -82,6 +82,8 @@ pub enum Feature {
     OutsideTls,
     /// Clusters of several hosts that the client looks up: the cluster is refused (gRFC A37).
     ManyHosts,
+    /// Clusters whose requests name their addresses: the cluster is refused.
+    OriginalDst,
     /// Authorisation in servers (gRFC A41): the filter is refused.
     Authorization,
     /// The least-request balancer (gRFC A48): the cluster is refused.
@@ -101,6 +103,7 @@ impl Feature {
             Self::Mtls => "mTLS",
             Self::OutsideTls => "TLS to servers outside the mesh",
             Self::ManyHosts => "clusters of several DNS names",
+            Self::OriginalDst => "addresses that requests name",
             Self::Authorization => "authorisation",
             Self::LeastRequest => "least request",
             Self::RingHash => "ring hash",
@@ -115,8 +118,8 @@ impl ClientClass {
     /// doc/grpc_xds_features.md).
     pub fn first_with(self, feature: Feature) -> Option<Release> {
         use Feature::{
-            Authorization, ClientSideWeightedRoundRobin, LeastRequest, ManyHosts, Mtls, OutsideTls,
-            PickFirst, RingHash,
+            Authorization, ClientSideWeightedRoundRobin, LeastRequest, ManyHosts, Mtls,
+            OriginalDst, OutsideTls, PickFirst, RingHash,
         };
         match (self, feature) {
             (Self::Rust | Self::Envoy, _) => Some((0, 0)),
@@ -131,7 +134,7 @@ impl ClientClass {
             (Self::GrpcCpp, Authorization) => Some((1, 51)),
             (Self::GrpcJava | Self::GrpcGo, Authorization) => Some((1, 42)),
             (Self::GrpcJava, LeastRequest) => Some((1, 48)),
-            (_, LeastRequest | OutsideTls | ManyHosts) | (Self::GrpcNode, _) => None,
+            (_, LeastRequest | OutsideTls | ManyHosts | OriginalDst) | (Self::GrpcNode, _) => None,
         }
     }
 

@@ -44,6 +44,8 @@ pub struct LoadReport {
     pub named_metrics: Vec<(String, f64)>,
     /// `utilization`.
     pub utilization: Vec<(String, f64)>,
+    /// `request_cost`, of the request alone that the report came with.
+    pub request_cost: Vec<(String, f64)>,
 }
 
 /// Name in [`LoadReport::named_metrics`] of the requests in flight at a server, for Prequal.

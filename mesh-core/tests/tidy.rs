@@ -36,7 +36,7 @@ const NOT_IN_CORE: [&str; 7] = [
 ];
 
 /// Where mesh-tower may know the xDS client.
-const XDS_ROOMS: [&str; 4] = [
+const XDS_ROOMS: [&str; 5] = [
     "mesh-tower/src/authorization.rs",
     "mesh-tower/src/mesh.rs",
     "mesh-tower/src/mesh_services.rs",

@@ -17,6 +17,8 @@
 //! It does not route, balance or retry by itself; that is `mesh-tower`.
 
 mod channel;
+#[cfg(feature = "xds")]
+pub mod orca;
 mod status;
 mod target;
 

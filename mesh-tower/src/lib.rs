@@ -43,6 +43,9 @@ mod local_reply;
 mod mesh;
 #[cfg(feature = "xds")]
 mod mesh_services;
+#[cfg(feature = "xds")]
+pub mod orca;
+#[cfg(not(feature = "xds"))]
 mod orca;
 mod outgoing;
 #[cfg(feature = "xds")]
@@ -61,7 +64,10 @@ pub use call::{
     CONNECTING_WAIT_MAX, MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX,
     ResponseFuture, TRANSPARENT_RETRIES_MAX,
 };
-pub use cluster::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
+pub use cluster::{
+    Attached, BoxExchange, DESTINATIONS_MAX, EndpointContext, EndpointService, Exchange, IsCurrent,
+    MakeEndpoint,
+};
 pub use error::{
     AsError, BoxError, DispatchError, DispatchErrorKind, Error, ErrorKind, Origin, ShowError,
 };

@@ -1,6 +1,6 @@
 //! What it costs to choose an endpoint: every policy at ten, a thousand and a hundred thousand
-//! endpoints, by one and by two threads, beside tower's and pingora's balancers. tonic-xds picks by
-//! tower's power of two choices behind a queue: what that costs is in the family `library`.
+//! endpoints, by one and by two threads, beside tower's and pingora's balancers. The pickers of tonic-xds
+//! are private types of its crate (`pub(crate)`): what its channel costs is in the family `library`.
 
 #[cfg(feature = "peers")]
 mod pingora_peer;

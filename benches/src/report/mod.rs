@@ -89,7 +89,8 @@ fn remarks(family: &str) -> &'static str {
         "pick" => {
             "A pick, the count of a request that begins and of one that ends, and for policies that learn \
              from them a clock and the latency. tower's balancers need `&mut self`: one thread, and with a \
-             service that answers at once instead of the two counts."
+             service that answers at once instead of the two counts. tonic-xds has no row: its pickers are \
+             private types of its crate, and what its channel costs is in the family above."
         }
         "wire" => {
             "Client, server and proxies are separate processes on one machine; their processor \

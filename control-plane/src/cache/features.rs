@@ -17,7 +17,11 @@ impl World {
     pub(crate) fn lacks(&self, client: &Client, kind: ResourceType, name: &str) -> Option<Feature> {
         let lacks = |feature: &Feature| !client.has(*feature);
         let unknown = [Feature::Mtls, Feature::Authorization];
-        let of_clusters = [Feature::OutsideTls, Feature::ManyHosts];
+        let of_clusters = [
+            Feature::OutsideTls,
+            Feature::ManyHosts,
+            Feature::OriginalDst,
+        ];
         if !unknown.iter().chain(&of_clusters).any(lacks) {
             return None;
         }
@@ -58,6 +62,7 @@ fn cluster(config: &Cluster) -> Vec<Feature> {
     });
     let hosts = match &config.discovery {
         Discovery::StrictDns(hosts) if hosts.len() > 1 => Some(Feature::ManyHosts),
+        Discovery::OriginalDst(_) => Some(Feature::OriginalDst),
         _ => None,
     };
     tls.into_iter().chain(hosts).collect()

@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use mesh_core::config::{Cluster, Consecutive, HashPolicy, LbPolicy, OutlierDetection, SlowStart};
+use mesh_core::config::{
+    Cluster, Consecutive, Discovery, HashPolicy, LbPolicy, OriginalDst, OutlierDetection, SlowStart,
+};
 
 use super::{
     clusters::default_lb,
@@ -31,6 +33,9 @@ pub(super) fn apply(
         Some("ROUND_ROBIN") => cluster.lb_policy = LbPolicy::RoundRobin,
         Some("LEAST_REQUEST" | "LEAST_CONN") => cluster.lb_policy = default_lb(),
         Some("RANDOM") => cluster.lb_policy = LbPolicy::Random,
+        Some("PASSTHROUGH") => {
+            cluster.discovery = Discovery::OriginalDst(OriginalDst::default());
+        }
         Some(other) => wrong("simple", format!("{other} is not supported")),
     }
     let mut hash = None;

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration}
 use mesh_core::{
     ClusterName,
     config::{
-        AdaptiveConcurrency, Cluster, ClusterEndpoints, FilterConfig, HttpFilter, LbPolicy,
-        PeakEwma, Prequal, Subsetting, ZoneAware,
+        AdaptiveConcurrency, Cluster, ClusterEndpoints, Discovery, FilterConfig, HttpFilter,
+        LbPolicy, OriginalDst, Subsetting, ZoneAware,
     },
 };
 
@@ -16,6 +16,7 @@ use super::{
     destination_rules::named,
     locality::Placed,
     own::OwnCluster,
+    own_balancer,
     scoped::{Audience, ClientMatch},
     services::{self, ServiceInfo},
 };
@@ -79,6 +80,7 @@ struct Said {
     zone_aware: Option<ZoneAware>,
     max_connections: Option<u32>,
     adaptive: Option<AdaptiveConcurrency>,
+    original_dst: Option<OriginalDst>,
 }
 
 impl Said {
@@ -103,8 +105,9 @@ impl Said {
             ),
             subsetting: subsetting(policy, wrong),
             zone_aware: zone_aware(policy, wrong),
-            balancer: balancer(policy, wrong),
+            balancer: own_balancer::read(policy, wrong),
             adaptive: adaptive(policy, wrong),
+            original_dst: own_balancer::original_dst(policy, wrong),
         }
     }
 
@@ -112,6 +115,9 @@ impl Said {
         let cluster = Arc::make_mut(cluster);
         if let Some(balancer) = &self.balancer {
             cluster.lb_policy = balancer.clone();
+        }
+        if let Some(original_dst) = &self.original_dst {
+            cluster.discovery = Discovery::OriginalDst(original_dst.clone());
         }
         let common = &mut cluster.common_lb_config;
         common.healthy_panic_threshold = self.threshold.or(common.healthy_panic_threshold);
@@ -345,67 +351,4 @@ fn zone_aware(policy: &BalancerPolicy, wrong: &mut Wrong<'_>) -> Option<ZoneAwar
         fail_traffic_on_panic: spec.fail_traffic_on_panic.unwrap_or(false),
         ..defaults
     })
-}
-
-fn balancer(policy: &BalancerPolicy, wrong: &mut Wrong<'_>) -> Option<LbPolicy> {
-    if policy.peak_ewma.is_some() && policy.prequal.is_some() {
-        wrong(
-            "prequal",
-            "there is a peakEwma, which is followed".to_owned(),
-        );
-    }
-    let mut time = |field: &str, text: Option<&String>, default| {
-        let read = text.and_then(|text| duration(field, text, wrong));
-        match read {
-            Some(time) if time.is_zero() => {
-                wrong(field, "must be longer than 0s".to_owned());
-                default
-            }
-            Some(time) => time,
-            None => default,
-        }
-    };
-    if let Some(spec) = &policy.peak_ewma {
-        let own = PeakEwma::default();
-        return Some(LbPolicy::PeakEwma(PeakEwma {
-            decay: time("peakEwma.decay", spec.decay.as_ref(), own.decay),
-            default_rtt: time(
-                "peakEwma.defaultRtt",
-                spec.default_rtt.as_ref(),
-                own.default_rtt,
-            ),
-            failure_penalty: time(
-                "peakEwma.failurePenalty",
-                spec.failure_penalty.as_ref(),
-                own.failure_penalty,
-            ),
-        }));
-    }
-    let spec = policy.prequal.as_ref()?;
-    let own = Prequal::default();
-    let max_age = time("prequal.maxAge", spec.max_age.as_ref(), own.max_age);
-    let penalty = spec.failure_penalty.as_ref();
-    let failure_penalty = time("prequal.failurePenalty", penalty, own.failure_penalty);
-    let choice_count = spec.choice_count.unwrap_or(own.choice_count);
-    let rif_quantile = spec.rif_quantile.unwrap_or(own.rif_quantile);
-    if !(2..=16).contains(&choice_count) {
-        wrong(
-            "prequal.choiceCount",
-            format!("{choice_count} is not 2 to 16"),
-        );
-        return None;
-    }
-    if !(0.0..=1.0).contains(&rif_quantile) {
-        wrong(
-            "prequal.rifQuantile",
-            format!("{rif_quantile} is not 0 to 1"),
-        );
-        return None;
-    }
-    Some(LbPolicy::Prequal(Prequal {
-        choice_count,
-        rif_quantile,
-        max_age,
-        failure_penalty,
-    }))
 }

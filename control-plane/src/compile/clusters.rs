@@ -10,8 +10,8 @@ use std::{
 
 use mesh_core::config::{
     CertificateSource, Cluster, ClusterEndpoints, Discovery, Endpoint, EndpointDetails, HashPolicy,
-    HashSource, LbMetadata, LbPolicy, LocalityEndpoints, LocalityId, RingHash, SanMatcher,
-    SocketMatch, StringMatcher, StringPattern, TrustSource, UpstreamTls,
+    HashSource, LbMetadata, LbPolicy, LocalityEndpoints, LocalityId, OriginalDst, RingHash,
+    SanMatcher, SocketMatch, StringMatcher, StringPattern, TrustSource, UpstreamTls,
 };
 
 use super::{
@@ -291,6 +291,10 @@ fn cluster(
     made.setting = (service.prefers_close && places).then(Setting::same_zone);
     let asked = apply(&policy, service, &mut made, findings);
     made.is_auto_mtls = asked.is_none();
+    if service.is_passed_through {
+        made.cluster.discovery = Discovery::OriginalDst(OriginalDst::default());
+    }
+    let is_passed_through = matches!(made.cluster.discovery, Discovery::OriginalDst(_));
     let of_mesh = || upstream_tls(service, port, part.name, options);
     match asked {
         Some(ClientTls::Off) => {}
@@ -305,11 +309,13 @@ fn cluster(
         }
         None => match takes_mtls(service, members, port, compiled) {
             Taken::All => made.cluster.tls = Some(of_mesh()),
+            // Of an address that a request names nobody knows the mode.
+            Taken::Some if is_passed_through => made.cluster.tls = Some(of_mesh()),
             Taken::Some => made.cluster.socket_matches = by_mode(of_mesh()),
             Taken::None => {}
         },
     }
-    if let Some(discovery) = dns(service, members, port.number) {
+    if !is_passed_through && let Some(discovery) = dns(service, members, port.number) {
         made.cluster.discovery = discovery;
     }
     made

@@ -25,6 +25,7 @@ mod locality;
 mod members;
 mod mesh_policy;
 mod own;
+mod own_balancer;
 mod patch;
 mod policy;
 mod pool;

@@ -55,6 +55,8 @@ pub struct ServiceInfo {
     pub(super) is_external: bool,
     /// All addresses of its host are one endpoint (`DNS_ROUND_ROBIN`).
     pub(super) is_one_host: bool,
+    /// Requests name the address that they go to.
+    pub(super) is_passed_through: bool,
     /// Further ways to write the name.
     pub(super) spellings: Vec<String>,
     /// Which workloads are its endpoints, besides those that name it.
@@ -179,6 +181,7 @@ impl ServiceInfo {
             extra_names: self.extra_names.clone(),
             is_external: self.is_external,
             is_one_host: self.is_one_host,
+            is_passed_through: self.is_passed_through,
             spellings: self.spellings.clone(),
             selector: self.selector.clone(),
             target_ports: self.target_ports.clone(),
@@ -335,8 +338,9 @@ fn from_entry(
         Some("DNS") => Resolution::Dns,
         Some("DNS_ROUND_ROBIN") => Resolution::OneHost,
         Some("STATIC") => Resolution::Static,
+        Some("NONE") => Resolution::None,
         _ => {
-            let message = "resolution must be STATIC, DNS or DNS_ROUND_ROBIN";
+            let message = "resolution must be STATIC, DNS, DNS_ROUND_ROBIN or NONE";
             let help = "write resolution: STATIC and list the endpoints, or DNS";
             findings.push(object.diagnose(BAD_VALUE, "spec.resolution", message, help));
             Resolution::Static
@@ -350,6 +354,7 @@ fn from_entry(
         extra_names: entry.subject_alt_names.clone(),
         is_external: entry.location.as_deref() == Some("MESH_EXTERNAL"),
         is_one_host: resolution == Resolution::OneHost,
+        is_passed_through: resolution == Resolution::None,
         ..ServiceInfo::default()
     };
     info.ports = entry
@@ -418,6 +423,8 @@ fn from_entry(
 enum Resolution {
     /// At the addresses that it lists.
     Static,
+    /// At the address that a request names.
+    None,
     /// At all addresses of the hosts that it lists, or of its own.
     Dns,
     /// At the addresses of one host, any of which will do.
@@ -435,6 +442,18 @@ fn declared_endpoints(
     let mut declared = entry.endpoints.clone();
     if resolution == Resolution::Static {
         return declared;
+    }
+    if resolution == Resolution::None {
+        if !declared.is_empty() || entry.workload_selector.is_some() {
+            let field = match declared.is_empty() {
+                true => "spec.workloadSelector",
+                false => "spec.endpoints",
+            };
+            let message = "has no effect: with resolution NONE a request names its address";
+            let help = "write resolution: STATIC";
+            findings.push(object.diagnose(BAD_VALUE, field, message, help));
+        }
+        return Vec::new();
     }
     if declared.is_empty() && entry.workload_selector.is_none() {
         if host.contains('*') {

@@ -20,11 +20,11 @@ use envoy_types::pb::{
         },
         r#type::v3::Percent,
     },
-    google::protobuf::{FloatValue, UInt64Value},
+    google::protobuf::{BoolValue, FloatValue, UInt64Value},
 };
 use mesh_core::config::{
-    ClientSideWrr, Cluster, LbPolicy, LeastRequest, OutlierDetection, RingHash, SlowStart,
-    Subsetting,
+    ClientSideWrr, Cluster, Discovery, LbPolicy, LeastRequest, OriginalDst, OutlierDetection,
+    RingHash, SlowStart, Subsetting,
 };
 use prost::Name;
 
@@ -43,11 +43,30 @@ pub(super) struct Balance {
 }
 
 pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
+    if let Discovery::OriginalDst(original_dst) = &config.discovery {
+        return by_request(original_dst);
+    }
     let balance = whole(config, class);
     let size = config.common_lb_config.subset_size;
     match size.filter(|_| class == ClientClass::Rust) {
         Some(size) => in_subsets(size, config, balance),
         None => balance,
+    }
+}
+
+/// The requests say where they go.
+fn by_request(config: &OriginalDst) -> Balance {
+    let header = config.http_header.as_ref();
+    let lb_config = cluster::OriginalDstLbConfig {
+        use_http_header: header.is_some(),
+        http_header_name: header.map(ToString::to_string).unwrap_or_default(),
+        upstream_port_override: config.port_override.map(|port| uint32(port.into())),
+        ..cluster::OriginalDstLbConfig::default()
+    };
+    Balance {
+        lb_policy: cluster::LbPolicy::ClusterProvided,
+        lb_config: Some(cluster::LbConfig::OriginalDstLbConfig(lb_config)),
+        load_balancing_policy: None,
     }
 }
 
@@ -111,7 +130,7 @@ fn whole(config: &Cluster, class: ClientClass) -> Balance {
             lb_policy: cluster::LbPolicy::RingHash,
             ..Balance::default()
         },
-        LbPolicy::ClientSideWeightedRoundRobin(wrr) => Balance {
+        LbPolicy::ClientSideWeightedRoundRobin(wrr) if has_client_side_wrr(class) => Balance {
             load_balancing_policy: Some(by_locality(any_policy(&client_side_wrr(wrr)))),
             ..Balance::default()
         },
@@ -136,6 +155,7 @@ fn whole(config: &Cluster, class: ClientClass) -> Balance {
         LbPolicy::RoundRobin
         | LbPolicy::LeastRequest(_)
         | LbPolicy::Random
+        | LbPolicy::ClientSideWeightedRoundRobin(_)
         | LbPolicy::PeakEwma(_)
         | LbPolicy::Prequal(_)
         | LbPolicy::Custom { .. } => Balance {
@@ -152,6 +172,11 @@ fn whole(config: &Cluster, class: ClientClass) -> Balance {
 /// Of the gRPCs, only Java has it (A48).
 fn has_least_request(class: ClientClass) -> bool {
     class.has(Feature::LeastRequest, None)
+}
+
+/// All but gRPC in Node (A58).
+fn has_client_side_wrr(class: ClientClass) -> bool {
+    class.has(Feature::ClientSideWeightedRoundRobin, None)
 }
 
 fn least_request(config: &LeastRequest, slow_start: Option<&SlowStart>) -> cluster::LbConfig {
@@ -201,6 +226,10 @@ fn client_side_wrr(config: &ClientSideWrr) -> ClientSideWeightedRoundRobin {
         metric_names_for_computing_utilization: config
             .metric_names_for_computing_utilization
             .clone(),
+        enable_oob_load_report: config
+            .oob_reporting_period
+            .map(|_| BoolValue { value: true }),
+        oob_reporting_period: config.oob_reporting_period.map(duration),
         ..ClientSideWeightedRoundRobin::default()
     }
 }

@@ -40,6 +40,10 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
         HTTP_OPTIONS.to_owned(),
         any(&http_options(config.http_version, &config.connection)),
     );
+    let original_dst = match &config.discovery {
+        Discovery::OriginalDst(config) => Some(config),
+        _ => None,
+    };
     let common = &config.common_lb_config;
     let Balance {
         lb_policy,
@@ -57,6 +61,7 @@ pub fn cluster(config: &Cluster, class: ClientClass) -> ProtoCluster {
         load_balancing_policy,
         common_lb_config: common_lb_config(common),
         lb_subset_config: config.subsets.as_ref().map(subset_config),
+        cleanup_interval: original_dst.map(|config| duration(config.cleanup_interval)),
         outlier_detection: config.outlier_detection.as_ref().map(outlier_detection),
         health_checks: config.health_checks.iter().map(health_check).collect(),
         circuit_breakers: Some(breakers(&config.circuit_breakers)),
@@ -87,6 +92,13 @@ fn discovery(config: &Cluster, class: ClientClass) -> Found {
                 load_assignment: None,
             };
         }
+        Discovery::OriginalDst(_) => {
+            return Found {
+                kind: cluster::DiscoveryType::OriginalDst,
+                eds_cluster_config: None,
+                load_assignment: None,
+            };
+        }
         // gRPC knows the other kind alone, for one host (gRFC A37).
         Discovery::StrictDns(hosts) if class.is_grpc() => {
             (cluster::DiscoveryType::LogicalDns, hosts.as_slice())
@@ -106,7 +118,10 @@ fn discovery(config: &Cluster, class: ClientClass) -> Found {
 
 /// How Envoy looks hosts up; our library and gRPC follow times to live, and both families, unasked.
 fn of_envoy_dns(config: &Cluster, class: ClientClass) -> ProtoCluster {
-    let is_dns = !matches!(config.discovery, Discovery::Eds(_));
+    let is_dns = !matches!(
+        config.discovery,
+        Discovery::Eds(_) | Discovery::OriginalDst(_)
+    );
     if !is_dns || class != ClientClass::Envoy {
         return ProtoCluster::default();
     }

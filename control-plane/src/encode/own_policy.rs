@@ -11,7 +11,7 @@ use envoy_types::pb::{
     },
     google::protobuf::{Struct, UInt32Value, value::Kind},
 };
-use mesh_core::config::LbPolicy;
+use mesh_core::config::{LbPolicy, Prequal};
 use prost::Name;
 use serde_json::json;
 
@@ -68,15 +68,7 @@ pub(super) fn encode(policy: &LbPolicy) -> Option<LoadBalancingPolicy> {
                 "failure_penalty": seconds(config.failure_penalty),
             }),
         ),
-        LbPolicy::Prequal(config) => (
-            "mesh.v1.Prequal",
-            json!({
-                "choice_count": config.choice_count,
-                "rif_quantile": config.rif_quantile,
-                "max_age": seconds(config.max_age),
-                "failure_penalty": seconds(config.failure_penalty),
-            }),
-        ),
+        LbPolicy::Prequal(config) => ("mesh.v1.Prequal", prequal(config)),
         LbPolicy::Custom { name, config } => (
             name.as_str(),
             serde_json::from_str(config).unwrap_or_default(),
@@ -99,6 +91,19 @@ pub(super) fn encode(policy: &LbPolicy) -> Option<LoadBalancingPolicy> {
             }),
         }],
     })
+}
+
+fn prequal(config: &Prequal) -> serde_json::Value {
+    let mut settings = json!({
+        "choice_count": config.choice_count,
+        "rif_quantile": config.rif_quantile,
+        "max_age": seconds(config.max_age),
+        "failure_penalty": seconds(config.failure_penalty),
+    });
+    if let Some(period) = config.oob_reporting_period {
+        settings["oob_reporting_period"] = seconds(period).into();
+    }
+    settings
 }
 
 fn seconds(time: Duration) -> String {

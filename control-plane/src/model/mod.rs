@@ -56,9 +56,10 @@ pub use istio::{
 };
 pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint, TargetReference};
 pub use mesh::{
-    BalancerPolicy, BufferSpec, CheckedRequestBody, ExtAuthzGrpc, ExtAuthzHttp, ExtensionProvider,
-    FilterPolicy, HedgePolicy, MeshPolicy, PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch,
-    RateLimitPer, RateLimitRule, RemoteJwksPolicy, SessionCookieSpec, SessionSpec,
+    BalancerPolicy, BufferSpec, CheckedRequestBody, ClientSideWrrSpec, ExtAuthzGrpc, ExtAuthzHttp,
+    ExtensionProvider, FilterPolicy, HedgePolicy, MeshPolicy, OriginalDestinationSpec,
+    PeakEwmaSpec, PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,
+    RemoteJwksPolicy, SessionCookieSpec, SessionSpec,
 };
 
 /// Namespace of objects that name none.

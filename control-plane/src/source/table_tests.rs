@@ -151,6 +151,9 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
             write(&mut object, path, serde_norway::from_str(value).unwrap());
         }
     }
+    if row.path == "spec.resolution" && row.example == "NONE" {
+        write(&mut object, "spec.endpoints", Value::Sequence(Vec::new()));
+    }
     if kind == "HedgePolicy" && row.path == "spec.minDelay" {
         write(&mut object, "spec.percentile", Value::from(95));
     }

@@ -1,7 +1,7 @@
 //! Round robin by weights that follow from the load that endpoints report (gRFC A58, A114).
 //!
-//! Reports come with responses; the weights that follow are taken over from time to time. Endpoints
-//! without a usable weight get the mean of the others; with fewer than two of those it is round robin.
+//! Reports come with responses, or out of band, where those with responses say nothing; the weights that
+//! follow are taken over from time to time. Endpoints without a usable weight get the mean of the others; with fewer than two of those it is round robin.
 //! Deviation: weights are not capped at ten times the mean, which gRPC's stride needs.
 
 use std::time::Instant;
@@ -70,11 +70,11 @@ impl LoadBalancer for ClientSideWrr {
     }
 
     fn observes(&self) -> bool {
-        true
+        self.config.oob_reporting_period.is_none()
     }
 
     fn observe(&self, endpoints: &[ClusterEndpoint], index: usize, observation: &Observation<'_>) {
-        if let Some(report) = observation.report {
+        if let Some(report) = observation.report.filter(|_| self.observes()) {
             let observed = endpoints[index].stats.observe(observation.now);
             observed.add_weight(observation.now, report, &self.config);
         }

@@ -61,6 +61,16 @@ impl LbPolicy {
         )
     }
 
+    /// How often endpoints are asked for their load, by a stream of reports beside the requests (gRFC
+    /// A51); `None` is not at all.
+    pub fn oob_reporting_period(&self) -> Option<Duration> {
+        match self {
+            Self::ClientSideWeightedRoundRobin(config) => config.oob_reporting_period,
+            Self::Prequal(config) => config.oob_reporting_period,
+            _ => None,
+        }
+    }
+
     /// Least request with its defaults and this number of choices.
     pub fn least_request(choice_count: u32) -> Self {
         Self::LeastRequest(LeastRequest {
@@ -104,6 +114,10 @@ pub struct ClientSideWrr {
     /// Names of metrics; the highest of those that are reported is the utilisation. Default none:
     /// application utilisation, or CPU utilisation where that is not reported.
     pub metric_names_for_computing_utilization: Vec<String>,
+    /// How often endpoints are asked for reports out of band, which take the place of those that come
+    /// with responses (`enable_oob_load_report`, `oob_reporting_period`). A server may report less
+    /// often. Default none: reports come with responses. See [`OOB_REPORTING_PERIOD_DEFAULT`].
+    pub oob_reporting_period: Option<Duration>,
 }
 
 impl Default for ClientSideWrr {
@@ -114,9 +128,14 @@ impl Default for ClientSideWrr {
             weight_update_period: Duration::from_secs(1),
             error_utilization_penalty: 1.0,
             metric_names_for_computing_utilization: Vec::new(),
+            oob_reporting_period: None,
         }
     }
 }
+
+/// How often endpoints are asked for reports out of band where that is on and no period is said (gRFC
+/// A58).
+pub const OOB_REPORTING_PERIOD_DEFAULT: Duration = Duration::from_secs(10);
 
 /// Shortest [`ClientSideWrr::weight_update_period`] (gRFC A58).
 pub const WEIGHT_UPDATE_PERIOD_MIN: Duration = Duration::from_millis(100);
@@ -187,6 +206,9 @@ pub struct Prequal {
     pub max_age: Duration,
     /// Taken for the latency of a failed request, when it was faster. Default 5 s.
     pub failure_penalty: Duration,
+    /// How often endpoints are asked for reports out of band, besides those that come with responses:
+    /// for endpoints that get few requests. Default none: they are not.
+    pub oob_reporting_period: Option<Duration>,
 }
 
 impl Default for Prequal {
@@ -196,6 +218,7 @@ impl Default for Prequal {
             rif_quantile: 0.84,
             max_age: Duration::from_secs(1),
             failure_penalty: Duration::from_secs(5),
+            oob_reporting_period: None,
         }
     }
 }

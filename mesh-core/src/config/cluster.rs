@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    CommonLbConfig, ConnectionOptions, HealthCheck, LbMetadata, LbPolicy, OutlierDetection,
-    SocketMatch, Subsets, UpstreamTls,
+    CommonLbConfig, ConnectionOptions, HealthCheck, LbMetadata, LbPolicy, OriginalDst,
+    OutlierDetection, SocketMatch, Subsets, UpstreamTls,
 };
 use crate::name::{ClusterName, EndpointsName, SecretName};
 
@@ -122,6 +122,8 @@ pub enum Discovery {
     StrictDns(Vec<DnsHost>),
     /// The addresses of one host, which are one endpoint for gRPC (LOGICAL_DNS; gRFC A37).
     LogicalDns(DnsHost),
+    /// The addresses that requests name (ORIGINAL_DST); the balancing policy has no say.
+    OriginalDst(OriginalDst),
 }
 
 /// A host by name.

@@ -23,6 +23,7 @@ mod listener;
 mod matcher;
 mod metadata;
 mod normalize;
+mod original_dst;
 mod outlier;
 mod path_template;
 mod rbac;
@@ -37,8 +38,9 @@ mod zone;
 
 pub use balance::{
     ClientPosition, ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
-    MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
-    RING_SIZE_MAX, RingHash, SlowStart, Subsetting, WEIGHT_UPDATE_PERIOD_MIN,
+    MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, OOB_REPORTING_PERIOD_DEFAULT, PeakEwma,
+    Prequal, RING_SIZE_CAP, RING_SIZE_MAX, RingHash, SlowStart, Subsetting,
+    WEIGHT_UPDATE_PERIOD_MIN,
 };
 pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
@@ -88,6 +90,7 @@ pub use matcher::{
 pub(crate) use matcher::{joined, query_parameter};
 pub use metadata::{DynamicMetadata, MetadataMatcher, ValueMatcher};
 pub use normalize::{EscapedSlashes, NormalizedPath, PathNormalization};
+pub use original_dst::{CLEANUP_INTERVAL_DEFAULT, ORIGINAL_DST_HEADER, OriginalDst};
 pub use outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 pub use path_template::{PathTemplate, TemplateRewrite};
 pub use rbac::{

@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{
     ConfigError,
-    balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
+    balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, Provided, TierState},
     config::{
-        self, ClientPosition, ClusterEndpoints, CommonLbConfig, HttpFilter, LbPolicy, LocalZones,
-        RouteConfig,
+        self, ClientPosition, ClusterEndpoints, CommonLbConfig, Discovery, HttpFilter, LbPolicy,
+        LocalZones, RouteConfig,
     },
     filter::{FilterStates, FilterTable},
     load::ClusterLoad,
@@ -282,6 +282,8 @@ impl Kept {
             ),
             Err(_) => (&fallback, &common, None),
         };
+        let discovery = tree.cluster.as_ref().ok().map(|cluster| &cluster.discovery);
+        let is_provided = matches!(discovery, Some(Discovery::OriginalDst(_)));
         let mut arranged = Arranged::default();
         let mut drops = Drops::default();
         let mut overprovisioning_factor = None;
@@ -291,7 +293,7 @@ impl Kept {
                 arranged = arrange(assignment, common, self.seed, self.client, &mut self.stats);
                 drops = Drops::new(&assignment.drop_overloads);
                 overprovisioning_factor = assignment.overprovisioning_factor;
-                if arranged.endpoints.is_empty() {
+                if arranged.endpoints.is_empty() && !is_provided {
                     resolution_note = Some(ConfigError::new(
                         format!("endpoints {}", assignment.name),
                         "",
@@ -329,6 +331,10 @@ impl Kept {
             // It is never asked: requests fail with the error before.
             Picker::build(&parts).unwrap_or_else(|_| unreachable!("random needs no factory"))
         });
+        let picker = match is_provided {
+            true => Picker::Other(Box::new(Provided)),
+            false => picker,
+        };
         ClusterSnapshot {
             name: name.clone(),
             generation: source.generation,

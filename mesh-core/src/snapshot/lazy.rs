@@ -13,7 +13,11 @@ use super::{
     ClusterSnapshot,
     compile::{ClusterTree, Kept},
 };
-use crate::{balance::LbPolicyFactories, config::LocalZones, name::ClusterName};
+use crate::{
+    balance::LbPolicyFactories,
+    config::{ClusterEndpoints, LocalZones},
+    name::ClusterName,
+};
 
 /// A version of a cluster. Dereferences to its [`ClusterSnapshot`], which the first look compiles.
 pub struct LazySnapshot {
@@ -47,6 +51,32 @@ impl LazySnapshot {
             let source = &self.source;
             let mut kept = source.kept.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::new(kept.compile(source))
+        })
+    }
+
+    /// The same version with other endpoints, for clusters whose requests name them. Counters are kept by
+    /// address.
+    pub fn with_endpoints(&self, endpoints: Arc<ClusterEndpoints>) -> Self {
+        let Source {
+            name,
+            tree,
+            generation,
+            start,
+            local,
+            kept,
+            factories,
+        } = &self.source;
+        Self::new(Source {
+            name: name.clone(),
+            tree: ClusterTree {
+                cluster: tree.cluster.clone(),
+                endpoints: Ok(endpoints),
+            },
+            generation: *generation,
+            start: *start,
+            local: local.clone(),
+            kept: Arc::clone(kept),
+            factories: Arc::clone(factories),
         })
     }
 

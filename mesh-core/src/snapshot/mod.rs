@@ -24,6 +24,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use tokio::sync::watch;
@@ -36,10 +37,11 @@ use crate::{
     health::is_suspicious,
     load::ClusterLoad,
     name::{ClusterName, ListenerName},
-    observed::Observation,
+    observed::{LoadReport, Observation, reported_load},
     outcome::Verdict,
     rng::Rng,
     route::RouteTable,
+    stats::EndpointStats,
 };
 
 /// The compiled configuration of one listener.
@@ -166,6 +168,29 @@ impl ClusterSnapshot {
         is_watched
             || matches!(self.picker, Picker::Other(_))
             || self.endpoints.iter().any(is_failing)
+    }
+
+    /// An endpoint, of which these are the counters, said out of band what its load is (gRFC A51). Says
+    /// nothing to policies that have not [asked](config::LbPolicy::oob_reporting_period).
+    pub fn take_report(&self, stats: &EndpointStats, now: Instant, report: &LoadReport) {
+        let Ok(config) = &self.config else {
+            return;
+        };
+        match &config.lb_policy {
+            config::LbPolicy::ClientSideWeightedRoundRobin(config)
+                if config.oob_reporting_period.is_some() =>
+            {
+                stats.observe(now).add_weight(now, report, config);
+            }
+            config::LbPolicy::Prequal(config) if config.oob_reporting_period.is_some() => {
+                if let Some((in_flight, latency)) = reported_load(report) {
+                    let own = stats.in_flight();
+                    let observed = stats.observe(now);
+                    observed.add_server_load(now, in_flight, latency, own);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// An attempt that [began](crate::stats::EndpointStats::begin) on an endpoint has ended.

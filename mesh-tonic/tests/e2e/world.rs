@@ -235,6 +235,15 @@ impl World {
     }
 }
 
+/// A greeter of the given version, to be served by something else.
+pub(crate) fn greeter_routes(version: &'static str) -> tonic::service::Routes {
+    tonic::service::Routes::new(GreeterServer::new(TestGreeter {
+        version,
+        fail_next: Arc::default(),
+        served: Arc::default(),
+    }))
+}
+
 /// In the directory of a world: roots of those who serve the keys of issuers.
 pub(crate) const ISSUER_ROOTS: &str = "issuers.pem";
 

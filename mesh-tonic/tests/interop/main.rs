@@ -11,6 +11,8 @@ mod filters;
 mod issuer;
 #[path = "../e2e/load.rs"]
 mod load;
+mod orca;
+mod passthrough;
 mod routes;
 mod validate;
 #[path = "../e2e/world.rs"]

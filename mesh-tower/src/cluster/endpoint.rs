@@ -22,6 +22,7 @@ use mesh_core::{
 };
 use tokio::sync::Notify;
 
+use super::destinations::Destinations;
 use crate::{
     BoxError, Outgoing,
     error::{Causes, DispatchError},
@@ -60,6 +61,32 @@ pub trait EndpointService: Send + Sync + 'static {
     /// Takes one request and sends it. Must not block. When it turns out that nobody has looked at
     /// it, the request is given back with an error that is [`unsent`](DispatchError::unsent).
     fn dispatch(&self, outgoing: &mut Outgoing<'_>) -> Self::Exchange;
+
+    /// Sends what is no call, and counts for nothing, on the connection that requests get now. `None`,
+    /// which is the default, where there is no HTTP/2 connection that has room for it: none is made.
+    fn attach(&self, outgoing: &mut Outgoing<'_>) -> Option<Attached<Self::Exchange>> {
+        _ = outgoing;
+        None
+    }
+}
+
+/// What was [sent](EndpointService::attach) on a connection beside the calls.
+pub struct Attached<X> {
+    /// The response to come.
+    pub exchange: X,
+    /// Whether the connection is the one that requests get.
+    pub is_current: IsCurrent,
+}
+
+/// See [`Attached::is_current`].
+pub type IsCurrent = Box<dyn Fn() -> bool + Send + Sync>;
+
+impl<X: fmt::Debug> fmt::Debug for Attached<X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached")
+            .field("exchange", &self.exchange)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A request on its way to its response. Dropping it cancels the request.
@@ -116,6 +143,8 @@ pub(crate) struct Signals {
     pub(crate) freed: Notify,
     /// Whether endpoints are connected when they are picked, and not before.
     pub(crate) is_on_demand: AtomicBool,
+    /// Addresses that requests have named, where they do.
+    pub(crate) destinations: Destinations,
     /// TLS handshakes that failed.
     pub(crate) handshakes: HandshakeFailures,
     /// The endpoint that could not be connected to last, and why.

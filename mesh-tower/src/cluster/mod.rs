@@ -5,14 +5,19 @@
 //! pointer; a follower task makes and drops endpoints.
 
 mod check;
+mod destinations;
 mod endpoint;
 mod registry;
+mod reports;
 mod runtime;
 mod slot;
 mod state;
 
+pub use destinations::DESTINATIONS_MAX;
 pub(crate) use endpoint::Signals;
-pub use endpoint::{BoxExchange, EndpointContext, EndpointService, Exchange, MakeEndpoint};
+pub use endpoint::{
+    Attached, BoxExchange, EndpointContext, EndpointService, Exchange, IsCurrent, MakeEndpoint,
+};
 pub(crate) use registry::{BoundClusters, ClusterRegistry};
 pub(crate) use runtime::ClusterRuntime;
 pub(crate) use state::{Affinity, ClusterState, pick_later};

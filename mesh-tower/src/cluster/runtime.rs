@@ -22,6 +22,7 @@ use super::{
     ClusterState, EndpointService, MakeEndpoint,
     check::HealthChecks,
     endpoint::Signals,
+    reports::LoadReports,
     slot::{EndpointSlot, bind, by_address, is_among},
     state::ClusterTotals,
 };
@@ -35,6 +36,7 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     state: Sharded<ArcSwap<ClusterState<M>>>,
     pub(super) signals: Arc<Signals>,
     checks: HealthChecks,
+    reports: LoadReports<M>,
     /// For load reports; another one, as the source is, after the cluster left and came back.
     load: Mutex<Arc<ClusterLoad>>,
     /// Tells the follower which snapshots to follow; dropped with the runtime, which ends it.
@@ -77,6 +79,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 make,
                 signals: Arc::clone(&signals),
                 checks: HealthChecks::default(),
+                reports: LoadReports::default(),
                 load: Mutex::new(Arc::clone(&handle.load)),
                 source,
             }
@@ -121,16 +124,21 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
     }
 
     /// Does what time does to the cluster; returns when to do so again.
-    fn maintain(&self, maintainer: &mut Maintainer) -> Option<Instant> {
+    fn maintain(self: &Arc<Self>, maintainer: &mut Maintainer) -> Option<Instant> {
         let state = self.load();
         let now = Instant::now();
         let next = maintainer.advance(&state.snapshot, now.into_std());
+        let next = next.map(Instant::from_std);
+        let runtime = Arc::downgrade(self);
+        let reports = &self.reports;
+        let reports = reports.look(&state.snapshot, &state.services, &runtime);
+        let swept = self.signals.destinations.sweep(&state.snapshot, now);
         if state.snapshot.wants_maintenance() {
             self.connect_all(&state.snapshot, &state.services);
             // Another priority may be in use.
             self.signals.waiting.notify_waiters();
         }
-        next.map(Instant::from_std)
+        next.into_iter().chain(reports).chain(swept).min()
     }
 
     /// The newest endpoints and policy.
@@ -155,6 +163,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         }
         self.totals.calls.set_endpoints(snapshot);
         self.checks.follow(snapshot, &self.make, &self.signals);
+        self.reports.keep(&services);
         self.connect_all(snapshot, &services);
         let kept = by_address(&services);
         for gone in held.iter().filter(|slot| !is_among(slot, &kept)) {
@@ -194,6 +203,7 @@ async fn follow<M: MakeEndpoint>(
                     continue;
                 }
             }
+            () = signals.destinations.changed.notified() => {}
             () = signals.maintenance.notified() => {
                 if current.borrow().wants_maintenance() {
                     due = due.into_iter().chain([looked + MAINTENANCE_PAUSE]).min();
@@ -209,7 +219,7 @@ async fn follow<M: MakeEndpoint>(
                 continue;
             }
         }
-        let snapshot = Arc::clone(current.borrow_and_update().get());
+        let snapshot = signals.destinations.snapshot(&current.borrow_and_update());
         let Some(runtime) = runtime.upgrade() else {
             return;
         };

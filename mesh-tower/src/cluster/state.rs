@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use http::{Request, uri::Authority};
 use mesh_core::{
     ClusterName,
     balance::{PickContext, PickResult},
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 
 use super::{
     ClusterRuntime, MakeEndpoint,
+    destinations::{DESTINATIONS_MAX, original_dst},
     endpoint::Signals,
     slot::{EndpointSlot, Services},
 };
@@ -235,7 +237,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
                 return match snapshot.pick_only(host) {
                     PickResult::Endpoint(index) => Some(Ok(index as u32)),
                     PickResult::Queue => self.queued(),
-                    PickResult::Fail => Some(Err(self.session_lost(host))),
+                    PickResult::Fail => self.lost(host),
                 };
             }
             // As in Envoy, whoever tries again goes elsewhere.
@@ -314,6 +316,54 @@ impl<M: MakeEndpoint> ClusterState<M> {
             runtime.signals.maintenance.notify_one();
         }
         None
+    }
+
+    /// Where a request goes that names its address itself; `None` where requests do not.
+    ///
+    /// # Errors
+    /// When it names none, or one too many.
+    pub(crate) fn name_destination<B>(
+        &self,
+        request: &Request<B>,
+    ) -> Result<Option<SocketAddr>, Error> {
+        let Some(config) = original_dst(&self.snapshot) else {
+            return Ok(None);
+        };
+        let has_tls = self.snapshot.config.as_ref().is_ok_and(|c| c.has_tls());
+        let authority = request.uri().authority().map(Authority::as_str);
+        let port = if has_tls { 443 } else { 80 };
+        let named = config.destination(request.headers(), authority, port);
+        let name = self.name();
+        let address = named.map_err(|why| {
+            Error::new(ErrorKind::InvalidRequest, format!("cluster {name}: {why}"))
+        })?;
+        if !self.signals.destinations.name(address) {
+            let why = format!(
+                "cluster {name}: requests name more than {DESTINATIONS_MAX} addresses at a time"
+            );
+            return Err(Error::new(ErrorKind::CircuitOpen, why));
+        }
+        Ok(Some(address))
+    }
+
+    /// The only endpoint that will do cannot be used.
+    #[cold]
+    fn lost(&self, host: SocketAddr) -> Option<Result<u32, Error>> {
+        if original_dst(&self.snapshot).is_none() {
+            return Some(Err(self.session_lost(host)));
+        }
+        let mut endpoints = self.snapshot.endpoints.iter();
+        let is_known = endpoints.any(|endpoint| endpoint.address == host);
+        if !is_known && self.signals.destinations.has(host) {
+            // The follower makes an endpoint of it.
+            return self.queued();
+        }
+        let why = self.signals.last_failure();
+        let why = why.map_or_else(String::new, |why| format!("; last failure: {why}"));
+        let name = self.name();
+        let why =
+            format!("cluster {name}: {host}, which the request names, cannot be reached{why}");
+        Some(Err(Error::new(ErrorKind::NoEndpoint, why)))
     }
 
     #[cold]

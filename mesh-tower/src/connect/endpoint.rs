@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     BoxError, Outgoing,
-    cluster::{BoxExchange, EndpointContext, EndpointService, Exchange},
+    cluster::{Attached, BoxExchange, EndpointContext, EndpointService, Exchange},
     error::DispatchError,
     identity::Identity,
     telemetry::Protocol,
@@ -143,6 +143,11 @@ impl EndpointService for HyperEndpoint {
         } else {
             HyperExchange::other(shared.send_http2_on_demand(request))
         }
+    }
+
+    fn attach(&self, outgoing: &mut Outgoing<'_>) -> Option<Attached<HyperExchange>> {
+        let used = self.used.get()?.as_deref()?;
+        used.shared.attach(outgoing)
     }
 }
 

@@ -23,11 +23,14 @@ use super::{
 use crate::{
     Body, BoxError, Outgoing,
     call::CONNECTING_WAIT_MAX,
-    cluster::Exchange as _,
+    cluster::{Attached, Exchange as _},
     error::{DispatchError, DispatchErrorKind},
     tls::{Alpn, TlsError},
     within::within,
 };
+
+/// Streams that a connection must allow to have one that is no request: of one, requests would have none.
+const ATTACHED_STREAMS_MIN: u32 = 2;
 
 /// See the [module](self).
 pub(super) struct Shared {
@@ -229,6 +232,31 @@ impl Shared {
             },
             |exchange| HyperExchange::http2(exchange, place),
         )
+    }
+
+    /// Begins a stream that is no request, if there is an HTTP/2 connection with room for both.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        outgoing: &mut Outgoing<'_>,
+    ) -> Option<Attached<HyperExchange>> {
+        let connection = self.first()?;
+        if connection.streams_max() < ATTACHED_STREAMS_MIN {
+            return None;
+        }
+        self.make_absolute(outgoing);
+        let exchange = connection.begin(outgoing).ok()?;
+        let (held, shared) = (Arc::downgrade(&connection), Arc::downgrade(self));
+        let is_current = move || {
+            let (Some(held), Some(shared)) = (held.upgrade(), shared.upgrade()) else {
+                return false;
+            };
+            let first = shared.first();
+            first.is_some_and(|first| Arc::ptr_eq(&first, &held)) && held.is_usable()
+        };
+        Some(Attached {
+            exchange: HyperExchange::http2(exchange, None),
+            is_current: Box::new(is_current),
+        })
     }
 
     /// `ended` takes no more requests (GOAWAY, closed, used up): those that come wait for the keeper to

@@ -7,7 +7,7 @@ mod attempt;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Request, Response};
 use mesh_core::{
     config::RetryPolicy,
     observed::LoadReport,
@@ -250,6 +250,15 @@ impl<M: MakeEndpoint> InFlight<M> {
             Some(extras) => &extras.affinity,
             None => Affinity::NONE,
         }
+    }
+
+    /// Has the call go to the address that its request names, where the cluster's requests do.
+    pub(crate) fn name_destination<B>(&mut self, request: &Request<B>) -> Result<(), Error> {
+        if let Some(address) = self.state.name_destination(request)? {
+            let affinity = &mut self.extras.get_or_insert_default().affinity;
+            affinity.override_host = Some((address, true));
+        }
+        Ok(())
     }
 
     /// No response came in time.

@@ -8,6 +8,7 @@ mod hedging;
 mod idle;
 mod mirrors;
 mod permits;
+mod reports;
 mod retries;
 mod stub;
 

@@ -4,6 +4,7 @@ mod attempts;
 mod backend;
 mod check;
 mod demand;
+mod destinations;
 mod outside;
 mod pool;
 mod server;

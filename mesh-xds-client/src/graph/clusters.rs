@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::{ClusterName, ConfigError, EndpointsName, SecretName, snapshot::ClusterTree};
+use mesh_core::{
+    ClusterName, ConfigError, EndpointsName, SecretName, config::ClusterEndpoints,
+    snapshot::ClusterTree,
+};
 
 use super::{
     WatchId,
@@ -210,6 +213,7 @@ impl Clusters {
                     ClusterSource::Aggregate(children) => {
                         self.aggregate(name, &spec, children, cache)
                     }
+                    ClusterSource::OriginalDst(_) => passing(name, &spec),
                 };
                 with_secrets(&self.nodes[name], &spec, next, cache)
             }
@@ -440,6 +444,17 @@ fn with_secrets(node: &Node, spec: &ClusterSpec, mut next: Next, cache: &mut Cac
         tree.endpoints = Err(error);
     }
     next
+}
+/// A cluster whose endpoints are those that requests name.
+fn passing(name: &ClusterName, spec: &ClusterSpec) -> Next {
+    let endpoints = ClusterEndpoints::new(name.as_str(), Vec::new());
+    Next {
+        tree: Some(ClusterTree {
+            cluster: Ok(Arc::clone(&spec.config)),
+            endpoints: Ok(Arc::new(endpoints)),
+        }),
+        ..Next::default()
+    }
 }
 
 fn eds(node: &Node, spec: &ClusterSpec, wanted: &EndpointsName, cache: &mut Cache) -> Next {

@@ -468,7 +468,7 @@ impl Graph {
             let server = reports.server.clone().or_else(sender);
             let service = match &spec.source {
                 ClusterSource::Eds(name) => name.to_string(),
-                ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => String::new(),
+                _ => String::new(),
             };
             sources.entry(handle.name.clone()).or_insert(LoadSource {
                 cluster: handle.name.to_string(),

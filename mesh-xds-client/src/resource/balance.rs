@@ -13,7 +13,7 @@ use envoy_types::pb::{
             cluster::v3::{
                 Cluster as ClusterProto, LoadBalancingPolicy,
                 cluster::{
-                    ClusterDiscoveryType, LbConfig, LbPolicy as LbPolicyProto,
+                    ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy as LbPolicyProto,
                     SlowStartConfig as OldSlowStart,
                     ring_hash_lb_config::HashFunction as OldHashFunction,
                 },
@@ -38,8 +38,8 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{
     ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
-    MAGLEV_TABLE_SIZE_MAX, RING_SIZE_MAX, RingHash, SlowStart, Subsetting,
-    WEIGHT_UPDATE_PERIOD_MIN,
+    MAGLEV_TABLE_SIZE_MAX, OOB_REPORTING_PERIOD_DEFAULT, RING_SIZE_MAX, RingHash, SlowStart,
+    Subsetting, WEIGHT_UPDATE_PERIOD_MIN,
 };
 
 use super::{
@@ -98,6 +98,10 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
                 Some(LbConfig::RingHashLbConfig(_))
             )
             | (Ok(LbPolicyProto::Maglev), Some(LbConfig::MaglevLbConfig(_)))
+            | (
+                Ok(LbPolicyProto::ClusterProvided),
+                Some(LbConfig::OriginalDstLbConfig(_))
+            )
     );
     sink.ignore([("lb_config (of a policy that is not chosen)", !is_own)]);
     let config = config.filter(|_| is_own);
@@ -136,6 +140,8 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
         (Ok(LbPolicyProto::Maglev), _) => maglev(sink, None),
         // Envoy demands it of an aggregate, whose members have the policies.
         (Ok(LbPolicyProto::ClusterProvided), _) if has_members(proto) => Some(LbPolicy::default()),
+        // The requests choose.
+        (Ok(LbPolicyProto::ClusterProvided), _) if is_original_dst(proto) => Some(LbPolicy::Random),
         (Ok(other), _) => sink.error_at(
             "lb_policy",
             format!(
@@ -152,6 +158,11 @@ fn legacy(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) ->
 fn has_members(proto: &ClusterProto) -> bool {
     let kind = proto.cluster_discovery_type.as_ref();
     matches!(kind, Some(ClusterDiscoveryType::ClusterType(_)))
+}
+
+fn is_original_dst(proto: &ClusterProto) -> bool {
+    let original_dst = ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32);
+    proto.cluster_discovery_type == Some(original_dst)
 }
 
 /// The first policy of the list that is supported.
@@ -272,15 +283,7 @@ fn pick_first(sink: &mut Sink, any: &Any) -> Option<LbPolicy> {
 
 fn client_side_wrr(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: ClientSideWeightedRoundRobin = parse(sink, any)?;
-    report!(
-        sink,
-        config,
-        [
-            enable_oob_load_report,
-            oob_reporting_config,
-            oob_reporting_period
-        ]
-    );
+    report!(sink, config, [oob_reporting_config]);
     common.slow_start = decode_slow_start(sink, config.slow_start_config.as_ref())?;
     let defaults = ClientSideWrr::default();
     let mut period = |name: &str, value: Option<&DurationProto>, default| match value {
@@ -299,6 +302,12 @@ fn client_side_wrr(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> O
         config.weight_update_period.as_ref(),
         defaults.weight_update_period,
     );
+    let is_oob = config.enable_oob_load_report.is_some_and(|on| on.value);
+    let oob_period = config.oob_reporting_period.as_ref();
+    let oob_period = match oob_period.filter(|_| is_oob) {
+        None => Some(OOB_REPORTING_PERIOD_DEFAULT),
+        Some(_) => duration(sink, "oob_reporting_period", oob_period),
+    };
     let penalty = config
         .error_utilization_penalty
         .map_or(1.0, |value| value.value);
@@ -311,6 +320,7 @@ fn client_side_wrr(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> O
         weight_update_period: update_period?.max(WEIGHT_UPDATE_PERIOD_MIN),
         error_utilization_penalty: penalty.into(),
         metric_names_for_computing_utilization: config.metric_names_for_computing_utilization,
+        oob_reporting_period: Some(oob_period?).filter(|_| is_oob),
     }))
 }
 

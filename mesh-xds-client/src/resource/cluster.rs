@@ -95,11 +95,14 @@ pub(super) fn decode(
     let (http_version, connection) = connection?;
     let (tls, socket_matches) = sockets?;
     let config = Cluster {
-        // Only EDS has a form there; for the others the name stands for itself.
-        discovery: Discovery::Eds(match &source {
-            ClusterSource::Eds(endpoints) => endpoints.clone(),
-            ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => name.as_str().into(),
-        }),
+        // DNS and aggregates have no form there: the name stands for itself.
+        discovery: match &source {
+            ClusterSource::Eds(endpoints) => Discovery::Eds(endpoints.clone()),
+            ClusterSource::OriginalDst(config) => Discovery::OriginalDst(config.clone()),
+            ClusterSource::Dns(_) | ClusterSource::Aggregate(_) => {
+                Discovery::Eds(name.as_str().into())
+            }
+        },
         name,
         lb_policy,
         common_lb_config,

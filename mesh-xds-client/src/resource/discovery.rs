@@ -11,11 +11,15 @@ use envoy_types::pb::envoy::{
     },
     extensions::clusters::{aggregate::v3::ClusterConfig as Aggregate, dns::v3::DnsCluster},
 };
-use mesh_core::{ClusterName, EndpointsName, config};
+use mesh_core::{
+    ClusterName, EndpointsName,
+    config::{self, OriginalDst},
+};
 
 use super::{
     canonical,
     dns::{self, DnsSource},
+    original_dst,
     path::Sink,
     report::report,
     value::{is, parse, same_stream},
@@ -54,6 +58,8 @@ pub enum ClusterSource {
     Dns(DnsSource),
     /// Other clusters, the first one that has endpoints first.
     Aggregate(Vec<ClusterName>),
+    /// The requests.
+    OriginalDst(OriginalDst),
 }
 
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {
@@ -73,6 +79,9 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSou
             Ok(DiscoveryType::StrictDns) => {
                 dns::of_cluster(sink, proto, false).map(ClusterSource::Dns)
             }
+            Ok(DiscoveryType::OriginalDst) => {
+                original_dst::decode(sink, proto).map(ClusterSource::OriginalDst)
+            }
             Ok(other) => unsupported(sink, other.as_str_name()),
             Err(_) => unsupported(sink, &value.to_string()),
         },
@@ -81,7 +90,7 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSou
 }
 
 fn unsupported<T>(sink: &mut Sink, name: &str) -> Option<T> {
-    let known = "EDS, LOGICAL_DNS, STRICT_DNS and aggregate clusters";
+    let known = "EDS, LOGICAL_DNS, STRICT_DNS, ORIGINAL_DST and aggregate clusters";
     sink.error_at(
         "type",
         format!("{name} is not supported; supported are {known}"),

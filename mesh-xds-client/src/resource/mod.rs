@@ -22,6 +22,7 @@ mod lb_metadata;
 mod listener;
 mod metadata;
 mod name;
+mod original_dst;
 mod outlier;
 mod own_policy;
 pub(crate) mod path;

@@ -11,7 +11,7 @@ use envoy_types::pb::{
     envoy::config::cluster::v3::LoadBalancingPolicy,
     google::protobuf::{Any, Struct, UInt32Value},
 };
-use mesh_core::config::{LbPolicy, PeakEwma, Prequal};
+use mesh_core::config::{LbPolicy, OOB_REPORTING_PERIOD_DEFAULT, PeakEwma, Prequal};
 use prost::Name;
 use serde_json::Value;
 
@@ -96,7 +96,13 @@ fn peak_ewma(sink: &mut Sink, settings: &Value) -> Option<LbPolicy> {
 
 fn prequal(sink: &mut Sink, settings: &Value) -> Option<LbPolicy> {
     let defaults = Prequal::default();
-    let names = ["choice_count", "rif_quantile", "max_age", "failure_penalty"];
+    let names = [
+        "choice_count",
+        "rif_quantile",
+        "max_age",
+        "failure_penalty",
+        "oob_reporting_period",
+    ];
     known(sink, settings, &names);
     let choice_count = match settings.get("choice_count").map(Value::as_f64) {
         None => defaults.choice_count,
@@ -111,11 +117,24 @@ fn prequal(sink: &mut Sink, settings: &Value) -> Option<LbPolicy> {
     let max_age = duration(sink, settings, "max_age", defaults.max_age);
     let penalty = defaults.failure_penalty;
     let failure_penalty = duration(sink, settings, "failure_penalty", penalty);
+    let oob_reporting_period = match settings.get("oob_reporting_period") {
+        None => None,
+        Some(_) => {
+            let name = "oob_reporting_period";
+            Some(duration(
+                sink,
+                settings,
+                name,
+                OOB_REPORTING_PERIOD_DEFAULT,
+            )?)
+        }
+    };
     Some(LbPolicy::Prequal(Prequal {
         choice_count,
         rif_quantile,
         max_age: max_age?,
         failure_penalty: failure_penalty?,
+        oob_reporting_period,
     }))
 }
 

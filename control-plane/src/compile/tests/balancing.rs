@@ -122,6 +122,50 @@ fn an_adaptive_limit_is_a_filter_of_the_clients_of_a_host() {
     }
 }
 
+#[test]
+fn a_policy_of_our_own_that_cannot_be_is_said_and_not_followed() {
+    let policy = |spec: &str| {
+        compile_text(&format!(
+            "{CART}kind: BalancerPolicy\nmetadata: {{name: a}}\nspec: {{host: cart, {spec}}}\n"
+        ))
+    };
+    for (spec, expected) in [
+        (
+            "clientSideWeightedRoundRobin: {errorUtilizationPenalty: -1}",
+            "-1 is not 0 or more",
+        ),
+        (
+            "clientSideWeightedRoundRobin: {oobReportingPeriod: 0s}",
+            "longer than 0s",
+        ),
+        ("prequal: {oobReportingPeriod: 0s}", "longer than 0s"),
+        (
+            "peakEwma: {}, clientSideWeightedRoundRobin: {}",
+            "there is a peakEwma, which is followed",
+        ),
+        (
+            "originalDestination: {httpHeader: 'x to'}",
+            "no name of a header",
+        ),
+        ("originalDestination: {portOverride: 0}", "0 is not 1 to"),
+        (
+            "originalDestination: {cleanupInterval: 0s}",
+            "longer than 0s",
+        ),
+    ] {
+        let (_, findings) = policy(spec);
+        assert!(
+            findings.len() == 1 && findings[0].contains(expected),
+            "{spec}: {findings:?}"
+        );
+    }
+    let (compiled, findings) = policy("clientSideWeightedRoundRobin: {oobReportingPeriod: 3s}");
+    assert_eq!(findings, [""; 0]);
+    let mut clusters = compiled.clusters.values();
+    let period = clusters.find_map(|cluster| cluster.lb_policy.oob_reporting_period());
+    assert_eq!(period.map(|period| period.as_secs()), Some(3));
+}
+
 /// Priorities by port, as a client in `eu/a` gets them.
 fn priorities(compiled: &Compiled, name: &str) -> Vec<(u16, u32)> {
     let locality = LocalityId {

@@ -17,10 +17,14 @@ object! {
         port: Option<u16>,
         /// Only this subset.
         subset: Option<String>,
-        /// The lower product of latency and requests in flight; one of this and `prequal`.
+        /// The lower product of latency and requests in flight; one of this and the next two.
         peak_ewma: Option<PeakEwmaSpec>,
         /// The fastest that is not hot.
         prequal: Option<PrequalSpec>,
+        /// Shares that follow from the load that endpoints report.
+        client_side_weighted_round_robin: Option<ClientSideWrrSpec>,
+        /// Requests name the address that they go to.
+        original_destination: Option<OriginalDestinationSpec>,
         /// Below this percentage of usable endpoints all are used, 0 to 100.
         panic_threshold: Option<u32>,
         /// How much more than its share of usable endpoints a priority takes, in percent, at least 100;
@@ -86,5 +90,36 @@ object! {
         max_age: Option<String>,
         /// Latency of a failed request; default 5s.
         failure_penalty: Option<String>,
+        /// How often endpoints are asked for their load beside the requests; default not at all.
+        oob_reporting_period: Option<String>,
+    }
+}
+object! {
+    /// How requests name the address that they go to.
+    OriginalDestinationSpec {
+        /// The header that names it, as `ADDRESS:PORT`; default none, and the URI says it.
+        http_header: Option<String>,
+        /// The port to connect to, whatever the request says.
+        port_override: Option<u16>,
+        /// An address that no request named for so long is forgotten; default 5s.
+        cleanup_interval: Option<String>,
+    }
+}
+object! {
+    /// Settings of client-side weighted round robin.
+    ClientSideWrrSpec {
+        /// How long an endpoint reports before its weight is used; default 10s.
+        blackout_period: Option<String>,
+        /// How long a weight is used without a new report; default 180s.
+        weight_expiration_period: Option<String>,
+        /// How often weights are looked at; default 1s.
+        weight_update_period: Option<String>,
+        /// How much errors lower a weight; default 1.
+        error_utilization_penalty: Option<f64>,
+        /// The highest of these metrics is the utilisation.
+        metric_names_for_computing_utilization: Vec<String>,
+        /// How often endpoints are asked for their load beside the requests; default not at all: they
+        /// say it with their responses.
+        oob_reporting_period: Option<String>,
     }
 }

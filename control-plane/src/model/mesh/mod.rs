@@ -6,7 +6,9 @@ mod hedge_policy;
 mod mesh_policy;
 mod rate_limit;
 
-pub use balancer_policy::{BalancerPolicy, PeakEwmaSpec, PrequalSpec};
+pub use balancer_policy::{
+    BalancerPolicy, ClientSideWrrSpec, OriginalDestinationSpec, PeakEwmaSpec, PrequalSpec,
+};
 pub use filter_policy::{BufferSpec, FilterPolicy, SessionCookieSpec, SessionSpec};
 pub use hedge_policy::HedgePolicy;
 pub use mesh_policy::{

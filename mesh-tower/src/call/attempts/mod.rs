@@ -115,10 +115,13 @@ impl<M: MakeEndpoint> Attempts<M> {
     /// Goes on until there is a response or nothing is left to try.
     pub(super) async fn run(mut self, next: Next<M>) -> CallResult<M> {
         let ended = match next {
-            Next::Send(request) => {
-                self.begin_first(request);
-                None
-            }
+            Next::Send(request) => match self.call.name_destination(&request) {
+                Ok(()) => {
+                    self.begin_first(request);
+                    None
+                }
+                Err(error) => Some(Ended::Failed(error)),
+            },
             Next::Judge(result) => {
                 let attempt = self.call.detach();
                 self.previous.extend(attempt.address());

@@ -265,7 +265,7 @@ pub(super) fn cluster(name: &str) -> Any {
 pub(super) fn bad_cluster(name: &str) -> Any {
     any(&Cluster {
         name: name.into(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(4)),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(0)),
         ..Cluster::default()
     })
 }

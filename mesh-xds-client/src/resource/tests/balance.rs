@@ -26,7 +26,7 @@ use envoy_types::pb::{
         },
         r#type::v3::{FractionalPercent, Percent},
     },
-    google::protobuf::{Duration as DurationProto, FloatValue, UInt64Value},
+    google::protobuf::{BoolValue, Duration as DurationProto, FloatValue, UInt64Value},
 };
 use mesh_core::config::{
     ClientSideWrr, Cluster, DropOverload, Fraction, HealthStatus, LbPolicy, LeastRequest,
@@ -204,8 +204,20 @@ fn client_side_weights_have_the_defaults_of_the_grfc() {
         weight_update_period: Duration::from_millis(100),
         error_utilization_penalty: 0.5,
         metric_names_for_computing_utilization: vec!["named_metrics.x".into()],
+        oob_reporting_period: None,
     };
     assert_eq!(config(&set), expected);
+    let oob = |is_on, period| {
+        let policy = by_policy(any(&ClientSideWeightedRoundRobin {
+            enable_oob_load_report: Some(BoolValue { value: is_on }),
+            oob_reporting_period: period,
+            ..ClientSideWeightedRoundRobin::default()
+        }));
+        config(&policy).oob_reporting_period
+    };
+    assert_eq!(oob(true, None), Some(Duration::from_secs(10)));
+    assert_eq!(oob(true, seconds(3)), Some(Duration::from_secs(3)));
+    assert_eq!(oob(false, seconds(3)), None);
     let negative = ClientSideWeightedRoundRobin {
         error_utilization_penalty: Some(FloatValue { value: -0.1 }),
         ..ClientSideWeightedRoundRobin::default()

@@ -14,6 +14,7 @@ mod hedge;
 mod http_limits;
 mod listener;
 mod load;
+mod original_dst;
 mod rbac;
 mod retry;
 mod route;

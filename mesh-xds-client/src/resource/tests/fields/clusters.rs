@@ -2,7 +2,13 @@
 
 use envoy_types::pb::envoy::{
     config::{
-        cluster::v3::{CircuitBreakers, UpstreamConnectionOptions, circuit_breakers::Thresholds},
+        cluster::v3::{
+            CircuitBreakers, UpstreamConnectionOptions,
+            circuit_breakers::Thresholds,
+            cluster::{
+                ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy, OriginalDstLbConfig,
+            },
+        },
         core::v3::{
             Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
             TcpKeepalive,
@@ -22,6 +28,19 @@ use super::{
 };
 
 pub(super) fn connections(t: &mut Table) {
+    let original_dst = ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32);
+    let by_header = OriginalDstLbConfig {
+        use_http_header: true,
+        ..OriginalDstLbConfig::default()
+    };
+    add(t, "", Kind::Cluster, &by_header, |m| {
+        any(&ClusterProto {
+            cluster_discovery_type: Some(original_dst.clone()),
+            lb_policy: LbPolicy::ClusterProvided as i32,
+            lb_config: Some(LbConfig::OriginalDstLbConfig(m)),
+            ..cluster()
+        })
+    });
     let breakers = |m| {
         any(&ClusterProto {
             circuit_breakers: Some(CircuitBreakers {

@@ -125,7 +125,15 @@ fn balance(t: &mut Table) {
     policy(t, &RingHash::default());
     policy(t, &Maglev::default());
     policy(t, &PickFirst::default());
-    policy(t, &ClientSideWeightedRoundRobin::default());
+    policy(
+        t,
+        &ClientSideWeightedRoundRobin {
+            enable_oob_load_report: Some(envoy_types::pb::google::protobuf::BoolValue {
+                value: true,
+            }),
+            ..ClientSideWeightedRoundRobin::default()
+        },
+    );
     let inner = policies(any(&Random::default()));
     policy(
         t,

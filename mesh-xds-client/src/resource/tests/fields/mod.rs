@@ -180,7 +180,6 @@ const NOTES: &[(&str, &[&str])] = &[
             "DownstreamTlsContext disable_stateful_session_resumption",
             "RouteConfiguration max_direct_response_body_size_bytes",
             "RouteConfiguration validate_clusters",
-            "Cluster cleanup_interval",
             "Http2ProtocolOptions (of clusters) disallow_obs_text",
             "Http2ProtocolOptions (of clusters) enable_huffman_encoding",
             "Http2ProtocolOptions (of clusters) hpack_table_size",
@@ -219,10 +218,12 @@ const NOTES: &[(&str, &[&str])] = &[
             "Cluster (of hosts) eds_cluster_config",
         ],
     ),
+    (ORIGINAL_DST_ONLY, &["Cluster cleanup_interval"]),
 ];
 
 const HONOURED: &str = "honoured";
 const OTHER_SIDE: &str = "no effect: belongs to the other side";
+const ORIGINAL_DST_ONLY: &str = "honoured where the type is ORIGINAL_DST, no effect else";
 const DESCRIBES: &str = "no effect: names, describes or counts";
 const ENVOY_INSIDE: &str = "no effect: tunes the inside of Envoy";
 const NOT_READ: &str = "no effect: says nothing by itself";
@@ -257,7 +258,8 @@ The fate of every field of every message that is read, as the decoders have it. 
 
 Policies that are in no extension of xDS come in `load_balancing_policy` as an `xds.type.v3.TypedStruct`
 whose `type_url` ends in their name: `mesh.v1.PeakEwma` (`decay`, `default_rtt`, `failure_penalty`),
-`mesh.v1.Prequal` (`choice_count`, `rif_quantile`, `max_age`, `failure_penalty`; times such as `1.5s`), and
+`mesh.v1.Prequal` (`choice_count`, `rif_quantile`, `max_age`, `failure_penalty`,
+`oob_reporting_period`; times such as `1.5s`), and
 any name that the application has given to `MeshBuilder::lb_policy`.
 ";
 
