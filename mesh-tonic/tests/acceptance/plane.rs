@@ -129,6 +129,7 @@ impl Plane {
     }
 
     /// Names of a type that any stream wants now.
+    #[allow(dead_code, reason = "only the target `routing` needs it")]
     pub(crate) fn wanted(&self, kind: &str) -> BTreeSet<String> {
         let wanted = self.shared.wanted.lock().unwrap();
         let of_kind = wanted.iter().filter(|((_, of), _)| *of == kind);
