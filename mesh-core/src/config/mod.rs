@@ -59,7 +59,7 @@ pub use filter::{
     RateLimit, RateLimitDescriptor, StatefulSession, TokenBucket,
 };
 pub use forward::{
-    ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
+    BodyBuffer, ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
     MaxStreamDuration, Mirror, MirrorTarget, Percentile, WeighBy, WeightedCluster,
 };
 pub use hash_policy::{HashPolicy, HashSource};
@@ -71,7 +71,8 @@ pub use http_limits::{HttpLimits, Underscores};
 pub use ip_range::IpRange;
 pub use jwt::{ClaimToHeader, HeaderLocation, JWT_CLOCK_SKEW_DEFAULT, JwtAuthn, JwtProvider};
 pub use listener::{
-    ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
+    ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, RouterOptions,
+    TransportMatch,
 };
 pub use matcher::{
     Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher,

@@ -19,7 +19,9 @@ use super::{
 use crate::{
     ConfigError,
     balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
-    config::{self, ClusterEndpoints, CommonLbConfig, HttpFilter, LbPolicy, RouteConfig},
+    config::{
+        self, ClusterEndpoints, CommonLbConfig, HttpFilter, LbPolicy, RouteConfig, RouterOptions,
+    },
     filter::{FilterStates, FilterTable},
     load::ClusterLoad,
     name::{ClusterName, ListenerName},
@@ -40,6 +42,8 @@ pub struct ConfigTree {
     pub stream_idle_timeout: Option<std::time::Duration>,
     /// Its filters.
     pub filters: Arc<[HttpFilter]>,
+    /// What its router does with headers.
+    pub router: RouterOptions,
     /// Its routes.
     pub routes: Arc<RouteConfig>,
     /// Every cluster that the routes name.
@@ -166,6 +170,7 @@ impl Compiler {
             config: Arc::clone(&tree.routes),
             routes,
             filters: filters.unwrap_or_default(),
+            router: tree.router,
             clusters: handles.into(),
         }))
     }

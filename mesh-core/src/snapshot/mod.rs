@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use crate::{
     ConfigError,
-    balance::{PickContext, PickResult, Picker, resolve_override},
+    balance::{PickContext, PickResult, Picker, TriedPriorities, resolve_override},
     config,
     filter::FilterTable,
     health::is_suspicious,
@@ -57,6 +57,8 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// The filters of the routes.
     pub filters: FilterTable,
+    /// What becomes of callers' headers, where they are read.
+    pub router: config::RouterOptions,
     /// The clusters that the routes name, sorted by name, each with its own swap point.
     pub clusters: Box<[ClusterHandle]>,
 }
@@ -110,6 +112,16 @@ impl ClusterSnapshot {
             return result;
         }
         self.picker.pick(&self.endpoints, context)
+    }
+
+    /// Picks for a retry that avoids the priorities of earlier attempts.
+    #[cold]
+    pub fn pick_untried(
+        &self,
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        self.picker.pick_untried(&self.endpoints, context, tried)
     }
 
     /// Picks the endpoint of a session, and no other.

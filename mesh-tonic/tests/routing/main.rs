@@ -2,6 +2,7 @@
 
 mod answers;
 mod attempts;
+mod callers;
 mod changes;
 mod churn;
 mod clusters;
@@ -13,6 +14,7 @@ mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
 mod plane;
+mod replays;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/resources.rs"]
 mod resources;

@@ -160,7 +160,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
         ]
     );
     http_limits::report(sink, &manager);
-    let filters = http_filter::decode(sink, Side::Client, &manager.http_filters);
+    let (filters, router) = http_filter::decode(sink, Side::Client, &manager.http_filters);
     let routes = decode_routes(sink, Side::Client, manager.route_specifier.as_ref());
     Some(ApiListener {
         routes: routes?,
@@ -171,6 +171,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
             manager.stream_idle_timeout.as_ref(),
         ),
         filters: filters.into(),
+        router,
     })
 }
 
@@ -304,7 +305,7 @@ fn decode_chain(
             let path_normalization = normalization(sink, &manager);
             report_manager(sink, &manager);
             let limits = http_limits::decode(sink, &manager);
-            let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
+            let (filters, _) = http_filter::decode(sink, Side::Server, &manager.http_filters);
             let routes = decode_routes(sink, Side::Server, manager.route_specifier.as_ref())?;
             Some((path_normalization?, limits?, filters, routes))
         })?;
