@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,9 +15,9 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Query, Request, State},
+    extract::{ConnectInfo, DefaultBodyLimit, Query, Request, State},
     http::{
-        HeaderMap, StatusCode,
+        Extensions, HeaderMap, StatusCode,
         header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN},
     },
     middleware::{Next, from_fn_with_state, map_response},
@@ -27,6 +28,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    audit::{self, Event},
     ca::{self, CaError, ConnectionPeer, Identity},
     cache::{Version, World},
     diagnostic::Diagnostic,
@@ -78,6 +80,17 @@ pub struct AdminState {
 }
 
 impl AdminState {
+    /// Writes down that a request was refused that would have changed or read something.
+    fn refused(&self, request: &Request, why: &str) {
+        let (method, path) = (request.method(), request.uri().path());
+        self.registry.audit().refused(&Event {
+            principal: &who(request.extensions()),
+            object: path,
+            action: &format!("admin.{}", method.as_str().to_ascii_lowercase()),
+            result: &format!("refused: {why}"),
+        });
+    }
+
     fn is_admin(&self, headers: &HeaderMap, peer: Option<&ConnectionPeer>) -> bool {
         let identity = peer.and_then(|peer| peer.identity.as_ref());
         identity.is_some_and(|identity| self.admins.contains(identity))
@@ -97,15 +110,15 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
     // address; nobody else does.
     let is_page = !request.method().is_safe() && request.headers().contains_key(ORIGIN);
     if is_page && !is_admin {
-        tracing::warn!(target: "audit", path = request.uri().path(), "refused: a page in a browser");
+        state.refused(&request, "a page in a browser");
         return refuse(StatusCode::FORBIDDEN, NO_PAGES);
     }
     if is_probe || state.is_open || is_admin {
         return next.run(request).await;
     }
-    tracing::warn!(
-        target: "audit", path = request.uri().path(), address = peer.map(|p| p.address.to_string()),
-        "refused: neither the admin key nor the certificate of an admin"
+    state.refused(
+        &request,
+        "neither the admin key nor the certificate of an admin",
     );
     refuse(StatusCode::UNAUTHORIZED, NEEDS_KEY)
 }
@@ -279,15 +292,16 @@ async fn rotation(State(state): State<AdminState>) -> Response {
 async fn rotate(
     State(state): State<AdminState>,
     Query(by): Parameters,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
     let refuse =
         |status: StatusCode, error: String| (status, Json(json!({"error": error}))).into_response();
     if !state
         .key
         .as_ref()
-        .is_some_and(|key| key.is_shown_in(&headers))
+        .is_some_and(|key| key.is_shown_in(request.headers()))
     {
+        state.refused(&request, "not the admin key");
         let error = "the key in admin.key of the data directory is needed".to_owned();
         return refuse(StatusCode::UNAUTHORIZED, error);
     }
@@ -296,11 +310,12 @@ async fn rotate(
     };
     // Keys are made, and files are written.
     let asked = by.get("do").cloned().unwrap_or_default();
+    let who = format!("admin, {}", who(request.extensions()));
     let done = tokio::task::spawn_blocking(move || match asked.as_str() {
-        "begin" => rotator.begin().map(|()| rotator),
-        "abort" => rotator.abort().map(|()| rotator),
+        "begin" => rotator.begin(&who).map(|()| rotator),
+        "abort" => rotator.abort(&who).map(|()| rotator),
         "ignore-unobserved" => {
-            rotator.ignore_unobserved();
+            rotator.ignore_unobserved(&who);
             Ok(rotator)
         }
         _ => Err(CaError::Rotation(
@@ -313,6 +328,15 @@ async fn rotate(
         Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+/// Who asks: an identity where the connection proves one, else an address.
+fn who(extensions: &Extensions) -> String {
+    let secure = extensions.get::<ConnectionPeer>();
+    let plain = extensions.get::<ConnectInfo<SocketAddr>>();
+    let address = secure.map(|peer| peer.address.ip());
+    let address = address.or_else(|| Some(plain?.0.ip()));
+    audit::principal(secure.and_then(|peer| peer.identity.as_ref()), address)
 }
 
 impl AdminKey {

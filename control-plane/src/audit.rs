@@ -1,14 +1,16 @@
 //! Who changed what: one JSON object a line, in `DATA_DIR/audit.log`, and in the log with target `audit`.
 //!
 //! Everything that changes what clients are served goes through [`Audit::record`]: objects, registrations,
-//! certificates, changes of roots, and what was refused of these. It holds no key and no token. The file
-//! is opened anew when its name stands for another one, so that it may be moved away; a line that cannot
-//! be written is counted and stops nothing.
+//! certificates, join tokens, the deny list, changes of roots, and what was refused of these. It holds no key
+//! and no token: a token is called by the beginning of its hash. The file is opened anew when its name
+//! stands for another one, so that it may be moved away; a line that cannot be written is counted and
+//! stops nothing. Who is nobody cannot fill the disk: see [`Audit::refused`].
 
 use std::{
     fmt::Display,
     fs::{File, OpenOptions},
     io::Write,
+    net::IpAddr,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -20,8 +22,13 @@ use std::{
 
 use serde_json::json;
 
+use crate::ca::Identity;
+
 /// Name of the file in the data directory.
 pub(crate) const FILE: &str = "audit.log";
+
+/// So many refusals of callers that nobody knows are written down in a second; the others are counted.
+pub const REFUSALS_PER_SECOND: u64 = 100;
 
 /// Writes down who changed what. Clones write to the same file; the default writes to the log alone.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +39,8 @@ struct Inner {
     path: PathBuf,
     file: Mutex<Option<File>>,
     lost: AtomicU64,
+    /// The second, and how many refusals were in it.
+    refusals: Mutex<(u64, u64)>,
 }
 
 /// A change, or the attempt.
@@ -54,6 +63,7 @@ impl Audit {
             path: path.to_owned(),
             file: Mutex::new(None),
             lost: AtomicU64::new(0),
+            refusals: Mutex::default(),
         })))
     }
 
@@ -86,6 +96,18 @@ impl Audit {
         }
     }
 
+    /// Writes down that somebody was refused who proved nothing, and could be for ever:
+    /// [`REFUSALS_PER_SECOND`] of them, the others are [`lost`](Self::lost).
+    pub fn refused(&self, event: &Event<'_>) {
+        if let Some(inner) = &self.0
+            && !inner.has_room()
+        {
+            inner.lost.fetch_add(1, Relaxed);
+            return;
+        }
+        self.record(event);
+    }
+
     /// The same for something that worked or did not.
     pub(crate) fn outcome<T, E: Display>(
         &self,
@@ -111,7 +133,34 @@ impl Audit {
     }
 }
 
+/// Who asks: an identity where the connection proves one, else an address.
+pub(crate) fn principal(identity: Option<&Identity>, address: Option<IpAddr>) -> String {
+    match (identity, address) {
+        (Some(identity), _) => identity.to_string(),
+        (None, Some(address)) => address.to_string(),
+        (None, None) => "nobody".to_owned(),
+    }
+}
+
+/// Who wrote a file, as far as the file tells.
+pub(crate) fn owner(path: &Path) -> String {
+    let uid = path.metadata().map(|file| file.uid());
+    uid.map_or_else(|_| "nobody".to_owned(), |uid| format!("uid:{uid}"))
+}
+
 impl Inner {
+    /// Whether one more refusal of this second is written down.
+    fn has_room(&self) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs());
+        let mut held = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 != now {
+            *held = (now, 0);
+        }
+        held.1 += 1;
+        held.1 <= REFUSALS_PER_SECOND
+    }
+
     fn write(&self, line: &str) -> std::io::Result<()> {
         let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let named = self.path.metadata().ok();
@@ -166,6 +215,27 @@ mod tests {
         assert_eq!(objects(&moved), ["a", "b"]);
         assert_eq!(objects(&path), ["c"]);
         assert_eq!(path.metadata().unwrap().mode() & 0o077, 0);
+    }
+
+    #[test]
+    fn who_proves_nothing_fills_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::open(&dir.path().join(FILE));
+        let asked = 20 * REFUSALS_PER_SECOND;
+        let started = SystemTime::now();
+        for _ in 0..asked {
+            audit.refused(&event("a"));
+        }
+        let seconds = started.elapsed().unwrap().as_secs() + 2;
+        let written = objects(&dir.path().join(FILE)).len() as u64;
+        assert_eq!(written + audit.lost(), asked);
+        assert!(
+            (REFUSALS_PER_SECOND..=seconds * REFUSALS_PER_SECOND).contains(&written),
+            "{written}"
+        );
+        // What was done is written down in any case.
+        audit.record(&event("b"));
+        assert_eq!(objects(&dir.path().join(FILE)).last().unwrap(), "b");
     }
 
     #[test]

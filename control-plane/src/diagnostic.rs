@@ -88,3 +88,5 @@ pub const LACKS: &str = "MESH0112";
 pub const PASSED_OVER: &str = "MESH0113";
 /// Endpoints that seem lost are kept, because too many were lost at once.
 pub const KEPT: &str = "MESH0114";
+/// A policy by which a provider's servers would have to ask themselves.
+pub const ASKS_ITSELF: &str = "MESH0115";

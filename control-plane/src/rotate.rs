@@ -34,7 +34,6 @@ pub const ABSENT_MAX: Duration = Duration::from_secs(60);
 /// Clients that an answer names.
 const NAMED_MAX: usize = 20;
 /// Whoever shows the admin key.
-const ADMIN: &str = "admin";
 /// What changes.
 const ROOTS: &str = "roots";
 
@@ -103,31 +102,31 @@ impl Rotator {
         self
     }
 
-    /// Begins a change of roots.
+    /// Begins a change of roots, as `who` asked.
     ///
     /// # Errors
     /// When one is going on already, or the authority is plugged in.
-    pub fn begin(&self) -> Result<(), CaError> {
+    pub fn begin(&self, who: &str) -> Result<(), CaError> {
         let done = self.authority.begin_rotation();
-        self.audit.outcome((ADMIN, "roots.begin"), ROOTS, &done);
+        self.audit.outcome((who, "roots.begin"), ROOTS, &done);
         done
     }
 
-    /// Goes back to the old root.
+    /// Goes back to the old root, as `who` asked.
     ///
     /// # Errors
     /// When nothing is going on, or the old root has left already.
-    pub fn abort(&self) -> Result<(), CaError> {
+    pub fn abort(&self, who: &str) -> Result<(), CaError> {
         let done = self.authority.abort_rotation();
-        self.audit.outcome((ADMIN, "roots.abort"), ROOTS, &done);
+        self.audit.outcome((who, "roots.abort"), ROOTS, &done);
         done
     }
 
-    /// Clients that confirm nothing have the bundle by other means, says the operator.
-    pub fn ignore_unobserved(&self) {
+    /// Clients that confirm nothing have the bundle by other means, says `who`.
+    pub fn ignore_unobserved(&self, who: &str) {
         let done: Result<(), CaError> = Ok(());
         self.audit
-            .outcome((ADMIN, "roots.ignore_unobserved"), ROOTS, &done);
+            .outcome((who, "roots.ignore_unobserved"), ROOTS, &done);
         self.memory().ignores_unobserved = true;
     }
 

@@ -252,7 +252,8 @@ impl ControlPlaneBuilder {
                 Some(verifier.context("service account tokens")?)
             }
         };
-        let callers = Arc::new(callers(&data_dir, jwt)?);
+        let audit = Audit::open(&data_dir.join(audit::FILE));
+        let callers = Arc::new(callers(&data_dir, jwt)?.audited(&audit));
         let mut keys = Keys::open(data_dir.join(KEYS), trust, jwks_refresh)
             .with_context(|| format!("keys of issuers in {}", data_dir.display()))?;
         // Servers that believe a token must not be told otherwise because we start.
@@ -264,7 +265,6 @@ impl ControlPlaneBuilder {
         let checks = Some(ProbeTls::new(checks));
         let registry = Registry::open_with(FileStore::new(&registrations), checks)
             .with_context(|| format!("registrations in {}", registrations.display()))?;
-        let audit = Audit::open(&data_dir.join(audit::FILE));
         registry.audited(audit.clone());
         let xds = TcpListener::bind(self.xds_listen)
             .await
@@ -315,6 +315,7 @@ impl ControlPlaneBuilder {
         let rotator = Rotator::new(Arc::clone(&authority), clients.clone(), metrics.clone())
             .audited(audit.clone());
         tasks.spawn(rotator.clone().run(is_shutdown.clone()));
+        tasks.spawn(Arc::clone(&callers).follow_denied(is_shutdown.clone()));
         let mut probes = JoinSet::new();
         probes.spawn(serve_http(
             http,

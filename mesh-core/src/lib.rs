@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load, sync} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load, sync, secrets} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -25,6 +25,7 @@ pub mod outcome;
 pub mod retry;
 pub mod rng;
 pub mod route;
+pub mod secrets;
 pub mod shard;
 pub mod snapshot;
 pub mod stats;

@@ -27,6 +27,7 @@ mod ext;
 mod extras;
 #[cfg(test)]
 mod fuzz;
+mod happy_eyeballs;
 mod head;
 mod headers;
 #[cfg(feature = "xds")]

@@ -15,7 +15,10 @@ use std::{
 };
 
 use http::Request;
-use mesh_core::{balance::LbPolicyFactory, config::TrustBundle};
+use mesh_core::{
+    balance::LbPolicyFactory,
+    config::{ClientPosition, TrustBundle},
+};
 use mesh_xds_client::{Bootstrap, Driver, StreamStatus, TrustBundleWatch, XdsClient};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -85,6 +88,8 @@ pub struct MeshBuilder {
     dns_servers: Vec<SocketAddr>,
     lb_policies: Vec<(String, Arc<dyn LbPolicyFactory>)>,
     calls: CallOptions,
+    local_cluster: Option<String>,
+    client_position: Option<ClientPosition>,
 }
 
 impl MeshBuilder {
@@ -216,6 +221,26 @@ impl MeshBuilder {
         self
     }
 
+    /// The cluster of this process's own service, for example
+    /// `outbound|8080||frontend.default.svc.cluster.local` of our control plane, or Envoy's
+    /// `local_cluster_name`. Clusters with zone-aware routing keep requests in the zone of this process
+    /// (`locality` of the bootstrap's node), as many as it can take if all instances of this service do the
+    /// same: for that they want to know where these are. Default none; such clusters use endpoints of all
+    /// zones alike then.
+    pub fn local_cluster(mut self, name: impl Into<String>) -> Self {
+        self.local_cluster = Some(name.into());
+        self
+    }
+
+    /// Which of all instances of its own service this process is, such as the ordinal of its pod. Services
+    /// whose clients use a part of the endpoints each (`deterministicSubset` of a BalancerPolicy) are used
+    /// evenly then: each endpoint by as many clients as any other, or one more. Default none; it uses a
+    /// random part then.
+    pub fn client_position(mut self, position: ClientPosition) -> Self {
+        self.client_position = Some(position);
+        self
+    }
+
     /// How long [`Mesh::shutdown`] waits for requests in flight. Default [`DRAIN_TIMEOUT`].
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.drain_timeout = Some(limit);
@@ -255,6 +280,18 @@ impl MeshBuilder {
         for (name, factory) in self.lb_policies {
             xds = xds.lb_policy(name, factory);
         }
+        if let Some(name) = self.local_cluster {
+            xds = xds.local_cluster(name);
+        }
+        if let Some(position) = self.client_position {
+            if position.index >= position.count {
+                let ClientPosition { index, count } = position;
+                return Err(SetupError::new(format!(
+                    "client_position: index {index} of {count} clients; the first one is 0"
+                )));
+            }
+            xds = xds.client_position(position);
+        }
         let (xds, driver) = xds.build_with_driver().map_err(SetupError::new)?;
         run_apart(driver).map_err(SetupError::new)?;
         show(&telemetry, &xds);
@@ -262,7 +299,7 @@ impl MeshBuilder {
             Some(identity) => Some(identity),
             None => identity_from_bootstrap(&xds)?,
         };
-        let connector = HyperConnector::new(identity.clone());
+        let connector = HyperConnector::new(identity.clone()).secrets(xds.secrets());
         let clusters = Arc::new(ClusterRegistry::new(
             Arc::new(connector),
             telemetry.metrics().clone(),
@@ -426,9 +463,8 @@ impl Mesh {
             .telemetry(inner.telemetry.clone())
             .authorization_services(Arc::new(services))
             .drain_timeout(inner.drain_timeout);
-        if let Some(identity) = &inner.identity {
-            server = server.identity(identity.clone());
-        }
+        let identity = inner.identity.clone().unwrap_or_else(Identity::none);
+        server = server.identity(identity.with_secrets(inner.xds.secrets()));
         Ok(server.build())
     }
 

@@ -17,6 +17,8 @@ use std::{
 use mesh_core::{
     ConfigError,
     balance::LbPolicyFactory,
+    config::ClientPosition,
+    secrets::{self, SecretReader},
     snapshot::{self, SnapshotReader},
 };
 use ring::rand::{SecureRandom, SystemRandom};
@@ -57,6 +59,7 @@ struct Shared {
     status: watch::Receiver<StreamStatus>,
     freshness: watch::Receiver<Freshness>,
     metrics: MetricsReader,
+    secrets: SecretReader,
     bootstrap: Bootstrap,
     identity_file: Option<PathBuf>,
     /// What connections to control planes show.
@@ -154,6 +157,23 @@ impl XdsClientBuilder {
         self
     }
 
+    /// The cluster of this process's own service, Envoy's `local_cluster_name`. It is followed as any
+    /// other is, but not connected to: with it and with the `locality` of the bootstrap's node, clusters
+    /// with zone-aware routing know how many callers there are in which zone. Default none; zones say
+    /// nothing then.
+    pub fn local_cluster(mut self, name: impl Into<String>) -> Self {
+        self.options.local_cluster = Some(canonical(name.into()).into());
+        self
+    }
+
+    /// Which of all clients of the same services this process is, for clusters of which each client uses a
+    /// part ([`Subsetting::Deterministic`](mesh_core::config::Subsetting::Deterministic)). Default none;
+    /// it uses a random part then.
+    pub fn client_position(mut self, position: ClientPosition) -> Self {
+        self.options.client_position = Some(position);
+        self
+    }
+
     /// Starts the client on a task of the current runtime.
     ///
     /// # Errors
@@ -185,18 +205,20 @@ impl XdsClientBuilder {
         let (status, status_rx) = watch::channel(StreamStatus::Connecting);
         let (freshness, freshness_rx) = watch::channel(Freshness::default());
         let metrics = MetricsReader::default();
+        let (secret_writer, secrets) = secrets::pair();
         let reports = Reports {
             status,
             freshness,
             metrics: metrics.clone(),
         };
         let own = options.connection.own.clone();
-        let driver = Driver::new(&bootstrap, queue, reports, options);
+        let driver = Driver::new(&bootstrap, queue, reports, secret_writer, options);
         let shared = Arc::new(Shared {
             commands,
             status: status_rx,
             freshness: freshness_rx,
             metrics,
+            secrets,
             bootstrap,
             identity_file,
             own,
@@ -234,6 +256,8 @@ impl XdsClient {
                 state_file: None,
                 lookup: Lookup::system(),
                 lb_policies: Vec::new(),
+                local_cluster: None,
+                client_position: None,
             },
             identity_file: None,
         }
@@ -267,6 +291,14 @@ impl XdsClient {
         let (tx, rx) = watch::channel(InboundState::Pending);
         let listener = canonical(resource_name.into()).into();
         Watch::new(rx, self.subscribe(|| Watcher::Inbound { listener, tx }))
+    }
+
+    /// Certificates and roots that clusters and listeners name beside the process's own
+    /// ([`OWN_CERTIFICATE`](mesh_core::config::OWN_CERTIFICATE) and
+    /// [`OWN_TRUST_BUNDLE`](mesh_core::config::OWN_TRUST_BUNDLE)). Each is fetched with what names it, and
+    /// held for as long. The reader does not keep the client alive.
+    pub fn secrets(&self) -> SecretReader {
+        self.shared.secrets.clone()
     }
 
     /// Follows a trust bundle, `ROOTCA` by convention.

@@ -17,7 +17,9 @@ use futures_util::{FutureExt, future::select_all};
 use mesh_core::{
     ClusterName,
     balance::LbPolicyFactory,
+    config::ClientPosition,
     rng::{Rng, SplitMix64},
+    secrets::SecretWriter,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -33,7 +35,7 @@ use crate::{
     connection::{Connection, ConnectionOptions, Event},
     dns::{Lookup, Resolver},
     dump::{ClientDump, Counters, Freshness},
-    graph::{Graph, WatchId, Watcher},
+    graph::{Graph, HostQuery, WatchId, Watcher},
     load::Load,
     metrics::{ClientMetrics, MetricsReader},
     notices::Notices,
@@ -70,6 +72,10 @@ pub(crate) struct DriverOptions {
     pub(crate) lookup: Lookup,
     /// Policies of the application, by name.
     pub(crate) lb_policies: Vec<(String, Arc<dyn LbPolicyFactory>)>,
+    /// The cluster of this process's own service.
+    pub(crate) local_cluster: Option<ClusterName>,
+    /// The place of this process among all clients.
+    pub(crate) client_position: Option<ClientPosition>,
 }
 
 /// Where the driver reports to.
@@ -107,7 +113,7 @@ pub struct Driver {
 enum Turn {
     Command(Option<Command>),
     Connection(ServerId, Event),
-    Resolved(String, Result<Vec<IpAddr>, String>),
+    Resolved(HostQuery, Result<Vec<IpAddr>, String>),
     Save,
 }
 
@@ -116,6 +122,7 @@ impl Driver {
         bootstrap: &Bootstrap,
         commands: mpsc::UnboundedReceiver<Command>,
         reports: Reports,
+        secrets: SecretWriter,
         options: DriverOptions,
     ) -> Self {
         let mut rng = SplitMix64::new(options.seed);
@@ -147,6 +154,19 @@ impl Driver {
             .map(|server| server.uri.to_string());
         let fingerprint: Vec<_> = servers.iter().map(|s| s.uri.to_string()).collect();
         let connect = |server: Server| Connection::start(bootstrap, server, &options.connection);
+        let mut graph = Graph::new(
+            bootstrap.node.id.clone(),
+            first.unwrap_or_default(),
+            rng.next_u64(),
+        )
+        .with_policies(options.lb_policies)
+        .with_secrets(secrets);
+        if let Some(position) = options.client_position {
+            graph = graph.with_client_position(position);
+        }
+        if let Some(cluster) = options.local_cluster {
+            graph = graph.with_local_cluster(cluster, bootstrap.node.locality.clone());
+        }
         Self {
             commands,
             reports,
@@ -155,12 +175,7 @@ impl Driver {
                 .with_servers(servers.iter()),
             authorities,
             connections: servers.into_iter().map(connect).collect(),
-            graph: Graph::new(
-                bootstrap.node.id.clone(),
-                first.unwrap_or_default(),
-                rng.next_u64(),
-            )
-            .with_policies(options.lb_policies),
+            graph,
             load: Load::new(bootstrap, options.connection.clone(), &mut rng),
             resolver: Resolver::new(
                 options.lookup,

@@ -23,6 +23,8 @@
 //! | TLS by provider instance and by SDS | gRFC A29, Envoy SDS | yes |
 //! | complete or nothing | gRFC A74 | yes |
 //! | aggregates, logical and strict DNS | gRFC A37, A75 | yes |
+//! | endpoints with several addresses | gRFC A61 | yes |
+//! | zone-aware routing, subsets | Envoy `ZoneAwareLbConfig`, gRFC A68 | yes, with [`XdsClientBuilder::local_cluster`] and [`XdsClientBuilder::client_position`] |
 //! | fallback servers, federation | gRFC A71, A47, A95 | yes; glob collections are refused |
 //! | virtual hosts and endpoints on demand | VHDS, LEDS (gRFC A95) | no: refused by the field's path |
 //! | certificates from a signer, from files, from an agent | Istio CSR, gRFC A29 `file_watcher`, A87, SPIFFE Workload API | yes; of the Workload API X.509 alone |
@@ -80,7 +82,8 @@ pub use dump::Freshness;
 pub use error::Error;
 pub use graph::{NAMED_CLUSTERS_MAX, Resource};
 pub use resource::{
-    ClusterSource, ClusterSpec, DnsHost, LoadReports, decode_rbac_filter, decode_route_config,
+    ClusterSource, ClusterSpec, DnsFamily, DnsHost, DnsLookup, DnsSource, LoadReports,
+    decode_rbac_filter, decode_route_config,
 };
 pub use transport::{StreamStatus, csds::StatusService};
 pub use watch::{InboundState, InboundWatch, TrustBundleWatch};

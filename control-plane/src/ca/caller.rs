@@ -3,11 +3,19 @@
 //! In that order: a certificate proved possession of a key in the handshake, and a token beside it is
 //! not looked at. Addresses and everything in a request's body prove nothing.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
+use tokio::{sync::watch, time::sleep};
 use tonic::metadata::MetadataMap;
 
-use super::{CaError, DenyList, Identity, JwtVerifier, TokenRefusal, Tokens};
+use super::{CaError, DenyList, Identity, JwtVerifier, TokenRefusal, Tokens, token};
+use crate::audit::{self, Audit, Event};
+
+/// What is written down about join tokens that are shown.
+const USE: &str = "token.use";
+
+/// How often the deny list is looked at when nobody asks for a certificate.
+pub(crate) const DENIED_EVERY: Duration = Duration::from_secs(5);
 
 /// The other end of the connection that a request came on; an extension of it.
 #[derive(Clone, Debug)]
@@ -74,6 +82,7 @@ pub struct Callers {
     tokens: Tokens,
     jwt: Option<JwtVerifier>,
     denied: DenyList,
+    audit: Audit,
 }
 
 impl Callers {
@@ -84,6 +93,33 @@ impl Callers {
             tokens,
             jwt,
             denied,
+            audit: Audit::default(),
+        }
+    }
+
+    /// What becomes of join tokens and of the deny list is written down there.
+    #[must_use]
+    pub fn audited(mut self, audit: &Audit) -> Self {
+        self.audit = audit.clone();
+        self.denied.audited(audit.clone());
+        self
+    }
+
+    /// Where that is.
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// Reads the deny list again where it changed, every [`DENIED_EVERY`] until `shutdown`: what it says
+    /// is written down although nobody asks for a certificate.
+    pub(crate) async fn follow_denied(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        loop {
+            let callers = Arc::clone(&self);
+            _ = tokio::task::spawn_blocking(move || callers.denied.refresh()).await;
+            tokio::select! {
+                () = sleep(DENIED_EVERY) => {}
+                _ = shutdown.wait_for(|is_true| *is_true) => return,
+            }
         }
     }
 
@@ -122,10 +158,18 @@ impl Callers {
             (None, true) => Err(Unauthenticated(
                 "service account tokens are not accepted here: neither --jwks nor --jwks-uri is set".to_owned(),
             )),
-            (_, false) => Ok(Caller {
-                identity: self.tokens.identify(bearer)?,
-                method: Method::JoinToken,
-            }),
+            (_, false) => {
+                let identity = self.tokens.identify(bearer).inspect_err(|refusal| {
+                    self.audit.refused(&Event {
+                        principal: &audit::principal(None, peer.map(|peer| peer.address.ip())),
+                        object: &token::name_of(bearer),
+                        action: USE,
+                        result: refusal.as_str(),
+                    });
+                })?;
+                let method = Method::JoinToken;
+                Ok(Caller { identity, method })
+            }
         }
     }
 
@@ -135,7 +179,15 @@ impl Callers {
     /// When another was faster.
     pub fn redeem(&self, caller: &Caller, metadata: &MetadataMap) -> Result<(), Unauthenticated> {
         if caller.method == Method::JoinToken {
-            self.tokens.redeem(bearer(metadata).unwrap_or_default())?;
+            let token = bearer(metadata).unwrap_or_default();
+            let redeemed = self.tokens.redeem(token);
+            self.audit.record(&Event {
+                principal: &caller.identity.to_string(),
+                object: &token::name_of(token),
+                action: USE,
+                result: redeemed.as_ref().map_or_else(|why| why.as_str(), |_| "ok"),
+            });
+            redeemed?;
         }
         Ok(())
     }

@@ -42,6 +42,7 @@ pub use limit::IssuanceLimits;
 pub use proto::istio_certificate_service_server::IstioCertificateServiceServer;
 pub use rotation::{Rotation, Step};
 pub use service::CertificateService;
+pub(crate) use service::ISSUE;
 pub use token::{TokenRefusal, TokenUse, Tokens, create_token, create_token_for};
 
 pub(crate) use authority::TRUST_BUNDLE;

@@ -21,12 +21,12 @@ use super::{
     },
 };
 use crate::{
-    audit::{Audit, Event},
+    audit::{self, Audit, Event},
     metrics::Metrics,
 };
 
 /// What is written down about certificates.
-const ISSUE: &str = "certificate.issue";
+pub(crate) const ISSUE: &str = "certificate.issue";
 
 /// Serves `istio.v1.auth.IstioCertificateService`.
 #[derive(Clone, Debug)]
@@ -169,11 +169,7 @@ impl Refused {
 
     /// Who asked, as far as that is known.
     fn principal(&self, address: Option<IpAddr>) -> String {
-        match (&self.caller, address) {
-            (Some(caller), _) => caller.identity.to_string(),
-            (None, Some(address)) => address.to_string(),
-            (None, None) => "nobody".to_owned(),
-        }
+        audit::principal(self.caller.as_ref().map(|caller| &caller.identity), address)
     }
 
     fn log(&self, address: Option<IpAddr>) {
@@ -208,12 +204,16 @@ impl IstioCertificateService for CertificateService {
             shared.metrics.csr(result);
             if let Err(refused) = &made {
                 refused.log(address);
-                shared.audit.record(&Event {
+                let event = Event {
                     principal: &refused.principal(address),
                     object: "certificate",
                     action: ISSUE,
                     result: &format!("{}: {}", refused.result, refused.status.message()),
-                });
+                };
+                match &refused.caller {
+                    Some(_) => shared.audit.record(&event),
+                    None => shared.audit.refused(&event),
+                }
             }
             made
         });

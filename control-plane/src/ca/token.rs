@@ -19,9 +19,12 @@ use ring::{
 use serde::{Deserialize, Serialize};
 
 use super::{CaError, Identity, files};
+use crate::audit::{self, Audit, Event};
 
 /// Random bytes in a token.
 const TOKEN_BYTES: usize = 32;
+/// Hexadecimal digits of its hash that a token is called by.
+const NAME_DIGITS: usize = 12;
 /// Longest bearer that is hashed.
 const MAX_BEARER: usize = 1024;
 
@@ -66,7 +69,8 @@ pub fn create_token(
 }
 
 /// Makes a token for an identity, valid for `ttl`, and returns it; only its hash is kept. Running
-/// control planes accept it at once. Expired entries are dropped.
+/// control planes accept it at once. Expired entries are dropped. Who made it is written down in the
+/// data directory's audit log.
 ///
 /// # Errors
 /// When `identity` is not valid, `ttl` is zero or absurd, or the file cannot be read or written.
@@ -90,6 +94,7 @@ pub fn create_token_for(
     let path = file_in(data_dir);
     let mut entries = read(&path)?;
     entries.retain(|entry| entry.expires > now);
+    let object = format!("{} of {identity}", name_of(&token));
     entries.push(Entry {
         sha256: hash(&token),
         namespace,
@@ -99,7 +104,22 @@ pub fn create_token_for(
         used: None,
     });
     write(&path, &entries)?;
+    Audit::open(&data_dir.join(audit::FILE)).record(&Event {
+        principal: &audit::owner(&path),
+        object: &object,
+        action: "token.create",
+        result: "ok",
+    });
     Ok(token)
+}
+
+/// What a token is called where people read it: the same for the same token, and no help to whoever would
+/// like to have it.
+pub(super) fn name_of(bearer: &str) -> String {
+    match bearer.len() {
+        1..=MAX_BEARER => format!("join_token {}", &hash(bearer)[..NAME_DIGITS]),
+        _ => "join_token".to_owned(),
+    }
 }
 
 /// Why a token stands for nobody.

@@ -6,7 +6,7 @@ use mesh_core::{
     ClusterName,
     config::{
         AdaptiveConcurrency, Cluster, ClusterEndpoints, FilterConfig, HttpFilter, LbPolicy,
-        PeakEwma, Prequal,
+        PeakEwma, Prequal, Subsetting, ZoneAware,
     },
 };
 
@@ -75,6 +75,8 @@ struct Said {
     /// How much more than its share a priority takes.
     factor: Option<u32>,
     subset_size: Option<u32>,
+    subsetting: Option<Subsetting>,
+    zone_aware: Option<ZoneAware>,
     max_connections: Option<u32>,
     adaptive: Option<AdaptiveConcurrency>,
 }
@@ -99,6 +101,8 @@ impl Said {
                 policy.max_connections_per_endpoint,
                 1..=u32::MAX,
             ),
+            subsetting: subsetting(policy, wrong),
+            zone_aware: zone_aware(policy, wrong),
             balancer: balancer(policy, wrong),
             adaptive: adaptive(policy, wrong),
         }
@@ -112,6 +116,12 @@ impl Said {
         let common = &mut cluster.common_lb_config;
         common.healthy_panic_threshold = self.threshold.or(common.healthy_panic_threshold);
         common.subset_size = self.subset_size.or(common.subset_size);
+        common.subsetting = self.subsetting.unwrap_or(common.subsetting);
+        if self.zone_aware.is_some() {
+            common.zone_aware = self.zone_aware;
+            // The one or the other.
+            common.locality_weighted = false;
+        }
         let breakers = &mut cluster.circuit_breakers;
         breakers.max_connections_per_host =
             self.max_connections.or(breakers.max_connections_per_host);
@@ -296,6 +306,45 @@ fn adaptive(policy: &BalancerPolicy, wrong: &mut Wrong<'_>) -> Option<AdaptiveCo
         return None;
     }
     Some(limit)
+}
+
+fn subsetting(policy: &BalancerPolicy, wrong: &mut Wrong<'_>) -> Option<Subsetting> {
+    let is_deterministic = policy.deterministic_subset?;
+    if policy.subset_size.is_none() {
+        let message = "there is no subsetSize".to_owned();
+        wrong("deterministicSubset", message);
+    }
+    Some(match is_deterministic {
+        true => Subsetting::Deterministic,
+        false => Subsetting::Random,
+    })
+}
+
+fn zone_aware(policy: &BalancerPolicy, wrong: &mut Wrong<'_>) -> Option<ZoneAware> {
+    let spec = policy.zone_aware.as_ref()?;
+    let has_own = policy.peak_ewma.is_some() || policy.prequal.is_some();
+    if has_own || policy.subset_size.is_some() {
+        let message = "zones count for round robin, least request and random over all endpoints";
+        wrong("zoneAware", message.to_owned());
+        return None;
+    }
+    let defaults = ZoneAware::default();
+    let routing_enabled = match spec.routing_enabled {
+        None => defaults.routing_enabled,
+        Some(percent) if (0.0..=100.0).contains(&percent) => percent,
+        Some(percent) => {
+            let field = "zoneAware.routingEnabled";
+            wrong(field, format!("{percent} is not 0 to 100"));
+            defaults.routing_enabled
+        }
+    };
+    let size = spec.min_cluster_size.map(u64::from);
+    Some(ZoneAware {
+        routing_enabled,
+        min_cluster_size: size.unwrap_or(defaults.min_cluster_size),
+        fail_traffic_on_panic: spec.fail_traffic_on_panic.unwrap_or(false),
+        ..defaults
+    })
 }
 
 fn balancer(policy: &BalancerPolicy, wrong: &mut Wrong<'_>) -> Option<LbPolicy> {

@@ -532,17 +532,18 @@ fn labelled_endpoints(
                 endpoints: Vec::new(),
             });
         locality.weight = locality.weight.saturating_add(workload.weight);
-        locality.endpoints.push(Endpoint {
-            address: *address,
+        let additional = workload.additional_addresses.get(&port);
+        let details = EndpointDetails {
+            socket_labels: is_taker(workload).then(|| Arc::clone(&labels)),
+            additional_addresses: additional.cloned().unwrap_or_default(),
+            ..EndpointDetails::default()
+        };
+        let endpoint = Endpoint {
             weight: workload.weight,
             health: workload.health,
-            details: is_taker(workload).then(|| {
-                Box::new(EndpointDetails {
-                    socket_labels: Some(Arc::clone(&labels)),
-                    ..EndpointDetails::default()
-                })
-            }),
-        });
+            ..Endpoint::new(*address)
+        };
+        locality.endpoints.push(endpoint.with_details(details));
     }
     ClusterEndpoints::new(name, localities.into_values().collect())
 }

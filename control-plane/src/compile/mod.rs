@@ -27,6 +27,7 @@ mod own;
 mod patch;
 mod policy;
 mod pool;
+mod provider_loop;
 mod providers;
 mod rate_limit;
 mod request_auth;

@@ -24,6 +24,7 @@ use super::{
     authorization::{self, Authorization, closed_for_all},
     intentions::{self, Intentions},
     mesh_policy::{self, MeshWide},
+    provider_loop,
     providers::{self, Providers},
     request_auth,
     services::ServiceInfo,
@@ -94,7 +95,7 @@ struct Authentication {
 
 impl<T> Scoped<T> {
     /// Whether it is about a workload, its services considered.
-    fn is_for(&self, root: &str, workload: &Judged) -> bool {
+    pub(super) fn is_for(&self, root: &str, workload: &Judged) -> bool {
         let is_of = |services: &BTreeSet<String>| !services.is_disjoint(&workload.services);
         self.selects(root, &workload.namespace, &workload.labels)
             && self.services.as_ref().is_none_or(is_of)
@@ -152,6 +153,8 @@ impl SecurityPolicies {
                         &names,
                         findings,
                     );
+                    let root = &options.root_namespace;
+                    findings.extend(provider_loop::find(object, &scoped, services, root));
                     policies.authorization.push(scoped);
                 }
                 Spec::RequestAuthentication(spec) => {
@@ -257,6 +260,7 @@ impl SecurityPolicies {
             matches: ChainMatch::default(),
             tls,
             path_normalization: self.mesh.path_normalization(),
+            client_cert: mesh_core::config::ForwardClientCert::default(),
             limits: mesh_core::config::HttpLimits::default(),
             filters: filters.clone(),
             routes: serve_everything(),

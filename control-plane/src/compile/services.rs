@@ -16,7 +16,8 @@ use super::{
 use crate::{
     diagnostic::{BAD_VALUE, Diagnostic, UNKNOWN_REFERENCE},
     model::{
-        EndpointSlice, Object, ObjectKey, ObjectSet, Service, ServiceEntry, Spec, WorkloadEntry,
+        EndpointSlice, Object, ObjectKey, ObjectSet, Service, ServiceEntry, Spec, TargetReference,
+        WorkloadEntry,
     },
     registry::Members,
 };
@@ -112,6 +113,10 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Addresses by service port number.
     pub addresses: BTreeMap<u16, SocketAddr>,
+    /// Further addresses of the same, likewise.
+    pub(super) additional_addresses: BTreeMap<u16, Vec<SocketAddr>>,
+    /// What Kubernetes says it is.
+    pub(super) target: Option<TargetReference>,
     /// Hosts that clients look up by themselves, in place of addresses.
     pub(super) hosts: BTreeMap<u16, DnsHost>,
     pub(super) locality: LocalityId,
@@ -122,6 +127,24 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Can be reached there, too. IPv4 is its identity, whichever came first: clients that know of one
+    /// address alone are likelier to reach it.
+    fn add_addresses(&mut self, addresses: BTreeMap<u16, SocketAddr>) {
+        for (port, mut address) in addresses {
+            let Some(first) = self.addresses.get_mut(&port) else {
+                self.addresses.insert(port, address);
+                continue;
+            };
+            if address.is_ipv4() && first.is_ipv6() {
+                std::mem::swap(first, &mut address);
+            }
+            let additional = self.additional_addresses.entry(port).or_default();
+            if address != *first && !additional.contains(&address) {
+                additional.push(address);
+            }
+        }
+    }
+
     /// Whether it registered by itself.
     pub fn is_registered(&self) -> bool {
         self.is_registered
@@ -378,6 +401,8 @@ fn from_entry(
             namespace: namespace.clone(),
             labels: endpoint.labels.clone(),
             addresses,
+            additional_addresses: BTreeMap::new(),
+            target: None,
             hosts,
             locality: locality(endpoint.locality.as_deref()),
             weight: endpoint.weight.unwrap_or(1).max(1),
@@ -486,11 +511,23 @@ fn add_slice(
                 .find(|own| own.name == port.name || slice.ports.len() == 1);
             Some((port.number, SocketAddr::new(ip, own?.port?)))
         });
+        let addresses: BTreeMap<_, _> = addresses.collect();
+        let target = endpoint.target_ref.clone();
+        let target = target.filter(|target| !target.name.is_empty());
+        // A pod of a dual-stack Service is in a slice for each kind of addresses.
+        let mut others = service.workloads.iter_mut();
+        let same = others.find(|other| target.is_some() && other.target == target);
+        if let Some(same) = same.filter(|same| same.namespace == *namespace) {
+            same.add_addresses(addresses);
+            continue;
+        }
         let zone = endpoint.zone.clone().unwrap_or_default();
         service.workloads.push(Workload {
             namespace: namespace.clone(),
             labels: object.metadata.labels.clone(),
-            addresses: addresses.collect(),
+            addresses,
+            additional_addresses: BTreeMap::new(),
+            target,
             hosts: BTreeMap::new(),
             locality: LocalityId {
                 zone,

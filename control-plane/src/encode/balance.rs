@@ -24,10 +24,15 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{
     ClientSideWrr, Cluster, LbPolicy, LeastRequest, OutlierDetection, RingHash, SlowStart,
+    Subsetting,
 };
 use prost::Name;
 
-use super::{ClientClass, Feature, any, duration, extension, own_policy, uint32};
+use super::{
+    ClientClass, Feature, any, duration, extension,
+    own_policy::{self, DeterministicSubsetting},
+    uint32,
+};
 
 /// How a class of clients is told to balance.
 #[derive(Debug, Default)]
@@ -46,7 +51,7 @@ pub(super) fn balance(config: &Cluster, class: ClientClass) -> Balance {
     }
 }
 
-/// Of many endpoints some (gRFC A68). The policy inside has to be an extension.
+/// Of many endpoints some (gRFC A68, or by the client's place). The policy inside has to be an extension.
 fn in_subsets(size: u32, config: &Cluster, balance: Balance) -> Balance {
     let slow_start = config.common_lb_config.slow_start.as_ref();
     let child = balance.load_balancing_policy.clone();
@@ -59,10 +64,16 @@ fn in_subsets(size: u32, config: &Cluster, balance: Balance) -> Balance {
         _ => child,
     };
     Balance {
-        load_balancing_policy: Some(any_policy(&RandomSubsetting {
-            subset_size: Some(uint32(size)),
-            child_policy: Some(child),
-        })),
+        load_balancing_policy: Some(match config.common_lb_config.subsetting {
+            Subsetting::Random => any_policy(&RandomSubsetting {
+                subset_size: Some(uint32(size)),
+                child_policy: Some(child),
+            }),
+            Subsetting::Deterministic => any_policy(&DeterministicSubsetting {
+                subset_size: Some(uint32(size)),
+                child_policy: Some(child),
+            }),
+        }),
         ..Balance::default()
     }
 }

@@ -123,10 +123,22 @@ fn of_envoy_dns(config: &Cluster, class: ClientClass) -> ProtoCluster {
     proto
 }
 
-/// gRPC knows none, and refuses clusters with them: to it such a cluster is plaintext, which all of its
-/// endpoints take.
+/// gRPC knows none, and refuses clusters with them: to it such a cluster is plaintext, as every one is that
+/// Istio makes for it without a rule that says `ISTIO_MUTUAL`. Endpoints that take mTLS alone refuse it.
 fn socket_matches(config: &Cluster, class: ClientClass) -> Vec<cluster::TransportSocketMatch> {
     if class.is_grpc() {
+        if config
+            .socket_matches
+            .iter()
+            .any(|socket| socket.tls.is_some())
+        {
+            tracing::warn!(
+                cluster = %config.name,
+                "only some endpoints take mTLS, which gRPC clients cannot tell apart: they speak plaintext \
+                 to all of them; give every endpoint tlsMode istio, or the host a DestinationRule with \
+                 tls: {{mode: ISTIO_MUTUAL}}"
+            );
+        }
         return Vec::new();
     }
     let socket = |socket: &SocketMatch| cluster::TransportSocketMatch {

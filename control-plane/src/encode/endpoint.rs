@@ -1,11 +1,14 @@
 //! Endpoints (EDS).
 
+use std::net::SocketAddr;
+
 use envoy_types::pb::envoy::{
     config::{
         core::v3::{HealthStatus as ProtoHealth, Locality},
         endpoint::v3::{
             ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints,
             cluster_load_assignment::{Policy, policy::DropOverload},
+            endpoint::AdditionalAddress,
             lb_endpoint,
         },
     },
@@ -73,10 +76,15 @@ fn endpoint(config: &Endpoint) -> LbEndpoint {
         HealthStatus::Timeout => ProtoHealth::Timeout,
         HealthStatus::Degraded => ProtoHealth::Degraded,
     };
+    let additional = config.details().additional_addresses.iter();
+    let additional_address = |address: &SocketAddr| AdditionalAddress {
+        address: Some(socket(*address)),
+    };
     LbEndpoint {
         host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(ProtoEndpoint {
             address: Some(socket(config.address)),
             hostname: config.details().hostname.clone(),
+            additional_addresses: additional.map(additional_address).collect(),
             ..ProtoEndpoint::default()
         })),
         health_status: health as i32,

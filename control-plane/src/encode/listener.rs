@@ -18,7 +18,8 @@ use envoy_types::pb::{
             network::http_connection_manager::v3::{
                 HttpConnectionManager, HttpFilter, Rds,
                 http_connection_manager::{
-                    CodecType, PathWithEscapedSlashesAction, RouteSpecifier,
+                    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction,
+                    RouteSpecifier, SetCurrentClientCertDetails,
                 },
             },
         },
@@ -26,8 +27,8 @@ use envoy_types::pb::{
     google::protobuf::BoolValue,
 };
 use mesh_core::config::{
-    EscapedSlashes, FilterChain, InboundListener, Listener, ListenerKind, PathNormalization,
-    RouteSource, TransportMatch,
+    ClientCertDetails, EscapedSlashes, FilterChain, ForwardClientCert, ForwardMode,
+    InboundListener, Listener, ListenerKind, PathNormalization, RouteSource, TransportMatch,
 };
 
 use super::{ClientClass, ads, any, duration, filter, http_limits, route_config, socket, tls};
@@ -136,6 +137,7 @@ fn filter_chain(config: &FilterChain, class: ClientClass) -> ProtoFilterChain {
     let mut manager = manager(&config.routes, filters.collect(), class);
     inbound_paths(&mut manager, config.path_normalization);
     http_limits::write(&mut manager, &config.limits);
+    client_cert(&mut manager, &config.client_cert);
     if class == ClientClass::Envoy {
         // The caller is who is at the other end of the connection, whatever it says of itself.
         manager.use_remote_address = Some(BoolValue { value: true });
@@ -162,6 +164,29 @@ fn inbound_paths(manager: &mut HttpConnectionManager, options: PathNormalization
     });
     manager.merge_slashes = options.merge_slashes;
     manager.path_with_escaped_slashes_action = action as i32;
+}
+
+fn client_cert(manager: &mut HttpConnectionManager, config: &ForwardClientCert) {
+    let mode = match config.mode {
+        ForwardMode::Sanitize => ForwardClientCertDetails::Sanitize,
+        ForwardMode::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
+        ForwardMode::AppendForward => ForwardClientCertDetails::AppendForward,
+        ForwardMode::SanitizeSet => ForwardClientCertDetails::SanitizeSet,
+        ForwardMode::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
+    };
+    manager.forward_client_cert_details = mode as i32;
+    let details = &config.details;
+    if *details != ClientCertDetails::default() {
+        manager.set_current_client_cert_details = Some(SetCurrentClientCertDetails {
+            subject: details.subject.then_some(BoolValue { value: true }),
+            cert: details.cert,
+            chain: details.chain,
+            dns: details.dns,
+            uri: details.uri,
+            issuer: details.issuer,
+            ..SetCurrentClientCertDetails::default()
+        });
+    }
 }
 
 fn manager_filter(manager: &HttpConnectionManager) -> Filter {

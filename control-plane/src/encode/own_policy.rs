@@ -9,7 +9,7 @@ use envoy_types::pb::{
         cluster::v3::{LoadBalancingPolicy, load_balancing_policy::Policy},
         core::v3::TypedExtensionConfig,
     },
-    google::protobuf::{Struct, value::Kind},
+    google::protobuf::{Struct, UInt32Value, value::Kind},
 };
 use mesh_core::config::LbPolicy;
 use prost::Name;
@@ -26,6 +26,26 @@ pub(super) struct TypedStruct {
     /// The settings.
     #[prost(message, optional, tag = "2")]
     pub(super) value: Option<Struct>,
+}
+
+/// `RandomSubsetting` by the client's place instead of chance.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct DeterministicSubsetting {
+    /// How many endpoints a client uses at least.
+    #[prost(message, optional, tag = "1")]
+    pub(super) subset_size: Option<UInt32Value>,
+    /// The policy among them.
+    #[prost(message, optional, tag = "2")]
+    pub(super) child_policy: Option<LoadBalancingPolicy>,
+}
+
+impl Name for DeterministicSubsetting {
+    const NAME: &'static str = "DeterministicSubsetting";
+    const PACKAGE: &'static str = "mesh.v1";
+
+    fn type_url() -> String {
+        "type.googleapis.com/mesh.v1.DeterministicSubsetting".to_owned()
+    }
 }
 
 impl Name for TypedStruct {

@@ -103,6 +103,7 @@ fn inbound(transports: &[TransportMatch]) -> Listener {
         }),
         filters: HttpFilter::of_rbac(&[Rbac::new(RbacAction::Allow, Default::default())]),
         path_normalization: PathNormalization::BASE,
+        client_cert: ForwardClientCert::default(),
         limits: HttpLimits::default(),
         routes: RouteSource::Inline(Arc::new(RouteConfig::new("r", vec![]))),
     };
@@ -598,9 +599,17 @@ fn a_subset_of_the_endpoints_is_for_our_library_alone() {
             .typed_extension_config
             .clone()
             .unwrap()
-            .typed_config;
-        let subsetting = RandomSubsetting::decode(&any.unwrap().value[..]).unwrap();
+            .typed_config
+            .unwrap();
+        let subsetting = RandomSubsetting::decode(&any.value[..]).unwrap();
         assert_eq!(subsetting.subset_size, Some(uint32(5)));
         assert!(subsetting.child_policy.is_some(), "{policy:?}");
+        config.common_lb_config.subsetting = Subsetting::Deterministic;
+        let own = cluster(&config, ClientClass::Rust).load_balancing_policy;
+        let own = own.expect("a policy").policies.remove(0);
+        let own = own.typed_extension_config.unwrap().typed_config.unwrap();
+        let deterministic = "type.googleapis.com/mesh.v1.DeterministicSubsetting";
+        assert_eq!(own.type_url, deterministic);
+        assert_eq!(own.value, any.value, "the fields are the same");
     }
 }

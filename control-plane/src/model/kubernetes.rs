@@ -72,6 +72,20 @@ pub struct SliceEndpoint {
     pub conditions: Conditions,
     /// Zone.
     pub zone: Option<String>,
+    /// What it is; slices of other kinds of addresses have the same.
+    pub target_ref: Option<TargetReference>,
+}
+
+/// What an endpoint is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TargetReference {
+    /// `Pod`, for example.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Differs from that of one of the same name before it.
+    pub uid: String,
 }
 
 /// Conditions of an endpoint; absent means ready.

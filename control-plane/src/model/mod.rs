@@ -54,7 +54,7 @@ pub use istio::{
     RouteDestination, Selector, ServiceEntry, ServiceEntryPort, Sidecar, StringMatch,
     VirtualService, Weighted, WorkloadEntry,
 };
-pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint};
+pub use kubernetes::{EndpointSlice, Service, ServicePort, SliceEndpoint, TargetReference};
 pub use mesh::{
     BalancerPolicy, ExtAuthzGrpc, ExtensionProvider, HedgePolicy, MeshPolicy, PeakEwmaSpec,
     PrequalSpec, RateLimit, RateLimitMatch, RateLimitPer, RateLimitRule,

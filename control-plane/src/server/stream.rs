@@ -41,7 +41,7 @@ use super::{
     wire::Response,
 };
 use crate::{
-    ca::Identity,
+    ca::{ISSUE, Identity},
     cache::{Client, ENVOY_OUTBOUND_PORT, OWN_CERTIFICATE, Resource, ResourceType},
     encode::ClientClass,
 };
@@ -349,6 +349,13 @@ impl<V: Variant> Stream<V> {
         let allowed = self.shared.callers.check_allowed(identity);
         let issued =
             allowed.and_then(|()| self.shared.authority.issue(identity, self.shared.cert_ttl));
+        let object = issued.as_ref().map_or_else(
+            |_| "certificate".to_owned(),
+            |issued| format!("certificate {}", issued.serial),
+        );
+        let who = identity.to_string();
+        let audit = self.shared.callers.audit();
+        audit.outcome((&who, ISSUE), &object, &issued);
         match issued {
             Ok(issued) => {
                 let left = issued.not_after.duration_since(SystemTime::now());

@@ -18,9 +18,17 @@ kind: VirtualService
 metadata: {name: child}
 spec: {http: [{route: [{destination: {host: greeter}}]}]}
 ---
+kind: ServiceEntry
+metadata: {name: opa, namespace: checks}
+spec:
+  hosts: [opa.checks.svc.cluster.local]
+  resolution: STATIC
+  ports: [{number: 9000, name: grpc, protocol: GRPC}]
+  endpoints: [{address: 127.0.0.1}]
+---
 kind: MeshPolicy
 metadata: {name: around}
-spec: {extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: greeter, port: 8080}}]}
+spec: {extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: checks/opa, port: 9000}}]}
 ";
 pub(super) const SUBSETS: &str = "---
 kind: DestinationRule

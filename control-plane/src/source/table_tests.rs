@@ -154,6 +154,9 @@ fn try_row(row: &Row) -> (String, Vec<Diagnostic>, Vec<String>) {
     if kind == "HedgePolicy" && row.path == "spec.minDelay" {
         write(&mut object, "spec.percentile", Value::from(95));
     }
+    if row.path == "spec.deterministicSubset" {
+        write(&mut object, "spec.subsetSize", Value::from(3));
+    }
     for (of_kind, part, path, value) in BESIDE_SECURITY {
         let is_meant = row.path.contains(part) && row.path != path;
         let is_other = path.ends_with("jwks") && row.path.ends_with("jwksUri")

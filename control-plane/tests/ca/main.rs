@@ -10,6 +10,7 @@ use std::{
 };
 
 use control_plane::{
+    audit::Audit,
     ca::{
         Authority, CaError, Callers, CertificateService, DenyList, Identity, IssuanceLimits,
         IstioCertificateServiceServer, TokenUse, Tokens, create_token, create_token_for,
@@ -53,14 +54,15 @@ impl Kit {
     async fn start_with(data: TempDir, authority: Arc<Authority>, limits: IssuanceLimits) -> Self {
         let tokens = Tokens::open(data.path()).unwrap();
         let denied = DenyList::open(data.path()).unwrap();
-        let callers = Arc::new(Callers::new(tokens, None, denied));
+        let audit = Audit::open(&data.path().join("audit.log"));
+        let callers = Arc::new(Callers::new(tokens, None, denied).audited(&audit));
         let metrics = Metrics::new();
         let service = CertificateService::new(
             Arc::clone(&authority),
             callers,
             limits,
             metrics.clone(),
-            Default::default(),
+            audit,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap());
@@ -580,6 +582,70 @@ fn logged() -> &'static std::sync::Mutex<Vec<u8>> {
     // Another test of this binary may have been first.
     _ = builder.with_ansi(false).try_init();
     &LOG
+}
+
+#[tokio::test]
+async fn who_made_used_and_was_refused_a_token_or_a_certificate_is_written_down_and_no_token_is() {
+    let mut kit = Kit::start().await;
+    let greeter = Identity::new("default", "greeter").unwrap();
+    let token = create_token_for(kit.data.path(), &greeter, HOUR, TokenUse::Once).unwrap();
+    let wrong = "0123456789".repeat(6);
+    let csr = csr(&KeyPair::generate().unwrap());
+    let bearer = |token: &str| format!("Bearer {token}");
+    let (good, bad) = (bearer(&token), bearer(&wrong));
+    kit.ask(Some(&good), csr.clone(), 600).await.unwrap();
+    kit.ask(Some(&good), csr.clone(), 600).await.unwrap_err();
+    kit.ask(Some(&bad), csr.clone(), 600).await.unwrap_err();
+    fs::write(kit.data.path().join("denied"), "ns/default/sa/greeter\n").unwrap();
+    let other = bearer(&kit.token());
+    kit.ask(Some(&other), csr, 600).await.unwrap_err();
+    let text = fs::read_to_string(kit.data.path().join("audit.log")).unwrap();
+    for secret in [&token, &wrong, &other["Bearer ".len()..].to_owned()] {
+        assert!(!text.contains(&**secret), "a token is in the audit log");
+    }
+    let lines = text.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| line[key].as_str().unwrap().to_owned();
+        // Serial numbers and hashes are others each time; what a token is called is always the same.
+        let name = text("object").split(' ').next().unwrap().to_owned();
+        let result = text("result").split(':').next().unwrap().to_owned();
+        let is_uid = text("principal").starts_with("uid:");
+        let principal = if is_uid {
+            "uid".to_owned()
+        } else {
+            text("principal")
+        };
+        format!("{} {principal} {name} {result}", text("action"))
+    });
+    let lines: Vec<_> = lines.collect();
+    let used = "the join token was used already";
+    assert_eq!(
+        lines,
+        [
+            "token.create uid join_token ok".to_owned(),
+            "token.use ns/default/sa/greeter join_token ok".to_owned(),
+            "certificate.issue ns/default/sa/greeter certificate ok".to_owned(),
+            format!("token.use nobody join_token {used}"),
+            "certificate.issue nobody certificate unauthenticated".to_owned(),
+            "token.use nobody join_token the join token is not known".to_owned(),
+            "certificate.issue nobody certificate unauthenticated".to_owned(),
+            "token.create uid join_token ok".to_owned(),
+            "deny.add uid ns/default/sa/greeter ok".to_owned(),
+            "certificate.issue ns/default/sa/greeter certificate denied".to_owned(),
+        ]
+    );
+    let name = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["object"]
+            .as_str()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .to_owned()
+    };
+    let all: Vec<_> = text.lines().collect();
+    assert_eq!((name(all[0]), name(all[0])), (name(all[1]), name(all[3])));
 }
 
 #[tokio::test]

@@ -26,9 +26,12 @@ use super::{
     round_robin::RoundRobin,
     spill_over::SpillOver,
     weighted::{WeightedLeastRequest, WeightedRoundRobin, Weights},
+    zone::Zones,
 };
 use crate::{
-    config::{CommonLbConfig, Endpoint, LbPolicy, Subsets},
+    config::{
+        CommonLbConfig, Endpoint, HEALTHY_PANIC_THRESHOLD_DEFAULT, LbPolicy, LocalZones, Subsets,
+    },
     rng::{Rng, SplitMix64},
 };
 
@@ -52,6 +55,8 @@ pub(crate) struct Group {
 pub(crate) struct Parts<'p> {
     pub(crate) policy: &'p LbPolicy,
     pub(crate) common: &'p CommonLbConfig,
+    /// Where the caller is, for clusters that want to know.
+    pub(crate) local: Option<&'p Arc<LocalZones>>,
     pub(crate) overprovisioning_factor: Option<u32>,
     pub(crate) endpoints: &'p [ClusterEndpoint],
     /// As declared, one for each of `endpoints`.
@@ -84,6 +89,7 @@ impl Picker {
         Self::build(&Parts {
             policy,
             common: &common,
+            local: None,
             overprovisioning_factor: None,
             endpoints,
             sources: &[],
@@ -121,11 +127,10 @@ impl Picker {
     pub(super) fn build_tiers(parts: &Parts<'_>) -> Result<Self, String> {
         let spill_over = SpillOver {
             overprovisioning_factor: parts.overprovisioning_factor,
-            panic_threshold: parts.common.healthy_panic_threshold,
+            panic_threshold: parts.common.panic_threshold(),
+            fails_on_panic: parts.common.fails_on_panic(),
         };
-        let can_panic = spill_over
-            .panic_threshold
-            .is_some_and(|percent| percent > 0);
+        let can_panic = spill_over.panic_threshold.is_some();
         let mut rng = SplitMix64::new(parts.start);
         let mut tiers: Vec<Tier> = Vec::new();
         for (index, tier_parts) in parts.tier_parts.iter().enumerate() {
@@ -143,7 +148,7 @@ impl Picker {
                 parts: tier_parts.clone(),
                 range: start..end,
                 degraded: 0..0,
-                picker: tier(parts, &groups, start..end, &mut rng)?,
+                picker: tier(parts, tier_parts, &groups, start..end, &mut rng)?,
                 is_panicking: AtomicBool::new(false),
             });
         }
@@ -164,55 +169,84 @@ impl Picker {
 /// The picker of one priority.
 fn tier(
     parts: &Parts<'_>,
+    of_tier: &TierParts,
     groups: &[&Group],
     range: Range<usize>,
     rng: &mut SplitMix64,
 ) -> Result<Picker, String> {
-    let weights_of = |group: &Group| {
-        let endpoints = parts.endpoints[group.range.clone()].iter();
-        endpoints
-            .map(|endpoint| f64::from(endpoint.weight))
-            .collect::<Vec<_>>()
-    };
-    // One list of endpoints, where the weight of a locality is a part of their own.
-    let is_one_list = matches!(
-        parts.policy,
-        LbPolicy::RingHash(_) | LbPolicy::Maglev { .. } | LbPolicy::PickFirst { .. }
-    );
-    if !parts.common.locality_weighted || groups.len() < 2 || is_one_list {
-        let mut weights = Vec::new();
-        for group in groups {
-            let own = weights_of(group);
-            let sum: f64 = own.iter().sum();
-            let scale = if parts.common.locality_weighted && is_one_list {
-                // gRFC A113: the product of the shares, or a locality of many endpoints would count
-                // as often as it has them.
-                f64::from(group.weight) / sum
-            } else {
-                1.0
-            };
-            weights.extend(own.iter().map(|weight| weight * scale));
+    if groups.len() < 2 || parts.policy.is_one_list() {
+        return one_list(parts, groups, range, rng);
+    }
+    if parts.common.locality_weighted {
+        let children = localities(parts, groups, &range, rng)?;
+        let factor = parts.overprovisioning_factor;
+        let localities = Localities::new(children, factor, &parts.endpoints[range]);
+        return Ok(Picker::Other(Box::new(localities)));
+    }
+    // As in Envoy, zones count in the first priority alone.
+    let is_first = of_tier.priority == 0 && !of_tier.is_degraded;
+    let all = one_list(parts, groups, range.clone(), rng)?;
+    match (parts.common.zone_aware, parts.local) {
+        (Some(config), Some(local)) if is_first => {
+            let threshold = parts.common.healthy_panic_threshold;
+            let threshold = threshold.unwrap_or(HEALTHY_PANIC_THRESHOLD_DEFAULT);
+            let zones = localities(parts, groups, &range, rng)?;
+            let endpoints = &parts.endpoints[range];
+            let zones = Zones::new(config, local, threshold, zones, all, endpoints);
+            Ok(Picker::Other(Box::new(zones)))
         }
-        return leaf(parts, range, &weights, rng.next_u64());
+        _ => Ok(all),
     }
-    let mut children = Vec::new();
+}
+
+/// One list of endpoints, where the weight of a locality is a part of their own.
+fn one_list(
+    parts: &Parts<'_>,
+    groups: &[&Group],
+    range: Range<usize>,
+    rng: &mut SplitMix64,
+) -> Result<Picker, String> {
+    let mut weights = Vec::new();
     for group in groups {
-        // Ranges inside of the priority.
-        let inner = group.range.start - range.start..group.range.end - range.start;
-        let range = group.range.clone();
-        let picker = leaf(parts, range, &weights_of(group), rng.next_u64())?;
-        children.push(Locality {
-            weight: group.weight,
-            range: inner,
-            total: group.total,
-            picker,
-        });
+        let own = weights_of(parts, group);
+        let sum: f64 = own.iter().sum();
+        let scale = if parts.common.locality_weighted && parts.policy.is_one_list() {
+            // gRFC A113: the product of the shares, or a locality of many endpoints would count
+            // as often as it has them.
+            f64::from(group.weight) / sum
+        } else {
+            1.0
+        };
+        weights.extend(own.iter().map(|weight| weight * scale));
     }
-    let factor = parts.overprovisioning_factor;
-    let endpoints = &parts.endpoints[range];
-    Ok(Picker::Other(Box::new(Localities::new(
-        children, factor, endpoints,
-    ))))
+    leaf(parts, range, &weights, rng.next_u64())
+}
+
+/// A picker for each locality of a priority, whose endpoints are at `range`.
+fn localities(
+    parts: &Parts<'_>,
+    groups: &[&Group],
+    range: &Range<usize>,
+    rng: &mut SplitMix64,
+) -> Result<Vec<Locality>, String> {
+    let locality = |group: &&Group| {
+        let weights = weights_of(parts, group);
+        Ok(Locality {
+            weight: group.weight,
+            // Inside of the priority.
+            range: group.range.start - range.start..group.range.end - range.start,
+            total: group.total,
+            picker: leaf(parts, group.range.clone(), &weights, rng.next_u64())?,
+        })
+    };
+    groups.iter().map(locality).collect()
+}
+
+fn weights_of(parts: &Parts<'_>, group: &Group) -> Vec<f64> {
+    let endpoints = parts.endpoints[group.range.clone()].iter();
+    endpoints
+        .map(|endpoint| f64::from(endpoint.weight))
+        .collect()
 }
 
 /// The picker of a list of endpoints.

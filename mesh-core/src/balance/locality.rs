@@ -1,13 +1,14 @@
 //! Requests shared among the localities of one priority by their weights (gRFC A27; Envoy
-//! `locality_weighted_lb_config`), and how much of its traffic a zone keeps for itself.
+//! `locality_weighted_lb_config`).
 //!
 //! A locality has its share as long as one of its endpoints is ready; one without gives it to the
 //! others by their weights. With an overprovisioning factor its share follows from its health (Envoy).
 
-use std::{ops::Range, time::Instant};
+use std::{net::SocketAddr, ops::Range, time::Instant};
 
 use super::{
-    ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker, unready, weighted::Weights,
+    ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker, is_eligible, unready,
+    weighted::Weights,
 };
 use crate::{observed::Observation, rng::Rng, stats::Connectivity};
 
@@ -21,6 +22,48 @@ pub(super) struct Locality {
     /// How many it has, with those that are not usable.
     pub(super) total: usize,
     pub(super) picker: Picker,
+}
+
+impl Locality {
+    /// Its endpoints, of those of the priority, that are not known to fail.
+    pub(super) fn usable<'e>(
+        &self,
+        endpoints: &'e [ClusterEndpoint],
+    ) -> impl Iterator<Item = &'e ClusterEndpoint> {
+        let endpoints = endpoints[self.range.clone()].iter();
+        endpoints.filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure)
+    }
+
+    /// Whether it has one that can be picked for a request that already used `previous`.
+    pub(super) fn can_serve(&self, endpoints: &[ClusterEndpoint], previous: &[SocketAddr]) -> bool {
+        let mut endpoints = endpoints[self.range.clone()].iter();
+        endpoints.any(|endpoint| is_eligible(endpoint, previous))
+    }
+
+    /// Picks one of its endpoints, by the index in the priority.
+    pub(super) fn pick(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+    ) -> PickResult {
+        let own = &endpoints[self.range.clone()];
+        self.picker.pick_dyn(own, context).after(self.range.start)
+    }
+
+    pub(super) fn observe(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        index: usize,
+        observation: &Observation<'_>,
+    ) {
+        let own = &endpoints[self.range.clone()];
+        self.picker
+            .observe(own, index - self.range.start, observation);
+    }
+
+    pub(super) fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {
+        self.picker.refresh(&endpoints[self.range.clone()], now)
+    }
 }
 
 /// See the [module](self).
@@ -55,10 +98,7 @@ impl Localities {
             return;
         };
         let weights = self.children.iter().map(|child| {
-            let usable = endpoints[child.range.clone()]
-                .iter()
-                .filter(|endpoint| endpoint.stats.availability() != Connectivity::TransientFailure)
-                .count();
+            let usable = child.usable(endpoints).count();
             let part = usable as f64 / child.total.max(1) as f64;
             f64::from(child.weight) * (part * f64::from(factor) / 100.0).min(1.0)
         });
@@ -76,19 +116,12 @@ impl LoadBalancer for Localities {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
         let previous = context.previous;
-        let can_use = |index: usize| {
-            let mut endpoints = endpoints[self.children[index].range.clone()].iter();
-            endpoints.any(|endpoint| super::is_eligible(endpoint, previous))
-        };
+        let can_use = |index: usize| self.children[index].can_serve(endpoints, previous);
         let point = || (context.rng.next_u64() >> 32) as u32;
         let Some(index) = self.weights.draw(point, can_use) else {
             return unready(endpoints);
         };
-        let child = &self.children[index];
-        let result = child
-            .picker
-            .pick_dyn(&endpoints[child.range.clone()], context);
-        result.after(child.range.start)
+        self.children[index].pick(endpoints, context)
     }
 
     fn observes(&self) -> bool {
@@ -98,50 +131,15 @@ impl LoadBalancer for Localities {
     fn observe(&self, endpoints: &[ClusterEndpoint], index: usize, observation: &Observation<'_>) {
         let mut children = self.children.iter();
         if let Some(child) = children.find(|child| child.range.contains(&index)) {
-            let (endpoints, index) = (&endpoints[child.range.clone()], index - child.range.start);
-            child.picker.observe(endpoints, index, observation);
+            child.observe(endpoints, index, observation);
         }
     }
 
     fn refresh(&self, endpoints: &[ClusterEndpoint], now: Instant) -> Option<Instant> {
         self.share(endpoints);
         let children = self.children.iter();
-        let refresh = |child: &Locality| {
-            let endpoints = &endpoints[child.range.clone()];
-            child.picker.refresh(endpoints, now)
-        };
-        children.filter_map(refresh).min()
+        children
+            .filter_map(|child| child.refresh(endpoints, now))
+            .min()
     }
-}
-
-/// A zone, with how many endpoints it has of those that call and of those that are called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ZoneShare {
-    /// Endpoints of the calling service.
-    pub callers: u32,
-    /// Usable endpoints of the called service.
-    pub endpoints: u32,
-}
-
-/// How a caller in zone `local` shares its requests among `zones`, in parts that sum up to 1: as much
-/// as the local zone can take without more than its part of the load stays there, the rest goes where
-/// there is room (Envoy's zone-aware routing). `None` when zones cannot be taken into account: the
-/// local one has no endpoint, or there are no callers.
-pub fn zone_shares(zones: &[ZoneShare], local: usize) -> Option<Vec<f64>> {
-    let callers: u32 = zones.iter().map(|zone| zone.callers).sum();
-    let endpoints: u32 = zones.iter().map(|zone| zone.endpoints).sum();
-    if callers == 0 || zones.get(local)?.endpoints == 0 || zones[local].callers == 0 {
-        return None;
-    }
-    let part = |count: u32, total: u32| f64::from(count) / f64::from(total);
-    let room = |zone: &ZoneShare| part(zone.endpoints, endpoints) - part(zone.callers, callers);
-    let kept =
-        (part(zones[local].endpoints, endpoints) / part(zones[local].callers, callers)).min(1.0);
-    let free: f64 = zones.iter().map(|zone| room(zone).max(0.0)).sum();
-    let shares = zones.iter().enumerate().map(|(index, zone)| match index {
-        _ if index == local => kept,
-        _ if free > 0.0 => (1.0 - kept) * room(zone).max(0.0) / free,
-        _ => 0.0,
-    });
-    Some(shares.collect())
 }

@@ -29,19 +29,19 @@ mod subset;
 #[cfg(test)]
 mod tests;
 mod weighted;
+mod zone;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 pub(crate) use build::{Group, LbPolicyFactories, Parts};
 use least_request::LeastRequest;
-pub use locality::{ZoneShare, zone_shares};
 pub use pick_first::ATTEMPT_DELAY;
 pub use priority::{Failover, FailoverChoice, PRIORITY_FAILOVER_TIMEOUT, TriedPriorities};
 pub(crate) use priority::{TierParts, TierState};
 use round_robin::RoundRobin;
 pub(crate) use session::resolve as resolve_override;
 pub use session::{SessionCookie, SessionCookieError};
-pub(crate) use subset::nearest;
+pub(crate) use subset::{aperture, nearest};
 
 use crate::{
     config::{HealthStatus, LbMetadata, LocalityId},

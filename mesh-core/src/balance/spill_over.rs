@@ -11,6 +11,8 @@ pub(super) struct SpillOver {
     pub(super) overprovisioning_factor: Option<u32>,
     /// Percentage; none or 0: there is no panic.
     pub(super) panic_threshold: Option<u32>,
+    /// Whether requests to a priority that panics fail, instead of going to any of its endpoints.
+    pub(super) fails_on_panic: bool,
 }
 
 /// The endpoints of one priority.

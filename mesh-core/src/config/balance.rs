@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::HealthStatus;
+use super::{HEALTHY_PANIC_THRESHOLD_DEFAULT, HealthStatus, ZoneAware};
 
 /// How an endpoint is chosen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,6 +50,15 @@ impl LbPolicy {
     /// lost (gRFC A42, A62), or all of them at once.
     pub fn connects_on_demand(&self) -> bool {
         matches!(self, Self::RingHash(_) | Self::PickFirst { .. })
+    }
+
+    /// Whether all endpoints of a priority are one list, in which the weight of a locality is a part of
+    /// its endpoints' own; all other policies can choose a locality first, and then one of its endpoints.
+    pub fn is_one_list(&self) -> bool {
+        matches!(
+            self,
+            Self::RingHash(_) | Self::Maglev { .. } | Self::PickFirst { .. }
+        )
     }
 
     /// Least request with its defaults and this number of choices.
@@ -202,16 +211,56 @@ pub struct CommonLbConfig {
     pub healthy_panic_threshold: Option<u32>,
     /// New endpoints get a growing share. Default none: all of it at once.
     pub slow_start: Option<SlowStart>,
-    /// Of many endpoints only this many are used, others by other processes (gRFC A68). Default none:
-    /// all are.
+    /// Of many endpoints only this many are used, others by other processes. Default none: all are.
     pub subset_size: Option<u32>,
+    /// Which ones these are. Default random ones.
+    pub subsetting: Subsetting,
     /// Declared health with which an endpoint can still be chosen by a session that sticks to it
     /// (gRFC A55). Default none but the usable ones.
     pub override_host_status: Vec<HealthStatus>,
     /// What ring hash and Maglev have besides.
     pub consistent_hashing: ConsistentHashing,
-    /// As much as it can take stays in the caller's zone. Default none: zones say nothing.
+    /// As much as it can take stays in the caller's zone, unless localities share by weight. Default
+    /// none: zones say nothing.
     pub zone_aware: Option<ZoneAware>,
+}
+
+/// Which part of the endpoints a process uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Subsetting {
+    /// Random ones of its own (gRFC A68). Some endpoints have more clients than others, by chance.
+    #[default]
+    Random,
+    /// Those beside its own place on a ring of clients and endpoints (Finagle's deterministic aperture):
+    /// each endpoint has as many clients as any other, or one more, and at least one, for which more
+    /// endpoints are used than asked for where clients are few. Wants a [`ClientPosition`]; without one,
+    /// random ones.
+    Deterministic,
+}
+
+/// The place of a process among all clients of a service, such as the ordinal of its pod and their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientPosition {
+    /// Which of them it is, from 0, less than `count`.
+    pub index: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl CommonLbConfig {
+    /// Percentage of usable endpoints below which a priority panics, where that is something.
+    pub fn panic_threshold(&self) -> Option<u32> {
+        let fails = self.fails_on_panic();
+        let default = fails.then_some(HEALTHY_PANIC_THRESHOLD_DEFAULT);
+        let threshold = self.healthy_panic_threshold.or(default);
+        threshold.filter(|percent| *percent > 0)
+    }
+
+    /// Whether requests to a priority that panics fail.
+    pub fn fails_on_panic(&self) -> bool {
+        self.zone_aware
+            .is_some_and(|zones| zones.fail_traffic_on_panic)
+    }
 }
 
 /// Settings of [`LbPolicy::RingHash`] and [`LbPolicy::Maglev`] (Envoy `ConsistentHashingLbConfig`).
@@ -223,28 +272,6 @@ pub struct ConsistentHashing {
     /// Whether places follow from an endpoint's host name, where it has one, instead of its address.
     /// Default `false`.
     pub use_hostname_for_hashing: bool,
-}
-
-/// Zone-aware routing (Envoy `ZoneAwareLbConfig`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ZoneAware {
-    /// Percentage of requests for which zones count, 0 to 100. Default 100.
-    pub routing_enabled: f64,
-    /// With fewer usable endpoints zones say nothing. Default 6.
-    pub min_cluster_size: u64,
-    /// Whether requests fail, instead of going to any endpoint, when most endpoints are unusable.
-    /// Default `false`.
-    pub fail_traffic_on_panic: bool,
-}
-
-impl Default for ZoneAware {
-    fn default() -> Self {
-        Self {
-            routing_enabled: 100.0,
-            min_cluster_size: 6,
-            fail_traffic_on_panic: false,
-        }
-    }
 }
 
 /// A growing share of a new endpoint (Envoy `SlowStartConfig`): its weight is multiplied by

@@ -212,6 +212,7 @@ mod tests {
             matches,
             tls: None,
             path_normalization: PathNormalization::default(),
+            client_cert: crate::config::ForwardClientCert::default(),
             limits: crate::config::HttpLimits::default(),
             filters: Vec::new(),
             routes: RouteSource::Inline(RouteConfig::new("r", vec![]).into()),

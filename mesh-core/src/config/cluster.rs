@@ -6,7 +6,7 @@ use super::{
     CommonLbConfig, ConnectionOptions, HealthCheck, LbMetadata, LbPolicy, OutlierDetection,
     SocketMatch, Subsets, UpstreamTls,
 };
-use crate::name::{ClusterName, EndpointsName};
+use crate::name::{ClusterName, EndpointsName, SecretName};
 
 /// Default of [`Cluster::connect_timeout`] (Envoy `Cluster.connect_timeout`).
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,6 +94,16 @@ impl Cluster {
             socket_matches: Vec::new(),
             ..Self::clone(self)
         })
+    }
+
+    /// Names of the secrets that are to be fetched for connections to any endpoint.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretName> {
+        let matches = self.socket_matches.iter();
+        let matches = matches.filter_map(|socket| socket.tls.as_ref());
+        self.tls
+            .iter()
+            .chain(matches)
+            .flat_map(UpstreamTls::secrets)
     }
 
     /// Whether any endpoint may be connected to by TLS.

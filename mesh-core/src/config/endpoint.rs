@@ -86,6 +86,9 @@ pub struct Endpoint {
 pub struct EndpointDetails {
     /// Name of the host, empty if none.
     pub hostname: String,
+    /// Where it can be reached besides, the most preferred first (gRFC A61). It is one endpoint
+    /// nevertheless, whose identity is its [`address`](Endpoint::address).
+    pub additional_addresses: Vec<SocketAddr>,
     /// What subsets are made by.
     pub metadata: LbMetadata,
     /// What a [`SocketMatch`](super::SocketMatch) asks for
@@ -95,6 +98,7 @@ pub struct EndpointDetails {
 
 static NO_DETAILS: EndpointDetails = EndpointDetails {
     hostname: String::new(),
+    additional_addresses: Vec::new(),
     metadata: LbMetadata::new(),
     socket_labels: None,
 };

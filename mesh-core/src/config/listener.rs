@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{ChainMatch, DownstreamTls, HttpFilter, HttpLimits, PathNormalization, RouteConfig};
+use super::{
+    ChainMatch, DownstreamTls, ForwardClientCert, HttpFilter, HttpLimits, PathNormalization,
+    RouteConfig,
+};
 use crate::name::{ListenerName, RouteConfigName};
 
 /// A listener resource.
@@ -79,6 +82,8 @@ pub struct FilterChain {
     pub matches: ChainMatch,
     /// TLS settings; `None` is plaintext.
     pub tls: Option<DownstreamTls>,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ForwardClientCert,
     /// What is done to paths before anything looks at them.
     pub path_normalization: PathNormalization,
     /// How long connections and streams may take, and how large heads may be.

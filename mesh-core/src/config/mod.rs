@@ -7,6 +7,7 @@
 mod balance;
 mod cel;
 mod chain_match;
+mod client_cert;
 mod cluster;
 mod connection;
 mod endpoint;
@@ -32,14 +33,16 @@ mod security;
 mod subset;
 mod upstream_tls;
 mod value_template;
+mod zone;
 
 pub use balance::{
-    ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
+    ClientPosition, ClientSideWrr, CommonLbConfig, ConsistentHashing, LbPolicy, LeastRequest,
     MAGLEV_TABLE_SIZE_DEFAULT, MAGLEV_TABLE_SIZE_MAX, PeakEwma, Prequal, RING_SIZE_CAP,
-    RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN, ZoneAware,
+    RING_SIZE_MAX, RingHash, SlowStart, Subsetting, WEIGHT_UPDATE_PERIOD_MIN,
 };
 pub use cel::{CEL_DEPTH_MAX, CEL_NODES_MAX, Cel, CelAttribute, CelComparison, CelTextTest};
 pub use chain_match::{Arrival, ChainMatch, SourceType, choose_chain};
+pub use client_cert::{ClientCertDetails, ForwardClientCert, ForwardMode};
 pub use cluster::{
     CircuitBreakers, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, DnsHost, HTTP2_CONNECTIONS_MAX,
     HttpVersion, RetryBudget,
@@ -92,8 +95,10 @@ pub use retry::{
 pub use rewrite::{DirectResponse, HostRewrite, PathRewrite, Redirect, RedirectPath, RegexRewrite};
 pub use route::{AttemptCounts, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost};
 pub use security::{
-    CertificateSource, DownstreamTls, Secret, SpiffeBundleMap, TrustBundle, TrustSource,
+    CertificateSource, DownstreamTls, OWN_CERTIFICATE, OWN_TRUST_BUNDLE, Secret, SpiffeBundleMap,
+    TrustBundle, TrustSource,
 };
 pub use subset::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets};
 pub use upstream_tls::{SanMatcher, SanType, SocketMatch, TlsVersion, UpstreamTls};
 pub use value_template::{HeaderCommand, ValueCommand, ValuePart, ValueTemplate};
+pub use zone::{HEALTHY_PANIC_THRESHOLD_DEFAULT, LocalZones, LocalityBasis, ZoneAware, ZoneSize};

@@ -6,6 +6,13 @@ use bytes::Bytes;
 
 use crate::name::SecretName;
 
+/// Name over SDS of a process's own certificate, which it gets otherwise where it can (by a CSR, from
+/// files).
+pub const OWN_CERTIFICATE: &str = "default";
+
+/// Name over SDS of the mesh's own roots.
+pub const OWN_TRUST_BUNDLE: &str = "ROOTCA";
+
 /// TLS of a server (`DownstreamTlsContext`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DownstreamTls {
@@ -17,6 +24,14 @@ pub struct DownstreamTls {
     pub require_client_certificate: bool,
 }
 
+impl DownstreamTls {
+    /// Names of the secrets that are to be fetched for it.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretName> {
+        let roots = self.roots.as_ref().and_then(TrustSource::secret);
+        self.identity.secret().into_iter().chain(roots)
+    }
+}
+
 /// Where a certificate with its key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
@@ -25,7 +40,7 @@ pub enum CertificateSource {
         /// Name in the bootstrap, `default` by convention.
         instance: String,
     },
-    /// A secret over SDS.
+    /// A secret over SDS; [`OWN_CERTIFICATE`] is the process's own identity.
     Sds(SecretName),
     /// PEM files of this process's machine, for servers outside the mesh.
     Files {
@@ -36,6 +51,25 @@ pub enum CertificateSource {
     },
 }
 
+impl CertificateSource {
+    /// Whether it is the process's own identity in the mesh.
+    pub fn is_own(&self) -> bool {
+        match self {
+            Self::Provider { .. } => true,
+            Self::Sds(name) => name.as_str() == OWN_CERTIFICATE,
+            Self::Files { .. } => false,
+        }
+    }
+
+    /// The secret that is to be fetched for it.
+    pub fn secret(&self) -> Option<&SecretName> {
+        match self {
+            Self::Sds(name) if !self.is_own() => Some(name),
+            Self::Sds(_) | Self::Provider { .. } | Self::Files { .. } => None,
+        }
+    }
+}
+
 /// Where trusted roots come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrustSource {
@@ -44,7 +78,7 @@ pub enum TrustSource {
         /// Name in the bootstrap.
         instance: String,
     },
-    /// A trust bundle over SDS.
+    /// A trust bundle over SDS; [`OWN_TRUST_BUNDLE`] is the mesh's.
     Sds(SecretName),
     /// The roots of the system that the process runs on (gRFC A82 `system_root_certs`).
     System,
@@ -58,8 +92,21 @@ impl TrustSource {
     /// Whether these are the mesh's own roots, which vouch for its members alone.
     pub fn is_of_mesh(&self) -> bool {
         match self {
-            Self::Provider { .. } | Self::Sds(_) => true,
+            Self::Provider { .. } => true,
+            Self::Sds(name) => name.as_str() == OWN_TRUST_BUNDLE,
             Self::System | Self::Inline(_) | Self::File(_) => false,
+        }
+    }
+
+    /// The secret that is to be fetched for them.
+    pub fn secret(&self) -> Option<&SecretName> {
+        match self {
+            Self::Sds(name) if !self.is_of_mesh() => Some(name),
+            Self::Sds(_)
+            | Self::Provider { .. }
+            | Self::System
+            | Self::Inline(_)
+            | Self::File(_) => None,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! What cannot be applied fails the connection; it never falls back to plaintext.
 
 use super::{CertificateSource, LbMetadata, StringMatcher, StringPattern, TrustSource};
+use crate::name::SecretName;
 
 /// TLS towards a cluster's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +58,17 @@ impl UpstreamTls {
 
     /// Whether the process's own identity in the mesh is needed for it.
     pub fn needs_identity(&self) -> bool {
-        let is_own =
-            |source: &CertificateSource| !matches!(source, CertificateSource::Files { .. });
-        self.roots.is_of_mesh() || self.identity.as_ref().is_some_and(is_own)
+        self.roots.is_of_mesh()
+            || self
+                .identity
+                .as_ref()
+                .is_some_and(CertificateSource::is_own)
+    }
+
+    /// Names of the secrets that are to be fetched for it.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretName> {
+        let certificate = self.identity.as_ref().and_then(CertificateSource::secret);
+        certificate.into_iter().chain(self.roots.secret())
     }
 }
 
@@ -248,6 +257,7 @@ mod tests {
             (TrustSource::System, TlsVersion::V1_2),
             (TrustSource::File("/ca.pem".into()), TlsVersion::V1_2),
             (TrustSource::Sds("ROOTCA".into()), TlsVersion::V1_3),
+            (TrustSource::Sds("partner".into()), TlsVersion::V1_2),
             (
                 TrustSource::Provider {
                     instance: instance(),

@@ -20,7 +20,8 @@ use crate::{
     ConfigError,
     balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, TierState},
     config::{
-        self, ClusterEndpoints, CommonLbConfig, HttpFilter, LbPolicy, RouteConfig, RouterOptions,
+        self, ClientPosition, ClusterEndpoints, CommonLbConfig, HttpFilter, LbPolicy, LocalZones,
+        RouteConfig, RouterOptions,
     },
     filter::{FilterStates, FilterTable},
     load::ClusterLoad,
@@ -74,6 +75,11 @@ fn is_same<T: PartialEq>(a: &Result<Arc<T>, ConfigError>, b: &Result<Arc<T>, Con
     }
 }
 
+fn is_zone_aware(tree: &ClusterTree) -> bool {
+    let config = tree.cluster.as_ref();
+    config.is_ok_and(|config| config.common_lb_config.zone_aware.is_some())
+}
+
 /// Turns [`ConfigTree`]s into [`Snapshot`]s.
 #[derive(Debug)]
 pub struct Compiler {
@@ -82,6 +88,8 @@ pub struct Compiler {
     rng: SplitMix64,
     factories: Arc<LbPolicyFactories>,
     filters: FilterStates,
+    local: Option<Arc<LocalZones>>,
+    client: Option<ClientPosition>,
 }
 
 /// The newest version of a cluster.
@@ -96,16 +104,19 @@ struct ClusterSlot {
 pub(super) struct Kept {
     stats: StatsByAddress,
     tiers: Arc<TierState>,
-    /// Chooses subsets.
+    /// Chooses random subsets.
     seed: u64,
+    /// Chooses the others.
+    client: Option<ClientPosition>,
 }
 
 impl Kept {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, client: Option<ClientPosition>) -> Self {
         Self {
             stats: StatsByAddress::new(),
             tiers: Arc::default(),
             seed,
+            client,
         }
     }
 }
@@ -119,6 +130,8 @@ impl Compiler {
             rng: SplitMix64::new(seed),
             factories: Arc::default(),
             filters: FilterStates::new(seed),
+            local: None,
+            client: None,
         }
     }
 
@@ -182,15 +195,42 @@ impl Compiler {
         if held.as_ref().is_some_and(|held| held.source.tree == *tree) {
             return;
         }
+        self.put_cluster(name, tree.clone(), held.as_ref());
+    }
+
+    /// Tells where this process is among others of its service, for clusters with
+    /// [`zone_aware`](CommonLbConfig::zone_aware) routing; none: zones say nothing. Clusters without it do
+    /// not change.
+    pub fn set_local_zones(&mut self, zones: Option<LocalZones>) {
+        if self.local.as_deref() == zones.as_ref() {
+            return;
+        }
+        self.local = zones.map(Arc::new);
+        let held = self.clusters.iter();
+        let held = held.map(|(name, slot)| (name.clone(), slot.tx.borrow().clone()));
+        let affected = held.filter(|(_, held)| is_zone_aware(&held.source.tree));
+        for (name, held) in affected.collect::<Vec<_>>() {
+            self.put_cluster(&name, held.source.tree.clone(), Some(&held));
+        }
+    }
+
+    /// Swaps a cluster for its next version.
+    fn put_cluster(
+        &mut self,
+        name: &ClusterName,
+        tree: ClusterTree,
+        held: Option<&Arc<LazySnapshot>>,
+    ) {
         self.generation += 1;
         let start = self.rng.next_u64();
         let kept = held.map(|held| Arc::clone(&held.source.kept));
         let version = Arc::new(LazySnapshot::new(Source {
             name: name.clone(),
-            tree: tree.clone(),
             generation: self.generation,
             start,
-            kept: kept.unwrap_or_else(|| Arc::new(Mutex::new(Kept::new(start)))),
+            local: self.local.clone().filter(|_| is_zone_aware(&tree)),
+            tree,
+            kept: kept.unwrap_or_else(|| Arc::new(Mutex::new(Kept::new(start, self.client)))),
             factories: Arc::clone(&self.factories),
         }));
         match self.clusters.get(name) {
@@ -215,6 +255,14 @@ impl Compiler {
         self
     }
 
+    /// Tells which of all clients this process is, for clusters with
+    /// [`Subsetting::Deterministic`](config::Subsetting::Deterministic). Before anything is compiled.
+    #[must_use]
+    pub fn with_client_position(mut self, position: ClientPosition) -> Self {
+        self.client = Some(position);
+        self
+    }
+
     /// Forgets clusters for which `is_wanted` is false. Whoever holds a handle keeps the last
     /// value.
     pub fn retain_clusters(&mut self, mut is_wanted: impl FnMut(&ClusterName) -> bool) {
@@ -223,15 +271,9 @@ impl Compiler {
 }
 
 impl Kept {
-    /// Compiles `tree`, keeping what outlives snapshots.
-    pub(super) fn compile(
-        &mut self,
-        tree: &ClusterTree,
-        name: &ClusterName,
-        generation: u64,
-        start: u64,
-        factories: &LbPolicyFactories,
-    ) -> ClusterSnapshot {
+    /// Compiles a version, keeping what outlives snapshots.
+    pub(super) fn compile(&mut self, source: &Source) -> ClusterSnapshot {
+        let Source { name, tree, .. } = source;
         let fallback = LbPolicy::Random;
         let common = CommonLbConfig::default();
         let (policy, common, outliers) = match &tree.cluster {
@@ -248,7 +290,7 @@ impl Kept {
         let mut resolution_note = None;
         match &tree.endpoints {
             Ok(assignment) => {
-                arranged = arrange(assignment, common, self.seed, &mut self.stats);
+                arranged = arrange(assignment, common, self.seed, self.client, &mut self.stats);
                 drops = Drops::new(&assignment.drop_overloads);
                 overprovisioning_factor = assignment.overprovisioning_factor;
                 if arranged.endpoints.is_empty() {
@@ -265,6 +307,7 @@ impl Kept {
         let mut parts = Parts {
             policy,
             common,
+            local: source.local.as_ref(),
             overprovisioning_factor,
             endpoints: &arranged.endpoints,
             sources: &arranged.sources,
@@ -277,8 +320,8 @@ impl Kept {
             tier_parts: arranged.tier_parts,
             single_probe: outliers.is_some_and(|config| config.single_probe),
             tiers: &self.tiers,
-            factories,
-            start,
+            factories: &source.factories,
+            start: source.start,
         };
         let mut config = tree.cluster.clone();
         let picker = Picker::build(&parts).unwrap_or_else(|reason| {
@@ -290,11 +333,12 @@ impl Kept {
         });
         ClusterSnapshot {
             name: name.clone(),
-            generation,
+            generation: source.generation,
             config,
             resolution_note,
             endpoints: arranged.endpoints.into(),
             hostnames: arranged.hostnames,
+            additional_addresses: arranged.additional_addresses,
             socket_labels: arranged.socket_labels,
             metadata: arranged.metadata,
             picker,

@@ -12,8 +12,11 @@ use std::{
 
 use super::ClusterEndpoint;
 use crate::{
-    balance::{Group, TierParts, nearest},
-    config::{ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LbMetadata, LocalityId},
+    balance::{Group, TierParts, aperture, nearest},
+    config::{
+        ClientPosition, ClusterEndpoints, CommonLbConfig, Endpoint, HealthStatus, LbMetadata,
+        LocalityId, Subsetting,
+    },
     stats::EndpointStats,
 };
 
@@ -28,6 +31,8 @@ pub(super) struct Arranged<'e> {
     pub(super) sources: Vec<&'e Endpoint>,
     /// Names of those that have one, by index.
     pub(super) hostnames: HashMap<usize, Arc<str>>,
+    /// Further addresses of those that have some, by index.
+    pub(super) additional_addresses: HashMap<usize, Arc<[SocketAddr]>>,
     /// Labels that sockets are chosen by, of those that have some, by index.
     pub(super) socket_labels: HashMap<usize, Arc<LbMetadata>>,
     /// Metadata of those that have some, by index.
@@ -44,6 +49,7 @@ pub(super) fn arrange<'e>(
     assignment: &'e ClusterEndpoints,
     common: &CommonLbConfig,
     seed: u64,
+    client: Option<ClientPosition>,
     stats: &mut StatsByAddress,
 ) -> Arranged<'e> {
     let mut priorities: BTreeMap<u32, Vec<Placed<'_>>> = BTreeMap::new();
@@ -56,9 +62,7 @@ pub(super) fn arrange<'e>(
             .or_default()
             .extend(placed);
     }
-    let can_panic = common
-        .healthy_panic_threshold
-        .is_some_and(|percent| percent > 0);
+    let can_panic = common.panic_threshold().is_some();
     let mut arranged = Arranged::default();
     let mut add = |arranged: &mut Arranged<'e>, (place, endpoint): Placed<'e>| {
         arranged.sources.push(endpoint);
@@ -66,6 +70,12 @@ pub(super) fn arrange<'e>(
         if !hostname.is_empty() {
             let name = hostname.as_str().into();
             arranged.hostnames.insert(arranged.endpoints.len(), name);
+        }
+        let additional = &endpoint.details().additional_addresses;
+        if !additional.is_empty() {
+            let index = arranged.endpoints.len();
+            let additional = additional.as_slice().into();
+            arranged.additional_addresses.insert(index, additional);
         }
         if let Some(labels) = &endpoint.details().socket_labels {
             let index = arranged.endpoints.len();
@@ -93,9 +103,12 @@ pub(super) fn arrange<'e>(
             let mut usable: Vec<_> = usable.collect();
             let found = usable.len();
             if let Some(size) = common.subset_size {
-                usable = nearest(usable, size as usize, seed, |(_, endpoint)| {
-                    endpoint.address
-                });
+                let address = |(_, endpoint): &Placed<'_>| endpoint.address;
+                let client = client.filter(|_| common.subsetting == Subsetting::Deterministic);
+                usable = match client {
+                    Some(client) => aperture(usable, size as usize, client, address),
+                    None => nearest(usable, size as usize, seed, address),
+                };
             }
             let is_first = health(HealthStatus::Healthy);
             if usable.is_empty() && !(can_panic && is_first) {

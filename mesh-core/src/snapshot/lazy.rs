@@ -13,7 +13,7 @@ use super::{
     ClusterSnapshot,
     compile::{ClusterTree, Kept},
 };
-use crate::{balance::LbPolicyFactories, name::ClusterName};
+use crate::{balance::LbPolicyFactories, config::LocalZones, name::ClusterName};
 
 /// A version of a cluster. Dereferences to its [`ClusterSnapshot`], which the first look compiles.
 pub struct LazySnapshot {
@@ -27,6 +27,8 @@ pub(super) struct Source {
     pub(super) tree: ClusterTree,
     pub(super) generation: u64,
     pub(super) start: u64,
+    /// Where the caller is, for clusters that want to know.
+    pub(super) local: Option<Arc<LocalZones>>,
     pub(super) kept: Arc<Mutex<Kept>>,
     pub(super) factories: Arc<LbPolicyFactories>,
 }
@@ -42,16 +44,9 @@ impl LazySnapshot {
     /// The snapshot.
     pub fn get(&self) -> &Arc<ClusterSnapshot> {
         self.compiled.get_or_init(|| {
-            let Source {
-                name,
-                tree,
-                generation,
-                start,
-                kept,
-                factories,
-            } = &self.source;
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::new(kept.compile(tree, name, *generation, *start, factories))
+            let source = &self.source;
+            let mut kept = source.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::new(kept.compile(source))
         })
     }
 

@@ -89,6 +89,8 @@ pub struct ClusterSnapshot {
     pub endpoints: Box<[ClusterEndpoint]>,
     /// Names of those that have one, by index: apart, because picks read the endpoints.
     hostnames: HashMap<usize, Arc<str>>,
+    /// Further addresses of those that have some, likewise.
+    additional_addresses: HashMap<usize, Arc<[SocketAddr]>>,
     /// Labels that sockets are chosen by, likewise.
     socket_labels: HashMap<usize, Arc<config::LbMetadata>>,
     /// Metadata of those that have some, by index.
@@ -133,10 +135,13 @@ impl ClusterSnapshot {
     #[cold]
     fn pick_override(&self, host: SocketAddr) -> Option<PickResult> {
         let by_address = self.by_address.get_or_init(|| {
+            // Others than we remember any address of an endpoint (gRFC A60).
+            let additional = self.additional_addresses.iter();
+            let additional = additional
+                .flat_map(|(index, addresses)| addresses.iter().map(|address| (*address, *index)));
             let endpoints = self.endpoints.iter().enumerate();
-            endpoints
-                .map(|(index, endpoint)| (endpoint.address, index))
-                .collect()
+            let own = endpoints.map(|(index, endpoint)| (endpoint.address, index));
+            additional.chain(own).collect()
         });
         let config = self.config.as_ref().ok()?;
         let allowed = &config.common_lb_config.override_host_status;
@@ -146,6 +151,11 @@ impl ClusterSnapshot {
     /// The name of an endpoint, by its index, if it has one.
     pub fn hostname(&self, endpoint: usize) -> Option<&str> {
         self.hostnames.get(&endpoint).map(|name| &**name)
+    }
+
+    /// Where an endpoint, by its index, can be reached besides its address.
+    pub fn additional_addresses(&self, endpoint: usize) -> Option<&Arc<[SocketAddr]>> {
+        self.additional_addresses.get(&endpoint)
     }
 
     /// The labels of an endpoint, by its index, that a [`SocketMatch`](config::SocketMatch) may ask for.

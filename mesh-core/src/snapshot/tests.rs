@@ -248,6 +248,30 @@ fn a_subset_is_used_and_stays() {
 }
 
 #[test]
+fn clients_by_their_position_use_every_endpoint_alike() {
+    let tier: Vec<_> = (1..=30).map(|port| (port, HealthStatus::Healthy)).collect();
+    let tree_of = changed(&[&tier], |cluster| {
+        cluster.common_lb_config.subset_size = Some(4);
+        cluster.common_lb_config.subsetting = Subsetting::Deterministic;
+    });
+    let mut users = vec![0; 31];
+    for index in 0..15 {
+        let position = ClientPosition { index, count: 15 };
+        let mut compiler = Compiler::new(u64::from(index)).with_client_position(position);
+        let snapshot = compiler.compile(&tree(tree_of.clone())).unwrap();
+        let used = snapshot.clusters[0].current.borrow().clone();
+        assert_eq!(used.endpoints.len(), 4);
+        for endpoint in &*used.endpoints {
+            users[endpoint.address.port() as usize] += 1;
+        }
+    }
+    assert_eq!(users[1..], [2; 30]);
+    // Who has no position takes random ones.
+    let snapshot = Compiler::new(1).compile(&tree(tree_of)).unwrap();
+    assert_eq!(snapshot.clusters[0].current.borrow().endpoints.len(), 4);
+}
+
+#[test]
 fn a_policy_that_nobody_brought_fails_its_cluster() {
     let tree_of = changed(&[&[(1, HealthStatus::Healthy)]], |cluster| {
         cluster.lb_policy = LbPolicy::Custom {
@@ -290,4 +314,35 @@ fn a_failed_cluster_fails_alone_and_a_listener_failure_keeps_what_works() {
     writer.fail(error, true);
     assert!(matches!(reader.load_and_mark(), ListenerState::Failed(_)));
     drop(writer);
+}
+
+#[test]
+fn where_the_callers_are_changes_clusters_with_zone_aware_routing_alone() {
+    let aware = changed(&[&[(1, HealthStatus::Healthy)]], |cluster| {
+        cluster.common_lb_config.zone_aware = Some(ZoneAware::default());
+    });
+    let plain = cluster_tree(&[&[(1, HealthStatus::Healthy)]]);
+    let mut compiler = Compiler::new(1);
+    let mut both = tree(aware);
+    both.clusters.insert("plain".into(), plain);
+    let snapshot = compiler.compile(&both).unwrap();
+    let generations = || {
+        let clusters = snapshot.clusters.iter();
+        clusters
+            .map(|cluster| cluster.current.borrow().generation)
+            .collect::<Vec<_>>()
+    };
+    let before = generations();
+    let zones = LocalZones::new(
+        LocalityId::default(),
+        &assignment(&[&[(9, HealthStatus::Healthy)]]),
+    );
+    compiler.set_local_zones(Some(zones.clone()));
+    let after = generations();
+    assert!(
+        after[0] > before[0] && after[1] == before[1],
+        "{before:?} {after:?}"
+    );
+    compiler.set_local_zones(Some(zones));
+    assert_eq!(generations(), after, "nothing new");
 }

@@ -57,10 +57,12 @@ Each over generated clusters, against a slow model that does what the specificat
 | ring hash | the ring of Envoy and gRPC as an ordered map | exact; nothing moves but what new entries take |
 | Maglev | the table from written-out permutations | exact; at most 8 % move beside the part of the one that leaves |
 | bounded loads | requests in flight, counted | never exceeded |
+| zone-aware routing | Envoy's, step by step, with a ticket for each ten thousandth | 5 standard deviations |
 | priorities by health, panic, degraded endpoints | Envoy's formula, by handing out 100 tickets | exact |
 | failover between priorities | gRFC A56 over the whole history | exact |
 | outlier detection | a look at every request there ever was | who is ejected, when and for how long: exact; never above the limit |
 | endpoints of a process (gRFC A68) | sorted by score | exact; one change moves one at most |
+| endpoints of a process by its place | a count of each endpoint's clients | as many as any other, or one more; one change moves two at most |
 | subsets by metadata | a look at each endpoint | exact |
 ";
 

@@ -283,7 +283,7 @@ async fn failing(policy: Named, of_ten: usize, count: usize) -> String {
 }
 
 /// Makes `calls` calls, so many at a time; how many failed.
-async fn load(client: &Client, callers: usize, calls: usize) -> usize {
+pub(crate) async fn load(client: &Client, callers: usize, calls: usize) -> usize {
     let caller = |mut client: Client| {
         tokio::spawn(async move {
             let mut errors = 0;

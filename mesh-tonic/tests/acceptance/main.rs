@@ -2,11 +2,13 @@
 //! expected, got. The scenarios are where libraries for xDS are known to go wrong.
 
 mod balance;
+mod features;
 mod plane;
 mod resources;
 mod scenarios;
 #[path = "../e2e/world.rs"]
 mod world;
+mod zones;
 
 use std::{
     net::SocketAddr,

@@ -33,7 +33,7 @@ use tokio_stream::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::resources::{CDS, EDS, LDS, RDS};
+use super::resources::{CDS, EDS, LDS, RDS, SDS};
 
 /// gRPC's NOT_FOUND.
 const NOT_FOUND: i32 = 5;
@@ -55,6 +55,8 @@ struct Shared {
     opened: AtomicUsize,
     answered: AtomicUsize,
     nacks: Mutex<Vec<String>>,
+    /// Names that each stream wants, by its number and type.
+    wanted: Mutex<BTreeMap<(usize, &'static str), BTreeSet<String>>>,
     is_silent: AtomicBool,
 }
 
@@ -126,6 +128,13 @@ impl Plane {
         self.shared.opened.load(SeqCst)
     }
 
+    /// Names of a type that any stream wants now.
+    pub(crate) fn wanted(&self, kind: &str) -> BTreeSet<String> {
+        let wanted = self.shared.wanted.lock().unwrap();
+        let of_kind = wanted.iter().filter(|((_, of), _)| *of == kind);
+        of_kind.flat_map(|(_, names)| names.clone()).collect()
+    }
+
     /// Texts of all refusals.
     pub(crate) fn nacks(&self) -> Vec<String> {
         self.shared.nacks.lock().unwrap().clone()
@@ -159,6 +168,7 @@ impl AggregatedDiscoveryService for Service {
             resources: self.resources.clone(),
             shared: Arc::clone(&self.shared),
             responses,
+            number: 0,
             types: BTreeMap::new(),
             nonce: 0,
         };
@@ -178,6 +188,7 @@ struct Session {
     resources: watch::Receiver<Resources>,
     shared: Arc<Shared>,
     responses: mpsc::UnboundedSender<Result<DiscoveryResponse, Status>>,
+    number: usize,
     types: BTreeMap<&'static str, Subscription>,
     nonce: u64,
 }
@@ -192,7 +203,7 @@ struct Subscription {
 
 impl Session {
     async fn run(mut self, mut requests: Streaming<DiscoveryRequest>) {
-        self.shared.opened.fetch_add(1, SeqCst);
+        self.number = self.shared.opened.fetch_add(1, SeqCst);
         self.shared.streams.fetch_add(1, SeqCst);
         loop {
             tokio::select! {
@@ -203,15 +214,18 @@ impl Session {
                 changed = self.resources.changed() => if changed.is_err() { break },
             }
             // What is referred to comes first.
-            for kind in [CDS, EDS, LDS, RDS] {
+            for kind in [SDS, CDS, EDS, LDS, RDS] {
                 self.answer(kind);
             }
         }
+        let mut wanted = self.shared.wanted.lock().unwrap();
+        wanted.retain(|(stream, _), _| *stream != self.number);
+        drop(wanted);
         self.shared.streams.fetch_sub(1, SeqCst);
     }
 
     fn hear(&mut self, request: DiscoveryRequest) {
-        let known = [CDS, EDS, LDS, RDS].into_iter();
+        let known = [CDS, EDS, LDS, RDS, SDS].into_iter();
         let kind = { known }.find(|kind| *kind == request.type_url);
         let Some(kind) = kind else { return };
         let held = self.types.entry(kind).or_default();
@@ -224,7 +238,10 @@ impl Session {
         if let Some(detail) = request.error_detail {
             self.shared.nacks.lock().unwrap().push(detail.message);
         }
-        let names = request.resource_names.into_iter().collect();
+        let names: BTreeSet<_> = request.resource_names.into_iter().collect();
+        let mut wanted = self.shared.wanted.lock().unwrap();
+        wanted.insert((self.number, kind), names.clone());
+        drop(wanted);
         if held.names != names {
             held.names = names;
             held.sent = None;

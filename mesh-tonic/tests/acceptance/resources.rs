@@ -51,6 +51,8 @@ pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteCon
 pub(crate) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub(crate) const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
+pub(crate) const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
 /// The name that every scenario dials, and its route configuration.
 pub(crate) const TARGET: &str = "greeter";
 
@@ -64,7 +66,7 @@ pub(crate) fn any<T: Message + Name>(value: &T) -> Any {
     }
 }
 
-fn ads() -> Option<ConfigSource> {
+pub(crate) fn ads() -> Option<ConfigSource> {
     Some(ConfigSource {
         config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
         ..ConfigSource::default()
@@ -86,10 +88,11 @@ pub(crate) fn listener_changed(change: impl FnOnce(&mut HttpConnectionManager)) 
     listener_of(Vec::new(), change)
 }
 
-fn listener_of(
+/// A manager with these filters before the router.
+pub(crate) fn manager(
     mut filters: Vec<HttpFilter>,
-    change: impl FnOnce(&mut HttpConnectionManager),
-) -> Named {
+    routes: RouteSpecifier,
+) -> HttpConnectionManager {
     let router = HttpFilter {
         name: "router".into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(
@@ -98,15 +101,19 @@ fn listener_of(
         ..HttpFilter::default()
     };
     filters.push(router);
+    HttpConnectionManager {
+        http_filters: filters,
+        route_specifier: Some(routes),
+        ..HttpConnectionManager::default()
+    }
+}
+
+fn listener_of(filters: Vec<HttpFilter>, change: impl FnOnce(&mut HttpConnectionManager)) -> Named {
     let rds = Rds {
         config_source: ads(),
         route_config_name: TARGET.into(),
     };
-    let mut manager = HttpConnectionManager {
-        http_filters: filters,
-        route_specifier: Some(RouteSpecifier::Rds(rds)),
-        ..HttpConnectionManager::default()
-    };
+    let mut manager = manager(filters, RouteSpecifier::Rds(rds));
     change(&mut manager);
     let listener = Listener {
         name: TARGET.into(),
@@ -280,6 +287,25 @@ pub(crate) fn localities(name: &'static str, of: &[(SocketAddr, u32, u32)]) -> N
         ..ClusterLoadAssignment::default()
     };
     (EDS, name, any(&assignment))
+}
+
+/// Endpoints of the zones `z0`, `z1` and so on.
+pub(crate) fn assignment_of(name: &str, zones: &[&[SocketAddr]]) -> ClusterLoadAssignment {
+    let host = |address: &SocketAddr| endpoint(&address.ip().to_string(), address.port());
+    let locality = |(index, of): (usize, &&[SocketAddr])| LocalityLbEndpoints {
+        locality: Some(Locality {
+            zone: format!("z{index}"),
+            ..Locality::default()
+        }),
+        lb_endpoints: of.iter().map(host).collect(),
+        load_balancing_weight: Some(UInt32Value { value: 1 }),
+        ..LocalityLbEndpoints::default()
+    };
+    ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: zones.iter().enumerate().map(locality).collect(),
+        ..ClusterLoadAssignment::default()
+    }
 }
 
 /// Endpoints that fail five times in a row are ejected, however many.

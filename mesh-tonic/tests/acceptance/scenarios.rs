@@ -7,13 +7,14 @@ use mesh_tonic::MeshExt as _;
 use tokio::time::Instant;
 
 use super::{
-    Backend, Client, balance, becomes, call, dial, eventually, member, member_with,
+    Backend, Client, balance, becomes, call, dial, eventually, features, member, member_with,
     plane::Plane,
     resources::{
         CDS, EDS, LDS, Named, RDS, TARGET, bad_cluster, cluster, cluster_with_limit, dns_cluster,
         endpoints, listener, route_by_weight, route_to, route_with_limit,
     },
     world::{self, MUST_HAPPEN, World},
+    zones,
 };
 
 const UNAVAILABLE: &str = "Unavailable";
@@ -94,6 +95,8 @@ pub(crate) async fn all() -> Vec<Row> {
     );
     balance::rows(&mut rows).await;
     balance::declared(&mut rows).await;
+    zones::rows(&mut rows).await;
+    features::rows(&mut rows).await;
     row!("10 channels of one process", "1 stream", shared_stream());
     row!(
         "10 meshes built and dropped",
@@ -203,7 +206,7 @@ async fn logical_dns() -> String {
 }
 
 /// What is bad is refused by name, and what was there before serves on.
-async fn refused(bad: Named) -> String {
+pub(crate) async fn refused(bad: Named) -> String {
     let (plane, _backend) = live("v1").await;
     let (_mesh, mut client) = dial(&plane).await;
     let first = becomes(&mut client, "v1").await;

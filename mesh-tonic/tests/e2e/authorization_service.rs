@@ -373,16 +373,31 @@ async fn the_control_plane_writes_down_who_changed_what() {
     .await;
     is_written(["127.0.0.1", "instance.deregister", "api-1"], "ok").await;
     drop(member);
+
+    // Join tokens, who wanted to change the roots, and the deny list, which nobody asks for.
+    is_written(["uid:", "token.create", "join_token "], "ok").await;
+    is_written(["frontend", "token.use", "join_token "], "ok").await;
+    let begin = "/v1/ca/rotation?do=begin";
+    let answer = send(world.http_addr(), "POST", begin, "").await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    is_written(["127.0.0.1", "admin.post", "/v1/ca/rotation"], "refused").await;
+    std::fs::write(world.data_dir().join("denied"), "ns/default/sa/mallory\n").unwrap();
+    is_written(["uid:", "deny.add", "ns/default/sa/mallory"], "ok").await;
 }
 
 async fn put(address: SocketAddr, path: &str, body: &str) {
+    let answer = send(address, "PUT", path, body).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+async fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
     let request = format!(
-        "PUT {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
 }

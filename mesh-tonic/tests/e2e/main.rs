@@ -441,6 +441,15 @@ async fn an_identity_file_without_a_state_file_is_refused() {
     assert!(error.contains("without state_file"), "{error}");
 }
 
+#[tokio::test]
+async fn a_place_beyond_the_number_of_clients_is_refused() {
+    let world = World::start().await;
+    let position = mesh_core::config::ClientPosition { index: 3, count: 3 };
+    let builder = world.member_builder("frontend").client_position(position);
+    let error = builder.build().await.unwrap_err().to_string();
+    assert!(error.contains("index 3 of 3 clients"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_generated_client_works_in_a_spawned_task_and_deadlines_reach_the_server() {
     let (world, servers) = split_world().await;

@@ -34,7 +34,7 @@ async fn counted(metrics: SocketAddr, name: &str) -> u64 {
 
 const PLAINTEXT: &str = "mesh_server_connections_total{connection_security_policy=\"none\"}";
 const MUTUAL: &str = "mesh_server_connections_total{connection_security_policy=\"mutual_tls\"}";
-const REFUSED: &str = "mesh_server_refused_connections_total{reason=\"no_filter_chain\"}";
+const REFUSED: &str = "mesh_server_refused_connections_total{reason=\"plaintext\"}";
 
 async fn is_closed(address: SocketAddr) -> bool {
     let mut stream = TcpStream::connect(address).await.unwrap();

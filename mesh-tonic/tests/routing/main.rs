@@ -1,5 +1,6 @@
 //! What routes ask for beyond a cluster, over real sockets: HTTP/1.1, HTTP/2 and gRPC.
 
+mod addresses;
 mod answers;
 mod attempts;
 mod callers;
@@ -20,6 +21,7 @@ mod replays;
 mod resources;
 mod retries;
 mod scene;
+mod secrets;
 mod sessions;
 mod timeouts;
 mod unruly;

@@ -33,7 +33,7 @@ use super::{
 
 const NAME: &str = "session";
 
-fn session(path: &str, strict: bool) -> StatefulSession {
+pub(crate) fn session(path: &str, strict: bool) -> StatefulSession {
     let state = CookieBasedSessionState {
         cookie: Some(Cookie {
             name: "stay".into(),
@@ -51,7 +51,7 @@ fn session(path: &str, strict: bool) -> StatefulSession {
     }
 }
 
-fn filter(session: &StatefulSession) -> HttpFilter {
+pub(crate) fn filter(session: &StatefulSession) -> HttpFilter {
     HttpFilter {
         name: NAME.into(),
         config_type: Some(ConfigType::TypedConfig(any(session))),

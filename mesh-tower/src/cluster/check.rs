@@ -28,14 +28,13 @@ use mesh_core::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::Semaphore,
     task::AbortHandle,
     time::{sleep, timeout},
 };
 
 use super::{EndpointContext, EndpointService, Exchange as _, MakeEndpoint, endpoint::Signals};
-use crate::{Body, BoxError, Outgoing, rng, telemetry::grpc_status};
+use crate::{Body, BoxError, Outgoing, happy_eyeballs::Addresses, rng, telemetry::grpc_status};
 
 /// Checks of one cluster that are under way at a time.
 const CHECKS_AT_A_TIME: usize = 64;
@@ -50,6 +49,7 @@ pub(super) struct HealthChecks {
 
 /// The checks of one endpoint.
 struct Running {
+    additional_addresses: Option<Arc<[SocketAddr]>>,
     cluster: Arc<Cluster>,
     stats: Arc<EndpointStats>,
     tasks: Vec<AbortHandle>,
@@ -93,14 +93,17 @@ impl HealthChecks {
         for (index, endpoint) in snapshot.endpoints.iter().enumerate() {
             let labels = snapshot.socket_labels(index).map(|labels| &**labels);
             let cluster = &cluster.of_endpoint(snapshot.hostname(index), labels);
+            let additional = snapshot.additional_addresses(index);
             let fits = |held: &Running| {
                 Arc::ptr_eq(&held.stats, &endpoint.stats)
+                    && held.additional_addresses.as_ref() == additional
                     && held.cluster.health_checks == cluster.health_checks
                     && held.cluster.tls == cluster.tls
             };
             let held = running.remove(&endpoint.address).filter(fits);
             let held = held.unwrap_or_else(|| {
-                self.start(endpoint.address, &endpoint.stats, cluster, make, signals)
+                let addresses = (endpoint.address, additional.cloned());
+                self.start(addresses, &endpoint.stats, cluster, make, signals)
             });
             kept.insert(endpoint.address, held);
         }
@@ -109,7 +112,7 @@ impl HealthChecks {
 
     fn start<M: MakeEndpoint>(
         &self,
-        address: SocketAddr,
+        (address, additional_addresses): (SocketAddr, Option<Arc<[SocketAddr]>>),
         stats: &Arc<EndpointStats>,
         cluster: &Arc<Cluster>,
         make: &Arc<M>,
@@ -125,6 +128,7 @@ impl HealthChecks {
         let tasks = (0..cluster.health_checks.len()).map(|index| {
             let checker = Checker {
                 address,
+                additional_addresses: additional_addresses.clone(),
                 cluster: Arc::clone(cluster),
                 index,
                 make: Arc::clone(make),
@@ -133,10 +137,12 @@ impl HealthChecks {
             };
             tokio::spawn(checker.run()).abort_handle()
         });
+        let tasks = tasks.collect();
         Running {
+            additional_addresses,
             cluster: Arc::clone(cluster),
             stats: Arc::clone(stats),
-            tasks: tasks.collect(),
+            tasks,
         }
     }
 }
@@ -185,6 +191,7 @@ impl<E: EndpointService> Drop for Own<E> {
 /// One check of one endpoint.
 struct Checker<M: MakeEndpoint> {
     address: SocketAddr,
+    additional_addresses: Option<Arc<[SocketAddr]>>,
     cluster: Arc<Cluster>,
     index: usize,
     make: Arc<M>,
@@ -273,6 +280,7 @@ impl<M: MakeEndpoint> Checker<M> {
     fn connection(&self, version: HttpVersion) -> M::Endpoint {
         self.make.make(EndpointContext {
             address: self.address,
+            additional_addresses: self.additional_addresses.clone(),
             cluster: Arc::new(Cluster {
                 http_version: version,
                 circuit_breakers: CircuitBreakers::default(),
@@ -336,7 +344,8 @@ impl<M: MakeEndpoint> Checker<M> {
     }
 
     async fn check_tcp(&self, send: &[u8], receive: &[Vec<u8>]) -> Result<CheckOutcome, BoxError> {
-        let mut stream = TcpStream::connect(self.address).await?;
+        let addresses = Addresses::new(self.address, self.additional_addresses.as_ref());
+        let (mut stream, _) = addresses.connect().await?;
         stream.write_all(send).await?;
         let mut answer = Vec::new();
         while !contains_all(&answer, receive) {

@@ -91,8 +91,11 @@ impl<B: 'static> Exchange for BoxExchange<B> {
 /// What an endpoint knows of itself.
 #[derive(Clone)]
 pub struct EndpointContext {
-    /// Where to connect.
+    /// Where to connect; its identity.
     pub address: SocketAddr,
+    /// Where to connect besides, if it has several addresses: whichever takes the connection first
+    /// (gRFC A61).
+    pub additional_addresses: Option<Arc<[SocketAddr]>>,
     /// Policy of the cluster, with TLS as it is for this endpoint.
     pub cluster: Arc<Cluster>,
     pub(crate) stats: Arc<EndpointStats>,

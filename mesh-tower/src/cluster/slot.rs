@@ -15,6 +15,7 @@ pub(super) type Services<M> = Arc<[Arc<EndpointSlot<M>>]>;
 /// The service of one address, with what decides whether it can be kept.
 pub(crate) struct EndpointSlot<M: MakeEndpoint> {
     pub(super) address: SocketAddr,
+    pub(super) additional_addresses: Option<Arc<[SocketAddr]>>,
     pub(super) stats: Arc<EndpointStats>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) service: M::Endpoint,
@@ -69,8 +70,10 @@ pub(super) fn bind<M: MakeEndpoint>(
         .map(|(index, endpoint)| {
             let labels = snapshot.socket_labels(index).map(|labels| &**labels);
             let cluster = &cluster.of_endpoint(snapshot.hostname(index), labels);
+            let additional_addresses = snapshot.additional_addresses(index).cloned();
             if let Some(slot) = held.get(&endpoint.address)
                 && Arc::ptr_eq(&slot.stats, &endpoint.stats)
+                && slot.additional_addresses == additional_addresses
                 && connects_alike(&slot.cluster, cluster)
             {
                 return Arc::clone(slot);
@@ -80,12 +83,14 @@ pub(super) fn bind<M: MakeEndpoint>(
             stats.set_connectivity(Connectivity::Idle);
             let context = EndpointContext {
                 address: endpoint.address,
+                additional_addresses: additional_addresses.clone(),
                 cluster: Arc::clone(cluster),
                 stats: Arc::clone(&stats),
                 signals: Arc::clone(signals),
             };
             Arc::new(EndpointSlot {
                 address: endpoint.address,
+                additional_addresses,
                 stats,
                 cluster: Arc::clone(cluster),
                 service: make.make(context),

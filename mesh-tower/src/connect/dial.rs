@@ -24,6 +24,7 @@ use super::permit::{ConnectionPermit, Connections};
 use crate::{
     BoxError,
     cluster::{EndpointContext, Signals},
+    happy_eyeballs::Addresses,
     identity::Identity,
     tls::{self, Alpn, TlsError, client::ClientTls, material::Materials},
 };
@@ -36,6 +37,7 @@ pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
 pub(super) struct Dialer {
     pub(super) context: EndpointContext,
     pub(super) connections: Connections,
+    addresses: Addresses,
     tls: Tls,
 }
 
@@ -59,6 +61,7 @@ impl Dialer {
             (Some(settings), identity) => {
                 let session = |alpn| {
                     let identity = identity.cloned().unwrap_or_else(Identity::none);
+                    let identity = identity.with_secrets(materials.secrets().clone());
                     let materials = Arc::clone(materials);
                     (
                         alpn,
@@ -72,6 +75,7 @@ impl Dialer {
         };
         Self {
             connections: Connections::new(Arc::clone(&context.signals)),
+            addresses: Addresses::new(context.address, context.additional_addresses.as_ref()),
             context,
             tls,
         }
@@ -106,7 +110,7 @@ impl Dialer {
     }
 
     async fn connect(&self, alpn: Alpn) -> Result<Io, BoxError> {
-        let tcp = TcpStream::connect(self.context.address).await?;
+        let (tcp, address) = self.addresses.connect().await?;
         tcp.set_nodelay(true)?;
         let keepalive = self.context.cluster.connection.tcp_keepalive;
         find_the_dead(&tcp, keepalive.unwrap_or_default());
@@ -120,9 +124,7 @@ impl Dialer {
             Tls::On(sessions) => {
                 let session = sessions.iter().find(|(offered, _)| *offered == alpn);
                 let (_, tls) = session.ok_or("no TLS session for the protocol")?;
-                Ok(Io::Tls(Box::new(
-                    tls.connect(tcp, self.context.address).await?,
-                )))
+                Ok(Io::Tls(Box::new(tls.connect(tcp, address).await?)))
             }
         }
     }

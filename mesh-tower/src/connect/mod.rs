@@ -18,6 +18,8 @@ use std::{fmt, sync::Arc};
 pub use dial::UNACKNOWLEDGED_MAX;
 pub use endpoint::{HyperBody, HyperEndpoint, HyperExchange};
 
+use mesh_core::secrets::SecretReader;
+
 use crate::{
     cluster::{EndpointContext, MakeEndpoint},
     identity::Identity,
@@ -38,6 +40,13 @@ impl HyperConnector {
             identity,
             materials: Arc::default(),
         }
+    }
+
+    /// The same, with other certificates and roots that clusters name (SDS). Default none.
+    #[must_use]
+    pub fn secrets(mut self, secrets: SecretReader) -> Self {
+        self.materials = Arc::new(Materials::with_secrets(secrets));
+        self
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     call::CONNECTING_WAIT_MAX,
     cluster::Exchange as _,
     error::{DispatchError, DispatchErrorKind},
-    tls::Alpn,
+    tls::{Alpn, TlsError},
     within::within,
 };
 
@@ -335,13 +335,13 @@ impl Shared {
             Ok(response) => Ok(response.map(|body| HyperBody::http1(body, connection, self))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => {
-                    let error = error.into_error();
+                    let error = reason(error.into_error());
                     Err(DispatchError::new(DispatchErrorKind::Refused, error).unsent(unsent))
                 }
-                None => Err(DispatchError::new(
-                    DispatchErrorKind::Reset,
-                    error.into_error(),
-                )),
+                None => {
+                    let error = reason(error.into_error());
+                    Err(DispatchError::new(DispatchErrorKind::Reset, error))
+                }
             },
         }
     }
@@ -422,4 +422,11 @@ pub(super) fn gone(request: Request<Body>) -> DispatchError {
 
 fn unreachable(error: BoxError, request: Request<Body>) -> DispatchError {
     DispatchError::new(DispatchErrorKind::Connect, error).unsent(request)
+}
+
+/// Why a request failed: where the server refused our certificate, of which TLS 1.3 tells by the first
+/// reading, that.
+#[cold]
+fn reason(error: hyper::Error) -> BoxError {
+    TlsError::in_chain(&error).map_or_else(|| error.into(), Into::into)
 }

@@ -59,7 +59,7 @@ impl<'c> Leaf<'c> {
             .collect()
     }
 
-    fn uris(&self) -> Vec<&'c str> {
+    pub(crate) fn uris(&self) -> Vec<&'c str> {
         self.general_names()
             .filter_map(|name| match name {
                 GeneralName::URI(uri) => Some(*uri),
@@ -69,7 +69,7 @@ impl<'c> Leaf<'c> {
     }
 
     /// The SPIFFE ID, `None` when no URI name claims to be one.
-    pub(super) fn spiffe_id(&self) -> Result<Option<SpiffeId>, IdentityError> {
+    pub(crate) fn spiffe_id(&self) -> Result<Option<SpiffeId>, IdentityError> {
         let uris = self.uris();
         let claims = |uri: &&str| {
             uri.get(..SpiffeId::SCHEME.len())
@@ -99,12 +99,22 @@ impl<'c> Leaf<'c> {
         if !dns.is_empty() {
             return dns;
         }
-        let subject = rfc2253(self.parsed.subject());
+        let subject = self.subject();
         if subject.is_empty() {
             Vec::new()
         } else {
             vec![subject]
         }
+    }
+
+    /// The subject in the form of RFC 2253.
+    pub(crate) fn subject(&self) -> String {
+        rfc2253(self.parsed.subject())
+    }
+
+    /// The issuer in the form of RFC 2253.
+    pub(crate) fn issuer(&self) -> String {
+        rfc2253(self.parsed.issuer())
     }
 
     pub(crate) fn not_after(&self) -> SystemTime {

@@ -17,7 +17,7 @@ mod tests;
 use std::{fmt, sync::Arc, time::SystemTime};
 
 use mesh_core::config::{SpiffeBundleMap, TrustBundle};
-use mesh_core::name::SecretName;
+use mesh_core::{name::SecretName, secrets::SecretReader};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::watch;
@@ -34,6 +34,7 @@ pub const SPIFFE_ID_LENGTH_MAX: usize = 2048;
 pub struct Identity {
     certificate: watch::Receiver<Option<Arc<Certificate>>>,
     trust: TrustWatch,
+    secrets: SecretReader,
 }
 
 #[derive(Clone)]
@@ -81,6 +82,7 @@ impl Identity {
         Self {
             certificate,
             trust: TrustWatch::Bundle(trust),
+            secrets: SecretReader::default(),
         }
     }
 
@@ -92,6 +94,7 @@ impl Identity {
         Self {
             certificate,
             trust: TrustWatch::ByTrustDomain(map),
+            secrets: SecretReader::default(),
         }
     }
 
@@ -106,6 +109,19 @@ impl Identity {
     /// Neither a certificate nor roots: every TLS connection that demands one of them fails.
     pub fn none() -> Self {
         Self::new(watch::channel(None).1, watch::channel(None).1)
+    }
+
+    /// The same, beside other certificates and roots that the configuration names (SDS). Default
+    /// none.
+    #[must_use]
+    pub fn with_secrets(mut self, secrets: SecretReader) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
+    /// Other certificates and roots that the configuration names.
+    pub fn secrets(&self) -> &SecretReader {
+        &self.secrets
     }
 
     /// The certificate of handshakes that begin now.

@@ -22,6 +22,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
     MeshApplication, Shared,
+    client_cert::ClientCert,
     inbound::{Inbound, Security, Seen, Transport},
     life::{End, Life, Watched},
     request,
@@ -65,6 +66,8 @@ pub(super) struct Connection {
     pub(super) info: ConnectionInfo,
     /// The name that the caller asked for in its handshake.
     pub(super) server_name: Option<String>,
+    /// What requests say of who called.
+    pub(super) client_cert: ClientCert,
     /// Watched where the chain that took the connection limits it.
     pub(super) life: Option<Arc<Life>>,
 }
@@ -118,23 +121,25 @@ pub(super) async fn serve<A: MeshApplication>(
         established = establish(&shared, stream, (remote, local)) => established,
         _ = drain.wait_for(|drain| *drain) => return,
     };
-    let connection = |seen: Seen, peer, server_name, limits: Option<&Arc<HttpLimits>>| {
-        let info = ConnectionInfo {
-            remote,
-            local,
-            is_tls: seen.transport == Transport::Tls,
+    let connection =
+        |seen: Seen, peer, server_name, client_cert, limits: Option<&Arc<HttpLimits>>| {
+            let info = ConnectionInfo {
+                remote,
+                local,
+                is_tls: seen.transport == Transport::Tls,
+            };
+            Arc::new(Connection {
+                shared: Arc::clone(&shared),
+                seen,
+                peer,
+                info,
+                server_name,
+                client_cert,
+                life: limits
+                    .filter(|limits| limits.watches_connections())
+                    .map(Life::begin),
+            })
         };
-        Arc::new(Connection {
-            shared: Arc::clone(&shared),
-            seen,
-            peer,
-            info,
-            server_name,
-            life: limits
-                .filter(|limits| limits.watches_connections())
-                .map(Life::begin),
-        })
-    };
     match established {
         Ok(Stream::Silent) => {}
         Ok(Stream::Plain(stream, seen)) => {
@@ -144,14 +149,16 @@ pub(super) async fn serve<A: MeshApplication>(
                 tracing::info!(target: "mesh::server", %remote, %local, "plaintext, where mTLS is taken");
             }
             let limits = shared.limits(&seen);
-            let connection = connection(seen, None, None, limits.as_ref());
+            let client_cert = shared.client_cert(&seen, None);
+            let connection = connection(seen, None, None, client_cert, limits.as_ref());
             drive(connection, limits, application, stream, drain).await;
         }
         Ok(Stream::Tls(stream, peer, seen)) => {
             shared.accepted(if peer.is_some() { "mutual_tls" } else { "tls" });
             let server_name = stream.get_ref().1.server_name().map(str::to_owned);
             let limits = shared.limits(&seen);
-            let connection = connection(seen, peer, server_name, limits.as_ref());
+            let client_cert = shared.client_cert(&seen, stream.get_ref().1.peer_certificates());
+            let connection = connection(seen, peer, server_name, client_cert, limits.as_ref());
             drive(connection, limits, application, stream, drain).await;
         }
         Err(refused) => {
@@ -239,7 +246,7 @@ fn admit(inbound: &Inbound, seen: &Seen) -> Result<Option<Arc<ServerTls>>, Refus
     }
     let chain = inbound
         .chain(seen)
-        .ok_or_else(|| Refused::new("no_filter_chain"))?;
+        .ok_or_else(|| Refused::new(inbound.why_no_chain(seen)))?;
     match (&chain.security, seen.transport) {
         (Security::Plaintext, Transport::Raw) => Ok(None),
         (Security::Tls(tls), Transport::Tls) => Ok(Some(Arc::clone(tls))),

@@ -18,6 +18,7 @@ mod audit;
 mod audit_file;
 mod body;
 mod check;
+mod client_cert;
 mod connection;
 mod filter;
 mod inbound;
@@ -42,6 +43,7 @@ use mesh_core::{
     filter::FilterStates,
     rng::Rng as _,
 };
+use rustls_pki_types::CertificateDer;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 pub use application::MeshApplication;
@@ -49,6 +51,7 @@ pub use audit::{AuditRecord, AuditSink};
 pub use audit_file::{AUDIT_WAITING_MAX, AuditFile};
 pub use body::ServedBody;
 pub use check::{AuthorizationService, AuthorizationServices, CheckError, CheckFuture};
+use client_cert::ClientCert;
 pub use connection::ConnectionInfo;
 use inbound::{Inbound, With};
 pub use request_body::RequestBody;
@@ -316,6 +319,17 @@ impl Shared {
     /// The limits of a new connection.
     fn limits(&self, seen: &inbound::Seen) -> Option<Arc<HttpLimits>> {
         self.inbound.load().chain(seen)?.limits.clone()
+    }
+
+    /// What requests of a new connection say of who called, who showed `chain`.
+    fn client_cert(
+        &self,
+        seen: &inbound::Seen,
+        chain: Option<&[CertificateDer<'_>]>,
+    ) -> ClientCert {
+        let inbound = self.inbound.load();
+        let taken = inbound.chain(seen);
+        taken.map_or_else(ClientCert::default, |taken| taken.client_cert(chain))
     }
 
     fn accepted(&self, security: &str) {

@@ -34,16 +34,12 @@ use crate::{
     telemetry::{Protocol, ServerHead},
 };
 
-/// Written by proxies that terminate TLS. We are the one who terminates it, so a value that comes
-/// in is the caller's own claim.
-const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-
 pub(super) async fn serve<A: MeshApplication>(
     connection: Arc<Connection>,
     application: A,
     mut request: Request<Incoming>,
 ) -> Result<Response<ServedBody<A::Body>>, Infallible> {
-    request.headers_mut().remove(FORWARDED_CLIENT_CERT);
+    connection.client_cert.apply(request.headers_mut());
     let protocol = Protocol::of(request.headers());
     let record = begin(&connection, &request, protocol);
     let mut admitted = Admitted::default();

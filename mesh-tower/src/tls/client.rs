@@ -11,7 +11,7 @@ use std::{
 };
 
 use mesh_core::config::{
-    CertificateSource, SanMatcher, TlsVersion, TrustBundle, TrustSource, UpstreamTls,
+    CertificateSource, SanMatcher, Secret, TlsVersion, TrustBundle, TrustSource, UpstreamTls,
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -23,8 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Alpn, TlsError, TlsErrorKind, check_certificate_source, check_not_expired, demanded_trust,
-    domains::ByTrustDomain, material::Materials, provider, root_store, unreadable, unusable,
+    Alpn, OWN_CERTIFICATE, TlsError, TlsErrorKind, check_not_expired, domains::ByTrustDomain,
+    held_trust, is_held, material::Materials, provider, root_store, secret, unreadable, unusable,
     verify::ServerVerifier, versions,
 };
 use crate::identity::{Certificate, Identity, Leaf, PeerIdentity, Trust};
@@ -54,6 +54,8 @@ enum OurCertificate {
     Member(Arc<Certificate>),
     /// One from files, for outside.
     Files(Arc<CertifiedKey>),
+    /// One over SDS.
+    Secret(Arc<Secret>),
 }
 
 impl OurCertificate {
@@ -61,14 +63,16 @@ impl OurCertificate {
         match (self, other) {
             (Self::Member(a), Self::Member(b)) => Arc::ptr_eq(a, b),
             (Self::Files(a), Self::Files(b)) => Arc::ptr_eq(a, b),
+            (Self::Secret(a), Self::Secret(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
 
-    fn certified(&self) -> Arc<CertifiedKey> {
+    fn certified(&self) -> Result<Arc<CertifiedKey>, TlsError> {
         match self {
-            Self::Member(held) => held.certified(),
-            Self::Files(held) => Arc::clone(held),
+            Self::Member(held) => Ok(held.certified()),
+            Self::Files(held) => Ok(Arc::clone(held)),
+            Self::Secret(held) => secret::certificate(held),
         }
     }
 }
@@ -82,6 +86,8 @@ enum Roots {
     Bundle(Arc<TrustBundle>),
     /// Those of this machine.
     Store(Arc<RootCertStore>),
+    /// Others over SDS.
+    Secret(Arc<Secret>),
 }
 
 impl Roots {
@@ -90,6 +96,7 @@ impl Roots {
             (Self::Mesh(a), Self::Mesh(b)) => a.is_same(b),
             (Self::Bundle(a), Self::Bundle(b)) => Arc::ptr_eq(a, b),
             (Self::Store(a), Self::Store(b)) => Arc::ptr_eq(a, b),
+            (Self::Secret(a), Self::Secret(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -178,8 +185,16 @@ impl ClientTls {
                 let certificate = self.materials.certificate(chain, key).await?;
                 Ok(Some(OurCertificate::Files(certificate)))
             }
-            Some(source) => {
-                check_certificate_source(source)?;
+            Some(CertificateSource::Sds(name)) if name.as_str() != OWN_CERTIFICATE => {
+                let last = self.last(|cached| match &cached.certificate {
+                    Some(OurCertificate::Secret(last)) => Some(Arc::clone(last)),
+                    _ => None,
+                });
+                let kind = TlsErrorKind::NoIdentity;
+                let found = secret::fetched(self.identity.secrets(), name, last.as_ref(), kind)?;
+                Ok(Some(OurCertificate::Secret(found)))
+            }
+            Some(CertificateSource::Sds(_) | CertificateSource::Provider { .. }) => {
                 let message = "a certificate of ours is demanded and there is none yet";
                 let held = self.identity.certificate();
                 let held = held.ok_or_else(|| TlsError::new(TlsErrorKind::NoIdentity, message))?;
@@ -194,8 +209,25 @@ impl ClientTls {
             TrustSource::Inline(bundle) => Roots::Bundle(Arc::clone(bundle)),
             TrustSource::System => Roots::Store(self.materials.system_roots().await?),
             TrustSource::File(path) => Roots::Store(self.materials.roots(path).await?),
-            of_mesh => Roots::Mesh(demanded_trust(of_mesh, self.identity.trust())?),
+            TrustSource::Sds(name) if !is_held(name, self.identity.trust().as_ref()) => {
+                let last = self.last(|cached| match &cached.roots {
+                    Roots::Secret(last) => Some(Arc::clone(last)),
+                    _ => None,
+                });
+                let kind = TlsErrorKind::NoTrust;
+                let found = secret::fetched(self.identity.secrets(), name, last.as_ref(), kind)?;
+                Roots::Secret(found)
+            }
+            TrustSource::Sds(_) | TrustSource::Provider { .. } => {
+                Roots::Mesh(held_trust(self.identity.trust())?)
+            }
         })
+    }
+
+    /// Something of what the last handshake used.
+    fn last<T>(&self, of: impl FnOnce(&Cached) -> Option<T>) -> Option<T> {
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().and_then(of)
     }
 
     /// The names that the server must have one of; empty where any will do.
@@ -222,7 +254,7 @@ impl ClientTls {
     ) -> Result<ClientConfig, TlsError> {
         let provider = provider();
         let trust_domain = match certificate {
-            Some(OurCertificate::Member(held)) if self.settings.roots.is_of_mesh() => {
+            Some(OurCertificate::Member(held)) if matches!(roots, Roots::Mesh(_)) => {
                 Some(held.spiffe_id().trust_domain().to_owned())
             }
             _ => None,
@@ -243,6 +275,7 @@ impl ClientTls {
                 Arc::new(ByTrustDomain::new(map, true, of_domain)?)
             }
             Roots::Store(store) => Arc::new(verifier(Arc::clone(store))),
+            Roots::Secret(held) => Arc::new(verifier(Arc::new(root_store(secret::roots(held)?)?))),
         };
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions(self.min_version()))
@@ -252,7 +285,7 @@ impl ClientTls {
         let mut config = match certificate {
             None => builder.with_no_client_auth(),
             Some(held) => builder
-                .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(held.certified()))),
+                .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(held.certified()?))),
         };
         config.alpn_protocols = self.alpn.protocols();
         Ok(config)

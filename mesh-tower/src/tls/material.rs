@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_core::secrets::SecretReader;
 use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::time::Instant;
@@ -31,9 +32,23 @@ pub const SYSTEM_ROOTS_AGE_MAX: Duration = Duration::from_secs(3600);
 pub(crate) struct Materials {
     roots: Shelf<Option<PathBuf>, RootCertStore>,
     certificates: Shelf<(PathBuf, PathBuf), CertifiedKey>,
+    secrets: SecretReader,
 }
 
 impl Materials {
+    /// Beside those of this machine, what comes over SDS.
+    pub(crate) fn with_secrets(secrets: SecretReader) -> Self {
+        Self {
+            secrets,
+            ..Self::default()
+        }
+    }
+
+    /// What comes over SDS.
+    pub(crate) fn secrets(&self) -> &SecretReader {
+        &self.secrets
+    }
+
     /// The system's roots.
     pub(crate) async fn system_roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
         self.load_roots(None, SYSTEM_ROOTS_AGE_MAX).await

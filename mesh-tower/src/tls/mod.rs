@@ -12,6 +12,7 @@
 pub mod client;
 mod domains;
 pub mod material;
+mod secret;
 pub mod server;
 mod verify;
 
@@ -19,7 +20,7 @@ use std::{error, fmt, io, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use mesh_core::{
-    config::{CertificateSource, TlsVersion, TrustBundle, TrustSource},
+    config::{OWN_TRUST_BUNDLE, TlsVersion, TrustBundle},
     name::SecretName,
 };
 use rustls::{
@@ -30,8 +31,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::identity::{Leaf, Trust};
 
-/// Name of the secret that holds the process's own certificate.
-pub const OWN_CERTIFICATE: &str = "default";
+pub use mesh_core::config::OWN_CERTIFICATE;
 
 static VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 static VERSIONS_OUTSIDE: &[&SupportedProtocolVersion] =
@@ -243,7 +243,11 @@ fn classify_certificate(error: &CertificateError) -> TlsErrorKind {
         E::NotValidYet | E::NotValidYetContext { .. } => TlsErrorKind::NotYetValid,
         // A root of the same name with another key, as after a change of roots.
         E::UnknownIssuer | E::BadSignature => TlsErrorKind::UnknownIssuer,
-        E::Other(other) if other.0.is::<verify::OtherTrustDomain>() => TlsErrorKind::TrustDomain,
+        E::Other(other)
+            if other.0.is::<verify::OtherTrustDomain>() || other.0.is::<verify::NotOurRoots>() =>
+        {
+            TlsErrorKind::TrustDomain
+        }
         E::Other(other) if other.0.is::<domains::UnknownTrustDomain>() => {
             TlsErrorKind::UnknownTrustDomain
         }
@@ -295,39 +299,23 @@ fn add_roots(name: &SecretName, roots: &[Bytes]) -> RootCertStore {
     store
 }
 
-fn check_certificate_source(source: &CertificateSource) -> Result<(), TlsError> {
-    match source {
-        CertificateSource::Sds(name) if name.as_str() != OWN_CERTIFICATE => Err(TlsError::new(
-            TlsErrorKind::Config,
-            format!("certificate {name} is not this process's own ({OWN_CERTIFICATE})"),
-        )),
-        CertificateSource::Sds(_) | CertificateSource::Provider { .. } => Ok(()),
-        CertificateSource::Files { .. } => Err(TlsError::new(
-            TlsErrorKind::Config,
-            "a certificate from files of the configuration is for clients alone",
-        )),
+/// Whether a name over SDS is that of the mesh's roots, which this process follows anyway.
+fn is_held(name: &SecretName, held: Option<&Trust>) -> bool {
+    match held {
+        Some(held) => held.name() == name,
+        // They are on their way.
+        None => name.as_str() == OWN_TRUST_BUNDLE,
     }
 }
 
-/// What `source` asks for.
-fn demanded_trust(source: &TrustSource, held: Option<Trust>) -> Result<Trust, TlsError> {
-    let held = held.ok_or_else(|| {
+/// The mesh's roots.
+fn held_trust(held: Option<Trust>) -> Result<Trust, TlsError> {
+    held.ok_or_else(|| {
         TlsError::new(
             TlsErrorKind::NoTrust,
             "there is no trust bundle to verify the peer with",
         )
-    })?;
-    match source {
-        TrustSource::Sds(name) if name != held.name() => Err(TlsError::new(
-            TlsErrorKind::NoTrust,
-            format!("trust bundle {name} is asked for, {} is held", held.name()),
-        )),
-        TrustSource::Sds(_) | TrustSource::Provider { .. } => Ok(held),
-        TrustSource::System | TrustSource::Inline(_) | TrustSource::File(_) => Err(TlsError::new(
-            TlsErrorKind::Config,
-            "roots that are not the mesh's are for clients alone",
-        )),
-    }
+    })
 }
 
 /// A resumed session does not verify the certificate again, so its end is checked here.

@@ -62,11 +62,54 @@ fn check_trust_domain(ours: Option<&str>, peer: &PeerIdentity) -> Result<(), Err
     }
 }
 
-/// Verifies a client's chain against the roots, and that it is of our trust domain.
+/// Roots that are not the mesh's vouch for a member of it.
+#[derive(Debug)]
+pub(super) struct NotOurRoots {
+    peer: String,
+}
+
+impl fmt::Display for NotOurRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer } = self;
+        write!(
+            f,
+            "{peer} is of our trust domain, for which these roots do not vouch"
+        )
+    }
+}
+
+impl std::error::Error for NotOurRoots {}
+
+/// For which trust domains a server's roots vouch.
+#[derive(Clone, Debug)]
+pub(super) enum Vouch {
+    /// This one alone.
+    For(String),
+    /// Every one but this.
+    ForAllBut(String),
+    /// Whom they sign.
+    ForAll,
+}
+
+impl Vouch {
+    fn check(&self, peer: &PeerIdentity) -> Result<(), Error> {
+        match (self, peer.spiffe_id()) {
+            (Self::For(ours), _) => check_trust_domain(Some(ours), peer),
+            (Self::ForAllBut(ours), Some(peer)) if peer.trust_domain() == ours => {
+                Err(other(NotOurRoots {
+                    peer: peer.as_str().to_owned(),
+                }))
+            }
+            (Self::ForAllBut(_) | Self::ForAll, _) => Ok(()),
+        }
+    }
+}
+
+/// Verifies a client's chain against the roots, and that they vouch for its trust domain.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     pub(super) chain: Arc<dyn ClientCertVerifier>,
-    pub(super) trust_domain: String,
+    pub(super) vouch: Vouch,
 }
 
 impl ClientCertVerifier for ClientVerifier {
@@ -80,7 +123,7 @@ impl ClientCertVerifier for ClientVerifier {
             .chain
             .verify_client_cert(end_entity, intermediates, now)?;
         let peer = PeerIdentity::from_leaf(end_entity).map_err(other)?;
-        check_trust_domain(Some(&self.trust_domain), &peer)?;
+        self.vouch.check(&peer)?;
         Ok(verified)
     }
 

@@ -8,8 +8,12 @@ use mesh_tower::{
     server::InboundState,
     tls::{Alpn, TlsError, client::ClientTls},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
-use crate::kit::{ALICE, Ca, Client, Mode, SERVER, World, deny_all, listener, upstream};
+use crate::kit::{ALICE, Ca, Client, Mode, SERVER, World, deny_all, listener, upstream, within};
 
 /// A listener with one chain for each, the first of which serves and the others refuse requests.
 fn chains(matches: Vec<(TransportMatch, ChainMatch)>) -> InboundState {
@@ -75,6 +79,28 @@ async fn a_tls_client_gets_the_chain_of_the_name_and_protocol_that_it_asks_for()
     world
         .counted("mesh_server_refused_connections_total{reason=\"no_filter_chain\"} 2")
         .await;
+}
+
+#[tokio::test]
+async fn plaintext_to_chains_that_take_tls_alone_is_refused_as_plaintext() {
+    let ca = Ca::new();
+    let named = ChainMatch {
+        server_names: vec!["a.example".into()],
+        ..ChainMatch::default()
+    };
+    for matches in [ChainMatch::default(), named] {
+        let world = World::start(&ca, chains(vec![(TransportMatch::Tls, matches)])).await;
+        let mut tcp = TcpStream::connect(world.addr).await.expect("connect");
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .expect("write");
+        let mut got = Vec::new();
+        _ = within(tcp.read_to_end(&mut got)).await;
+        assert!(got.is_empty(), "not one byte");
+        world
+            .counted("mesh_server_refused_connections_total{reason=\"plaintext\"} 1")
+            .await;
+    }
 }
 
 #[tokio::test]

@@ -172,6 +172,7 @@ pub(crate) fn listener(mode: Mode, rbac: &[Rbac]) -> InboundState {
         matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::BASE,
+        client_cert: mesh_core::config::ForwardClientCert::default(),
         limits: mesh_core::config::HttpLimits::default(),
         filters: HttpFilter::of_rbac(rbac),
         routes: routes.clone(),

@@ -3,6 +3,7 @@
 mod authorization;
 mod before_tls;
 mod chains;
+mod client_cert;
 mod deadline;
 mod domains;
 mod external;
@@ -13,4 +14,5 @@ mod limits;
 mod mutual_tls;
 mod refusals;
 mod routes;
+mod secrets;
 mod telemetry;

@@ -37,6 +37,10 @@ pub struct TlsFiles {
     pub certificate_file: Option<PathBuf>,
     /// Its key.
     pub private_key_file: Option<PathBuf>,
+    /// Trusted roots by trust domain, in SPIFFE's bundle format, in place of
+    /// [`ca_certificate_file`](Self::ca_certificate_file) (gRFC A87). The control plane's certificate
+    /// must have a SPIFFE ID of one of them, and the name that is dialled.
+    pub spiffe_trust_bundle_map_file: Option<PathBuf>,
 }
 
 impl TlsFiles {
@@ -44,6 +48,14 @@ impl TlsFiles {
     pub fn with_roots(file: impl Into<PathBuf>) -> Self {
         Self {
             ca_certificate_file: Some(file.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Trusts the roots by trust domain in this file, and shows no certificate.
+    pub fn with_bundle_map(file: impl Into<PathBuf>) -> Self {
+        Self {
+            spiffe_trust_bundle_map_file: Some(file.into()),
             ..Self::default()
         }
     }
@@ -77,7 +89,7 @@ struct TlsDocument {
     ca_certificate_file: Option<PathBuf>,
     certificate_file: Option<PathBuf>,
     private_key_file: Option<PathBuf>,
-    spiffe_trust_bundle_map_file: Option<serde_json::Value>,
+    spiffe_trust_bundle_map_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -116,13 +128,6 @@ pub(super) fn channel(offered: Vec<CredsDocument>) -> Result<ChannelCredentials,
     };
     let place = format!("channel_creds[{i}]");
     let tls: TlsDocument = config(&place, creds.config)?;
-    if tls.spiffe_trust_bundle_map_file.is_some() {
-        // Other roots than meant would be trusted.
-        return Err((
-            format!("{place}.config.spiffe_trust_bundle_map_file"),
-            "is not supported; use ca_certificate_file".into(),
-        ));
-    }
     if tls.certificate_file.is_some() != tls.private_key_file.is_some() {
         return Err((
             format!("{place}.config"),
@@ -133,6 +138,7 @@ pub(super) fn channel(offered: Vec<CredsDocument>) -> Result<ChannelCredentials,
         ca_certificate_file: tls.ca_certificate_file,
         certificate_file: tls.certificate_file,
         private_key_file: tls.private_key_file,
+        spiffe_trust_bundle_map_file: tls.spiffe_trust_bundle_map_file,
     }))
 }
 

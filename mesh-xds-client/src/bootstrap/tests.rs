@@ -94,9 +94,9 @@ fn errors_name_the_field() {
         (
             server(
                 r#""server_uri": "a:1", "channel_creds": [{"type": "tls", "config": {
-                "spiffe_trust_bundle_map_file": "x"}}]"#,
+                "spiffe_trust_bundle_map_file": 1}}]"#,
             ),
-            "xds_servers[0].channel_creds[0].config.spiffe_trust_bundle_map_file: is not supported",
+            "xds_servers[0].channel_creds[0].config.spiffe_trust_bundle_map_file: invalid type",
         ),
         (
             server(

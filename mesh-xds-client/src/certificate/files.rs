@@ -203,7 +203,7 @@ fn read_roots(path: &Path) -> Result<TrustBundle, String> {
     })
 }
 
-pub(super) fn read_bundles(path: &Path) -> Result<SpiffeBundleMap, String> {
+pub(crate) fn read_bundles(path: &Path) -> Result<SpiffeBundleMap, String> {
     let place = path.display().to_string();
     bundles::parse(TRUST_BUNDLE, &read(path)?).map_err(|e| format!("{place}: {e}"))
 }

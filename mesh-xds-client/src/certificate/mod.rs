@@ -27,6 +27,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tonic::{Request, metadata::MetadataValue};
 
+pub(crate) use files::read_bundles;
 pub use files::{BundleMapWatch, FileIdentity, RootsWatch};
 use keep::Keep;
 use life::{Clock, LifeReport};

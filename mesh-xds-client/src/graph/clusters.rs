@@ -1,7 +1,8 @@
 //! Clusters with their endpoints, and who uses them.
 //!
 //! Stage 5. A cluster is resolved once its policy and its endpoints have a value or an error, and
-//! stays so: when it moves to endpoints that are not there yet, the old ones serve meanwhile.
+//! stays so: when it moves to endpoints that are not there yet, the old ones serve meanwhile. The same
+//! holds for secrets that its TLS names: until each has a value or an error, the old policy goes on.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -9,16 +10,16 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::{ClusterName, ConfigError, EndpointsName, snapshot::ClusterTree};
+use mesh_core::{ClusterName, ConfigError, EndpointsName, SecretName, snapshot::ClusterTree};
 
 use super::{
     WatchId,
     few::Few,
-    sources::{AGGREGATE_DEPTH_MAX, Hosts, merge},
+    sources::{AGGREGATE_DEPTH_MAX, HostQuery, Hosts, merge, queries},
 };
 use crate::{
     cache::{Cache, Reference, Resolved},
-    resource::{ClusterSource, ClusterSpec, DnsHost},
+    resource::{ClusterSource, ClusterSpec, DnsSource},
 };
 
 /// All clusters that are wanted.
@@ -26,6 +27,7 @@ use crate::{
 pub(super) struct Clusters {
     nodes: HashMap<ClusterName, Box<Node>>,
     endpoint_users: HashMap<EndpointsName, Few<ClusterName>>,
+    secret_users: HashMap<SecretName, Few<ClusterName>>,
     hosts: Hosts,
 }
 
@@ -37,11 +39,15 @@ struct Node {
     /// Members, of an aggregate.
     children: Vec<ClusterName>,
     /// Hosts that are looked up.
-    hosts: BTreeSet<String>,
+    hosts: BTreeSet<HostQuery>,
+    /// Secrets of the policy in `tree`, and of the one that is waited for.
+    secrets: BTreeSet<SecretName>,
     /// The endpoints in `tree`.
     current: Option<EndpointsName>,
     /// The endpoints that are waited for.
     next: Option<EndpointsName>,
+    /// Whether `tree` has the endpoints of another source, while secrets for this one are waited for.
+    is_tree_apart: bool,
     /// The last complete value.
     tree: Option<ClusterTree>,
 }
@@ -55,6 +61,8 @@ pub(super) struct Refreshed {
     pub(super) is_new: bool,
     /// Members that were not members before.
     pub(super) added: Vec<ClusterName>,
+    /// Secrets that were not used before.
+    pub(super) secrets: Vec<SecretName>,
 }
 
 /// What a cluster uses, and its value.
@@ -63,7 +71,9 @@ struct Next {
     current: Option<EndpointsName>,
     next: Option<EndpointsName>,
     children: Vec<ClusterName>,
-    hosts: BTreeSet<String>,
+    hosts: BTreeSet<HostQuery>,
+    secrets: BTreeSet<SecretName>,
+    is_tree_apart: bool,
     tree: Option<ClusterTree>,
 }
 
@@ -110,14 +120,14 @@ impl Clusters {
     }
 
     /// See [`Hosts::take_changes`].
-    pub(super) fn take_host_changes(&mut self) -> Vec<(String, bool)> {
+    pub(super) fn take_host_changes(&mut self) -> Vec<(HostQuery, bool)> {
         self.hosts.take_changes()
     }
 
     /// See [`Hosts::resolved`].
     pub(super) fn resolved(
         &mut self,
-        host: &str,
+        host: &HostQuery,
         answer: Result<Vec<IpAddr>, String>,
     ) -> BTreeSet<ClusterName> {
         self.hosts.resolved(host, answer)
@@ -127,6 +137,15 @@ impl Clusters {
         self.endpoint_users
             .get(name)
             .is_some_and(|users| !users.is_empty())
+    }
+
+    pub(super) fn is_secret_used(&self, name: &SecretName) -> bool {
+        self.secret_users.contains_key(name)
+    }
+
+    /// Which clusters use the secret.
+    pub(super) fn users_of_secret(&self, name: &SecretName) -> Few<ClusterName> {
+        self.secret_users.get(name).cloned().unwrap_or_default()
     }
 
     /// Who uses the cluster.
@@ -184,27 +203,39 @@ impl Clusters {
                 tree: Some(failed(error)),
                 ..Next::default()
             },
-            Some(Ok(spec)) => match &spec.source {
-                ClusterSource::Eds(wanted) => eds(node, &spec, wanted, cache),
-                ClusterSource::Dns(hosts) => self.dns(name, &spec, hosts),
-                ClusterSource::Aggregate(children) => self.aggregate(name, &spec, children, cache),
-            },
+            Some(Ok(spec)) => {
+                let next = match &spec.source {
+                    ClusterSource::Eds(wanted) => eds(node, &spec, wanted, cache),
+                    ClusterSource::Dns(source) => self.dns(name, &spec, source),
+                    ClusterSource::Aggregate(children) => {
+                        self.aggregate(name, &spec, children, cache)
+                    }
+                };
+                with_secrets(&self.nodes[name], &spec, next, cache)
+            }
         };
         let refreshed = Refreshed {
             is_changed: next.tree != old,
             is_new: old.is_none() && next.tree.is_some(),
             added: Vec::new(),
+            secrets: self.new_secrets(name, &next),
         };
         let added = self.replace(name, next, orphans);
         Refreshed { added, ..refreshed }
     }
 
-    fn dns(&mut self, name: &ClusterName, spec: &ClusterSpec, hosts: &[DnsHost]) -> Next {
-        for host in hosts {
-            self.hosts.hold(&host.name, name);
+    fn new_secrets(&self, name: &ClusterName, next: &Next) -> Vec<SecretName> {
+        let held = &self.nodes[name].secrets;
+        next.secrets.difference(held).cloned().collect()
+    }
+
+    fn dns(&mut self, name: &ClusterName, spec: &ClusterSpec, source: &DnsSource) -> Next {
+        let hosts = queries(source);
+        for host in &hosts {
+            self.hosts.hold(host, name);
         }
         let node = &self.nodes[name];
-        let endpoints = self.hosts.endpoints(name, hosts);
+        let endpoints = self.hosts.endpoints(name, source);
         let is_known = endpoints.is_some();
         let tree = endpoints.map(|endpoints| ClusterTree {
             cluster: Ok(Arc::clone(&spec.config)),
@@ -213,7 +244,7 @@ impl Clusters {
         Next {
             // What it was before serves until the names are known.
             current: node.current.clone().filter(|_| !is_known),
-            hosts: hosts.iter().map(|host| host.name.clone()).collect(),
+            hosts,
             tree: tree.or_else(|| node.tree.clone()),
             ..Next::default()
         }
@@ -294,11 +325,13 @@ impl Clusters {
             return Vec::new();
         };
         node.tree = next.tree;
+        node.is_tree_apart = next.is_tree_apart;
         // As with every change of endpoints: no name is looked up, none is cloned.
         if node.current == next.current
             && node.next == next.next
             && node.children == next.children
             && node.hosts == next.hosts
+            && node.secrets == next.secrets
         {
             return Vec::new();
         }
@@ -313,11 +346,20 @@ impl Clusters {
         ];
         let old_children = std::mem::replace(&mut node.children, next.children.clone());
         let old_hosts = std::mem::replace(&mut node.hosts, next.hosts.clone());
+        let old_secrets = std::mem::replace(&mut node.secrets, next.secrets.clone());
         for old in old.into_iter().flatten() {
             if !wanted.iter().flatten().any(|kept| *kept == old) {
                 self.release_endpoints(&old, name);
                 orphans.insert(Reference::Endpoints(old));
             }
+        }
+        for secret in &next.secrets {
+            let users = self.secret_users.entry(secret.clone()).or_default();
+            users.insert(name.clone());
+        }
+        for secret in old_secrets.difference(&next.secrets) {
+            self.release_secret(secret, name);
+            orphans.insert(Reference::Secret(secret.clone()));
         }
         for host in old_hosts.difference(&next.hosts) {
             self.hosts.release(host, name);
@@ -340,6 +382,15 @@ impl Clusters {
         added
     }
 
+    fn release_secret(&mut self, secret: &SecretName, cluster: &ClusterName) {
+        if let Some(users) = self.secret_users.get_mut(secret) {
+            users.remove(cluster);
+            if users.is_empty() {
+                self.secret_users.remove(secret);
+            }
+        }
+    }
+
     fn release_endpoints(&mut self, endpoints: &EndpointsName, cluster: &ClusterName) {
         if let Some(users) = self.endpoint_users.get_mut(endpoints) {
             users.remove(cluster);
@@ -355,6 +406,40 @@ fn failed(error: ConfigError) -> ClusterTree {
         cluster: Err(error.clone()),
         endpoints: Err(error),
     }
+}
+
+/// What comes next, where the policy names secrets: nothing new until each has a value or an error, and
+/// nothing that could be called where one has an error.
+fn with_secrets(node: &Node, spec: &ClusterSpec, mut next: Next, cache: &mut Cache) -> Next {
+    next.secrets = spec.config.secrets().cloned().collect();
+    let mut is_complete = true;
+    let mut failure = None;
+    for secret in &next.secrets {
+        cache.request(&Reference::Secret(secret.clone()));
+        match cache.secrets.resolved(secret).map(Resolved::into_result) {
+            None => is_complete = false,
+            Some(Ok(_)) => {}
+            Some(Err(error)) => failure = Some(error),
+        }
+    }
+    if !is_complete {
+        // Other endpoints than before may need the TLS that is not there yet.
+        next.is_tree_apart = node.is_tree_apart
+            || node.current != next.current
+            || node.hosts != next.hosts
+            || node.children != next.children;
+        next.tree = match (&node.tree, next.tree.take()) {
+            (Some(old), Some(new)) if !next.is_tree_apart => Some(ClusterTree {
+                endpoints: new.endpoints,
+                ..old.clone()
+            }),
+            (old, _) => old.clone(),
+        };
+        next.secrets.extend(node.secrets.iter().cloned());
+    } else if let (Some(error), Some(tree)) = (failure, &mut next.tree) {
+        tree.endpoints = Err(error);
+    }
+    next
 }
 
 fn eds(node: &Node, spec: &ClusterSpec, wanted: &EndpointsName, cache: &mut Cache) -> Next {

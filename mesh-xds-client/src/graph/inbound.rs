@@ -1,21 +1,22 @@
 //! The watch of one server listener: LDS ► RDS.
 //!
 //! Stages 5 to 7. Routes that the listener names are followed like a client's, and put in the place of
-//! their names. A listener is published with all of its routes: until each has a value or an error, what
-//! was published before stays (gRFC A36). Routes with an error and no value serve nothing, and every
+//! their names; secrets are fetched with them. A listener is published with all of both: until each has a
+//! value or an error, what was published before stays (gRFC A36). Routes with an error and no value serve nothing, and every
 //! request that needs them is refused.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_core::{
-    ConfigError, ListenerName, RouteConfigName,
-    config::{InboundListener, ListenerKind, RouteConfig, RouteSource},
+    ConfigError, ListenerName, RouteConfigName, SecretName,
+    config::{DownstreamTls, InboundListener, ListenerKind, RouteConfig, RouteSource},
 };
 use tokio::sync::watch;
 
 use super::{Graph, WatchId};
 use crate::{
     cache::{Reference, Resolved},
+    resource::Kind,
     watch::InboundState,
 };
 
@@ -26,6 +27,8 @@ pub(super) struct InboundWatch {
     pub(super) tx: watch::Sender<InboundState>,
     /// Of the listener that is published, and of the one that is waited for.
     pub(super) routes: BTreeSet<RouteConfigName>,
+    /// The same of secrets.
+    pub(super) secrets: BTreeSet<SecretName>,
 }
 
 impl InboundWatch {
@@ -34,6 +37,7 @@ impl InboundWatch {
             listener,
             tx,
             routes: BTreeSet::new(),
+            secrets: BTreeSet::new(),
         }
     }
 
@@ -77,6 +81,22 @@ impl Graph {
                 self.hold(Reference::Route(name.clone()), id);
             }
         }
+        let chains = inbound.filter_chains.iter();
+        let tls = chains.filter_map(|chain| chain.tls.as_ref());
+        let secrets: BTreeSet<_> = tls.flat_map(DownstreamTls::secrets).cloned().collect();
+        for name in &secrets {
+            if watch.secrets.insert(name.clone()) {
+                self.hold(Reference::Secret(name.clone()), id);
+                self.publish_secret(name);
+            }
+        }
+        // A chain whose secret has an error refuses its handshakes, and no other chain's.
+        if !secrets
+            .iter()
+            .all(|name| self.is_known(Kind::Secret, name.as_str()))
+        {
+            return;
+        }
         let Some(complete) = self.with_routes(inbound) else {
             return;
         };
@@ -95,6 +115,11 @@ impl Graph {
         {
             watch.routes.remove(&name);
             self.release(Reference::Route(name), id);
+        }
+        let unused: Vec<_> = watch.secrets.difference(&secrets).cloned().collect();
+        for name in unused {
+            watch.secrets.remove(&name);
+            self.release(Reference::Secret(name), id);
         }
     }
 
@@ -120,6 +145,9 @@ impl Graph {
         self.release(Reference::Listener(watch.listener), id);
         for name in watch.routes {
             self.release(Reference::Route(name), id);
+        }
+        for name in watch.secrets {
+            self.release(Reference::Secret(name), id);
         }
     }
 }

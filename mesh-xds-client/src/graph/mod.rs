@@ -13,6 +13,7 @@ mod faults;
 mod few;
 mod follow;
 mod inbound;
+mod secrets;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,8 @@ use std::{
 use mesh_core::{
     ClusterName, ConfigError, ListenerName, SecretName,
     balance::LbPolicyFactory,
-    config::{Secret, TrustBundle},
+    config::{ClientPosition, LocalZones, LocalityId, Secret, TrustBundle},
+    secrets::SecretWriter,
     snapshot::{Compiler, SnapshotWriter},
 };
 use tokio::sync::watch;
@@ -52,9 +54,13 @@ use follow::Followers;
 pub use follow::Resource;
 pub(crate) use follow::{Follow, Follower};
 use inbound::InboundWatch;
+pub(crate) use sources::HostQuery;
 
 /// One watch of an application.
 pub(crate) type WatchId = u64;
+
+/// The watch of the local cluster, which is nobody's.
+const LOCAL_CLUSTER: WatchId = WatchId::MAX;
 
 /// What is watched, and where it goes.
 #[derive(Debug)]
@@ -107,6 +113,8 @@ pub(crate) struct Graph {
     users: BTreeMap<Reference, BTreeSet<WatchId>>,
     clusters: Clusters,
     followers: Followers,
+    /// What TLS finds secrets in.
+    secrets: SecretWriter,
     /// What may have lost its last user; dropped at the end of the turn if so.
     orphans: BTreeSet<Reference>,
     /// Why an authority's control planes cannot be reached, while they cannot.
@@ -117,6 +125,8 @@ pub(crate) struct Graph {
     has_reports: bool,
     /// Servers of clusters that report to the one they came from.
     senders: BTreeMap<ClusterName, Arc<str>>,
+    /// The cluster of this process's own service, and where this process is.
+    local: Option<(ClusterName, LocalityId)>,
 }
 
 impl Graph {
@@ -134,11 +144,13 @@ impl Graph {
             users: BTreeMap::new(),
             clusters: Clusters::default(),
             followers: Followers::default(),
+            secrets: mesh_core::secrets::pair().0,
             orphans: BTreeSet::new(),
             outages: BTreeMap::new(),
             has_new_sources: false,
             has_reports: false,
             senders: BTreeMap::new(),
+            local: None,
         }
     }
 
@@ -150,6 +162,26 @@ impl Graph {
         for (name, factory) in policies {
             self.compiler = self.compiler.with_policy(name, factory);
         }
+        self
+    }
+
+    /// The same, with secrets that clusters and listeners name put there.
+    pub(crate) fn with_secrets(mut self, secrets: SecretWriter) -> Self {
+        self.secrets = secrets;
+        self
+    }
+
+    /// The same for a process at `place` whose own service is `cluster`, which is followed for as long as
+    /// the graph lives: clusters with zone-aware routing want to know where its endpoints are.
+    pub(crate) fn with_local_cluster(mut self, cluster: ClusterName, place: LocalityId) -> Self {
+        self.clusters.hold(&cluster, LOCAL_CLUSTER, &mut self.cache);
+        self.local = Some((cluster, place));
+        self
+    }
+
+    /// The same for a process that has this place among all clients.
+    pub(crate) fn with_client_position(mut self, position: ClientPosition) -> Self {
+        self.compiler = self.compiler.with_client_position(position);
         self
     }
 
@@ -310,6 +342,7 @@ impl Graph {
             let is_used = match &reference {
                 Reference::Cluster(name) => self.clusters.is_used(name),
                 Reference::Endpoints(name) => self.clusters.is_endpoints_used(name),
+                Reference::Secret(name) => self.is_secret_used(name),
                 other => self.users.get(other).is_some_and(|users| !users.is_empty()),
             };
             if is_used {
@@ -319,6 +352,9 @@ impl Graph {
                 is_cluster_gone = true;
                 self.orphans.extend(self.clusters.remove(name));
                 self.senders.remove(name);
+            }
+            if let Reference::Secret(name) = &reference {
+                self.secrets.remove(name);
             }
             self.users.remove(&reference);
             if self.followers.has(&reference) {
@@ -354,6 +390,7 @@ impl Graph {
         self.tell(&changed, gate);
         let beside = self.cache.take_beside();
         self.tell(&beside, gate);
+        self.publish_secrets(&changed);
         for reference in changed {
             match reference {
                 Reference::Cluster(name) => {
@@ -365,6 +402,7 @@ impl Graph {
                         self.refresh(&cluster);
                     }
                 }
+                Reference::Secret(name) => self.secret_changed(&name),
                 other => {
                     let ids = self.users.get(&other).cloned().unwrap_or_default();
                     for id in ids {
@@ -384,11 +422,19 @@ impl Graph {
                 .clusters
                 .refresh(&name, &mut self.cache, &mut self.orphans);
             due.extend(refreshed.added);
+            for secret in &refreshed.secrets {
+                self.publish_secret(secret);
+            }
             if !refreshed.is_changed {
                 continue;
             }
             if let Some(tree) = self.clusters.tree(&name) {
                 self.compiler.update_cluster(&name, tree);
+                if let Some((_, place)) = self.local.as_ref().filter(|(own, _)| *own == name) {
+                    let endpoints = tree.endpoints.as_ref().ok();
+                    let zones = endpoints.map(|all| LocalZones::new(place.clone(), all));
+                    self.compiler.set_local_zones(zones);
+                }
             }
             due.extend(self.clusters.parents(&name));
             if refreshed.is_new {
@@ -437,12 +483,12 @@ impl Graph {
     }
 
     /// Hosts that are to be looked up or not any more, since the last call.
-    pub(crate) fn take_host_changes(&mut self) -> Vec<(String, bool)> {
+    pub(crate) fn take_host_changes(&mut self) -> Vec<(HostQuery, bool)> {
         self.clusters.take_host_changes()
     }
 
     /// Takes an answer for a host.
-    pub(crate) fn resolved(&mut self, host: &str, answer: Result<Vec<IpAddr>, String>) {
+    pub(crate) fn resolved(&mut self, host: &HostQuery, answer: Result<Vec<IpAddr>, String>) {
         for cluster in self.clusters.resolved(host, answer) {
             self.refresh(&cluster);
         }

@@ -17,16 +17,32 @@ use mesh_core::{
     snapshot::ClusterTree,
 };
 
-use crate::resource::{ClusterSpec, DnsHost};
+use crate::resource::{ClusterSpec, DnsHost, DnsLookup, DnsSource};
 
 /// Deepest nesting of aggregates (gRFC A75).
 pub(super) const AGGREGATE_DEPTH_MAX: usize = 16;
 
+/// A name to look up, and how: clusters that do it differently have answers of their own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HostQuery {
+    pub(crate) name: String,
+    pub(crate) lookup: DnsLookup,
+}
+
+/// The queries of a cluster.
+pub(super) fn queries(source: &DnsSource) -> BTreeSet<HostQuery> {
+    let query = |host: &DnsHost| HostQuery {
+        name: host.name.clone(),
+        lookup: source.lookup,
+    };
+    source.hosts.iter().map(query).collect()
+}
+
 /// Hosts by name, who uses them, and what is known of them.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
-    by_name: BTreeMap<String, Host>,
-    changes: Vec<(String, bool)>,
+    by_query: BTreeMap<HostQuery, Host>,
+    changes: Vec<(HostQuery, bool)>,
 }
 
 #[derive(Debug, Default)]
@@ -36,37 +52,37 @@ struct Host {
 }
 
 impl Hosts {
-    pub(super) fn hold(&mut self, name: &str, cluster: &ClusterName) {
-        if !self.by_name.contains_key(name) {
-            self.changes.push((name.to_owned(), true));
+    pub(super) fn hold(&mut self, query: &HostQuery, cluster: &ClusterName) {
+        if !self.by_query.contains_key(query) {
+            self.changes.push((query.clone(), true));
         }
-        let host = self.by_name.entry(name.to_owned()).or_default();
+        let host = self.by_query.entry(query.clone()).or_default();
         host.users.insert(cluster.clone());
     }
 
-    pub(super) fn release(&mut self, name: &str, cluster: &ClusterName) {
-        let Some(host) = self.by_name.get_mut(name) else {
+    pub(super) fn release(&mut self, query: &HostQuery, cluster: &ClusterName) {
+        let Some(host) = self.by_query.get_mut(query) else {
             return;
         };
         host.users.remove(cluster);
         if host.users.is_empty() {
-            self.by_name.remove(name);
-            self.changes.push((name.to_owned(), false));
+            self.by_query.remove(query);
+            self.changes.push((query.clone(), false));
         }
     }
 
     /// Names that are wanted or not wanted any more, since the last call.
-    pub(super) fn take_changes(&mut self) -> Vec<(String, bool)> {
+    pub(super) fn take_changes(&mut self) -> Vec<(HostQuery, bool)> {
         std::mem::take(&mut self.changes)
     }
 
     /// An answer; a failure counts only where nothing is known. Returns whose endpoints change.
     pub(super) fn resolved(
         &mut self,
-        name: &str,
+        query: &HostQuery,
         answer: Result<Vec<IpAddr>, String>,
     ) -> BTreeSet<ClusterName> {
-        let Some(host) = self.by_name.get_mut(name) else {
+        let Some(host) = self.by_query.get_mut(query) else {
             return BTreeSet::new();
         };
         let answer = answer.map(|mut addresses| {
@@ -76,7 +92,7 @@ impl Hosts {
             addresses
         });
         if let Err(error) = &answer {
-            tracing::warn!(host = name, error, "the name cannot be resolved");
+            tracing::warn!(host = query.name, error, "the name cannot be resolved");
         }
         let keeps = matches!((&host.known, &answer), (Some(Ok(_)), Err(_)));
         if keeps || host.known.as_ref() == Some(&answer) {
@@ -90,13 +106,17 @@ impl Hosts {
     pub(super) fn endpoints(
         &self,
         cluster: &ClusterName,
-        hosts: &[DnsHost],
+        source: &DnsSource,
     ) -> Option<Result<Arc<ClusterEndpoints>, ConfigError>> {
         let mut endpoints = Vec::new();
         let mut seen = HashSet::new();
         let mut failure = None;
-        for host in hosts {
-            match self.by_name.get(&host.name)?.known.as_ref()? {
+        for host in &source.hosts {
+            let query = HostQuery {
+                name: host.name.clone(),
+                lookup: source.lookup,
+            };
+            match self.by_query.get(&query)?.known.as_ref()? {
                 Ok(addresses) => {
                     for address in addresses {
                         let address = SocketAddr::new(*address, host.port);

@@ -21,10 +21,7 @@ use envoy_types::pb::{
         },
         extensions::load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
-            common::v3::{
-                ConsistentHashingLbConfig, LocalityLbConfig, SlowStartConfig,
-                locality_lb_config::LocalityConfigSpecifier,
-            },
+            common::v3::{ConsistentHashingLbConfig, SlowStartConfig},
             least_request::v3::LeastRequest as LeastRequestProto,
             maglev::v3::Maglev,
             pick_first::v3::PickFirst,
@@ -40,14 +37,16 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{
     ClientSideWrr, CommonLbConfig, LbPolicy, LeastRequest, MAGLEV_TABLE_SIZE_DEFAULT,
-    MAGLEV_TABLE_SIZE_MAX, RING_SIZE_MAX, RingHash, SlowStart, WEIGHT_UPDATE_PERIOD_MIN,
+    MAGLEV_TABLE_SIZE_MAX, RING_SIZE_MAX, RingHash, SlowStart, Subsetting,
+    WEIGHT_UPDATE_PERIOD_MIN,
 };
 
 use super::{
-    own_policy::{self, TypedStruct},
+    own_policy::{self, DeterministicSubsetting, TypedStruct},
     path::Sink,
     report::report,
     value::{duration, health_status, is, parse, uint32},
+    zone_aware,
 };
 
 /// Most random endpoints that least request looks at (gRFC A48).
@@ -59,8 +58,8 @@ const LB_POLICY_DEPTH_MAX: usize = 16;
 /// The policies that are understood, for people.
 const SUPPORTED: &str = "round_robin, least_request, random, ring_hash, maglev, pick_first, \
                          client_side_weighted_round_robin, mesh.v1.PeakEwma, \
-                         mesh.v1.Prequal, and wrr_locality or random_subsetting \
-                         around them";
+                         mesh.v1.Prequal, and wrr_locality, random_subsetting or \
+                         mesh.v1.DeterministicSubsetting around them";
 
 /// The policy of a cluster, with what is common to all policies.
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<(LbPolicy, CommonLbConfig)> {
@@ -74,7 +73,7 @@ pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<(LbPolicy,
             legacy(sink, proto, &mut common)
         }
     };
-    decode_common(sink, proto, &mut common);
+    decode_common(sink, proto, policy.as_ref(), &mut common);
     Some((policy?, common))
 }
 
@@ -198,6 +197,8 @@ fn policy_of(
         wrr_locality(sink, any, common, depth)
     } else if is::<RandomSubsetting>(any) {
         random_subsetting(sink, any, common, depth)
+    } else if is::<DeterministicSubsetting>(any) {
+        deterministic_subsetting(sink, any, common, depth)
     } else if is::<TypedStruct>(any) {
         return own_policy::decode(sink, any);
     } else {
@@ -208,7 +209,7 @@ fn policy_of(
 fn round_robin(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: RoundRobin = parse(sink, any)?;
     common.slow_start = decode_slow_start(sink, config.slow_start_config.as_ref())?;
-    locality(sink, config.locality_lb_config.as_ref(), common);
+    zone_aware::of_policy(sink, config.locality_lb_config.as_ref(), common);
     Some(LbPolicy::RoundRobin)
 }
 
@@ -220,14 +221,14 @@ fn least_request_policy(
     let config: LeastRequestProto = parse(sink, any)?;
     report!(sink, config, [enable_full_scan, selection_method]);
     common.slow_start = decode_slow_start(sink, config.slow_start_config.as_ref())?;
-    locality(sink, config.locality_lb_config.as_ref(), common);
+    zone_aware::of_policy(sink, config.locality_lb_config.as_ref(), common);
     let choice_count = uint32(config.choice_count.as_ref());
     least_request(sink, choice_count, config.active_request_bias.as_ref())
 }
 
 fn random(sink: &mut Sink, any: &Any, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     let config: Random = parse(sink, any)?;
-    locality(sink, config.locality_lb_config.as_ref(), common);
+    zone_aware::of_policy(sink, config.locality_lb_config.as_ref(), common);
     Some(LbPolicy::Random)
 }
 
@@ -327,11 +328,35 @@ fn random_subsetting(
     depth: usize,
 ) -> Option<LbPolicy> {
     let config: RandomSubsetting = parse(sink, any)?;
-    match uint32(config.subset_size.as_ref()) {
+    common.subsetting = Subsetting::Random;
+    let size = uint32(config.subset_size.as_ref());
+    subsetting(sink, size, config.child_policy.as_ref(), common, depth)
+}
+
+fn deterministic_subsetting(
+    sink: &mut Sink,
+    any: &Any,
+    common: &mut CommonLbConfig,
+    depth: usize,
+) -> Option<LbPolicy> {
+    let config: DeterministicSubsetting = parse(sink, any)?;
+    common.subsetting = Subsetting::Deterministic;
+    let size = uint32(config.subset_size.as_ref());
+    subsetting(sink, size, config.child_policy.as_ref(), common, depth)
+}
+
+fn subsetting(
+    sink: &mut Sink,
+    size: Option<u32>,
+    child: Option<&LoadBalancingPolicy>,
+    common: &mut CommonLbConfig,
+    depth: usize,
+) -> Option<LbPolicy> {
+    match size {
         None | Some(0) => return sink.error_at("subset_size", "must be 1 or more"),
         size => common.subset_size = size,
     }
-    match &config.child_policy {
+    match child {
         Some(inner) => sink.field("child_policy", |sink| walk(sink, inner, common, depth + 1)),
         None => sink.error_at("child_policy", "is missing"),
     }
@@ -428,19 +453,6 @@ fn balance_factor(sink: &mut Sink, factor: Option<u32>, common: &mut CommonLbCon
     }
 }
 
-fn locality(sink: &mut Sink, config: Option<&LocalityLbConfig>, common: &mut CommonLbConfig) {
-    match config.and_then(|config| config.locality_config_specifier) {
-        None => {}
-        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
-            common.locality_weighted = true;
-        }
-        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)) => {
-            sink.ignore([("locality_lb_config.zone_aware_lb_config", true)]);
-        }
-    }
-}
-
-/// The outer `None` is an error.
 /// The message of a cluster as that of a policy, which has the same fields.
 fn newer_slow_start(config: &OldSlowStart) -> SlowStartConfig {
     SlowStartConfig {
@@ -450,6 +462,7 @@ fn newer_slow_start(config: &OldSlowStart) -> SlowStartConfig {
     }
 }
 
+/// The outer `None` is an error.
 fn decode_slow_start(
     sink: &mut Sink,
     config: Option<&SlowStartConfig>,
@@ -483,8 +496,12 @@ fn decode_slow_start(
     })
 }
 
-fn decode_common(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbConfig) {
-    use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier as Old;
+fn decode_common(
+    sink: &mut Sink,
+    proto: &ClusterProto,
+    policy: Option<&LbPolicy>,
+    common: &mut CommonLbConfig,
+) {
     let Some(config) = &proto.common_lb_config else {
         return;
     };
@@ -514,13 +531,9 @@ fn decode_common(sink: &mut Sink, proto: &ClusterProto, common: &mut CommonLbCon
                 sink.error_at::<()>("healthy_panic_threshold", reason);
             }
         }
-        match &config.locality_config_specifier {
-            None => {}
-            Some(Old::LocalityWeightedLbConfig(_)) => common.locality_weighted = true,
-            Some(Old::ZoneAwareLbConfig(_)) => {
-                sink.ignore([("zone_aware_lb_config", true)]);
-            }
-        }
+        let localities = config.locality_config_specifier.as_ref();
+        let is_legacy = proto.load_balancing_policy.is_none();
+        zone_aware::of_cluster(sink, localities, is_legacy, policy, common);
         if let Some(set) = &config.override_host_status {
             common.override_host_status = sink.each(
                 "override_host_status.statuses",

@@ -1,26 +1,21 @@
 //! Where a cluster's endpoints come from.
 //!
-//! Stage 3. EDS (gRFC A27), DNS names and other clusters in order (gRFC A37, A75). Addresses of DNS
-//! names are looked up again by their time to live, whatever the cluster says about refresh rates.
+//! Stage 3. EDS (gRFC A27), DNS names and other clusters in order (gRFC A37, A75).
 
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::{
-    config::{
-        cluster::v3::{
-            Cluster as ClusterProto,
-            cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType},
-        },
-        core::v3::{address::Address, socket_address::PortSpecifier},
-        endpoint::v3::lb_endpoint::HostIdentifier,
+    config::cluster::v3::{
+        Cluster as ClusterProto,
+        cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType},
     },
-    extensions::clusters::aggregate::v3::ClusterConfig as Aggregate,
+    extensions::clusters::{aggregate::v3::ClusterConfig as Aggregate, dns::v3::DnsCluster},
 };
-pub use mesh_core::config::DnsHost;
 use mesh_core::{ClusterName, EndpointsName, config};
 
 use super::{
     canonical,
+    dns::{self, DnsSource},
     path::Sink,
     report::report,
     value::{is, parse, same_stream},
@@ -28,9 +23,6 @@ use super::{
 
 /// Most clusters that one aggregate names.
 const CHILDREN_MAX: usize = 128;
-
-/// Most names of hosts in one cluster.
-const HOSTS_MAX: usize = 1024;
 
 /// A cluster resource: its policy, and where its endpoints come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +51,7 @@ pub enum ClusterSource {
     /// The control plane, by this name.
     Eds(EndpointsName),
     /// Hosts to look up; all are used.
-    Dns(Vec<DnsHost>),
+    Dns(DnsSource),
     /// Other clusters, the first one that has endpoints first.
     Aggregate(Vec<ClusterName>),
 }
@@ -67,20 +59,20 @@ pub enum ClusterSource {
 pub(super) fn decode(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {
     match &proto.cluster_discovery_type {
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            sink.field("cluster_type", |sink| aggregate(sink, custom))
+            let config = custom.typed_config.as_ref();
+            match config.filter(|any| is::<DnsCluster>(any)) {
+                Some(any) => dns::typed(sink, proto, any).map(ClusterSource::Dns),
+                None => sink.field("cluster_type", |sink| aggregate(sink, custom)),
+            }
         }
         Some(ClusterDiscoveryType::Type(value)) => match DiscoveryType::try_from(*value) {
             Ok(DiscoveryType::Eds) => eds(sink, proto),
             Ok(DiscoveryType::LogicalDns) => {
-                let hosts = dns(sink, proto)?;
-                if hosts.len() != 1 {
-                    // gRFC A37.
-                    let reason = format!("a LOGICAL_DNS cluster has one host, not {}", hosts.len());
-                    return sink.error_at("load_assignment", reason);
-                }
-                Some(ClusterSource::Dns(hosts))
+                dns::of_cluster(sink, proto, true).map(ClusterSource::Dns)
             }
-            Ok(DiscoveryType::StrictDns) => dns(sink, proto).map(ClusterSource::Dns),
+            Ok(DiscoveryType::StrictDns) => {
+                dns::of_cluster(sink, proto, false).map(ClusterSource::Dns)
+            }
             Ok(other) => unsupported(sink, other.as_str_name()),
             Err(_) => unsupported(sink, &value.to_string()),
         },
@@ -97,7 +89,18 @@ fn unsupported<T>(sink: &mut Sink, name: &str) -> Option<T> {
 }
 
 fn eds(sink: &mut Sink, proto: &ClusterProto) -> Option<ClusterSource> {
-    report!(sink, proto, [load_assignment]);
+    report!(
+        sink,
+        proto,
+        [
+            dns_failure_refresh_rate,
+            dns_jitter,
+            dns_lookup_family,
+            dns_refresh_rate,
+            load_assignment,
+            respect_dns_ttl
+        ]
+    );
     let eds = proto.eds_cluster_config.as_ref();
     same_stream(
         sink,
@@ -140,55 +143,4 @@ fn aggregate(sink: &mut Sink, custom: &CustomClusterType) -> Option<ClusterSourc
         }
         Some(ClusterSource::Aggregate(children))
     })
-}
-
-fn dns(sink: &mut Sink, proto: &ClusterProto) -> Option<Vec<DnsHost>> {
-    let Some(assignment) = &proto.load_assignment else {
-        return sink.error_at("load_assignment", "is missing, and names the host");
-    };
-    sink.field("load_assignment", |sink| {
-        let localities = &assignment.endpoints;
-        if localities.iter().any(|locality| locality.priority != 0) {
-            return sink.error_at("endpoints", "priorities are not supported with DNS");
-        }
-        let endpoints = localities
-            .iter()
-            .flat_map(|locality| &locality.lb_endpoints);
-        let mut hosts = sink.each("endpoints", endpoints, |sink, endpoint| {
-            match &endpoint.host_identifier {
-                Some(HostIdentifier::Endpoint(endpoint)) => {
-                    let address = endpoint.address.as_ref();
-                    host(sink, address.and_then(|address| address.address.as_ref()))
-                }
-                _ => sink.error("must hold an address"),
-            }
-        });
-        hosts.sort_unstable();
-        hosts.dedup();
-        if hosts.is_empty() || hosts.len() > HOSTS_MAX {
-            let reason = format!("must hold 1 to {HOSTS_MAX} hosts, not {}", hosts.len());
-            return sink.error_at("endpoints", reason);
-        }
-        Some(hosts)
-    })
-}
-
-fn host(sink: &mut Sink, address: Option<&Address>) -> Option<DnsHost> {
-    let Some(Address::SocketAddress(address)) = address else {
-        return sink.error("must be a socket_address");
-    };
-    if !address.resolver_name.is_empty() {
-        return sink.error_at("resolver_name", "is not supported");
-    }
-    let port = match &address.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
-        _ => None,
-    };
-    match port {
-        Some(port) if port != 0 && !address.address.is_empty() => Some(DnsHost {
-            name: address.address.clone(),
-            port,
-        }),
-        _ => sink.error("must have an address and a port of 1 to 65535"),
-    }
 }

@@ -9,11 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use envoy_types::pb::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
-    cluster_load_assignment::{Policy, policy::DropOverload as DropProto},
-    lb_endpoint::HostIdentifier,
-    locality_lb_endpoints::LbConfig,
+use envoy_types::pb::envoy::config::{
+    core::v3::Address,
+    endpoint::v3::{
+        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+        cluster_load_assignment::{Policy, policy::DropOverload as DropProto},
+        lb_endpoint::HostIdentifier,
+        locality_lb_endpoints::LbConfig,
+    },
 };
 use mesh_core::config::{
     ClusterEndpoints, DropOverload, Endpoint, EndpointDetails, LbMetadata, LocalityEndpoints,
@@ -152,19 +155,21 @@ fn decode_endpoint(sink: &mut Sink, proto: &LbEndpoint, seen: &mut Seen) -> Opti
         health_status(sink, proto.health_status)
     })?;
     sink.field("endpoint", |sink| {
-        report!(sink, endpoint, [additional_addresses, health_check_config]);
+        report!(sink, endpoint, [health_check_config]);
     });
     let address = sink.field("endpoint.address", |sink| {
-        let (ip, port) = socket_address(sink, endpoint.address.as_ref())?;
-        let address = SocketAddr::new(ip, port);
-        if port == 0 {
-            return sink.error_at("socket_address.port_value", "must not be 0");
-        }
-        if !seen.addresses.insert(address) {
-            return sink.error(format!("{address} is listed twice"));
-        }
-        Some(address)
+        decode_address(sink, endpoint.address.as_ref(), seen)
     })?;
+    let additional = &endpoint.additional_addresses;
+    let additional_addresses = sink.each(
+        "endpoint.additional_addresses",
+        additional,
+        |sink, additional| {
+            sink.field("address", |sink| {
+                decode_address(sink, additional.address.as_ref(), seen)
+            })
+        },
+    );
     let endpoint = Endpoint {
         weight,
         health,
@@ -172,10 +177,23 @@ fn decode_endpoint(sink: &mut Sink, proto: &LbEndpoint, seen: &mut Seen) -> Opti
     };
     Some(endpoint.with_details(EndpointDetails {
         hostname: hostname.clone(),
+        additional_addresses,
         metadata: lb_metadata::of_lb(proto.metadata.as_ref()),
         socket_labels:
             lb_metadata::of_socket(proto.metadata.as_ref()).map(|labels| seen.labels(labels)),
     }))
+}
+
+fn decode_address(sink: &mut Sink, proto: Option<&Address>, seen: &mut Seen) -> Option<SocketAddr> {
+    let (ip, port) = socket_address(sink, proto)?;
+    let address = SocketAddr::new(ip, port);
+    if port == 0 {
+        return sink.error_at("socket_address.port_value", "must not be 0");
+    }
+    if !seen.addresses.insert(address) {
+        return sink.error(format!("{address} is listed twice"));
+    }
+    Some(address)
 }
 
 /// Priorities run from 0 without gaps, each with unique localities and a sum of weights in `u32`.

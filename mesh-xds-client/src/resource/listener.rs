@@ -35,7 +35,7 @@ use mesh_core::config::{
 use prost::Name;
 
 use super::{
-    DecodeContext, canonical, chain_match,
+    DecodeContext, canonical, chain_match, client_cert,
     cluster::typed_config,
     filter as http_filter,
     http_limits::{self, limit, max_stream_duration},
@@ -81,7 +81,6 @@ fn report_manager(sink: &mut Sink, manager: &HttpConnectionManager) {
             append_x_forwarded_port,
             codec_type,
             early_header_mutation_extensions,
-            forward_client_cert_details,
             forward_client_cert_matcher,
             forward_proto_config,
             http2_protocol_options,
@@ -98,7 +97,6 @@ fn report_manager(sink: &mut Sink, manager: &HttpConnectionManager) {
             scheme_header_transformation,
             server_header_transformation,
             server_name,
-            set_current_client_cert_details,
             skip_xff_append,
             stream_error_on_invalid_http_message,
             strip_matching_host_port,
@@ -149,6 +147,11 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
         ));
     }
     let manager: HttpConnectionManager = parse(sink, api)?;
+    report!(
+        sink,
+        manager,
+        [forward_client_cert_details, set_current_client_cert_details]
+    );
     report_manager(sink, &manager);
     report!(
         sink,
@@ -299,21 +302,23 @@ fn decode_chain(
             ),
         ),
     };
-    let (path_normalization, limits, filters, routes) =
+    let (path_normalization, limits, client_cert, filters, routes) =
         sink.field("filters[0].typed_config", |sink| {
             let manager = manager?;
             let path_normalization = normalization(sink, &manager);
             report_manager(sink, &manager);
             let limits = http_limits::decode(sink, &manager);
+            let client_cert = client_cert::decode(sink, &manager);
             let (filters, _) = http_filter::decode(sink, Side::Server, &manager.http_filters);
             let routes = decode_routes(sink, Side::Server, manager.route_specifier.as_ref())?;
-            Some((path_normalization?, limits?, filters, routes))
+            Some((path_normalization?, limits?, client_cert?, filters, routes))
         })?;
     Some(FilterChain {
         name: proto.name.clone(),
         transport: TransportMatch::Any,
         matches: ChainMatch::default(),
         tls: tls?,
+        client_cert,
         path_normalization,
         limits,
         filters,

@@ -2,10 +2,13 @@
 //!
 //! Stage 3. A number is refused: no filter of ours says one that a rule could compare exactly.
 
-use envoy_types::pb::envoy::r#type::matcher::v3::{
-    MetadataMatcher as MetadataProto, ValueMatcher as ValueProto,
-    list_matcher::MatchPattern as ListPattern, metadata_matcher::path_segment::Segment,
-    value_matcher::MatchPattern,
+use envoy_types::pb::envoy::{
+    config::rbac::v3::{MetadataSource, SourcedMetadata},
+    r#type::matcher::v3::{
+        MetadataMatcher as MetadataProto, ValueMatcher as ValueProto,
+        list_matcher::MatchPattern as ListPattern, metadata_matcher::path_segment::Segment,
+        value_matcher::MatchPattern,
+    },
 };
 use mesh_core::config::{MetadataMatcher, ValueMatcher};
 
@@ -31,6 +34,19 @@ pub(crate) fn matcher(sink: &mut Sink, proto: &MetadataProto) -> Option<Metadata
     Some(MetadataMatcher {
         invert: proto.invert,
         ..MetadataMatcher::new(proto.filter.clone(), path, value)
+    })
+}
+
+/// A matcher that says whose metadata it is about: what filters found out is known, what a route was
+/// declared with is not.
+pub(crate) fn sourced(sink: &mut Sink, proto: &SourcedMetadata) -> Option<MetadataMatcher> {
+    if proto.metadata_source != MetadataSource::Dynamic as i32 {
+        let message = "is not supported; use DYNAMIC";
+        return sink.error_at("metadata_source", message);
+    }
+    sink.field("metadata_matcher", |sink| match &proto.metadata_matcher {
+        Some(proto) => matcher(sink, proto),
+        None => sink.error("is missing"),
     })
 }
 

@@ -8,9 +8,11 @@
 
 mod balance;
 mod chain_match;
+mod client_cert;
 mod cluster;
 mod connection;
 mod discovery;
+mod dns;
 mod endpoint;
 mod filter;
 mod health_check;
@@ -30,6 +32,7 @@ mod security;
 #[cfg(test)]
 mod tests;
 mod value;
+mod zone_aware;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,11 +55,15 @@ use mesh_core::{ConfigError, config};
 use prost::Message;
 
 use crate::bootstrap::{CertificateProvider, Server, ServerUri};
-pub use discovery::{ClusterSource, ClusterSpec, DnsHost, LoadReports};
+pub use discovery::{ClusterSource, ClusterSpec, LoadReports};
+pub use dns::{DnsFamily, DnsHost, DnsLookup, DnsSource};
 pub(crate) use known::{Known, NothingKnown, Same};
 pub(crate) use name::{authority, canonical, is_glob_collection};
 use path::{Sink, combine};
 pub(crate) use raw::Raw;
+
+/// The provider that is this process's own identity, by convention (gRFC A29).
+const IDENTITY_PROVIDER: &str = "default";
 
 /// A type of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,6 +141,12 @@ impl DecodeContext {
             providers: providers.clone(),
             servers: BTreeSet::new(),
         }
+    }
+
+    /// Whether `name` is what the bootstrap calls the roots of our own identity over SDS.
+    pub(crate) fn is_own_trust_bundle(&self, name: &str) -> bool {
+        let own = self.providers.get(IDENTITY_PROVIDER);
+        own.and_then(CertificateProvider::trust_bundle) == Some(name)
     }
 
     /// The same, where resources may name these servers for load reports.

@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::google::protobuf::{Any, Struct};
+use envoy_types::pb::{
+    envoy::config::cluster::v3::LoadBalancingPolicy,
+    google::protobuf::{Any, Struct, UInt32Value},
+};
 use mesh_core::config::{LbPolicy, PeakEwma, Prequal};
 use prost::Name;
 use serde_json::Value;
@@ -23,6 +26,27 @@ pub(super) struct TypedStruct {
     /// The settings.
     #[prost(message, optional, tag = "2")]
     pub(super) value: Option<Struct>,
+}
+
+/// `RandomSubsetting` by the client's place instead of chance, see
+/// [`Subsetting::Deterministic`](mesh_core::config::Subsetting::Deterministic).
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct DeterministicSubsetting {
+    /// How many endpoints a client uses at least; above 0.
+    #[prost(message, optional, tag = "1")]
+    pub(super) subset_size: Option<UInt32Value>,
+    /// The policy among them.
+    #[prost(message, optional, tag = "2")]
+    pub(super) child_policy: Option<LoadBalancingPolicy>,
+}
+
+impl Name for DeterministicSubsetting {
+    const NAME: &'static str = "DeterministicSubsetting";
+    const PACKAGE: &'static str = "mesh.v1";
+
+    fn type_url() -> String {
+        "type.googleapis.com/mesh.v1.DeterministicSubsetting".to_owned()
+    }
 }
 
 impl Name for TypedStruct {

@@ -5,6 +5,7 @@
 //! TCP keepalive besides the HTTP/2 one finds a dead peer within a minute.
 
 pub(crate) mod backoff;
+mod bundle;
 pub(crate) mod csds;
 pub(crate) mod lrs;
 pub(crate) mod node;

@@ -1,7 +1,8 @@
 //! TLS to a control plane, and the token that goes with calls (gRFC A65, A97).
 //!
-//! Stage 1. Files are read for every connection, so rotation needs no watcher and no restart; a file
-//! that cannot be used fails the attempt, never the security.
+//! Stage 1. Files are read for every connection, so rotation needs no watcher and no restart, and touches
+//! no stream that lives; a file that cannot be used fails the attempt, never the security. Roots by trust
+//! domain: gRFC A87.
 
 use std::{
     path::Path,
@@ -9,15 +10,19 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use rustls::{ClientConfig, RootCertStore, crypto::CryptoProvider};
+use mesh_core::config::SpiffeBundleMap;
+use rustls::{CertificateError, ClientConfig, RootCertStore, crypto::CryptoProvider};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{chain, own::OwnCertificate};
-use crate::bootstrap::{CallCredentials, ServerUri, TlsFiles};
+use super::{bundle::BundleVerifier, chain, own::OwnCertificate};
+use crate::{
+    bootstrap::{CallCredentials, ServerUri, TlsFiles},
+    certificate::read_bundles,
+};
 
 /// Connects over TLS. The server must prove the name it is dialled by.
 pub(super) async fn connect(
@@ -43,30 +48,24 @@ pub(super) async fn connect(
         }
     });
     let connected = endpoint.connect_with_connector(connector).await;
-    connected.map_err(|e| chain(&e))
+    connected.map_err(|e| reason(&e, files))
 }
 
 async fn config(files: &TlsFiles, own: &OwnCertificate) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    match &files.ca_certificate_file {
-        Some(file) => {
-            for certificate in certificates(file).await? {
-                roots.add(certificate).map_err(|e| in_file(file, &e))?;
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-        }
-    }
-    if roots.is_empty() {
-        return Err("there is no trusted root: set ca_certificate_file".into());
-    }
-    let provider: CryptoProvider = rustls::crypto::ring::default_provider();
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+    let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots);
+        .map_err(|e| e.to_string())?;
+    let builder = match &files.spiffe_trust_bundle_map_file {
+        Some(file) => {
+            let map = bundles(file).await?;
+            let verifier = BundleVerifier::new(&map, &provider).map_err(|e| in_file(file, &e))?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        }
+        None => builder.with_root_certificates(roots(files).await?),
+    };
     let mut config = match (&files.certificate_file, &files.private_key_file) {
         (Some(certificate), Some(key)) => {
             let pem = read(key).await?;
@@ -86,6 +85,64 @@ async fn config(files: &TlsFiles, own: &OwnCertificate) -> Result<ClientConfig, 
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
+}
+
+async fn roots(files: &TlsFiles) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    match &files.ca_certificate_file {
+        Some(file) => {
+            for certificate in certificates(file).await? {
+                roots.add(certificate).map_err(|e| in_file(file, &e))?;
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+        }
+    }
+    match roots.is_empty() {
+        true => Err("there is no trusted root: set ca_certificate_file".into()),
+        false => Ok(roots),
+    }
+}
+
+async fn bundles(file: &Path) -> Result<SpiffeBundleMap, String> {
+    let file = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || read_bundles(&file)).await;
+    read.unwrap_or_else(|e| Err(e.to_string()))
+}
+
+/// Why a connection failed, in one line, with where the roots are from when they do not vouch for the
+/// server.
+fn reason(error: &(dyn std::error::Error + 'static), files: &TlsFiles) -> String {
+    let text = said(error).unwrap_or_else(|| chain(error));
+    let is_unknown = ["UnknownIssuer", "BadSignature"]
+        .iter()
+        .any(|word| text.contains(word));
+    if !is_unknown {
+        return text;
+    }
+    let bundles = files.spiffe_trust_bundle_map_file.as_ref();
+    let roots = match bundles.or(files.ca_certificate_file.as_ref()) {
+        Some(file) => format!("the roots in {}", file.display()),
+        None => "the system's roots (ca_certificate_file is not set)".to_owned(),
+    };
+    format!("{text}: {roots} do not vouch for the control plane")
+}
+
+/// What our own verification said, which rustls wraps and would quote.
+fn said(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let io = error.downcast_ref::<std::io::Error>();
+        let inner = io.and_then(std::io::Error::get_ref);
+        let of_tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = of_tls {
+            return Some(other.0.to_string());
+        }
+        next = error.source();
+    }
+    None
 }
 
 async fn read(file: &Path) -> Result<Vec<u8>, String> {

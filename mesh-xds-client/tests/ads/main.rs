@@ -1,6 +1,7 @@
 //! The client against a scripted control plane, over real sockets.
 
 mod catalogue;
+mod dns;
 mod keep;
 mod load;
 mod metrics;

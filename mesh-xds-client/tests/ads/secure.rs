@@ -8,10 +8,11 @@ use std::{
     task::{Context, Poll},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::StreamExt;
 use mesh_core::snapshot::ListenerState;
 use mesh_xds_client::{Bootstrap, StreamStatus, XdsClient, bootstrap::TlsFiles};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use tokio::{
@@ -45,8 +46,18 @@ impl Authority {
 
     /// A certificate for a name, and its key.
     fn issue(&self, name: &str) -> (String, String) {
+        self.issue_member(&[name], &[])
+    }
+
+    /// A certificate for names and URIs, and its key.
+    fn issue_member(&self, names: &[&str], uris: &[&str]) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        let uris = uris
+            .iter()
+            .map(|uri| SanType::URI((*uri).try_into().unwrap()));
+        params.subject_alt_names.extend(uris);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
@@ -89,6 +100,14 @@ impl AsyncWrite for Io {
 
 /// A control plane that asks for certificates of `authority`; returns its port.
 async fn serve(authority: &Authority) -> (u16, mpsc::UnboundedReceiver<ServerStream>) {
+    serve_as(authority, authority.issue("localhost")).await
+}
+
+/// The same, which shows this certificate.
+async fn serve_as(
+    authority: &Authority,
+    (certificate, key): (String, String),
+) -> (u16, mpsc::UnboundedReceiver<ServerStream>) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     let root = rustls_pki_types::CertificateDer::from_pem_slice(authority.pem.as_bytes());
@@ -97,7 +116,6 @@ async fn serve(authority: &Authority) -> (u16, mpsc::UnboundedReceiver<ServerStr
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
             .unwrap();
-    let (certificate, key) = authority.issue("localhost");
     let certificate = rustls_pki_types::CertificateDer::from_pem_slice(certificate.as_bytes());
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -127,8 +145,11 @@ async fn serve(authority: &Authority) -> (u16, mpsc::UnboundedReceiver<ServerStr
 }
 
 fn client(port: u16, folder: &Path) -> XdsClient {
-    let files = TlsFiles::with_roots(folder.join("ca"))
-        .identity(folder.join("certificate"), folder.join("key"));
+    client_with(port, folder, TlsFiles::with_roots(folder.join("ca")))
+}
+
+fn client_with(port: u16, folder: &Path, roots: TlsFiles) -> XdsClient {
+    let files = roots.identity(folder.join("certificate"), folder.join("key"));
     let bootstrap = Bootstrap::builder(format!("https://localhost:{port}"))
         .tls(files)
         .token_file(folder.join("token"))
@@ -202,4 +223,115 @@ async fn a_missing_root_key_or_token_fails_the_attempt_and_names_the_file() {
         refused(&client, &format!("/{file}: ")).await;
         assert!(streams.try_recv().is_err(), "no stream without {file}");
     }
+}
+
+const ISTIOD: &str = "spiffe://mesh.example/ns/istio-system/sa/istiod";
+
+/// A bundle map in SPIFFE's format.
+fn bundle_map(bundles: &[(&str, &Authority)]) -> String {
+    let domains = bundles.iter().map(|(domain, authority)| {
+        let der = rustls_pki_types::CertificateDer::from_pem_slice(authority.pem.as_bytes());
+        let root = STANDARD.encode(der.unwrap());
+        let key = format!(r#"{{"kty": "EC", "use": "x509-svid", "x5c": ["{root}"]}}"#);
+        format!(r#""{domain}": {{"spiffe_sequence": 1, "keys": [{key}]}}"#)
+    });
+    let domains: Vec<_> = domains.collect();
+    format!(r#"{{"trust_domains": {{{}}}}}"#, domains.join(", "))
+}
+
+fn client_with_map(port: u16, folder: &Path) -> XdsClient {
+    client_with(port, folder, TlsFiles::with_bundle_map(folder.join("map")))
+}
+
+#[tokio::test]
+async fn roots_by_trust_domain_vouch_for_the_control_plane_of_their_own_alone() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let shown = || ours.issue_member(&["localhost"], &[ISTIOD]);
+    for (map, expected) in [
+        (
+            bundle_map(&[("mesh.example", &other), ("other.example", &ours)]),
+            "do not vouch for the control plane",
+        ),
+        (
+            bundle_map(&[("other.example", &ours)]),
+            "trust domain \"mesh.example\", for which",
+        ),
+        ("{}".to_owned(), "/map: "),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write_files(folder.path(), &ours);
+        fs::write(folder.path().join("map"), &map).unwrap();
+        let (port, mut streams) = serve_as(&ours, shown()).await;
+        let client = client_with_map(port, folder.path());
+        let mut reader = client.watch_listener("l", "greeter");
+        refused(&client, expected).await;
+        assert!(streams.try_recv().is_err(), "nothing was sent: {map}");
+
+        let right = bundle_map(&[("mesh.example", &ours), ("other.example", &other)]);
+        fs::write(folder.path().join("map"), right).unwrap();
+        let mut stream = within(streams.recv()).await.unwrap();
+        stream.serve_all(1).await;
+        wait_for_port(&mut reader, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_the_control_plane_cannot_pose_as_it() {
+    let ours = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), &ours);
+    let map = bundle_map(&[("mesh.example", &ours)]);
+    fs::write(folder.path().join("map"), map).unwrap();
+    let two = [ISTIOD, "spiffe://mesh.example/ns/b/sa/b"];
+    for (names, uris, expected) in [
+        (
+            &["web.example"][..],
+            &two[..1],
+            "not valid for name \"localhost\"",
+        ),
+        (&["localhost"], &[], "has 0 URI names"),
+        (&["localhost"], &two, "has 2 URI names"),
+        (
+            &["localhost"],
+            &["https://mesh.example/"],
+            "is no SPIFFE ID",
+        ),
+    ] {
+        let (port, mut streams) = serve_as(&ours, ours.issue_member(names, uris)).await;
+        let client = client_with_map(port, folder.path());
+        let _reader = client.watch_listener("l", "greeter");
+        refused(&client, expected).await;
+        assert!(streams.try_recv().is_err(), "nothing was sent: {uris:?}");
+    }
+}
+
+#[tokio::test]
+async fn files_that_rotate_leave_the_stream_alone_and_are_used_by_the_next_one() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), &old);
+    fs::write(
+        folder.path().join("map"),
+        bundle_map(&[("mesh.example", &old)]),
+    )
+    .unwrap();
+    let (port, mut streams) = serve_as(&old, old.issue_member(&["localhost"], &[ISTIOD])).await;
+    let client = client_with_map(port, folder.path());
+    let mut reader = client.watch_listener("l", "greeter");
+    let mut stream = within(streams.recv()).await.unwrap();
+    stream.serve_all(1).await;
+    wait_for_port(&mut reader, 1).await;
+
+    write_files(folder.path(), &new);
+    fs::write(
+        folder.path().join("map"),
+        bundle_map(&[("mesh.example", &new)]),
+    )
+    .unwrap();
+    stream.serve(EDS, "e2", vec![endpoints("c", 2)]).await;
+    wait_for_port(&mut reader, 2).await;
+
+    drop(stream);
+    refused(&client, "do not vouch for the control plane").await;
+    assert!(streams.try_recv().is_err(), "the old roots are gone");
 }

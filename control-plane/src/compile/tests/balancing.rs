@@ -246,3 +246,41 @@ spec:
     let share = mirrors[0].fraction.expect("a share");
     assert_eq!(share.per_million(), 500_000);
 }
+
+#[test]
+fn zones_and_subsets_are_what_the_policy_says() {
+    let policy = |spec: &str| {
+        let text = format!(
+            "{CART}kind: BalancerPolicy\nmetadata: {{name: a}}\nspec: {{host: cart, {spec}}}\n"
+        );
+        let (compiled, findings) = compile_text(&text);
+        (
+            compiled.clusters[CLUSTER].common_lb_config.clone(),
+            findings,
+        )
+    };
+    let (common, findings) = policy("zoneAware: {minClusterSize: 3, failTrafficOnPanic: true}");
+    assert_eq!(findings, [""; 0]);
+    let expected = ZoneAware {
+        min_cluster_size: 3,
+        fail_traffic_on_panic: true,
+        ..ZoneAware::default()
+    };
+    assert_eq!(common.zone_aware, Some(expected));
+    let (common, findings) = policy("subsetSize: 3, deterministicSubset: true");
+    assert_eq!(findings, [""; 0]);
+    assert_eq!(common.subsetting, Subsetting::Deterministic);
+    for (spec, expected) in [
+        (
+            "zoneAware: {routingEnabled: 101}",
+            "zoneAware.routingEnabled",
+        ),
+        ("zoneAware: {}, subsetSize: 3", "spec.zoneAware"),
+        ("zoneAware: {}, prequal: {}", "spec.zoneAware"),
+        ("deterministicSubset: true", "there is no subsetSize"),
+    ] {
+        let (_, findings) = policy(spec);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].contains(expected), "{findings:?}");
+    }
+}

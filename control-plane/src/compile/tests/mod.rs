@@ -3,6 +3,7 @@
 mod balancing;
 mod consul;
 mod destination;
+mod dual_stack;
 mod export;
 mod gateway;
 mod hedge;
@@ -279,8 +280,12 @@ fn filters_of(objects: &str) -> (InboundListener, Vec<String>, Vec<String>) {
 }
 
 const PROVIDER: &str = "kind: MeshPolicy\nmetadata: {name: m}\nspec:\n  extensionProviders:\n  \
-    - {name: a, envoyExtAuthzGrpc: {service: greeter, port: 8080}}\n  \
-    - {name: b, envoyExtAuthzGrpc: {service: greeter, port: 8080, failOpen: true}}\n";
+    - {name: a, envoyExtAuthzGrpc: {service: checks/decider, port: 9000}}\n  \
+    - {name: b, envoyExtAuthzGrpc: {service: checks/decider, port: 9000, failOpen: true}}\n\
+    ---\nkind: ServiceEntry\nmetadata: {name: decider, namespace: checks}\nspec:\n  \
+      hosts: [decider.checks.svc.cluster.local]\n  resolution: STATIC\n  \
+      ports: [{number: 9000, name: grpc, protocol: GRPC}]\n  \
+      endpoints: [{address: 127.0.0.1, ports: {grpc: 9000}, labels: {app: decider}}]\n";
 
 fn custom(name: &str, provider: &str) -> String {
     format!(
@@ -325,10 +330,72 @@ fn providers_are_asked_before_other_rules_each_about_what_its_policies_match() {
 }
 
 #[test]
+fn a_policy_by_which_a_provider_asks_itself_is_warned_of() {
+    let policy = |namespace: &str, spec: &str| {
+        let text = format!(
+            "{PROVIDER}---\nkind: AuthorizationPolicy\nmetadata: {{name: x, namespace: {namespace}}}\n\
+             spec: {{action: CUSTOM, provider: {{name: a}}, {spec}}}\n"
+        );
+        let (_, _, findings) = filters_of(&text);
+        let warned = findings.iter().filter(|finding| {
+            finding.contains("warning[MESH0115]") && finding.contains("spec.provider.name")
+        });
+        assert_eq!(warned.clone().count(), findings.len(), "{findings:?}");
+        warned.count() > 0
+    };
+    let own = "targetRefs: [{kind: Service, name: decider}], rules: [{}]";
+    for (namespace, spec, is_warned) in [
+        ("checks", "rules: [{}]", true),
+        ("default", "rules: [{}]", false),
+        // The root namespace is everybody's.
+        ("istio-system", "rules: [{}]", true),
+        (
+            "checks",
+            "selector: {matchLabels: {app: decider}}, rules: [{}]",
+            true,
+        ),
+        (
+            "checks",
+            "selector: {matchLabels: {app: web}}, rules: [{}]",
+            false,
+        ),
+        ("checks", own, true),
+        ("checks", "rules: []", false),
+        (
+            "checks",
+            "rules: [{to: [{operation: {paths: [/admin]}}]}]",
+            false,
+        ),
+        (
+            "checks",
+            "rules: [{to: [{operation: {ports: [\"9000\"]}}]}]",
+            true,
+        ),
+        (
+            "checks",
+            "rules: [{to: [{operation: {ports: [\"80\"]}}]}]",
+            false,
+        ),
+        (
+            "checks",
+            "rules: [{to: [{operation: {notPaths: [\"/envoy.service.auth.v3.Authorization/*\"]}}]}]",
+            false,
+        ),
+        (
+            "checks",
+            "rules: [{from: [{source: {principals: [a]}}]}]",
+            true,
+        ),
+    ] {
+        assert_eq!(policy(namespace, spec), is_warned, "{namespace} {spec}");
+    }
+}
+
+#[test]
 fn a_provider_that_is_unknown_twofold_or_unusable_closes_what_it_has_to_decide() {
     let other = "---\nkind: MeshPolicy\nmetadata: {name: n}\nspec: {extensionProviders: \
-        [{name: a, envoyExtAuthzGrpc: {service: greeter, port: 8080, timeout: 1s}}]}\n";
-    let broken = PROVIDER.replace("8080}", "1}");
+        [{name: a, envoyExtAuthzGrpc: {service: checks/decider, port: 9000, timeout: 1s}}]}\n";
+    let broken = PROVIDER.replace("decider, port: 9000", "decider, port: 1");
     for (providers, name, expected) in [
         (PROVIDER.to_owned(), "who", "there is no provider"),
         (format!("{PROVIDER}{other}"), "a", "cannot be used"),

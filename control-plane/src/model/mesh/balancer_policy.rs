@@ -28,6 +28,10 @@ object! {
         overprovisioning_factor: Option<u32>,
         /// Of many endpoints each client uses so many, and others other ones.
         subset_size: Option<u32>,
+        /// With `subset_size`: by each client's place among all of them, instead of chance.
+        deterministic_subset: Option<bool>,
+        /// As much as it can take stays in the client's zone.
+        zone_aware: Option<ZoneAwareSpec>,
         /// Connections to one endpoint.
         max_connections_per_endpoint: Option<u32>,
         /// A limit of requests in flight that follows their latency.
@@ -47,6 +51,17 @@ object! {
         min_concurrency: Option<u32>,
         /// The limit is never higher; default 1000.
         max_concurrency: Option<u32>,
+    }
+}
+object! {
+    /// Settings of zone-aware routing.
+    ZoneAwareSpec {
+        /// Percentage of requests for which zones count, 0 to 100; default 100.
+        routing_enabled: Option<f64>,
+        /// With fewer endpoints zones say nothing; default 6.
+        min_cluster_size: Option<u32>,
+        /// Whether requests fail when most endpoints are unusable, instead of going to any.
+        fail_traffic_on_panic: Option<bool>,
     }
 }
 object! {

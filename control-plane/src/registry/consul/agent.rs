@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{Refused, body};
 use crate::{
+    audit,
     ca::ConnectionPeer,
     registry::{CheckStatus, Registry},
 };
@@ -56,10 +57,8 @@ fn address(extensions: &Extensions) -> Option<IpAddr> {
 /// Who asks: an identity where the connection proves one, else an address.
 fn principal(extensions: &Extensions) -> String {
     let peer = extensions.get::<ConnectionPeer>();
-    match peer.and_then(|peer| peer.identity.as_ref()) {
-        Some(identity) => identity.to_string(),
-        None => address(extensions).map_or_else(|| "nobody".to_owned(), |ip| ip.to_string()),
-    }
+    let identity = peer.and_then(|peer| peer.identity.as_ref());
+    audit::principal(identity, address(extensions))
 }
 
 /// `PUT /v1/agent/service/deregister/:id`.

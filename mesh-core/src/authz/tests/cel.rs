@@ -33,7 +33,8 @@ fn says(condition: &Cel) -> bool {
     headers.append("x-team", HeaderValue::from_static("blue"));
     headers.append("x-team", HeaderValue::from_static("red"));
     let mut metadata = DynamicMetadata::default();
-    let claims = json!({"sub": "alice", "groups": ["dev", "ops"], "level": 3, "none": null});
+    let claims = json!({"sub": "alice", "groups": ["dev", "ops"], "level": 3, "none": null,
+        "address": {"city": "Berlin"}});
     metadata.set("jwt", "payload", claims);
     holds(
         condition,
@@ -140,4 +141,125 @@ fn texts_lists_and_claims_are_compared() {
     assert!(says(&equal(size, Cel::Int(2))));
     let chosen = Cel::If(Box::new([Cel::Bool(false), text("a"), Cel::Bool(true)]));
     assert!(says(&chosen));
+}
+
+/// A claim of the token, by its path.
+fn claim(path: &[&str]) -> Cel {
+    let root = ["jwt", "payload"].iter().chain(path);
+    let metadata = attribute("metadata.filter_metadata");
+    root.fold(metadata, |held, key| {
+        Cel::Index(Box::new([held, text(key)]))
+    })
+}
+
+#[test]
+fn every_comparison_says_what_it_says_of_values_of_its_kind() {
+    use CelComparison::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, NotEqual};
+    let list = |texts: &[&str]| Cel::List(texts.iter().map(|one| text(one)).collect());
+    // What holds where the left one is smaller, the same, greater.
+    let table = [
+        (Equal, [false, true, false]),
+        (NotEqual, [true, false, true]),
+        (Less, [true, false, false]),
+        (LessOrEqual, [true, true, false]),
+        (Greater, [false, false, true]),
+        (GreaterOrEqual, [false, true, true]),
+    ];
+    let ordered: [[fn() -> Cel; 2]; 5] = [
+        [|| text("a"), || text("b")],
+        [|| Cel::Int(-1), || Cel::Int(2)],
+        [|| Cel::Uint(1), || Cel::Uint(2)],
+        [|| Cel::Int(-1), || Cel::Uint(2)],
+        [|| Cel::Bool(false), || Cel::Bool(true)],
+    ];
+    for (how, expected) in table {
+        for [low, high] in ordered {
+            let pairs = [[low(), high()], [low(), low()], [high(), low()]];
+            let found = pairs.map(|pair| says(&Cel::Compare(how, Box::new(pair))));
+            assert_eq!(found, expected, "{how:?} {:?} {:?}", low(), high());
+        }
+    }
+    let object = || claim(&[]);
+    let other = || claim(&["address"]);
+    let groups = || claim(&["groups"]);
+    for (left, right, is_equal) in [
+        (list(&["a", "b"]), list(&["a", "b"]), true),
+        (list(&["a", "b"]), list(&["a", "c"]), false),
+        (list(&["a"]), list(&["a", "b"]), false),
+        (list(&["a", "b"]), list(&["a"]), false),
+        (groups(), list(&["dev", "ops"]), true),
+        (Cel::Null, Cel::Null, true),
+        (Cel::Null, Cel::Bool(false), false),
+        (object(), object(), true),
+        (object(), other(), false),
+        (text("1"), Cel::Int(1), false),
+        (Cel::Bool(true), Cel::Int(1), false),
+    ] {
+        let both = || Box::new([left.clone(), right.clone()]);
+        assert_eq!(
+            says(&Cel::Compare(Equal, both())),
+            is_equal,
+            "{left:?} {right:?}"
+        );
+        assert_eq!(
+            says(&Cel::Compare(NotEqual, both())),
+            !is_equal,
+            "{left:?} {right:?}"
+        );
+    }
+    // Those have an order with nobody.
+    for how in [Less, LessOrEqual, Greater, GreaterOrEqual] {
+        for one in [Cel::Null, list(&["a"]), claim(&[])] {
+            let both = Box::new([one.clone(), one]);
+            assert!(!says(&not(Cel::Compare(how, both.clone()))), "{both:?}");
+            assert!(!says(&Cel::Compare(how, both)));
+        }
+    }
+}
+
+#[test]
+fn sizes_places_and_presence_are_those_of_what_is_held() {
+    let size = |of| Cel::Size(Box::new(of));
+    assert!(
+        says(&equal(size(text("h\u{e9}")), Cel::Int(2))),
+        "letters, not bytes"
+    );
+    assert!(says(&equal(size(claim(&["groups"])), Cel::Int(2))));
+    assert!(says(&equal(size(claim(&["address"])), Cel::Int(1))));
+    assert!(!says(&equal(size(Cel::Int(1)), Cel::Int(1))), "has none");
+    let at = |held, at| Cel::Index(Box::new([held, Cel::Int(at)]));
+    assert!(says(&equal(at(claim(&["groups"]), 1), text("ops"))));
+    let has = |inner| Cel::Has(Box::new(inner));
+    for (inner, is_there) in [
+        (at(claim(&["groups"]), 1), true),
+        (at(claim(&["groups"]), 2), false),
+        (at(claim(&["groups"]), -1), false),
+        (header("host"), false),
+        (header("no name"), false),
+        (header("x-team"), true),
+        (claim(&["address", "city"]), true),
+        (claim(&["address", "street"]), false),
+        (attribute("request.method"), true),
+        (attribute("request.referer"), false),
+    ] {
+        assert_eq!(says(&has(inner.clone())), is_there, "{inner:?}");
+    }
+    let held_in = |item, held| says(&Cel::In(Box::new([item, held])));
+    assert!(held_in(text("city"), claim(&["address"])));
+    assert!(!held_in(text("street"), claim(&["address"])));
+    assert!(held_in(text("jwt"), attribute("metadata.filter_metadata")));
+    assert!(!held_in(text("a"), text("abc")), "a text holds nothing");
+    let chosen = |first| {
+        Cel::If(Box::new([
+            Cel::Bool(first),
+            Cel::Bool(true),
+            Cel::Bool(false),
+        ]))
+    };
+    assert!(says(&chosen(true)) && !says(&chosen(false)));
+    let both = |left, right| Box::new([Cel::Bool(left), Cel::Bool(right)]);
+    for (left, right) in [(false, false), (false, true), (true, false), (true, true)] {
+        assert_eq!(says(&Cel::And(both(left, right))), left && right);
+        assert_eq!(says(&Cel::Or(both(left, right))), left || right);
+    }
 }

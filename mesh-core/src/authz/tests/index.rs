@@ -238,6 +238,16 @@ fn policies_are_found_by_whatever_text_they_need() {
             1_000,
         ),
         (
+            "inverted claim",
+            needing(|n| {
+                Permission::Metadata(MetadataMatcher {
+                    invert: true,
+                    ..MetadataMatcher::new("jwt", ["payload", "sub"], text(n))
+                })
+            }),
+            1_000,
+        ),
+        (
             "negated",
             needing(|n| Permission::Not(Box::new(x_a(n)))),
             1_000,

@@ -277,8 +277,10 @@ impl Tiers {
         endpoints: &[ClusterEndpoint],
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
-        let mut result = self.pick_in(&self.tiers[first], endpoints, context);
-        if result != PickResult::Fail {
+        let chosen = &self.tiers[first];
+        let mut result = self.pick_in(chosen, endpoints, context);
+        let is_meant = self.spill_over.fails_on_panic && chosen.is_panicking.load(Relaxed);
+        if result != PickResult::Fail || is_meant {
             return result;
         }
         for (index, tier) in self.tiers.iter().enumerate() {
@@ -307,7 +309,10 @@ impl Tiers {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
         if tier.is_panicking.load(Relaxed) {
-            return panic_pick(tier, endpoints, context);
+            return match self.spill_over.fails_on_panic {
+                true => PickResult::Fail,
+                false => panic_pick(tier, endpoints, context),
+            };
         }
         let range = tier.range.clone();
         tier.picker

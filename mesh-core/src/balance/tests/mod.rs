@@ -318,6 +318,7 @@ fn a_policy_of_the_application_is_used_and_told_its_config() {
         Picker::build(&Parts {
             policy: &policy,
             common: &common,
+            local: None,
             overprovisioning_factor: None,
             endpoints: &endpoints,
             sources: &[],

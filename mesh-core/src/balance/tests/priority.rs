@@ -40,6 +40,7 @@ fn tiers_of(
     Picker::build(&Parts {
         policy,
         common,
+        local: None,
         overprovisioning_factor: factor,
         endpoints,
         sources: &[],

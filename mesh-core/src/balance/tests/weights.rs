@@ -141,6 +141,7 @@ fn localities(policy: &LbPolicy, of: &[(u32, usize)], endpoints: &[ClusterEndpoi
     Picker::build(&Parts {
         policy,
         common: &common,
+        local: None,
         overprovisioning_factor: None,
         endpoints,
         sources: &[],
@@ -203,6 +204,7 @@ fn a_new_endpoint_gets_a_growing_share() {
         let picker = Picker::build(&Parts {
             policy: &policy,
             common: &common,
+            local: None,
             overprovisioning_factor: None,
             endpoints: &endpoints,
             sources: &[],
@@ -249,36 +251,4 @@ fn a_new_endpoint_gets_a_growing_share() {
         (fast.factor(window / 4) - 0.5).abs() < 1e-9,
         "a square root"
     );
-}
-
-#[test]
-fn a_zone_keeps_what_it_can_take_and_sends_the_rest_where_there_is_room() {
-    let zone = |callers, endpoints| ZoneShare { callers, endpoints };
-    let even = [zone(5, 5), zone(5, 5)];
-    assert_eq!(zone_shares(&even, 0), Some(vec![1.0, 0.0]));
-    // Half of the callers, a quarter of the endpoints: half stays.
-    let short = [zone(2, 1), zone(1, 1), zone(1, 2)];
-    assert_eq!(zone_shares(&short, 0), Some(vec![0.5, 0.0, 0.5]));
-    assert_eq!(zone_shares(&[zone(1, 0), zone(1, 3)], 0), None);
-    // All callers together load every endpoint alike, if no zone has room that it does not need.
-    let mut rng = SplitMix64::new(3);
-    for _ in 0..200 {
-        let zones: Vec<_> = (0..4)
-            .map(|_| zone(1 + rng.below(9) as u32, 1 + rng.below(9) as u32))
-            .collect();
-        let callers: u32 = zones.iter().map(|z| z.callers).sum();
-        let endpoints: u32 = zones.iter().map(|z| z.endpoints).sum();
-        let mut loads = vec![0.0; zones.len()];
-        for local in 0..zones.len() {
-            let shares = zone_shares(&zones, local).unwrap();
-            assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9);
-            for (load, share) in loads.iter_mut().zip(shares) {
-                *load += share * f64::from(zones[local].callers) / f64::from(callers);
-            }
-        }
-        for (load, zone) in loads.iter().zip(&zones) {
-            let fair = f64::from(zone.endpoints) / f64::from(endpoints);
-            assert!((load - fair).abs() < 1e-9, "{zones:?} {loads:?}");
-        }
-    }
 }

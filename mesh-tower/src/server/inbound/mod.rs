@@ -8,17 +8,20 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_core::{
     config::{
-        Arrival, ChainMatch, ExtAuthz, FilterChain, FilterConfig, HttpFilter, HttpLimits,
-        InboundListener, JwtAuthn, PathNormalization, RouteSource, TransportMatch, choose_chain,
+        Arrival, ChainMatch, ExtAuthz, FilterChain, FilterConfig, ForwardClientCert, HttpFilter,
+        HttpLimits, InboundListener, JwtAuthn, PathNormalization, RouteSource, TransportMatch,
+        choose_chain,
     },
     filter::{self, FilterStates, FilterTable, Filters},
 };
+use rustls_pki_types::CertificateDer;
 
 use self::routes::Routes;
 pub(super) use self::routes::{Found, ResponseRules, Routed};
 use super::{
     InboundState,
     check::{AuthorizationService, AuthorizationServices, Checks},
+    client_cert::ClientCert,
     refusal::Refusal,
 };
 use crate::{identity::Identity, jwt::Verifier, tls::server::ServerTls};
@@ -71,6 +74,14 @@ impl Seen {
             application_protocols: &self.application_protocols,
         }
     }
+
+    /// The same, had the client spoken TLS.
+    fn over_tls(&self) -> Self {
+        Self {
+            transport: Transport::Tls,
+            ..self.clone()
+        }
+    }
 }
 
 /// A filter chain.
@@ -78,6 +89,7 @@ pub(super) struct Chain {
     transport: TransportMatch,
     pub(super) security: Security,
     pub(super) paths: PathNormalization,
+    client_cert: ForwardClientCert,
     verifiers: Box<[(Arc<JwtAuthn>, Verifier)]>,
     pub(super) limits: Option<Arc<HttpLimits>>,
     routes: Routes,
@@ -165,11 +177,17 @@ impl Inbound {
 
     /// Whether TLS connections to the same place prove who they are.
     pub(super) fn is_mutual_over_tls(&self, seen: &Seen) -> bool {
-        let over_tls = Seen {
-            transport: Transport::Tls,
-            ..seen.clone()
-        };
-        self.chain(&over_tls).is_some_and(Chain::is_mutual)
+        self.chain(&seen.over_tls()).is_some_and(Chain::is_mutual)
+    }
+
+    /// Why no chain takes a connection: `plaintext` where one would take it over TLS.
+    pub(super) fn why_no_chain(&self, seen: &Seen) -> &'static str {
+        // What a client would say in its handshake is not known of one that speaks plaintext.
+        let is_tls_asked = || self.needs_hello() || self.chain(&seen.over_tls()).is_some();
+        match seen.transport {
+            Transport::Raw if is_tls_asked() => "plaintext",
+            Transport::Raw | Transport::Tls => "no_filter_chain",
+        }
     }
 
     /// The chain of a live connection's requests; `None` when the connection does not fit any more.
@@ -236,6 +254,7 @@ impl Chain {
             transport: chain.transport,
             security,
             paths: chain.path_normalization,
+            client_cert: chain.client_cert,
             verifiers: verifiers(&chain.filters),
             limits: chain
                 .limits
@@ -251,6 +270,15 @@ impl Chain {
             filters: filter::compile(&scope, &chain.filters, states),
             tables,
         }
+    }
+
+    /// What requests say of a caller who showed `chain`.
+    pub(super) fn client_cert(&self, chain: Option<&[CertificateDer<'_>]>) -> ClientCert {
+        let by = match &self.security {
+            Security::Tls(tls) => tls.shown_uris(),
+            Security::Plaintext | Security::Unusable => Vec::new(),
+        };
+        ClientCert::of(&self.client_cert, chain, &by)
     }
 
     /// Whether clients prove who they are.

@@ -52,6 +52,7 @@ fn chain(transport: TransportMatch, tls: Option<DownstreamTls>) -> FilterChain {
         matches: ChainMatch::default(),
         tls,
         path_normalization: PathNormalization::default(),
+        client_cert: ForwardClientCert::default(),
         limits: HttpLimits::default(),
         filters: vec![],
         routes,
@@ -151,6 +152,48 @@ fn chains_are_chosen_by_transport_and_must_fit() {
         &Inbound::Pending,
     );
     assert!(inbound.chain_of_live(&by(Transport::Tls), true).is_none());
+}
+
+#[test]
+fn plaintext_is_the_reason_where_a_chain_would_take_tls() {
+    let with = |transport, matches| FilterChain {
+        matches,
+        ..chain(transport, Some(tls(true)))
+    };
+    let named = ChainMatch {
+        server_names: vec!["a".into()],
+        ..ChainMatch::default()
+    };
+    let elsewhere = ChainMatch {
+        destination_port: Some(1),
+        ..ChainMatch::default()
+    };
+    let (any, raw) = (ChainMatch::default(), TransportMatch::RawBuffer);
+    for (chain, of_raw, of_tls) in [
+        (with(TransportMatch::Tls, any.clone()), "plaintext", ""),
+        (
+            with(TransportMatch::Tls, named),
+            "plaintext",
+            "no_filter_chain",
+        ),
+        (
+            with(TransportMatch::Tls, elsewhere),
+            "no_filter_chain",
+            "no_filter_chain",
+        ),
+        (with(raw, any), "", "no_filter_chain"),
+    ] {
+        let name = format!("{:?} {:?}", chain.transport, chain.matches);
+        let inbound = compile(vec![chain], None, &Inbound::Pending);
+        for (transport, reason) in [(Transport::Raw, of_raw), (Transport::Tls, of_tls)] {
+            let seen = by(transport);
+            let found = match inbound.chain(&seen) {
+                Some(_) => "",
+                None => inbound.why_no_chain(&seen),
+            };
+            assert_eq!(found, reason, "{transport:?} to {name}");
+        }
+    }
 }
 
 #[test]

@@ -164,7 +164,7 @@ async fn a_bundle_map_takes_the_place_of_roots_and_stays_when_its_file_goes_bad(
     map("one", &one);
     let first = domains(&mut bundles, "one").await;
     fs::write(&file, r#"{"trust_domains": {"two": {}}}"#).unwrap();
-    let error = files::read_bundles(&file).unwrap_err();
+    let error = read_bundles(&file).unwrap_err();
     assert!(
         error.contains("map.json: trust_domains[\"two\"].keys"),
         "{error}"

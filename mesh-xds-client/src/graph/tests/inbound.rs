@@ -7,6 +7,7 @@ use super::*;
 /// A listener with a chain for each of these route configurations.
 fn listener(routes: &[&str]) -> Config {
     let chain = |name: &&str| FilterChain {
+        client_cert: Default::default(),
         limits: Default::default(),
         name: (*name).to_owned(),
         transport: TransportMatch::Any,
@@ -30,7 +31,7 @@ fn named_hosts(name: &str, hosts: &[&str]) -> Config {
     Config::Route(Arc::new(RouteConfig::new(name, hosts)))
 }
 
-fn watch(rig: &mut Rig) -> watch::Receiver<InboundState> {
+pub(super) fn watch(rig: &mut Rig) -> watch::Receiver<InboundState> {
     let (tx, inbound) = watch::channel(InboundState::Pending);
     let listener = "in".into();
     rig.add(Watcher::Inbound { listener, tx });

@@ -5,6 +5,7 @@ mod follow;
 mod inbound;
 mod keep;
 mod named;
+mod secrets;
 mod sources;
 
 use mesh_core::{

@@ -1,7 +1,7 @@
 //! Aggregates and hosts (gRFC A37, A75): xdsdepmgr's catalogue.
 
 use super::*;
-use crate::resource::DnsHost;
+use crate::resource::{DnsHost, DnsLookup, DnsSource};
 
 fn aggregate(name: &str, children: &[&str]) -> Config {
     let children = children.iter().map(|name| (*name).into()).collect();
@@ -14,7 +14,15 @@ fn host(name: &str, host: &str) -> Config {
         name: name_of_host,
         port: 80,
     }];
-    spec(name, ClusterSource::Dns(hosts))
+    let lookup = DnsLookup::default();
+    spec(name, ClusterSource::Dns(DnsSource { hosts, lookup }))
+}
+
+fn query(name: &str) -> HostQuery {
+    HostQuery {
+        name: name.to_owned(),
+        lookup: DnsLookup::default(),
+    }
 }
 
 impl Rig {
@@ -29,7 +37,7 @@ impl Rig {
         let answer = answer
             .map(|last| last.iter().map(|n| [10, 0, 0, *n].into()).collect())
             .map_err(str::to_owned);
-        self.graph.resolved(host, answer);
+        self.graph.resolved(&query(host), answer);
         self.turn();
     }
 }
@@ -202,7 +210,7 @@ fn hosts_are_looked_up_followed_and_kept_on_failure() {
     rig.accept(Kind::Route, vec![("r", routes(&["x"]))]);
     rig.accept(Kind::Cluster, vec![("x", host("x", "db.example"))]);
     let wanted = rig.graph.take_host_changes();
-    assert_eq!(wanted, [("db.example".to_owned(), true)]);
+    assert_eq!(wanted, [(query("db.example"), true)]);
     assert!(is_pending(&reader));
     rig.answer("db.example", Ok(&[2, 1]));
     let first = published(&reader);
@@ -218,7 +226,7 @@ fn hosts_are_looked_up_followed_and_kept_on_failure() {
     assert_eq!(addresses(&published(&reader)[0]), ["10.0.0.3:80"]);
     rig.remove(id);
     let unwanted = rig.graph.take_host_changes();
-    assert_eq!(unwanted, [("db.example".to_owned(), false)]);
+    assert_eq!(unwanted, [(query("db.example"), false)]);
 }
 
 #[test]

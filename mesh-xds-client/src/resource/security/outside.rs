@@ -62,7 +62,8 @@ pub(super) fn certificate(sink: &mut Sink, common: &CommonTlsContext) -> Option<
     }
 }
 
-fn files(sink: &mut Sink, proto: &TlsCertificate) -> Option<CertificateSource> {
+/// Refuses forms of a certificate that cannot be read here, wherever it is from.
+pub(super) fn check_certificate(sink: &mut Sink, proto: &TlsCertificate) {
     report!(
         sink,
         proto,
@@ -74,6 +75,10 @@ fn files(sink: &mut Sink, proto: &TlsCertificate) -> Option<CertificateSource> {
     sink.refuse("tls_params", proto.tls_params.is_some(), unsupported);
     let provider = proto.private_key_provider.is_some();
     sink.refuse("private_key_provider", provider, unsupported);
+}
+
+fn files(sink: &mut Sink, proto: &TlsCertificate) -> Option<CertificateSource> {
+    check_certificate(sink, proto);
     let chain = file(sink, "certificate_chain", proto.certificate_chain.as_ref());
     let key = file(sink, "private_key", proto.private_key.as_ref());
     Some(CertificateSource::Files {

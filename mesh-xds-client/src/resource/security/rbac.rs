@@ -2,8 +2,9 @@
 //!
 //! Stage 3. Fails closed: a rule that cannot be evaluated exactly refuses the listener, because a
 //! rule left out of a DENY policy admits what it should keep out. Refused are matcher trees,
-//! filter state, custom rules, and conditions with what is not known here. Deviation from gRFC A41: metadata rules see what the filters
-//! before found out, as in Envoy, where gRPC lets them never match.
+//! filter state, custom rules, static metadata of routes, and conditions with what is not known here.
+//! Deviation from gRFC A41: metadata rules (`metadata`, `sourced_metadata`) see what the filters before
+//! found out, as in Envoy, where gRPC lets them never match.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -192,7 +193,9 @@ fn decode_permission(sink: &mut Sink, proto: &PermissionProto) -> Option<Permiss
             decode_template(sink, extension).map(Permission::Template)
         }),
         Rule::Matcher(_) => sink.error_at("matcher", "is not supported"),
-        Rule::SourcedMetadata(_) => sink.error_at("sourced_metadata", "is not supported"),
+        Rule::SourcedMetadata(rule) => sink
+            .field("sourced_metadata", |sink| metadata::sourced(sink, rule))
+            .map(Permission::Metadata),
     }
 }
 
@@ -259,7 +262,9 @@ fn decode_principal(sink: &mut Sink, proto: &PrincipalProto) -> Option<Principal
             .field("metadata", |sink| metadata::matcher(sink, rule))
             .map(Principal::Metadata),
         Identifier::FilterState(_) => sink.error_at("filter_state", "is not supported"),
-        Identifier::SourcedMetadata(_) => sink.error_at("sourced_metadata", "is not supported"),
+        Identifier::SourcedMetadata(rule) => sink
+            .field("sourced_metadata", |sink| metadata::sourced(sink, rule))
+            .map(Principal::Metadata),
         _ => sink.error_at("custom", "is not supported"),
     }
 }

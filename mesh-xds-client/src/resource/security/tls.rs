@@ -12,13 +12,17 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     downstream_tls_context::OcspStaplePolicy,
 };
 use mesh_core::config::{
-    CertificateSource, DownstreamTls, SanMatcher, TlsVersion, TrustSource, UpstreamTls,
+    CertificateSource, DownstreamTls, OWN_TRUST_BUNDLE, SanMatcher, TlsVersion, TrustSource,
+    UpstreamTls,
 };
 
 use super::outside;
 use crate::{
     bootstrap::CertificateProvider,
-    resource::{DecodeContext, path::Sink, report::report, route::matcher, value::same_stream},
+    resource::{
+        DecodeContext, IDENTITY_PROVIDER, path::Sink, report::report, route::matcher,
+        value::same_stream,
+    },
 };
 
 /// Longest server name (gRFC A29).
@@ -235,8 +239,7 @@ fn decode_validation<'c>(
             })
         },
         Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => Validation {
-            roots: sds(sink, "validation_context_sds_secret_config", config)
-                .map(|name| TrustSource::Sds(name.into())),
+            roots: sds_roots(sink, context, config),
             ..Validation::default()
         },
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
@@ -262,8 +265,7 @@ fn decode_validation<'c>(
                     instance(sink, context, name, &provider.instance_name)
                         .map(|instance| TrustSource::Provider { instance })
                 } else if let Some(config) = &combined.validation_context_sds_secret_config {
-                    sds(sink, "validation_context_sds_secret_config", config)
-                        .map(|name| TrustSource::Sds(name.into()))
+                    sds_roots(sink, context, config)
                 } else {
                     None
                 };
@@ -318,7 +320,7 @@ fn decode_context(
     }
 }
 
-fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
+pub(super) fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
     let unsupported = "is not supported";
     sink.refuse(
         "verify_certificate_spki",
@@ -362,9 +364,6 @@ fn check_validation(sink: &mut Sink, proto: &CertificateValidationContext) {
     );
 }
 
-/// The provider that is this process's own identity, by convention (gRFC A29).
-const IDENTITY_PROVIDER: &str = "default";
-
 /// The name of a provider instance, if the bootstrap has it.
 fn instance(sink: &mut Sink, context: &DecodeContext, field: &str, name: &str) -> Option<String> {
     sink.field(&format!("{field}.instance_name"), |sink| {
@@ -391,6 +390,20 @@ fn instance(sink: &mut Sink, context: &DecodeContext, field: &str, name: &str) -
             )),
         }
     })
+}
+
+fn sds_roots(
+    sink: &mut Sink,
+    context: &DecodeContext,
+    config: &SdsSecretConfig,
+) -> Option<TrustSource> {
+    let name = sds(sink, "validation_context_sds_secret_config", config)?;
+    if context.is_own_trust_bundle(name) && name != OWN_TRUST_BUNDLE {
+        // By any name they are the mesh's, with all that it means.
+        let instance = IDENTITY_PROVIDER.to_owned();
+        return Some(TrustSource::Provider { instance });
+    }
+    Some(TrustSource::Sds(name.into()))
 }
 
 fn sds<'c>(sink: &mut Sink, field: &str, config: &'c SdsSecretConfig) -> Option<&'c str> {

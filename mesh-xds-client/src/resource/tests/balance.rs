@@ -30,12 +30,12 @@ use envoy_types::pb::{
 };
 use mesh_core::config::{
     ClientSideWrr, Cluster, DropOverload, Fraction, HealthStatus, LbPolicy, LeastRequest,
-    OutlierDetection, RingHash, SlowStart,
+    OutlierDetection, RingHash, SlowStart, Subsetting,
 };
 
-use super::*;
+use super::{super::own_policy::DeterministicSubsetting, *};
 
-fn with(change: impl FnOnce(&mut ClusterProto)) -> Any {
+pub(super) fn with(change: impl FnOnce(&mut ClusterProto)) -> Any {
     let mut cluster = ClusterProto {
         name: "c".into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(3)),
@@ -50,7 +50,7 @@ fn with(change: impl FnOnce(&mut ClusterProto)) -> Any {
 }
 
 #[track_caller]
-fn accepted(change: impl FnOnce(&mut ClusterProto)) -> Arc<Cluster> {
+pub(super) fn accepted(change: impl FnOnce(&mut ClusterProto)) -> Arc<Cluster> {
     match decode(Kind::Cluster, with(change)).unwrap() {
         Config::Cluster(cluster) => Arc::clone(&cluster.config),
         other => panic!("{other:?}"),
@@ -68,11 +68,11 @@ fn policies(policy: Any) -> Option<LoadBalancingPolicy> {
     })
 }
 
-fn by_policy(policy: Any) -> Arc<Cluster> {
+pub(super) fn by_policy(policy: Any) -> Arc<Cluster> {
     accepted(|c| c.load_balancing_policy = policies(policy))
 }
 
-fn bad_policy(policy: Any, expected: &str) {
+pub(super) fn bad_policy(policy: Any, expected: &str) {
     let resource = with(|c| c.load_balancing_policy = policies(policy));
     let place = "load_balancing_policy.policies[0].typed_extension_config.typed_config";
     refused(Kind::Cluster, resource, &format!("{place}.{expected}"));
@@ -282,7 +282,19 @@ fn subsets_and_pick_first() {
         shuffle_address_list: true,
     };
     assert_eq!(cluster.lb_policy, expected);
+    assert_eq!(cluster.common_lb_config.subsetting, Subsetting::Random);
     bad_policy(any(&subsetting(0)), "subset_size: must be 1 or more");
+    let deterministic = |size| DeterministicSubsetting {
+        subset_size: uint32(size),
+        child_policy: policies(any(&RoundRobin::default())),
+    };
+    let cluster = by_policy(any(&deterministic(7)));
+    let common = &cluster.common_lb_config;
+    assert_eq!(
+        (common.subset_size, common.subsetting, &cluster.lb_policy),
+        (Some(7), Subsetting::Deterministic, &LbPolicy::RoundRobin)
+    );
+    bad_policy(any(&deterministic(0)), "subset_size: must be 1 or more");
     let childless = RandomSubsetting {
         subset_size: uint32(1),
         child_policy: None,

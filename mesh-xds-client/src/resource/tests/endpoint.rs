@@ -2,7 +2,10 @@
 
 use envoy_types::pb::envoy::config::{
     core::v3::Locality,
-    endpoint::v3::{Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
+    endpoint::v3::{
+        Endpoint, LbEndpoint, LocalityLbEndpoints, endpoint::AdditionalAddress,
+        lb_endpoint::HostIdentifier,
+    },
 };
 use mesh_core::config::{ClusterEndpoints, HealthStatus};
 
@@ -162,4 +165,52 @@ pub(super) fn endpoints_that_cannot_be_used_are_refused() {
         ".socket_address.port_value: must be 0 to 65535",
     );
     at(None, ": must be a socket_address");
+}
+
+#[test]
+fn an_endpoint_may_have_several_addresses_each_of_them_once() {
+    let with = |additional: &[(&str, u32)]| {
+        let mut endpoint = endpoint(1);
+        if let Some(HostIdentifier::Endpoint(endpoint)) = &mut endpoint.host_identifier {
+            let additional = additional.iter();
+            endpoint.additional_addresses = additional
+                .map(|(ip, port)| AdditionalAddress {
+                    address: address(ip, *port),
+                })
+                .collect();
+        }
+        endpoint
+    };
+    let got = accepted(vec![locality(
+        "a",
+        0,
+        vec![with(&[("::1", 2), ("10.0.0.2", 3)]), endpoint(4)],
+    )]);
+    let [first, second] = &got.localities[0].endpoints[..] else {
+        panic!("{got:?}")
+    };
+    let expected = ["[::1]:2", "10.0.0.2:3"].map(|address| address.parse().unwrap());
+    assert_eq!(first.details().additional_addresses, expected);
+    assert!(second.details().additional_addresses.is_empty());
+    let place = "endpoints[0].lb_endpoints[0].endpoint.additional_addresses[0].address";
+    for ((ip, port), expected) in [
+        (("10.0.0.1", 1), ": 10.0.0.1:1 is listed twice"),
+        (("::1", 0), ".socket_address.port_value: must not be 0"),
+        (
+            ("a.example", 1),
+            ".socket_address.address: \"a.example\" is not an IP",
+        ),
+    ] {
+        let resource = assignment(vec![locality("a", 0, vec![with(&[(ip, port)])])]);
+        refused(Kind::Endpoints, resource, &format!("{place}{expected}"));
+    }
+    // Nor may it be one of another endpoint's.
+    let endpoints = vec![endpoint(5), with(&[("10.0.0.1", 5)])];
+    let resource = assignment(vec![locality("a", 0, endpoints)]);
+    let place = "endpoints[0].lb_endpoints[1].endpoint.additional_addresses[0].address";
+    refused(
+        Kind::Endpoints,
+        resource,
+        &format!("{place}: 10.0.0.1:5 is listed twice"),
+    );
 }

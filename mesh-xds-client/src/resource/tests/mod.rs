@@ -20,6 +20,7 @@ mod route;
 mod security;
 mod tls;
 mod unsupported;
+mod zone_aware;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{

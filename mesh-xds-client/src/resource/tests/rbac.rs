@@ -302,7 +302,8 @@ fn read_permission(proto: &Permission, request: &AuthzRequest<'_>) -> Read {
             Ok((range.start..range.end).contains(&request.destination.port().into()))
         }
         Rule::RequestedServerName(text) => read_text(text, request.server_name),
-        Rule::Matcher(_) | Rule::SourcedMetadata(_) => Err(Odd::Refuse),
+        Rule::Matcher(_) => Err(Odd::Refuse),
+        Rule::SourcedMetadata(rule) if rule.metadata_source != 0 => Err(Odd::Refuse),
         _ => Err(Odd::Unread),
     }
 }
@@ -337,7 +338,8 @@ fn read_principal(proto: &Principal, request: &AuthzRequest<'_>) -> Read {
         | Identifier::RemoteIp(range) => read_range(range, request.source),
         Identifier::Header(header) => read_header(header, request),
         Identifier::UrlPath(path) => read_path(path, request),
-        Identifier::Metadata(_) => Err(Odd::Unread),
+        Identifier::SourcedMetadata(rule) if rule.metadata_source != 0 => Err(Odd::Refuse),
+        Identifier::Metadata(_) | Identifier::SourcedMetadata(_) => Err(Odd::Unread),
         _ => Err(Odd::Refuse),
     }
 }

@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::{
         core::v3::{CidrRange, DataSource, data_source::Specifier},
         rbac::v3::{
             Permission as PermissionPb, Policy, Principal as PrincipalPb, Rbac as RulesPb,
+            SourcedMetadata,
             permission::{self, Rule},
             principal::{Authenticated, Identifier},
         },
@@ -14,9 +15,22 @@ use envoy_types::pb::envoy::{
         filters::http::rbac::v3::Rbac as FilterPb,
         transport_sockets::tls::v3::{CertificateValidationContext, secret::Type},
     },
-    r#type::v3::Int32Range,
+    r#type::{
+        matcher::v3::{
+            MetadataMatcher as MetadataProto, StringMatcher as StringProto,
+            ValueMatcher as ValueProto,
+            metadata_matcher::{PathSegment, path_segment::Segment},
+            string_matcher::MatchPattern,
+            value_matcher,
+        },
+        v3::Int32Range,
+    },
 };
-use mesh_core::config::{Permission, Principal, Rbac, Secret, StringMatcher};
+use http::HeaderMap;
+use mesh_core::{
+    authz::{Authorizer, AuthzRequest},
+    config::{DynamicMetadata, Permission, Principal, Rbac, Secret, StringMatcher},
+};
 
 use super::{
     tls::{exact, part},
@@ -95,6 +109,82 @@ pub(super) fn authorisation_rules() {
     assert_eq!(got.principals, [expected]);
 }
 
+/// The subject of a token is `text`.
+fn claim(text: &str) -> MetadataProto {
+    let key = |key: &str| PathSegment {
+        segment: Some(Segment::Key(key.to_owned())),
+    };
+    let exact = StringProto {
+        match_pattern: Some(MatchPattern::Exact(text.to_owned())),
+        ..StringProto::default()
+    };
+    MetadataProto {
+        filter: "envoy.filters.http.jwt_authn".to_owned(),
+        path: vec![key("payload"), key("sub")],
+        value: Some(ValueProto {
+            match_pattern: Some(value_matcher::MatchPattern::StringMatch(exact)),
+        }),
+        invert: false,
+    }
+}
+
+#[test]
+#[expect(deprecated, reason = "older control planes write `metadata`")]
+pub(super) fn rules_see_the_claims_that_a_filter_put_into_the_metadata() {
+    let mut known = DynamicMetadata::default();
+    let claims = serde_json::json!({"sub": "alice"});
+    known.set("envoy.filters.http.jwt_authn", "payload", claims);
+    let sourced = |matcher| SourcedMetadata {
+        metadata_matcher: Some(matcher),
+        metadata_source: 0,
+    };
+    let inverted = |text| MetadataProto {
+        invert: true,
+        ..claim(text)
+    };
+    // With the claims, without any.
+    for (matcher, expected) in [
+        (claim("alice"), [true, false]),
+        (claim("bob"), [false, false]),
+        (inverted("alice"), [false, true]),
+        (inverted("bob"), [true, true]),
+    ] {
+        for (rule, identifier) in [
+            (Rule::Metadata(matcher.clone()), Identifier::Any(true)),
+            (
+                Rule::SourcedMetadata(sourced(matcher.clone())),
+                Identifier::Any(true),
+            ),
+            (Rule::Any(true), Identifier::Metadata(matcher.clone())),
+            (
+                Rule::Any(true),
+                Identifier::SourcedMetadata(sourced(matcher.clone())),
+            ),
+        ] {
+            let allow = rules(policy(rule, identifier)).unwrap().unwrap();
+            let allow = Authorizer::compile([&allow]);
+            let headers = HeaderMap::new();
+            let allowed = [Some(&known), None].map(|metadata| {
+                let request = AuthzRequest {
+                    principals: &[],
+                    authenticated: false,
+                    method: "GET",
+                    path: "/",
+                    authority: "",
+                    headers: &headers,
+                    source: [127, 0, 0, 1].into(),
+                    destination: ([127, 0, 0, 1], 80).into(),
+                    server_name: "",
+                    metadata,
+                    details: Default::default(),
+                };
+                allow.decide(&request).allowed
+            });
+            assert_eq!(allowed, expected, "{matcher:?}");
+        }
+    }
+}
+
 #[test]
 #[expect(
     deprecated,
@@ -128,6 +218,23 @@ pub(super) fn rules_that_cannot_be_evaluated_refuse_the_filter() {
         (
             policy(Rule::Metadata(Default::default()), anyone()),
             format!("{place}.permissions[0].metadata.filter: is missing"),
+        ),
+        (
+            policy(
+                Rule::SourcedMetadata(SourcedMetadata {
+                    metadata_matcher: Some(claim("alice")),
+                    metadata_source: 1,
+                }),
+                anyone(),
+            ),
+            format!("{place}.permissions[0].sourced_metadata.metadata_source: is not supported"),
+        ),
+        (
+            policy(
+                Rule::Any(true),
+                Identifier::SourcedMetadata(SourcedMetadata::default()),
+            ),
+            format!("{place}.principals[0].sourced_metadata.metadata_matcher: is missing"),
         ),
         (
             policy(Rule::Header(header("grpc-timeout")), anyone()),
@@ -231,4 +338,93 @@ pub(super) fn secrets() {
         r#type: None,
     });
     refused(Kind::Secret, none, ": holds no secret");
+}
+
+#[test]
+fn a_certificate_over_sds_has_its_key_and_nothing_that_is_not_understood() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["leaf".to_owned()]).unwrap();
+    let chain = leaf.self_signed(&key).unwrap().pem();
+    let text = |pem: &str| {
+        Some(DataSource {
+            specifier: Some(Specifier::InlineString(pem.to_owned())),
+            ..DataSource::default()
+        })
+    };
+    let pair = |chain: &str, key: &str| TlsCertificate {
+        certificate_chain: text(chain),
+        private_key: text(key),
+        ..TlsCertificate::default()
+    };
+    let secret = |certificate| {
+        any(&SecretProto {
+            name: "web".into(),
+            r#type: Some(Type::TlsCertificate(certificate)),
+        })
+    };
+    let key = key.serialize_pem();
+    match decode(Kind::Secret, secret(pair(&chain, &key))).unwrap() {
+        Config::Secret(secret) => assert_eq!(secret.name().as_str(), "web"),
+        other => panic!("{other:?}"),
+    }
+    let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let encrypted = TlsCertificate {
+        password: text("x"),
+        ..pair(&chain, &key)
+    };
+    for (certificate, expected) in [
+        (
+            pair(&chain, &other),
+            "private_key: does not fit certificate_chain",
+        ),
+        (
+            pair(&chain, "nonsense"),
+            "private_key: holds no private key in PEM",
+        ),
+        (pair("", &key), "certificate_chain: holds no certificate"),
+        (encrypted, "password: is not supported"),
+    ] {
+        let expected = format!("tls_certificate.{expected}");
+        refused(Kind::Secret, secret(certificate), &expected);
+    }
+}
+
+#[test]
+fn checks_beside_roots_are_not_dropped_in_silence() {
+    use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher as StringMatcherProto;
+    let root = rcgen::generate_simple_self_signed(["root".to_owned()]).unwrap();
+    let roots = || CertificateValidationContext {
+        trusted_ca: Some(DataSource {
+            specifier: Some(Specifier::InlineString(root.cert.pem())),
+            ..DataSource::default()
+        }),
+        ..CertificateValidationContext::default()
+    };
+    #[expect(deprecated, reason = "older control planes send it")]
+    let with_names = CertificateValidationContext {
+        match_subject_alt_names: vec![StringMatcherProto::default()],
+        ..roots()
+    };
+    let with_hash = CertificateValidationContext {
+        verify_certificate_hash: vec!["00".into()],
+        ..roots()
+    };
+    for (context, expected) in [
+        (
+            with_names,
+            "match_typed_subject_alt_names: is not supported in a secret",
+        ),
+        (with_hash, "verify_certificate_hash: is not supported"),
+    ] {
+        let secret = any(&SecretProto {
+            name: "roots".into(),
+            r#type: Some(Type::ValidationContext(context)),
+        });
+        refused(
+            Kind::Secret,
+            secret,
+            &format!("validation_context.{expected}"),
+        );
+    }
 }

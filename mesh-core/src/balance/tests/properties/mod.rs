@@ -7,6 +7,7 @@ mod hashing;
 mod priorities;
 mod subsets;
 mod weights;
+mod zones;
 
 use super::*;
 

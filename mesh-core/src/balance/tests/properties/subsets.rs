@@ -6,8 +6,8 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::*;
 use crate::{
-    balance::nearest,
-    config::{Endpoint, LbMetadata, SubsetFallback, SubsetSelector, Subsets},
+    balance::{aperture, nearest},
+    config::{ClientPosition, Endpoint, LbMetadata, SubsetFallback, SubsetSelector, Subsets},
 };
 
 fn addresses(count: u64) -> Vec<SocketAddr> {
@@ -70,6 +70,65 @@ fn each_endpoint_is_used_by_as_many_processes_as_any_other() {
     }
     let counts: Vec<_> = all.iter().map(|address| users[address]).collect();
     are_likely(&counts, &[1.0 / 20.0; 20]);
+}
+
+/// The subsets of all clients of an aperture.
+fn apertures(all: &[SocketAddr], size: usize, count: u32) -> Vec<BTreeSet<SocketAddr>> {
+    let of = |index| {
+        let client = ClientPosition { index, count };
+        let subset = aperture(all.to_vec(), size, client, |address| *address);
+        subset.into_iter().collect()
+    };
+    (0..count).map(of).collect()
+}
+
+#[test]
+fn each_endpoint_of_an_aperture_has_as_many_clients_as_any_other_or_one_more() {
+    cases(|rng| {
+        let all = addresses(between(rng, 1, 60));
+        let (size, clients) = (between(rng, 1, 20) as usize, between(rng, 1, 40) as u32);
+        let subsets = apertures(&all, size, clients);
+        let users = |address| {
+            subsets
+                .iter()
+                .filter(|subset| subset.contains(address))
+                .count()
+        };
+        let users: Vec<_> = all.iter().map(users).collect();
+        let (least, most) = (users.iter().min().unwrap(), users.iter().max().unwrap());
+        assert!(
+            *least >= 1 && most - least <= 1,
+            "{size} of {clients}: {users:?}"
+        );
+        assert!(
+            subsets
+                .iter()
+                .all(|subset| subset.len() >= size.min(all.len()))
+        );
+    });
+}
+
+#[test]
+fn one_that_comes_or_goes_changes_two_of_an_aperture_at_most() {
+    cases(|rng| {
+        let mut all = addresses(between(rng, 2, 60));
+        let (size, clients) = (between(rng, 1, 20) as usize, between(rng, 1, 40) as u32);
+        let more = apertures(&all, size, clients);
+        all.remove(rng.below(all.len() as u64) as usize);
+        let fewer = apertures(&all, size, clients);
+        for (more, fewer) in more.iter().zip(&fewer) {
+            let grown = more.len().saturating_sub(fewer.len());
+            let shrunk = fewer.len().saturating_sub(more.len());
+            assert!(
+                more.difference(fewer).count() <= 2 + grown,
+                "{fewer:?} {more:?}"
+            );
+            assert!(
+                fewer.difference(more).count() <= 2 + shrunk,
+                "{fewer:?} {more:?}"
+            );
+        }
+    });
 }
 
 /// Which endpoints a request with this metadata may have, by looking at each.
@@ -162,6 +221,7 @@ fn a_request_gets_the_endpoints_whose_metadata_it_asks_for() {
         let picker = Picker::build(&Parts {
             policy: &LbPolicy::Random,
             common: &CommonLbConfig::default(),
+            local: None,
             overprovisioning_factor: None,
             endpoints: &endpoints,
             sources: &sources,

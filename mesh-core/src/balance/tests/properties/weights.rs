@@ -172,6 +172,7 @@ fn with_groups(
     Picker::build(&Parts {
         policy,
         common,
+        local: None,
         overprovisioning_factor,
         endpoints,
         sources: &[],

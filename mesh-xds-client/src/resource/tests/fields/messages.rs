@@ -5,7 +5,12 @@ use envoy_types::pb::envoy::{
         cluster::v3::{
             CircuitBreakers, LoadBalancingPolicy, OutlierDetection,
             circuit_breakers::Thresholds,
-            cluster::{CommonLbConfig, EdsClusterConfig},
+            cluster::{
+                CommonLbConfig, EdsClusterConfig,
+                common_lb_config::{
+                    LocalityConfigSpecifier as OfCluster, ZoneAwareLbConfig as ZoneAwareOfCluster,
+                },
+            },
             load_balancing_policy::Policy as LbPolicy,
         },
         core::v3::{
@@ -29,15 +34,25 @@ use envoy_types::pb::envoy::{
         filters::{
             http::{rbac::v3::Rbac, router::v3::Router},
             network::http_connection_manager::v3::{
-                HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+                HttpConnectionManager, HttpFilter, Rds,
+                http_connection_manager::{RouteSpecifier, SetCurrentClientCertDetails},
                 http_filter,
             },
         },
         load_balancing_policies::{
             client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
-            common::v3::SlowStartConfig, least_request::v3::LeastRequest, maglev::v3::Maglev,
-            pick_first::v3::PickFirst, random::v3::Random, random_subsetting::v3::RandomSubsetting,
-            ring_hash::v3::RingHash, round_robin::v3::RoundRobin, wrr_locality::v3::WrrLocality,
+            common::v3::{
+                LocalityLbConfig, SlowStartConfig,
+                locality_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
+            },
+            least_request::v3::LeastRequest,
+            maglev::v3::Maglev,
+            pick_first::v3::PickFirst,
+            random::v3::Random,
+            random_subsetting::v3::RandomSubsetting,
+            ring_hash::v3::RingHash,
+            round_robin::v3::RoundRobin,
+            wrr_locality::v3::WrrLocality,
         },
         transport_sockets::tls::v3::{
             CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
@@ -50,7 +65,7 @@ use envoy_types::pb::envoy::{
 };
 
 use super::{
-    super::*,
+    super::{super::own_policy::DeterministicSubsetting, *},
     clusters, filters,
     probe::{Fate, probe},
     routes, tls,
@@ -125,6 +140,30 @@ fn balance(t: &mut Table) {
             child_policy: inner,
         },
     );
+    policy(
+        t,
+        &DeterministicSubsetting {
+            subset_size: uint32(3),
+            child_policy: policies(any(&Random::default())),
+        },
+    );
+    add(t, "", Kind::Cluster, &ZoneAwareOfCluster::default(), |m| {
+        any(&ClusterProto {
+            common_lb_config: Some(CommonLbConfig {
+                locality_config_specifier: Some(OfCluster::ZoneAwareLbConfig(m)),
+                ..CommonLbConfig::default()
+            }),
+            ..cluster()
+        })
+    });
+    add(t, "", Kind::Cluster, &ZoneAwareLbConfig::default(), |m| {
+        with_policy(any(&RoundRobin {
+            locality_lb_config: Some(LocalityLbConfig {
+                locality_config_specifier: Some(LocalityConfigSpecifier::ZoneAwareLbConfig(m)),
+            }),
+            ..RoundRobin::default()
+        }))
+    });
     let slow_start = SlowStartConfig {
         slow_start_window: Some(envoy_types::pb::google::protobuf::Duration {
             seconds: 10,
@@ -209,6 +248,13 @@ pub(super) fn table() -> Table {
             })))
         },
     );
+    let details = SetCurrentClientCertDetails::default();
+    add(t, "", Kind::Listener, &details, |m| {
+        any(&inbound(chain(HttpConnectionManager {
+            set_current_client_cert_details: Some(m),
+            ..inline()
+        })))
+    });
     add(t, " (server)", Kind::Listener, &Rbac::default(), |m| {
         any(&inbound(chain(HttpConnectionManager {
             http_filters: vec![filter("rbac", any(&m)), router()],
@@ -356,10 +402,11 @@ pub(super) fn table() -> Table {
         )),
     };
     add(t, "", Kind::Secret, &secret, |m| any(&m));
+    super::dns::add_all(t);
     table
 }
 
-fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSource {
+pub(super) fn inline_string(text: &str) -> envoy_types::pb::envoy::config::core::v3::DataSource {
     use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
     DataSource {
         specifier: Some(Specifier::InlineString(text.into())),

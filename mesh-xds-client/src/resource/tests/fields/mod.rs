@@ -1,6 +1,7 @@
 //! Every field of every supported resource has a fate, and docs/xds-fields.md says which.
 
 mod clusters;
+mod dns;
 mod filters;
 mod messages;
 mod probe;
@@ -23,6 +24,8 @@ const NOTES: &[(&str, &[&str])] = &[
             "HttpConnectionManager (client) common_http_protocol_options",
             "HttpConnectionManager (server) common_http_protocol_options",
             "HttpConnectionManager (server) path_with_escaped_slashes_action",
+            "HttpConnectionManager (server) set_current_client_cert_details",
+            "HttpConnectionManager.SetCurrentClientCertDetails subject",
             "HttpFilter (client) disabled",
             "HttpFilter (client) is_optional",
             "HttpFilter (client) name",
@@ -68,6 +71,9 @@ const NOTES: &[(&str, &[&str])] = &[
             "CommonTlsContext (of clusters) tls_certificate_certificate_provider_instance",
             "CommonTlsContext (of clusters) tls_certificate_sds_secret_configs",
             "TlsParameters (of clusters) tls_maximum_protocol_version",
+            "Cluster (of hosts) load_assignment",
+            "DnsCluster all_addresses_in_single_endpoint",
+            "DnsCluster dns_lookup_family",
             "Cluster.TransportSocketMatch r#match",
             "Cluster.TransportSocketMatch transport_socket",
             "ClusterLoadAssignment policy",
@@ -182,6 +188,7 @@ const NOTES: &[(&str, &[&str])] = &[
             "UpstreamTlsContext max_session_keys",
             "CommonTlsContext (of clusters) alpn_protocols",
             "CertificateValidationContext (of clusters) suppress_client_ca_list",
+            "CertificateValidationContext (of secrets) suppress_client_ca_list",
             "LocalityLbEndpoints proximity",
         ],
     ),
@@ -195,6 +202,7 @@ const NOTES: &[(&str, &[&str])] = &[
             "WeightedCluster total_weight",
             "HttpProtocolOptions http_filters",
             "ClusterLoadAssignment named_endpoints",
+            "Cluster (of hosts) eds_cluster_config",
         ],
     ),
 ];

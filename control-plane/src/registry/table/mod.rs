@@ -3,6 +3,9 @@
 //! Sans-IO: every call says what time it is, and what is to be kept is taken with
 //! [`Table::take_records`]. Waiting, probing and storing are done around it.
 
+mod entry;
+mod time;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -10,8 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_core::config::HealthStatus;
-
+use self::entry::Clock;
+pub(in crate::registry) use self::entry::Entry;
+pub use self::entry::{Member, Members};
 use super::{
     guard::Guard,
     instance::{CheckKind, CheckState, CheckStatus, Registration, Stored},
@@ -24,116 +28,6 @@ pub const DRAIN: Duration = Duration::from_secs(30);
 /// After a restart of the control plane a lease, or a check that waits to be told, gets at least so
 /// long: nobody could renew while it was away.
 pub const RESTART_GRACE: Duration = Duration::from_secs(30);
-/// The output of a check that was not told in time (Consul's words).
-const EXPIRED: &str = "TTL expired";
-
-/// An instance as clients are to see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// What it said.
-    pub registration: Arc<Registration>,
-    /// What EDS says of it.
-    pub health: HealthStatus,
-    /// Its share; not 0.
-    pub weight: u32,
-}
-
-/// Everything that clients are to see, by id.
-pub type Members = BTreeMap<String, Arc<Member>>;
-
-/// An instance and what is known of it.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) registration: Arc<Registration>,
-    pub(super) checks: Vec<CheckState>,
-    /// When each check that waits to be told is critical, and since when it is.
-    clocks: Vec<Clock>,
-    /// Why it is draining, if an operator said so.
-    pub(super) maintenance: Option<String>,
-    /// When the lease ends.
-    pub(super) lease_until: Option<Instant>,
-    /// When one that deregistered is forgotten.
-    pub(super) drained_at: Option<Instant>,
-    /// It was lost with too many others, and counts as it did before.
-    pub(super) is_kept: bool,
-    /// Its lease ended.
-    has_expired: bool,
-    pub(super) create_index: u64,
-    pub(super) modify_index: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Clock {
-    until: Option<Instant>,
-    critical_since: Option<Instant>,
-}
-
-impl Entry {
-    /// The worst of its checks.
-    pub(super) fn status(&self) -> CheckStatus {
-        let worst = self.checks.iter().map(|check| check.status).max();
-        worst.unwrap_or(CheckStatus::Passing)
-    }
-
-    /// Checks or lease say that it is lost.
-    fn is_lost(&self) -> bool {
-        self.has_expired || self.status() == CheckStatus::Critical
-    }
-
-    pub(super) fn health(&self) -> HealthStatus {
-        if self.maintenance.is_some() || self.drained_at.is_some() {
-            HealthStatus::Draining
-        } else if self.is_lost() && !self.is_kept {
-            HealthStatus::Unhealthy
-        } else {
-            HealthStatus::Healthy
-        }
-    }
-
-    pub(super) fn weight(&self) -> u32 {
-        let weights = self.registration.weights;
-        let weight = match self.status() {
-            CheckStatus::Passing => weights.passing,
-            CheckStatus::Warning | CheckStatus::Critical => weights.warning,
-        };
-        weight.max(1)
-    }
-
-    fn member(&self) -> Member {
-        Member {
-            registration: Arc::clone(&self.registration),
-            health: self.health(),
-            weight: self.weight(),
-        }
-    }
-
-    fn stored(&self) -> Stored {
-        Stored {
-            registration: Registration::clone(&self.registration),
-            checks: self.checks.clone(),
-            maintenance: self.maintenance.clone(),
-        }
-    }
-
-    /// When something happens to it by itself.
-    fn next(&self) -> Option<Instant> {
-        if self.drained_at.is_some() {
-            return self.drained_at;
-        }
-        let of_checks = self.checks.iter().zip(&self.clocks);
-        let of_checks = of_checks.flat_map(|(check, clock)| {
-            let critical = check.status == CheckStatus::Critical;
-            let reaped = clock.critical_since.zip(check.spec.deregister_after);
-            let reaped = reaped.map(|(since, after)| since + after);
-            [
-                clock.until.filter(|_| !critical),
-                reaped.filter(|_| critical && !self.is_kept),
-            ]
-        });
-        let lease = self.lease_until.filter(|_| !self.has_expired);
-        of_checks.flatten().chain(lease).min()
-    }
-}
 
 /// Why something asked for was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,8 +52,8 @@ impl fmt::Display for Unknown {
 
 /// All instances.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    pub(super) entries: BTreeMap<String, Entry>,
+pub(in crate::registry) struct Table {
+    pub(in crate::registry) entries: BTreeMap<String, Entry>,
     members: Arc<Members>,
     guards: BTreeMap<(String, String), Guard>,
     /// Those that are kept although they seem lost.
@@ -172,7 +66,7 @@ pub(super) struct Table {
 
 impl Table {
     /// A table of what an earlier process knew.
-    pub(super) fn restored(stored: Vec<Stored>, now: Instant) -> Self {
+    pub(in crate::registry) fn restored(stored: Vec<Stored>, now: Instant) -> Self {
         let mut table = Self::default();
         for Stored {
             registration,
@@ -194,30 +88,30 @@ impl Table {
     }
 
     /// What clients are to see.
-    pub(super) fn members(&self) -> &Arc<Members> {
+    pub(in crate::registry) fn members(&self) -> &Arc<Members> {
         &self.members
     }
 
     /// Grows with everything that can be seen.
-    pub(super) fn index(&self) -> u64 {
+    pub(in crate::registry) fn index(&self) -> u64 {
         self.index.max(1)
     }
 
     /// The index of the last change to a service; that of all if there is none of that name.
-    pub(super) fn index_of(&self, service: &str) -> u64 {
+    pub(in crate::registry) fn index_of(&self, service: &str) -> u64 {
         self.indexes
             .get(service)
             .map_or_else(|| self.index(), |index| *index)
     }
 
     /// What is to be kept since the last call.
-    pub(super) fn take_records(&mut self) -> Vec<Record> {
+    pub(in crate::registry) fn take_records(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
     }
 
     /// Takes an instance in, in the place of one of the same id. Checks that stay the same keep what
     /// they found, as in Consul.
-    pub(super) fn register(&mut self, registration: Registration, now: Instant) {
+    pub(in crate::registry) fn register(&mut self, registration: Registration, now: Instant) {
         let id = registration.id.clone();
         let before = self.entries.get(&id);
         let held = |id: &str| before?.checks.iter().find(|check| check.spec.id == id);
@@ -284,7 +178,7 @@ impl Table {
     }
 
     /// Says that an instance with a lease lives; whether there is one.
-    pub(super) fn renew(&mut self, id: &str, now: Instant) -> bool {
+    pub(in crate::registry) fn renew(&mut self, id: &str, now: Instant) -> bool {
         let Some(entry) = self.entries.get_mut(id) else {
             return false;
         };
@@ -301,7 +195,11 @@ impl Table {
     }
 
     /// An instance goes: it drains, and is forgotten after that.
-    pub(super) fn deregister(&mut self, id: &str, now: Instant) -> Result<(), Unknown> {
+    pub(in crate::registry) fn deregister(
+        &mut self,
+        id: &str,
+        now: Instant,
+    ) -> Result<(), Unknown> {
         let unknown = || Unknown::Instance(id.to_owned());
         let entry = self.entries.get_mut(id).ok_or_else(unknown)?;
         if entry.drained_at.is_some() {
@@ -315,7 +213,11 @@ impl Table {
     }
 
     /// Takes an instance out of the traffic, or back into it.
-    pub(super) fn maintain(&mut self, id: &str, reason: Option<String>) -> Result<(), Unknown> {
+    pub(in crate::registry) fn maintain(
+        &mut self,
+        id: &str,
+        reason: Option<String>,
+    ) -> Result<(), Unknown> {
         let entry = self.known(id)?;
         if entry.maintenance != reason {
             entry.maintenance = reason;
@@ -332,7 +234,7 @@ impl Table {
     }
 
     /// A check that waits to be told is told.
-    pub(super) fn tell(
+    pub(in crate::registry) fn tell(
         &mut self,
         check: &str,
         status: CheckStatus,
@@ -354,7 +256,7 @@ impl Table {
 
     /// A check that the control plane does has a result. One of a check that is gone, or is another
     /// one now, says nothing.
-    pub(super) fn observe(
+    pub(in crate::registry) fn observe(
         &mut self,
         id: &str,
         kind: (&str, &CheckKind),
@@ -455,117 +357,6 @@ impl Table {
                 .is_some_and(|member| member.health.is_usable())
         });
         usable.count()
-    }
-
-    /// When something happens by itself.
-    pub(super) fn next(&self) -> Option<Instant> {
-        let of_entries = self.entries.values().filter_map(Entry::next);
-        let of_guards = self.guards.values().filter_map(Guard::next);
-        of_entries.chain(of_guards).min()
-    }
-
-    /// Does what is due.
-    pub(super) fn advance(&mut self, now: Instant) {
-        let is_due = |entry: &Entry| entry.next().is_some_and(|at| at <= now);
-        let due: Vec<_> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| is_due(entry))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in due {
-            self.advance_one(&id, now);
-        }
-        self.let_go(now);
-    }
-
-    fn advance_one(&mut self, id: &str, now: Instant) {
-        let Some(entry) = self.entries.get(id) else {
-            return;
-        };
-        let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if is_past(entry.drained_at) {
-            self.forget(id);
-        }
-        let Some(entry) = self.entries.get_mut(id).filter(|e| e.drained_at.is_none()) else {
-            return;
-        };
-        let mut expired = Vec::new();
-        for (at, (check, clock)) in entry.checks.iter_mut().zip(&entry.clocks).enumerate() {
-            if is_past(clock.until) && check.status != CheckStatus::Critical {
-                check.set(CheckStatus::Critical, EXPIRED);
-                expired.push(at);
-            }
-        }
-        for at in expired {
-            self.found(id, at, now);
-        }
-        let Some(entry) = self.entries.get_mut(id) else {
-            return;
-        };
-        if is_past(entry.lease_until) && !entry.has_expired {
-            entry.has_expired = true;
-            self.judge(id, now);
-        }
-        self.reap(id, now);
-    }
-
-    /// Forgets an instance whose lease ended, or that was critical for as long as it said.
-    fn reap(&mut self, id: &str, now: Instant) {
-        let Some(entry) = self.entries.get(id).filter(|entry| !entry.is_kept) else {
-            return;
-        };
-        let mut checks = entry.checks.iter().zip(&entry.clocks);
-        let is_critical_for_long = checks.any(|(check, clock)| {
-            let since = clock.critical_since.zip(check.spec.deregister_after);
-            check.status == CheckStatus::Critical
-                && since.is_some_and(|(since, after)| since + after <= now)
-        });
-        if entry.has_expired || is_critical_for_long {
-            tracing::info!(
-                id,
-                service = entry.registration.service,
-                reason = if entry.has_expired {
-                    "its lease ended"
-                } else {
-                    "it was critical for long"
-                },
-                "an instance was removed"
-            );
-            self.records.push(Record::Delete(id.to_owned()));
-            self.forget(id);
-        }
-    }
-
-    /// Lets those go that were kept, where most others are seen again.
-    fn let_go(&mut self, now: Instant) {
-        let kept = self.kept.iter().filter_map(|id| self.entries.get(id));
-        let services: BTreeSet<_> = kept.map(|entry| service_of(&entry.registration)).collect();
-        for service in &services {
-            let present = self
-                .of_service(service)
-                .filter(|(_, entry)| entry.drained_at.is_none());
-            let (mut all, mut lost, mut kept) = (0, 0, Vec::new());
-            for (id, entry) in present {
-                all += 1;
-                lost += usize::from(entry.is_lost());
-                kept.extend(entry.is_kept.then(|| id.clone()));
-            }
-            let guard = self.guards.entry(service.clone()).or_default();
-            if !guard.is_calm(lost, all, now) {
-                continue;
-            }
-            for id in kept {
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.is_kept = false;
-                }
-                self.kept.remove(&id);
-                self.changed(&id);
-                self.reap(&id, now);
-            }
-        }
-        self.guards
-            .retain(|_, guard| guard.next().is_some_and(|at| at > now));
     }
 
     fn forget(&mut self, id: &str) {
