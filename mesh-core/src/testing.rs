@@ -5,7 +5,8 @@ use std::{net::SocketAddr, sync::Arc};
 use crate::{
     config::{
         Cluster, ClusterEndpoints, Endpoint, Forward, HealthStatus, LocalityEndpoints, LocalityId,
-        PathMatcher, PathPattern, Route, RouteAction, RouteConfig, RouteMatch, VirtualHost,
+        PathMatcher, PathPattern, Route, RouteAction, RouteConfig, RouteMatch, RouterOptions,
+        VirtualHost,
     },
     snapshot::{ClusterTree, Compiler, ConfigTree, SnapshotReader, SnapshotWriter, pair},
 };
@@ -28,6 +29,7 @@ pub fn tree(name: &str) -> TreeBuilder {
             max_stream_duration: None,
             stream_idle_timeout: None,
             filters: [].into(),
+            router: RouterOptions::default(),
             routes: Arc::new(routes),
             clusters: std::collections::BTreeMap::new(),
         },

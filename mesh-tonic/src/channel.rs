@@ -52,6 +52,15 @@ impl<M: MakeEndpoint> Channel<M> {
         self
     }
 
+    /// Whether what callers ask for in headers (`x-envoy-max-retries` and the like) is done, see
+    /// [`MeshBuilder::read_caller_headers`](mesh_tower::MeshBuilder::read_caller_headers). As the mesh
+    /// says by default.
+    #[must_use]
+    pub fn read_caller_headers(mut self, reads: bool) -> Self {
+        self.service = self.service.read_caller_headers(reads);
+        self
+    }
+
     /// Waits for the first configuration.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use mesh_core::{
     ClusterName,
     config::{AttemptCounts, HedgePolicy, Mirror},
     filter::{ConcurrencyPermit, Session},
+    retry::EXPECTED_TIMEOUT,
     route::{RequestView, ResponseChanges},
     snapshot::Snapshot,
 };
@@ -45,6 +46,33 @@ pub(crate) struct CallExtras {
     pub(crate) permits: Vec<ConcurrencyPermit>,
     /// A cookie that the response sets.
     pub(crate) cookie: Option<HeaderValue>,
+    /// What servers are told of how long they are waited for.
+    pub(crate) expected: Option<ExpectedTimeout>,
+}
+
+/// How long an attempt is waited for, as its server is told (`x-envoy-expected-rq-timeout-ms`).
+pub(crate) struct ExpectedTimeout {
+    /// Limit of each attempt; `None` where those that take longer go on.
+    pub(crate) per_try: Option<Duration>,
+    /// Limit over all attempts.
+    pub(crate) all: Option<Duration>,
+    pub(crate) began: Instant,
+}
+
+impl ExpectedTimeout {
+    /// What attempt number `attempt` is told; `None` when there is no limit.
+    fn of(&self, attempt: u32) -> Option<HeaderValue> {
+        let left = self.all.map(|all| match attempt {
+            1 => all,
+            // Zero would be for ever.
+            _ => all
+                .saturating_sub(self.began.elapsed())
+                .max(Duration::from_millis(1)),
+        });
+        let expected = self.per_try.into_iter().chain(left).min()?;
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+        Some(HeaderValue::from(millis))
+    }
 }
 
 /// How long nothing may be sent or received.
@@ -101,6 +129,11 @@ impl CallExtras {
         if self.attempt_counts.in_request {
             let headers = &mut outgoing.head_mut().headers;
             headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+        }
+        let expected = self.expected.as_ref();
+        if let Some(expected) = expected.and_then(|expected| expected.of(attempt)) {
+            let headers = &mut outgoing.head_mut().headers;
+            headers.insert(EXPECTED_TIMEOUT, expected);
         }
         let Some(dialled) = &self.dialled else {
             return;

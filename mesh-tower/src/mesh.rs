@@ -24,6 +24,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     Error, HttpClient, MeshService,
+    call::CallOptions,
     cluster::ClusterRegistry,
     connect::HyperConnector,
     explain::CallExplanation,
@@ -59,6 +60,8 @@ struct Inner {
     identity: Option<Identity>,
     telemetry: Telemetry,
     drain_timeout: Duration,
+    /// Of the clients that are made.
+    calls: CallOptions,
     /// Becomes true when servers shall drain.
     shutdown: watch::Sender<bool>,
     /// Servers that have not drained yet.
@@ -84,6 +87,7 @@ pub struct MeshBuilder {
     identity_file: Option<PathBuf>,
     dns_servers: Vec<SocketAddr>,
     lb_policies: Vec<(String, Arc<dyn LbPolicyFactory>)>,
+    calls: CallOptions,
     local_cluster: Option<String>,
     client_position: Option<ClientPosition>,
 }
@@ -193,6 +197,30 @@ impl MeshBuilder {
         self
     }
 
+    /// Whether clients do what requests ask for in headers, as Envoy's router does: timeouts
+    /// (`x-envoy-upstream-rq-timeout-ms`, `-rq-per-try-timeout-ms`, `-stream-duration-ms`,
+    /// `-rq-timeout-alt-response`), retries (`x-envoy-retry-on`, `-retry-grpc-on`, `-max-retries`,
+    /// `-retriable-status-codes`, `-retriable-header-names`) and hedging
+    /// (`x-envoy-hedge-on-per-try-timeout`). They win over the route's settings or add to them, and are
+    /// removed; servers are told in `x-envoy-expected-rq-timeout-ms` how long they are waited for.
+    ///
+    /// Default false: they are headers as any other. Whoever passes on headers of callers that are not
+    /// trusted lets these choose timeouts and retries with it.
+    pub fn read_caller_headers(mut self, reads: bool) -> Self {
+        self.calls.reads_caller_headers = reads;
+        self
+    }
+
+    /// How many bytes of a streaming request body are kept, for each call that may be tried again or
+    /// hedged. A body of which more was sent is not sent again. A route may say something else
+    /// (`request_body_buffer_limit`) or less (`per_request_buffer_limit_bytes`). Default
+    /// [`REPLAY_BYTES_MAX`](crate::REPLAY_BYTES_MAX). Bodies of one buffer, as of unary gRPC calls, cost
+    /// nothing to send again, and have no limit.
+    pub fn replay_bytes_max(mut self, bytes: u32) -> Self {
+        self.calls.replay_bytes_max = bytes;
+        self
+    }
+
     /// The cluster of this process's own service, for example
     /// `outbound|8080||frontend.default.svc.cluster.local` of our control plane, or Envoy's
     /// `local_cluster_name`. Clusters with zone-aware routing keep requests in the zone of this process
@@ -283,6 +311,7 @@ impl MeshBuilder {
             identity,
             telemetry,
             drain_timeout: self.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+            calls: self.calls,
             shutdown,
             servers: Arc::default(),
             registrations: Registrations::default(),
@@ -337,7 +366,7 @@ impl Mesh {
         let reader = inner.xds.watch_listener(&resource, name);
         let clusters = Arc::clone(&inner.clusters);
         let listener = ListenerRuntime::new(name, reader, clusters, inner.telemetry.clone());
-        Ok(MeshService::of(listener))
+        Ok(MeshService::with_options(listener, inner.calls))
     }
 
     /// A client of any name, routed by the request's authority.

@@ -56,10 +56,11 @@ impl<M: MakeEndpoint> MeshService<M> {
     }
 
     pub(crate) fn of(listener: Arc<ListenerRuntime<M>>) -> Self {
-        Self {
-            listener,
-            options: CallOptions::default(),
-        }
+        Self::with_options(listener, CallOptions::default())
+    }
+
+    pub(crate) fn with_options(listener: Arc<ListenerRuntime<M>>, options: CallOptions) -> Self {
+        Self { listener, options }
     }
 
     /// Whether responses carry a [`SelectedEndpoint`](crate::SelectedEndpoint) in their extensions.
@@ -67,6 +68,22 @@ impl<M: MakeEndpoint> MeshService<M> {
     #[must_use]
     pub fn report_endpoint(mut self, reports: bool) -> Self {
         self.options.reports_endpoint = reports;
+        self
+    }
+
+    /// Whether what callers ask for in headers is done, see
+    /// [`MeshBuilder::read_caller_headers`](crate::MeshBuilder::read_caller_headers). Off by default.
+    #[must_use]
+    pub fn read_caller_headers(mut self, reads: bool) -> Self {
+        self.options.reads_caller_headers = reads;
+        self
+    }
+
+    /// How many bytes of a streaming body are kept for other attempts, see
+    /// [`MeshBuilder::replay_bytes_max`](crate::MeshBuilder::replay_bytes_max).
+    #[must_use]
+    pub fn replay_bytes_max(mut self, bytes: u32) -> Self {
+        self.options.replay_bytes_max = bytes;
         self
     }
 

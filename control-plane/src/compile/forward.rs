@@ -87,7 +87,7 @@ impl Context<'_> {
                 cluster: MirrorTarget::Cluster(name.into()),
                 fraction,
                 shadow_suffix: true,
-                is_traced: true,
+                trace_sampled: None,
             }),
             Err(message) => {
                 self.wrong(object, share_field, &message);

@@ -1,11 +1,13 @@
 //! What a route does beside choosing a cluster.
 
+use std::{num::NonZeroU32, sync::Arc};
+
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use http::HeaderName;
 use mesh_core::config::{
     AppendAction, Backoff, DirectResponse, Fraction, HeaderChanges, HeaderMutations, HeaderValue,
-    HostRewrite, PathRewrite, RETRIES_MAX, Redirect, RedirectPath, RegexRewrite, RetryOn,
-    RetryPolicy, ValueTemplate,
+    HostRewrite, PathRewrite, RETRIES_MAX, Redirect, RedirectPath, RegexRewrite, RetryExtras,
+    RetryOn, RetryPolicy, ValueTemplate,
 };
 
 use super::route_match::Wrong;
@@ -20,6 +22,9 @@ use crate::{
 /// Istio's retries for routes that say nothing.
 const DEFAULT_RETRIES: u32 = 2;
 const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
+
+/// After so many attempts Istio has those that follow leave the priorities of these.
+const REMOTE_AFTER: Option<NonZeroU32> = NonZeroU32::new(2);
 
 /// What Istio does for routes that say nothing.
 pub(super) fn default_retries() -> RetryPolicy {
@@ -75,6 +80,13 @@ pub(super) fn compile_retries(
         Some(Ok(_)) => wrong("retries.backoff", "it must be more than zero".into()),
         Some(Err(message)) => wrong("retries.backoff", message),
         None => {}
+    }
+    if declared.retry_remote_localities {
+        policy.extras = Some(Arc::new(RetryExtras {
+            previous_priorities: REMOTE_AFTER,
+            host_selection_attempts: 1,
+            ..RetryExtras::default()
+        }));
     }
     (policy.num_retries > 0).then_some(policy)
 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use mesh_core::config::{ApiListener, Listener, ListenerKind, RouteSource};
+use mesh_core::config::{ApiListener, Listener, ListenerKind, RouteSource, RouterOptions};
 
 use super::{
     Compiled, ROUTE_KINDS, RouteOrigin, ServiceInfo, View, Viewer, changed, scoped::LeftOut,
@@ -45,6 +45,7 @@ impl Compiled {
                 .into_iter()
                 .flatten()
                 .collect(),
+            router: RouterOptions::default(),
         };
         Some(Listener {
             name: requested.into(),

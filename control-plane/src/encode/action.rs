@@ -196,7 +196,7 @@ fn mirror(config: &Mirror) -> route_action::RequestMirrorPolicy {
         cluster_header,
         runtime_fraction: config.fraction.map(runtime_fraction),
         disable_shadow_host_suffix_append: !config.shadow_suffix,
-        trace_sampled: (!config.is_traced).then_some(BoolValue { value: false }),
+        trace_sampled: config.trace_sampled.map(|value| BoolValue { value }),
         ..route_action::RequestMirrorPolicy::default()
     }
 }

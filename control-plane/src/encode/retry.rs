@@ -1,12 +1,17 @@
 //! Retry policies of routes.
 
+use std::num::NonZeroU32;
+
 use envoy_types::pb::{
     envoy::{
         config::route::v3::{RetryPolicy as ProtoRetryPolicy, retry_policy},
-        extensions::retry::host::{
-            omit_canary_hosts::v3::OmitCanaryHostsPredicate,
-            omit_host_metadata::v3::OmitHostMetadataConfig,
-            previous_hosts::v3::PreviousHostsPredicate,
+        extensions::retry::{
+            host::{
+                omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+                omit_host_metadata::v3::OmitHostMetadataConfig,
+                previous_hosts::v3::PreviousHostsPredicate,
+            },
+            priority::previous_priorities::v3::PreviousPrioritiesConfig,
         },
     },
     google::protobuf::Any,
@@ -69,7 +74,20 @@ fn extras(config: Option<&RetryExtras>) -> ProtoRetryPolicy {
         per_try_idle_timeout: config.per_try_idle_timeout.map(duration),
         retry_host_predicate: predicates,
         host_selection_retry_max_attempts: config.host_selection_attempts.into(),
+        retry_priority: config.previous_priorities.map(previous_priorities),
         ..ProtoRetryPolicy::default()
+    }
+}
+
+fn previous_priorities(update_frequency: NonZeroU32) -> retry_policy::RetryPriority {
+    let config = PreviousPrioritiesConfig {
+        update_frequency: i32::try_from(update_frequency.get()).unwrap_or(i32::MAX),
+    };
+    retry_policy::RetryPriority {
+        name: "envoy.retry_priorities.previous_priorities".to_owned(),
+        config_type: Some(retry_policy::retry_priority::ConfigType::TypedConfig(any(
+            &config,
+        ))),
     }
 }
 

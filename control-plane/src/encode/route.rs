@@ -15,17 +15,17 @@ use envoy_types::pb::{
         },
         r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{BoolValue, UInt64Value},
 };
 use mesh_core::config::{
-    DirectResponse, Fraction, HeaderMatcher, Redirect, RedirectPath, Route, RouteAction,
-    RouteConfig, RouteMatch,
+    BodyBuffer, DirectResponse, Fraction, HeaderMatcher, Redirect, RedirectPath, Route,
+    RouteAction, RouteConfig, RouteMatch,
 };
 
 use super::{
     ClientClass,
     action::{forward, regex_rewrite},
-    filter, headers, hedge, matcher,
+    filter, headers, hedge, matcher, uint32,
 };
 
 /// Encodes a route configuration.
@@ -76,6 +76,7 @@ fn encode_routes(config: &Route, class: ClientClass) -> Vec<ProtoRoute> {
     routes.collect()
 }
 
+#[expect(deprecated, reason = "the buffer limit that older Envoys know")]
 fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
     let action = match &config.action {
         RouteAction::Forward(config) => route::Action::Route(forward(config, class)),
@@ -88,6 +89,10 @@ fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
             status: 500,
             ..DirectResponseAction::default()
         }),
+    };
+    let buffer = match &config.action {
+        RouteAction::Forward(config) => config.body_buffer,
+        _ => None,
     };
     ProtoRoute {
         name: config.name.clone(),
@@ -103,6 +108,14 @@ fn encode_route(config: &Route, class: ClientClass) -> ProtoRoute {
         response_headers_to_add: headers::response_add(config.headers.as_deref()),
         response_headers_to_remove: headers::response_remove(config.headers.as_deref()),
         typed_per_filter_config: filter::overrides(config.filters.as_deref(), class),
+        per_request_buffer_limit_bytes: match buffer {
+            Some(BodyBuffer::AtMost(bytes)) => Some(uint32(bytes)),
+            _ => None,
+        },
+        request_body_buffer_limit: match buffer {
+            Some(BodyBuffer::Exactly(bytes)) => Some(UInt64Value { value: bytes }),
+            _ => None,
+        },
         ..ProtoRoute::default()
     }
 }

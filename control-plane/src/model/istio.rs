@@ -365,6 +365,8 @@ object! {
         retry_on: Option<String>,
         /// First pause.
         backoff: Option<String>,
+        /// Whether a retry after two attempts leaves their priorities.
+        retry_remote_localities: bool,
     }
 }
 object! {

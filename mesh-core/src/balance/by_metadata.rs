@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
     ClusterEndpoint, Group, LoadBalancer, Parts, PickContext, PickResult, Picker, TierParts,
-    TierState,
+    TierState, TriedPriorities,
 };
 use crate::{
     config::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelector, Subsets},
@@ -75,18 +75,19 @@ impl ByMetadata {
         endpoints: &[ClusterEndpoint],
         wanted: &LbMetadata,
         context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: Tried<'_>,
     ) -> PickResult {
         let keys: Vec<&String> = wanted.keys().collect();
         let is_its = |selector: &&Selector| selector.keys.iter().eq(keys.iter().copied());
         let Some(selector) = self.selectors.iter().find(is_its) else {
-            return self.fall_back(self.fallback, endpoints, context);
+            return self.fall_back(self.fallback, endpoints, context, tried);
         };
         let values: Vec<_> = wanted.values().cloned().collect();
         if let Some(part) = selector.parts.get(&values) {
-            return part.pick(context);
+            return part.pick(context, tried);
         }
         if selector.fallback != SubsetFallback::KeysSubset {
-            return self.fall_back(selector.fallback, endpoints, context);
+            return self.fall_back(selector.fallback, endpoints, context, tried);
         }
         // Fewer keys each time, as the decoder sees to.
         let mut fewer = wanted.clone();
@@ -94,7 +95,7 @@ impl ByMetadata {
         if fewer.len() == wanted.len() {
             return PickResult::Fail;
         }
-        self.pick_part(endpoints, &fewer, context)
+        self.pick_part(endpoints, &fewer, context, tried)
     }
 
     fn fall_back(
@@ -102,13 +103,30 @@ impl ByMetadata {
         fallback: SubsetFallback,
         endpoints: &[ClusterEndpoint],
         context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: Tried<'_>,
     ) -> PickResult {
         match (fallback, &self.default) {
-            (SubsetFallback::AnyEndpoint, _) => self.all.pick_dyn(endpoints, context),
-            (SubsetFallback::DefaultSubset, Some(part)) => part.pick(context),
+            (SubsetFallback::AnyEndpoint, _) => pick(&self.all, endpoints, context, tried),
+            (SubsetFallback::DefaultSubset, Some(part)) => part.pick(context, tried),
             // An empty default subset is all of them.
-            (SubsetFallback::DefaultSubset, None) => self.all.pick_dyn(endpoints, context),
+            (SubsetFallback::DefaultSubset, None) => pick(&self.all, endpoints, context, tried),
             (SubsetFallback::NoFallback | SubsetFallback::KeysSubset, _) => PickResult::Fail,
+        }
+    }
+
+    fn pick_beyond(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: Tried<'_>,
+    ) -> PickResult {
+        let picked = match context.metadata {
+            Some(wanted) if !wanted.is_empty() => self.pick_part(endpoints, wanted, context, tried),
+            _ => self.fall_back(self.fallback, endpoints, context, tried),
+        };
+        match picked {
+            PickResult::Fail if self.panic_mode_any => pick(&self.all, endpoints, context, tried),
+            picked => picked,
         }
     }
 
@@ -198,11 +216,26 @@ impl Part {
         })
     }
 
-    fn pick(&self, context: &mut PickContext<'_, dyn Rng + '_>) -> PickResult {
-        match self.picker.pick_dyn(&self.endpoints, context) {
+    fn pick(&self, context: &mut PickContext<'_, dyn Rng + '_>, tried: Tried<'_>) -> PickResult {
+        match pick(&self.picker, &self.endpoints, context, tried) {
             PickResult::Endpoint(index) => PickResult::Endpoint(self.places[index] as usize),
             other => other,
         }
+    }
+}
+
+/// What a retry avoids; nothing for a first attempt.
+type Tried<'a> = Option<&'a TriedPriorities<'a>>;
+
+fn pick(
+    picker: &Picker,
+    endpoints: &[ClusterEndpoint],
+    context: &mut PickContext<'_, dyn Rng + '_>,
+    tried: Tried<'_>,
+) -> PickResult {
+    match tried {
+        None => picker.pick_dyn(endpoints, context),
+        Some(tried) => picker.pick_untried(endpoints, context, tried),
     }
 }
 
@@ -212,14 +245,16 @@ impl LoadBalancer for ByMetadata {
         endpoints: &[ClusterEndpoint],
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult {
-        let picked = match context.metadata {
-            Some(wanted) if !wanted.is_empty() => self.pick_part(endpoints, wanted, context),
-            _ => self.fall_back(self.fallback, endpoints, context),
-        };
-        match picked {
-            PickResult::Fail if self.panic_mode_any => self.all.pick_dyn(endpoints, context),
-            picked => picked,
-        }
+        self.pick_beyond(endpoints, context, None)
+    }
+
+    fn pick_untried(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        self.pick_beyond(endpoints, context, Some(tried))
     }
 
     fn observes(&self) -> bool {

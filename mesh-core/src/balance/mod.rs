@@ -37,7 +37,7 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 pub(crate) use build::{Group, LbPolicyFactories, Parts};
 use least_request::LeastRequest;
 pub use pick_first::ATTEMPT_DELAY;
-pub use priority::{Failover, FailoverChoice, PRIORITY_FAILOVER_TIMEOUT};
+pub use priority::{Failover, FailoverChoice, PRIORITY_FAILOVER_TIMEOUT, TriedPriorities};
 pub(crate) use priority::{TierParts, TierState};
 pub(crate) use provided::Provided;
 use round_robin::RoundRobin;
@@ -150,6 +150,18 @@ pub trait LoadBalancer: fmt::Debug + Send + Sync {
         context: &mut PickContext<'_, dyn Rng + '_>,
     ) -> PickResult;
 
+    /// Picks for a retry that avoids the priorities of earlier attempts. Policies of the application
+    /// are asked for an endpoint of one priority, and need not know.
+    fn pick_untried(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        _ = tried;
+        self.pick(endpoints, context)
+    }
+
     /// Whether it wants to [observe](Self::observe) how attempts end.
     fn observes(&self) -> bool {
         false
@@ -229,7 +241,22 @@ impl Picker {
         or_unready(picked, endpoints)
     }
 
-    /// The same, for a picker inside of another.
+    /// The same for a retry that avoids the priorities of earlier attempts.
+    #[cold]
+    pub fn pick_untried(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        match self {
+            Self::Other(balancer) => balancer.pick_untried(endpoints, context, tried),
+            // There is one priority.
+            Self::RoundRobin(_) | Self::LeastRequest(_) => self.pick_dyn(endpoints, context),
+        }
+    }
+
+    /// [`pick`](Self::pick) for a picker inside of another.
     fn pick_dyn(
         &self,
         endpoints: &[ClusterEndpoint],

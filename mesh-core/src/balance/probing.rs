@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::{ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker};
+use super::{ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker, TriedPriorities};
 use crate::{observed::Observation, rng::Rng};
 
 /// See the [module](self).
@@ -42,6 +42,15 @@ impl LoadBalancer for Probing {
             }
         }
         self.inner.pick_dyn(endpoints, context)
+    }
+
+    fn pick_untried(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        self.inner.pick_untried(endpoints, context, tried)
     }
 
     fn observes(&self) -> bool {

@@ -37,7 +37,7 @@ pub(super) struct PriorityLoads {
 
 impl PriorityHealth {
     /// What it can take of the load, when so many of its endpoints can be used.
-    fn capacity(self, usable: u32, factor: u32) -> u32 {
+    pub(super) fn capacity(self, usable: u32, factor: u32) -> u32 {
         let percent = u64::from(factor) * u64::from(usable);
         percent
             .checked_div(self.total.into())

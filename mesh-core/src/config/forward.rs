@@ -21,10 +21,32 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Limits of the stream (gRFC A31).
     pub max_stream_duration: Option<MaxStreamDuration>,
-    /// When to try again; `None` for never.
+    /// When to try again; `None` for never. One without conditions says how often and after which
+    /// pause, where a caller names the conditions.
     pub retry: Option<RetryPolicy>,
+    /// How much of a streaming body is kept for other attempts; `None` for the process' own limit.
+    pub body_buffer: Option<BodyBuffer>,
     /// What few routes ask for.
     pub extras: Option<Box<ForwardExtras>>,
+}
+
+/// How much of a request's body is kept for other attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyBuffer {
+    /// So many bytes, and not more than the process' own limit (`per_request_buffer_limit_bytes`).
+    AtMost(u32),
+    /// So many bytes, whatever the process' own limit is (`request_body_buffer_limit`).
+    Exactly(u64),
+}
+
+impl BodyBuffer {
+    /// The limit in bytes, where the process' own is `own`.
+    pub fn limit(self, own: usize) -> usize {
+        match self {
+            Self::AtMost(bytes) => own.min(bytes as usize),
+            Self::Exactly(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+        }
+    }
 }
 
 impl Forward {
@@ -86,8 +108,8 @@ pub struct Mirror {
     pub fraction: Option<Fraction>,
     /// Whether the copy's authority ends in `-shadow`. Default true.
     pub shadow_suffix: bool,
-    /// Whether the copy has a span of the call's trace (`trace_sampled`). Default true.
-    pub is_traced: bool,
+    /// Whether the copy is recorded in the call's trace; `None` is as the call is (`trace_sampled`).
+    pub trace_sampled: Option<bool>,
 }
 
 /// Where a [`Mirror`] goes.

@@ -39,6 +39,18 @@ pub struct ApiListener {
     pub stream_idle_timeout: Option<Duration>,
     /// What happens to requests on their way, in order (gRFC A39).
     pub filters: Arc<[HttpFilter]>,
+    /// What the router that ends the filters does with headers.
+    pub router: RouterOptions,
+}
+
+/// What a client that reads its callers' headers does with them (Envoy `Router`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouterOptions {
+    /// Whether servers are not told how long they are waited for (`suppress_envoy_headers`).
+    pub suppress_envoy_headers: bool,
+    /// Whether what another hop promised in `x-envoy-expected-rq-timeout-ms` is the timeout
+    /// (`respect_expected_rq_timeout`).
+    pub respect_expected_rq_timeout: bool,
 }
 
 /// Where a listener's routes come from.

@@ -65,7 +65,7 @@ pub use filter::{
     SessionState, StatefulSession, TokenBucket,
 };
 pub use forward::{
-    ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
+    BodyBuffer, ClusterExtras, Forward, ForwardExtras, HEDGE_ATTEMPTS_MAX, HedgeDelay, HedgePolicy,
     MaxStreamDuration, Mirror, MirrorTarget, Percentile, WeighBy, WeightedCluster,
 };
 pub use hash_policy::{HashPolicy, HashSource};
@@ -81,7 +81,8 @@ pub use jwt::{
     JWKS_RETRY_PAUSE_DEFAULT, JWT_CLOCK_SKEW_DEFAULT, Jwks, JwtAuthn, JwtProvider, RemoteJwks,
 };
 pub use listener::{
-    ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, TransportMatch,
+    ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, RouterOptions,
+    TransportMatch,
 };
 pub use matcher::{
     Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher,

@@ -1,6 +1,6 @@
 //! When a request is tried again (Envoy `RetryPolicy`; gRFC A6, A44).
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
 use http::HeaderName;
 
@@ -24,6 +24,14 @@ pub struct RetryPolicy {
     pub backoff: Backoff,
     /// What few policies ask for.
     pub extras: Option<Arc<RetryExtras>>,
+}
+
+impl RetryPolicy {
+    /// Whether it does anything by itself: retries, or a limit of attempts.
+    pub fn has_effect(&self) -> bool {
+        let idle = self.extras.as_ref().and_then(|e| e.per_try_idle_timeout);
+        !self.retry_on.is_empty() || self.per_try_timeout.is_some() || idle.is_some()
+    }
 }
 
 impl Default for RetryPolicy {
@@ -61,6 +69,10 @@ pub struct RetryExtras {
     /// How often a retry chooses again when it has chosen an endpoint to be avoided; then it takes
     /// what it gets. Default 1.
     pub host_selection_attempts: u32,
+    /// A retry avoids the priorities of earlier attempts, all but those since the last multiple of so
+    /// many attempts; when no other one can be used, the list starts again
+    /// (`envoy.retry_priorities.previous_priorities`, `update_frequency`).
+    pub previous_priorities: Option<NonZeroU32>,
 }
 
 impl RetryExtras {
@@ -199,6 +211,32 @@ impl RetryOn {
             }
         }
         (set, unknown)
+    }
+
+    /// The conditions of gRPC statuses.
+    const GRPC: Self = Self::CANCELLED
+        .or(Self::DEADLINE_EXCEEDED)
+        .or(Self::INTERNAL)
+        .or(Self::RESOURCE_EXHAUSTED)
+        .or(Self::UNAVAILABLE);
+
+    /// Reads `x-envoy-retry-on` as Envoy does: by exact names, without the conditions of gRPC statuses;
+    /// what is not known is passed over.
+    pub fn of_http(list: &str) -> Self {
+        Self::exactly(list, |bit| !Self::GRPC.contains(bit))
+    }
+
+    /// Reads `x-envoy-retry-grpc-on` likewise: the conditions of gRPC statuses alone.
+    pub fn of_grpc(list: &str) -> Self {
+        Self::exactly(list, |bit| Self::GRPC.contains(bit))
+    }
+
+    fn exactly(list: &str, is_meant: impl Fn(Self) -> bool) -> Self {
+        let known = list.split(',').map(str::trim).filter_map(|token| {
+            let mut tokens = Self::TOKENS.into_iter();
+            tokens.find_map(|(name, bit)| (name == token && is_meant(bit)).then_some(bit))
+        });
+        known.fold(Self::default(), Self::or)
     }
 
     /// The conditions of both.

@@ -4,11 +4,13 @@
 //! [`Circuit`](crate::health::Circuit).
 
 mod backoff;
+mod caller;
 mod latency;
 mod pause;
 mod policy;
 
 pub use backoff::backoff;
+pub use caller::{CallerTimes, EXPECTED_TIMEOUT, take_retry_policy};
 pub use latency::{LATENCY_SAMPLES_MIN, Latencies};
 pub use pause::{Pause, pause};
 pub use policy::{Attempted, is_retriable, may_retry};

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     ConfigError,
     config::{
-        AttemptCounts, DirectResponse, Forward, Redirect, RetryPolicy, Route, RouteAction,
-        RouteConfig, RouteMatch, VirtualHost,
+        AttemptCounts, BodyBuffer, DirectResponse, Forward, Redirect, RetryPolicy, Route,
+        RouteAction, RouteConfig, RouteMatch, VirtualHost,
     },
     name::ClusterName,
     rng::Rng,
@@ -96,6 +96,9 @@ pub struct ForwardAction {
     pub http_stream_limit: Option<Duration>,
     /// When to try again.
     pub retry: Option<RetryPolicy>,
+    /// A policy that does nothing by itself, as it names no condition.
+    idle_retry: Option<Box<RetryPolicy>>,
+    body_buffer: Option<BodyBuffer>,
 }
 
 impl ForwardAction {
@@ -105,6 +108,16 @@ impl ForwardAction {
             [(_, only)] => only,
             _ => self.clusters[self.place(rng.below(self.total()))].1,
         }
+    }
+
+    /// The retry policy as it was declared, also if it does nothing by itself.
+    pub fn declared_retry(&self) -> Option<&RetryPolicy> {
+        self.retry.as_ref().or(self.idle_retry.as_deref())
+    }
+
+    /// Bytes of a streaming body that are kept for other attempts, where the process' limit is `own`.
+    pub fn body_buffer_limit(&self, own: usize) -> usize {
+        self.body_buffer.map_or(own, |buffer| buffer.limit(own))
     }
 
     /// The clusters by their indexes in the snapshot, with their weights.
@@ -383,11 +396,18 @@ fn compile_forward(
     let declared = own.max_stream_duration.or(limits.max_duration);
     let stream_limit = own.grpc_timeout_header_max.or(declared);
     let is_limit = |limit: &Duration| !limit.is_zero();
+    let retry = forward.retry.clone();
+    let (retry, idle_retry) = match retry {
+        Some(policy) if !policy.has_effect() => (None, Some(Box::new(policy))),
+        retry => (retry, None),
+    };
     Ok(ForwardAction {
         clusters: clusters.into(),
         timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),
         stream_limit: stream_limit.filter(is_limit),
         http_stream_limit: declared.filter(is_limit),
-        retry: forward.retry.clone(),
+        retry,
+        idle_retry,
+        body_buffer: forward.body_buffer,
     })
 }

@@ -21,7 +21,7 @@ use crate::{
     balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, Provided, TierState},
     config::{
         self, ClientPosition, ClusterEndpoints, CommonLbConfig, Discovery, HttpFilter, LbPolicy,
-        LocalZones, RouteConfig,
+        LocalZones, RouteConfig, RouterOptions,
     },
     filter::{FilterStates, FilterTable},
     load::ClusterLoad,
@@ -43,6 +43,8 @@ pub struct ConfigTree {
     pub stream_idle_timeout: Option<std::time::Duration>,
     /// Its filters.
     pub filters: Arc<[HttpFilter]>,
+    /// What its router does with headers.
+    pub router: RouterOptions,
     /// Its routes.
     pub routes: Arc<RouteConfig>,
     /// Every cluster that the routes name.
@@ -182,6 +184,7 @@ impl Compiler {
             routes,
             filters: filters.unwrap_or_default(),
             listed_filters: Arc::clone(&tree.filters),
+            router: tree.router,
             clusters: handles.into(),
         }))
     }

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use crate::{
     ConfigError,
-    balance::{PickContext, PickResult, Picker, resolve_override},
+    balance::{PickContext, PickResult, Picker, TriedPriorities, resolve_override},
     config,
     filter::FilterTable,
     health::is_suspicious,
@@ -61,6 +61,8 @@ pub struct Snapshot {
     pub filters: FilterTable,
     /// What they are compiled from besides the routes, for explanations.
     pub listed_filters: Arc<[config::HttpFilter]>,
+    /// What becomes of callers' headers, where they are read.
+    pub router: config::RouterOptions,
     /// The clusters that the routes name, sorted by name, each with its own swap point.
     pub clusters: Box<[ClusterHandle]>,
 }
@@ -116,6 +118,16 @@ impl ClusterSnapshot {
             return result;
         }
         self.picker.pick(&self.endpoints, context)
+    }
+
+    /// Picks for a retry that avoids the priorities of earlier attempts.
+    #[cold]
+    pub fn pick_untried(
+        &self,
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        self.picker.pick_untried(&self.endpoints, context, tried)
     }
 
     /// Picks the endpoint of a session, and no other.

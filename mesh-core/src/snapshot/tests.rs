@@ -51,6 +51,7 @@ fn tree(cluster: ClusterTree) -> ConfigTree {
         max_stream_duration: None,
         stream_idle_timeout: None,
         filters: [].into(),
+        router: RouterOptions::default(),
         routes: Arc::new(routes),
         clusters: [("c".into(), cluster)].into(),
     }

@@ -108,14 +108,14 @@ async fn calls_that_no_cluster_has_are_counted_with_their_reason() {
     };
     let fault = HttpFault {
         abort: Some(FaultAbort {
-            percentage: Some(all.clone()),
+            percentage: Some(all),
             error_type: Some(ErrorType::HttpStatus(429)),
             ..FaultAbort::default()
         }),
         ..HttpFault::default()
     };
     let always = RuntimeFractionalPercent {
-        default_value: Some(all.clone()),
+        default_value: Some(all),
         ..RuntimeFractionalPercent::default()
     };
     let once = LocalRateLimit {

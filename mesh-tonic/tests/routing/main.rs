@@ -3,6 +3,7 @@
 mod addresses;
 mod answers;
 mod attempts;
+mod callers;
 mod changes;
 mod churn;
 mod clusters;
@@ -14,6 +15,7 @@ mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
 mod plane;
+mod replays;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/resources.rs"]
 mod resources;

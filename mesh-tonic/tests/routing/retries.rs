@@ -11,12 +11,18 @@ use envoy_types::pb::{
             route::v3::{
                 HeaderMatcher, RetryPolicy, RouteAction, VirtualHost,
                 header_matcher::HeaderMatchSpecifier,
-                retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType},
+                retry_policy::{
+                    RetryHostPredicate, RetryPriority, retry_host_predicate::ConfigType,
+                    retry_priority,
+                },
             },
         },
-        extensions::retry::host::{
-            omit_canary_hosts::v3::OmitCanaryHostsPredicate,
-            omit_host_metadata::v3::OmitHostMetadataConfig,
+        extensions::retry::{
+            host::{
+                omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+                omit_host_metadata::v3::OmitHostMetadataConfig,
+            },
+            priority::previous_priorities::v3::PreviousPrioritiesConfig,
         },
     },
     google::protobuf::{Duration as DurationProto, Struct, UInt32Value, Value, value::Kind},
@@ -26,7 +32,7 @@ use mesh_tower::Error;
 use super::{
     echo::Echo,
     resources::{any, endpoint},
-    scene::{Reply, Scene, Wire, forward, host, prefix},
+    scene::{Reply, Scene, Wire, forward, host, prefix, priorities},
     unruly::{CASE, Unruly},
 };
 
@@ -286,5 +292,105 @@ async fn a_retry_avoids_endpoints_by_what_their_metadata_says() {
         }
         // First attempts go anywhere.
         assert_eq!(first.len(), 3, "{wire:?} {first:?}");
+    }
+}
+
+fn leaving_priorities(update_frequency: i32) -> RetryPriority {
+    let config = PreviousPrioritiesConfig { update_frequency };
+    RetryPriority {
+        name: "envoy.retry_priorities.previous_priorities".into(),
+        config_type: Some(retry_priority::ConfigType::TypedConfig(any(&config))),
+    }
+}
+
+/// The names of servers by priority, and who was asked in which order by a call that all of them fail.
+async fn asked(wire: Wire, update_frequency: i32, by_priority: &[&[&'static str]]) -> String {
+    let mut endpoints = Vec::new();
+    let mut servers = Vec::new();
+    for names in by_priority {
+        let mut of_priority = Vec::new();
+        for name in *names {
+            let server = Unruly::start().await;
+            let address = server.address;
+            of_priority.push(endpoint(&address.ip().to_string(), address.port()));
+            servers.push((*name, server));
+        }
+        endpoints.push(of_priority);
+    }
+    let leaving = retrying("5xx,unavailable", |action| {
+        let policy = action.retry_policy.get_or_insert_default();
+        policy.num_retries = Some(UInt32Value { value: 3 });
+        policy.retry_priority = Some(leaving_priorities(update_frequency));
+    });
+    let scene = Scene::start(wire, leaving).await;
+    scene.serve_priorities(&priorities("c", endpoints), "c", |_| {});
+    // Each server fails the first attempt that it sees of a call; so many different ones are asked.
+    let reply = scene.try_with("/503", &[(CASE, "call")]).await;
+    let asked = servers.iter().map(|(name, server)| {
+        let attempts = server.attempts("call");
+        format!("{name}{attempts}")
+    });
+    let asked: Vec<_> = asked.collect();
+    format!("{} {}", asked.join(" "), is_good(&reply))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_leaves_the_priorities_that_were_tried() {
+    for wire in Wire::ALL {
+        // One endpoint a priority: each retry goes one further, and the fourth attempt is the first
+        // that a server sees again: the list starts again where nothing is left.
+        assert_eq!(
+            asked(wire, 1, &[&["a"], &["b"], &["c"]]).await,
+            "a2 b1 c1 true",
+            "{wire:?}"
+        );
+        // Without that, the second endpoint of the first priority would be asked before.
+        assert_eq!(
+            asked(wire, 1, &[&["a"], &["b"]]).await,
+            "a2 b1 true",
+            "{wire:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_stays_in_its_priority_until_its_turn_comes() {
+    for wire in Wire::ALL {
+        // Two attempts in the first priority, each on another endpoint, and then the next one.
+        let asked = asked(wire, 2, &[&["a", "b"], &["c", "d"]]).await;
+        assert_eq!(asked, "a1 b1 c1 d1 false", "{wire:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_in_another_priority_avoids_hosts_as_any() {
+    for wire in Wire::ALL {
+        let (bad, other) = (Echo::start("bad").await, Echo::start("other").await);
+        let (canary, good) = (Echo::start("canary").await, Echo::start("good").await);
+        for server in [&bad, &other] {
+            server.fail_next.store(usize::MAX, SeqCst);
+        }
+        let leaving = retrying("5xx,unavailable", |action| {
+            let policy = action.retry_policy.get_or_insert_default();
+            policy.num_retries = Some(UInt32Value { value: 1 });
+            policy.retry_host_predicate = vec![predicate(&OmitCanaryHostsPredicate {})];
+            policy.host_selection_retry_max_attempts = 3;
+            policy.retry_priority = Some(leaving_priorities(1));
+        });
+        let scene = Scene::start(wire, leaving).await;
+        let plain = |server: &Echo| endpoint("127.0.0.1", server.address.port());
+        let marked = marked(&canary, "canary", Kind::BoolValue(true));
+        let all = vec![vec![plain(&bad), plain(&other)], vec![marked, plain(&good)]];
+        scene.serve_priorities(&priorities("c", all), "c", |cluster| {
+            cluster.lb_policy = LbPolicy::Random as i32;
+        });
+        // Who is connected first is asked until the others are.
+        let by_good = |reply: &Result<Reply, Error>| {
+            reply.as_ref().is_ok_and(|reply| reply.seen().by == "good")
+        };
+        scene.until("/", &[], by_good).await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(scene.get("/").await.seen().by, "good", "{wire:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use envoy_types::pb::{
             cluster::v3::Cluster,
             core::v3::{
                 HeaderValue as HeaderValueProto, HeaderValueOption, HealthStatus,
-                Http1ProtocolOptions, Http2ProtocolOptions,
+                Http1ProtocolOptions, Http2ProtocolOptions, Locality,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -19,10 +19,16 @@ use envoy_types::pb::{
                 route_match::PathSpecifier,
             },
         },
-        extensions::upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+        extensions::{
+            filters::{
+                http::router::v3::Router, network::http_connection_manager::v3::http_filter,
+            },
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions,
+                    explicit_http_config::ProtocolConfig,
+                },
             },
         },
     },
@@ -31,7 +37,8 @@ use envoy_types::pb::{
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use mesh_tower::{
-    Body, Error, Mesh, MeshService, ResponseBody, connect::HyperConnector, telemetry::Telemetry,
+    Body, Error, Mesh, MeshBuilder, MeshService, ResponseBody, connect::HyperConnector,
+    telemetry::Telemetry,
 };
 use mesh_xds_client::Bootstrap;
 use tokio::sync::OnceCell;
@@ -40,7 +47,9 @@ use tower::ServiceExt;
 use super::{
     echo::{Echo, SEEN, Seen},
     plane::Plane,
-    resources::{CDS, EDS, RDS, TARGET, any, eds_cluster, endpoint, listener, to},
+    resources::{
+        CDS, EDS, RDS, TARGET, any, eds_cluster, endpoint, listener, listener_changed, to,
+    },
     world::MUST_HAPPEN,
 };
 
@@ -110,17 +119,28 @@ impl Wire {
 pub(crate) struct Scene {
     pub(crate) wire: Wire,
     pub(crate) plane: Plane,
+    configure: fn(MeshBuilder) -> MeshBuilder,
     /// Made by the first request: what it asks for is there then.
     client: OnceCell<(Mesh, MeshService<HyperConnector>)>,
 }
 
 impl Scene {
     pub(crate) async fn start(wire: Wire, host: VirtualHost) -> Self {
+        Self::start_with(wire, host, |builder| builder).await
+    }
+
+    /// With options of the client's mesh.
+    pub(crate) async fn start_with(
+        wire: Wire,
+        host: VirtualHost,
+        configure: fn(MeshBuilder) -> MeshBuilder,
+    ) -> Self {
         let plane = Plane::start().await;
         plane.set([listener()]);
         let scene = Self {
             wire,
             plane,
+            configure,
             client: OnceCell::new(),
         };
         scene.route(RouteConfiguration {
@@ -147,7 +167,7 @@ impl Scene {
         let mesh = Mesh::builder()
             .bootstrap(bootstrap)
             .telemetry(Telemetry::disabled());
-        let mesh = mesh.build().await.unwrap();
+        let mesh = (self.configure)(mesh).build().await.unwrap();
         let service = mesh.service(TARGET).unwrap();
         (mesh, service)
     }
@@ -156,6 +176,16 @@ impl Scene {
     pub(crate) async fn metrics(&self) -> String {
         let (mesh, _) = self.client.get_or_init(|| self.connect()).await;
         mesh.telemetry().metrics().encode()
+    }
+
+    /// Sets the listener, whose filters end with `router`.
+    pub(crate) fn listen(&self, router: &Router) {
+        let named = listener_changed(|manager| {
+            if let Some(last) = manager.http_filters.last_mut() {
+                last.config_type = Some(http_filter::ConfigType::TypedConfig(any(router)));
+            }
+        });
+        self.plane.set([named]);
     }
 
     /// Sets the route configuration.
@@ -214,18 +244,18 @@ impl Scene {
         lb_endpoints: Vec<LbEndpoint>,
         change: impl FnOnce(&mut Cluster),
     ) {
-        let locality = LocalityLbEndpoints {
-            lb_endpoints,
-            load_balancing_weight: Some(UInt32Value { value: 1 }),
-            ..LocalityLbEndpoints::default()
-        };
-        let assignment = ClusterLoadAssignment {
-            cluster_name: name.into(),
-            endpoints: vec![locality],
-            ..ClusterLoadAssignment::default()
-        };
+        self.serve_priorities(&priorities(name, vec![lb_endpoints]), name, change);
+    }
+
+    /// The same with endpoints of several priorities.
+    pub(crate) fn serve_priorities(
+        &self,
+        assignment: &ClusterLoadAssignment,
+        name: &'static str,
+        change: impl FnOnce(&mut Cluster),
+    ) {
         self.plane.set([
-            (EDS, name, any(&assignment)),
+            (EDS, name, any(assignment)),
             (CDS, name, any(&self.wire.cluster(name, change))),
         ]);
     }
@@ -332,6 +362,26 @@ impl Seen {
     pub(crate) fn header(&self, name: &str) -> Vec<&str> {
         let values = self.headers.get(name).into_iter().flatten();
         values.map(String::as_str).collect()
+    }
+}
+
+/// The endpoints of a cluster, by priority.
+pub(crate) fn priorities(name: &str, priorities: Vec<Vec<LbEndpoint>>) -> ClusterLoadAssignment {
+    let localities = (0..).zip(priorities);
+    let localities = localities.map(|(priority, lb_endpoints)| LocalityLbEndpoints {
+        locality: Some(Locality {
+            zone: format!("zone {priority}"),
+            ..Locality::default()
+        }),
+        lb_endpoints,
+        priority,
+        load_balancing_weight: Some(UInt32Value { value: 1 }),
+        ..LocalityLbEndpoints::default()
+    });
+    ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: localities.collect(),
+        ..ClusterLoadAssignment::default()
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -20,7 +20,8 @@ use tokio::{net::TcpListener, task::JoinHandle};
 /// Header with the name of a call; calls of one name are attempts of each other.
 pub(crate) const CASE: &str = "x-case";
 
-type Attempts = Arc<Mutex<HashMap<String, usize>>>;
+/// Of each call, what its attempts said in `x-envoy-*`.
+type Attempts = Arc<Mutex<HashMap<String, Vec<String>>>>;
 
 /// A server that answers the first attempt of a call as the path's last segment says, and every other
 /// one well.
@@ -63,9 +64,23 @@ impl Unruly {
 
     /// How often the call was tried.
     pub(crate) fn attempts(&self, case: &str) -> usize {
-        let attempts = self.attempts.lock().unwrap();
-        attempts.get(case).copied().unwrap_or_default()
+        self.told(case).len()
     }
+
+    /// What each attempt of the call said in headers of Envoy's, by name.
+    pub(crate) fn told(&self, case: &str) -> Vec<String> {
+        let attempts = self.attempts.lock().unwrap();
+        attempts.get(case).cloned().unwrap_or_default()
+    }
+}
+
+fn of_envoy(headers: &HeaderMap) -> String {
+    let headers = headers.iter();
+    let headers = headers.filter(|(name, _)| name.as_str().starts_with("x-envoy-"));
+    let told = headers.map(|(name, value)| format!("{name}={}", value.to_str().unwrap()));
+    let mut told: Vec<_> = told.collect();
+    told.sort();
+    told.join(" ")
 }
 
 async fn answer(
@@ -76,11 +91,10 @@ async fn answer(
     let case = head.headers.get(CASE).map(|case| case.to_str().unwrap());
     let attempt = {
         let mut attempts = attempts.lock().unwrap();
-        let count = attempts
-            .entry(case.unwrap_or_default().to_owned())
-            .or_default();
-        *count += 1;
-        *count
+        let case = case.unwrap_or_default().to_owned();
+        let seen = attempts.entry(case).or_default();
+        seen.push(of_envoy(&head.headers));
+        seen.len()
     };
     // What is not read would be a failure of its own.
     _ = body.collect().await;

@@ -164,12 +164,12 @@ impl Body {
     }
 
     /// Makes the body one that may be sent more than once; itself is the first attempt's.
-    pub(crate) fn share(&mut self) -> Replay {
+    pub(crate) fn share(&mut self, bytes_max: usize) -> Replay {
         match &self.kind {
             Kind::Empty => Replay::Free(Bytes::new()),
             Kind::Full(bytes) => Replay::Free(bytes.clone()),
             Kind::Stream(_) | Kind::Begun(..) | Kind::Replay(_) => {
-                let replay = Replay::record(std::mem::take(self));
+                let replay = Replay::record(std::mem::take(self), bytes_max);
                 *self = replay.attempt().unwrap_or_default();
                 replay
             }

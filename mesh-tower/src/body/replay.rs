@@ -1,7 +1,7 @@
 //! One body for several attempts.
 //!
 //! A body that is empty or one buffer is cloned for each attempt. A streaming body is recorded while
-//! it is sent, up to [`REPLAY_BYTES_MAX`]; attempts side by side read one recording, each at its pace,
+//! it is sent, up to a limit; attempts side by side read one recording, each at its pace,
 //! and whichever is first reads on from the source. A body that gets longer is sent to its end by the
 //! attempt that is ahead, and by no other.
 
@@ -18,7 +18,8 @@ use http_body::{Body as _, Frame};
 use super::{Body, Kind};
 use crate::BoxError;
 
-/// Most bytes of a streaming body that are kept for other attempts. A longer body is sent once.
+/// Most bytes of a streaming body that are kept for other attempts, unless the client or the route
+/// say otherwise. A longer body is sent once.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 
 /// A body that gives one [`Body`] for each attempt.
@@ -31,9 +32,10 @@ pub(crate) enum Replay {
 }
 
 impl Replay {
-    pub(super) fn record(source: Body) -> Self {
+    pub(super) fn record(source: Body, bytes_max: usize) -> Self {
         Self::Recorded(Arc::new(Mutex::new(Recording {
             source,
+            bytes_max,
             data: Vec::new(),
             trailers: None,
             bytes: 0,
@@ -98,6 +100,8 @@ pub(crate) struct Recording {
     data: Vec<Bytes>,
     trailers: Option<HeaderMap>,
     bytes: usize,
+    /// Most that is kept.
+    bytes_max: usize,
     /// The number of the newest attempt, counted from 1.
     newest: u32,
     /// Bodies of attempts before this one end with an error.
@@ -128,7 +132,7 @@ impl Recording {
         match frame.data_ref() {
             Some(data) => {
                 self.bytes += data.len();
-                if is_alone || self.bytes > REPLAY_BYTES_MAX {
+                if is_alone || self.bytes > self.bytes_max {
                     self.is_overflowed = true;
                     self.live_from = number;
                     // Those that are newer are behind it.
@@ -259,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn each_attempt_sends_the_whole_body_even_after_a_partial_one() {
         let mut first = stream(&[3, 4, 5], true);
-        let replay = first.share();
+        let replay = first.share(REPLAY_BYTES_MAX);
         assert_eq!(
             first
                 .frame()
@@ -282,7 +286,7 @@ mod tests {
         // One frame, however it comes, is one buffer.
         for mut body in [Body::from("abc"), stream(&[3], false)] {
             assert!(matches!(body.kind, Kind::Full(_)));
-            let free = body.share();
+            let free = body.share(REPLAY_BYTES_MAX);
             assert_eq!(length(body).await, (3, false));
             assert_eq!(length(free.attempt().unwrap()).await, (3, false));
         }
@@ -291,12 +295,12 @@ mod tests {
     #[tokio::test]
     async fn a_body_at_the_bound_repeats_and_one_byte_more_does_not() {
         let mut body = stream(&[REPLAY_BYTES_MAX - 1, 1], false);
-        let replay = body.share();
+        let replay = body.share(REPLAY_BYTES_MAX);
         assert_eq!(length(body).await.0, REPLAY_BYTES_MAX);
         assert!(replay.can_repeat());
 
         let mut body = stream(&[REPLAY_BYTES_MAX, 1, 1], false);
-        let replay = body.share();
+        let replay = body.share(REPLAY_BYTES_MAX);
         assert_eq!(length(body).await.0, REPLAY_BYTES_MAX + 2);
         assert!(!replay.can_repeat() && replay.attempt().is_none());
     }
@@ -319,7 +323,7 @@ mod tests {
     #[tokio::test]
     async fn attempts_side_by_side_read_at_their_own_pace() {
         let (feed, mut first) = fed();
-        let replay = first.share();
+        let replay = first.share(REPLAY_BYTES_MAX);
         feed.send("a".into()).unwrap();
         assert_eq!(next(&mut first).await, "a");
         let mut second = replay.attempt_beside().unwrap();
@@ -348,7 +352,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_too_long_to_keep_goes_on_where_it_is_ahead() {
         let (feed, mut first) = fed();
-        let replay = first.share();
+        let replay = first.share(REPLAY_BYTES_MAX);
         let mut second = replay.attempt_beside().unwrap();
         let long = Bytes::from(vec![b'x'; REPLAY_BYTES_MAX]);
         feed.send(long.clone()).unwrap();
@@ -365,7 +369,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_kept_once_no_attempt_can_follow() {
         let mut only = stream(&[REPLAY_BYTES_MAX / 2; 2], false);
-        let replay = only.share();
+        let replay = only.share(REPLAY_BYTES_MAX);
         next(&mut only).await;
         let Replay::Recorded(recording) = &replay else {
             panic!("it streams")

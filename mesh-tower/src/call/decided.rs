@@ -177,6 +177,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         attempt_counts: live.snapshot.routes.attempt_counts(),
         permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
+        expected: None,
     }))
 }
 

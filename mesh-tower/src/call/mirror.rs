@@ -21,7 +21,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     outgoing::Outgoing,
     rng,
-    telemetry::{CallHead, CallSpan, Extra},
+    telemetry::{CallHead, Extra},
     within::within,
 };
 
@@ -80,10 +80,7 @@ pub(super) fn send_all<M: MakeEndpoint>(
             };
             listener.telemetry().start_call_span(head)
         };
-        let span = match mirror.is_traced {
-            true => call.within_span(begin),
-            false => CallSpan::default(),
-        };
+        let span = call.within_span(mirror.trace_sampled, begin);
         let now = Instant::now();
         let deadline = call.deadline.unwrap_or(now + MIRROR_TIMEOUT);
         state.calls().extra(Extra::Mirror);

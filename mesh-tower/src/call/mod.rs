@@ -16,6 +16,7 @@
 //! happens goes on in [`attempts`], in a future of its own.
 
 mod attempts;
+mod caller;
 mod decided;
 mod filtered;
 mod future;
@@ -25,6 +26,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_core::{
+    config::RetryPolicy,
     filter::{Filters, Session},
     outcome::Outcome,
     rng::SplitMix64,
@@ -39,7 +41,7 @@ pub use self::{
     mirror::{MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX},
 };
 use crate::{
-    Body, ResponseBody,
+    Body, REPLAY_BYTES_MAX, ResponseBody,
     cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     error::{AsError, DispatchError, Error, ErrorKind, ShowError},
@@ -57,10 +59,24 @@ use crate::{
 pub const CONNECTING_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How one service makes its calls.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct CallOptions {
     /// Puts a [`SelectedEndpoint`](crate::SelectedEndpoint) into the response's extensions.
     pub(crate) reports_endpoint: bool,
+    /// Does what callers ask for in headers, as Envoy's router does.
+    pub(crate) reads_caller_headers: bool,
+    /// Bytes of a streaming body that are kept for other attempts, for routes that say nothing.
+    pub(crate) replay_bytes_max: u32,
+}
+
+impl Default for CallOptions {
+    fn default() -> Self {
+        Self {
+            reports_endpoint: false,
+            reads_caller_headers: false,
+            replay_bytes_max: REPLAY_BYTES_MAX as u32,
+        }
+    }
 }
 
 type Answer<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::ResponseBody;
@@ -266,55 +282,105 @@ fn proceed<M: MakeEndpoint, S>(
     (mut in_flight, chosen): (InFlight<M>, Chosen<'_, M>),
     rng: &mut SplitMix64,
 ) -> ResponseFuture<M, S> {
-    let forward = chosen.forward;
+    if options.reads_caller_headers {
+        let permitted = (in_flight, chosen);
+        return caller::proceed(listener, live, outgoing, now, options, permitted, rng);
+    }
+    let (route, forward) = (chosen.route, chosen.forward);
     if let Some(decision) = chosen.decision {
         match decided::prepare(decision, chosen.session, listener, live, outgoing) {
             Ok(extras) => in_flight.extras = Some(extras),
             Err(error) => return ResponseFuture::failed(in_flight.fail(error)),
         }
     }
-    if let Some(extras) = &mut in_flight.extras
-        && !extras.mirrors.is_empty()
-    {
-        let mirrors = std::mem::take(&mut extras.mirrors);
-        mirror::send_all(listener, live, &mirrors, &in_flight, outgoing);
-    }
-    if options.reports_endpoint {
-        let extras = in_flight.extras.get_or_insert_default();
-        extras.route = Some(Arc::clone(&chosen.route.name));
-    }
-    in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
-    // Only a call that may be repeated keeps its head and records its body.
-    let mut again = None;
-    let mut until = in_flight.deadline;
-    if let Some(policy) = &forward.retry {
-        in_flight.watch_attempts(policy, outgoing);
-        again = Some(Box::new(Again::keep(Some(policy), outgoing)));
-        until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
-    }
-    if let Some(extras) = &in_flight.extras
-        && extras.is_watched()
-    {
-        if extras.hedge.is_some() && again.is_none() {
-            again = Some(Box::new(Again::keep(None, outgoing)));
+    let sending = Sending {
+        route,
+        forward,
+        policy: forward.retry.as_ref(),
+        options,
+        now,
+    };
+    sending.send(listener, live, outgoing, in_flight, rng)
+}
+
+/// A request whose head is as it goes out.
+struct Sending<'l> {
+    route: &'l CompiledRoute,
+    forward: &'l ForwardAction,
+    /// When it is tried again.
+    policy: Option<&'l RetryPolicy>,
+    options: CallOptions,
+    now: Instant,
+}
+
+impl Sending<'_> {
+    // Always: it is the rest of its callers, of which the other one is cold.
+    #[inline(always)]
+    fn send<M: MakeEndpoint, S>(
+        self,
+        listener: &ListenerRuntime<M>,
+        live: &LiveSnapshot<M>,
+        outgoing: &mut Outgoing<'_>,
+        mut in_flight: InFlight<M>,
+        rng: &mut SplitMix64,
+    ) -> ResponseFuture<M, S> {
+        let Self { options, now, .. } = self;
+        if let Some(extras) = &mut in_flight.extras
+            && !extras.mirrors.is_empty()
+        {
+            let mirrors = std::mem::take(&mut extras.mirrors);
+            mirror::send_all(listener, live, &mirrors, &in_flight, outgoing);
         }
-        let request = outgoing.take_absolute();
-        let attempts = Attempts::new(in_flight, again, until);
-        return ResponseFuture::later(attempts.run(Next::Send(request)));
-    }
-    match in_flight.state.pick(rng, &[], in_flight.affinity()) {
-        Some(Ok(endpoint)) => {
-            let exchange = in_flight
-                .begin_attempt(endpoint, outgoing)
-                .dispatch(outgoing);
-            ResponseFuture::sent(in_flight, exchange, until, again)
+        if options.reports_endpoint {
+            let extras = in_flight.extras.get_or_insert_default();
+            extras.route = Some(Arc::clone(&self.route.name));
         }
-        Some(Err(error)) => ResponseFuture::failed(in_flight.fail(error)),
-        None => {
+        in_flight.cap_grpc_timeout(&mut outgoing.head_mut().headers, now);
+        // Only a call that may be repeated keeps its head and records its body.
+        let mut again = None;
+        let mut until = in_flight.deadline;
+        if let Some(policy) = self.policy {
+            in_flight.watch_attempts(policy, outgoing);
+            again = Some(Box::new(Again::keep(
+                Some(policy),
+                self.replay_bytes_max(),
+                outgoing,
+            )));
+            until = earlier(policy.per_try_timeout.map(|limit| now + limit), until);
+        }
+        if let Some(extras) = &in_flight.extras
+            && extras.is_watched()
+        {
+            if extras.hedge.is_some() && again.is_none() {
+                again = Some(Box::new(Again::keep(
+                    None,
+                    self.replay_bytes_max(),
+                    outgoing,
+                )));
+            }
             let request = outgoing.take_absolute();
             let attempts = Attempts::new(in_flight, again, until);
-            ResponseFuture::later(attempts.run(Next::Send(request)))
+            return ResponseFuture::later(attempts.run(Next::Send(request)));
         }
+        match in_flight.state.pick(rng, &[], in_flight.affinity()) {
+            Some(Ok(endpoint)) => {
+                let exchange = in_flight
+                    .begin_attempt(endpoint, outgoing)
+                    .dispatch(outgoing);
+                ResponseFuture::sent(in_flight, exchange, until, again)
+            }
+            Some(Err(error)) => ResponseFuture::failed(in_flight.fail(error)),
+            None => {
+                let request = outgoing.take_absolute();
+                let attempts = Attempts::new(in_flight, again, until);
+                ResponseFuture::later(attempts.run(Next::Send(request)))
+            }
+        }
+    }
+
+    fn replay_bytes_max(&self) -> usize {
+        let own = self.options.replay_bytes_max as usize;
+        self.forward.body_buffer_limit(own)
     }
 }
 
@@ -405,13 +471,17 @@ fn deadline(
     timeout: Option<&HeaderValue>,
     [started, now]: [Instant; 2],
 ) -> Option<Instant> {
-    let of_stream = match protocol {
-        Protocol::Grpc => forward.stream_limit,
-        Protocol::Http => forward.http_stream_limit,
-    };
-    let limit = earlier(forward.timeout, of_stream);
+    let limit = earlier(forward.timeout, stream_limit(forward, protocol));
     let of_route = limit.and_then(|limit| now.checked_add(limit));
     earlier(asked_deadline(timeout, started), of_route)
+}
+
+#[inline]
+fn stream_limit(forward: &ForwardAction, protocol: Protocol) -> Option<Duration> {
+    match protocol {
+        Protocol::Grpc => forward.stream_limit,
+        Protocol::Http => forward.http_stream_limit,
+    }
 }
 
 fn choose<'l, M: MakeEndpoint>(

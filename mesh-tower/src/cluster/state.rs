@@ -13,7 +13,7 @@ use std::{
 use http::{Request, uri::Authority};
 use mesh_core::{
     ClusterName,
-    balance::{PickContext, PickResult},
+    balance::{PickContext, PickResult, TriedPriorities},
     config::{CircuitBreakers, LbMetadata},
     health::Circuit,
     load::{BackendMetrics, ClusterLoad, DropSource},
@@ -228,6 +228,31 @@ impl<M: MakeEndpoint> ClusterState<M> {
         previous: &[SocketAddr],
         affinity: &Affinity,
     ) -> Option<Result<u32, Error>> {
+        self.pick_by(rng, previous, affinity, ClusterSnapshot::pick)
+    }
+
+    /// The same for a retry that avoids the priorities of earlier attempts.
+    #[cold]
+    pub(crate) fn pick_untried(
+        &self,
+        rng: &mut dyn Rng,
+        previous: &[SocketAddr],
+        affinity: &Affinity,
+        tried: &TriedPriorities<'_>,
+    ) -> Option<Result<u32, Error>> {
+        self.pick_by(rng, previous, affinity, |snapshot, context| {
+            snapshot.pick_untried(context, tried)
+        })
+    }
+
+    #[inline]
+    fn pick_by<R: Rng + ?Sized>(
+        &self,
+        rng: &mut R,
+        previous: &[SocketAddr],
+        affinity: &Affinity,
+        pick: impl FnOnce(&ClusterSnapshot, &mut PickContext<'_, R>) -> PickResult,
+    ) -> Option<Result<u32, Error>> {
         let snapshot = &self.snapshot;
         let mut context = PickContext::new(rng, previous);
         context.hash = affinity.hash;
@@ -246,7 +271,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
         if self.observes() {
             context.now = Some(Instant::now().into_std());
         }
-        match snapshot.pick(&mut context) {
+        match pick(snapshot, &mut context) {
             PickResult::Endpoint(index) => Some(Ok(index as u32)),
             PickResult::Queue => self.queued(),
             PickResult::Fail => Some(Err(self.no_endpoint())),
@@ -421,16 +446,14 @@ impl<M: MakeEndpoint> ClusterState<M> {
     }
 }
 
-/// Picks an endpoint of the newest state that follows `state`; waits while one is connecting and none
-/// is ready.
+/// Picks an endpoint of the newest state that follows `state`, by `pick`; waits while one is
+/// connecting and none is ready.
 ///
 /// # Errors
 /// When no endpoint can be used. The caller bounds the wait.
 pub(crate) async fn pick_later<M: MakeEndpoint>(
     mut state: Arc<ClusterState<M>>,
-    rng: &mut impl Rng,
-    previous: &[SocketAddr],
-    affinity: &Affinity,
+    pick: impl Fn(&ClusterState<M>) -> Option<Result<u32, Error>>,
 ) -> Result<(Arc<ClusterState<M>>, u32), Error> {
     let signals = Arc::clone(&state.signals);
     loop {
@@ -443,7 +466,7 @@ pub(crate) async fn pick_later<M: MakeEndpoint>(
         if let Some(newest) = state.newest() {
             state = newest;
         }
-        if let Some(decided) = state.pick(rng, previous, affinity) {
+        if let Some(decided) = pick(&state) {
             let endpoint = decided?;
             return Ok((state, endpoint));
         }

@@ -13,6 +13,7 @@ use mesh_core::{
     observed::LoadReport,
     outcome::{Outcome, Verdict},
 };
+use opentelemetry::Context;
 use tokio::time::Instant;
 
 pub(crate) use self::attempt::{Attempt, RetryPermit};
@@ -237,9 +238,10 @@ impl<M: MakeEndpoint> InFlight<M> {
         self.span.note_extra(extra, reason);
     }
 
-    /// Runs `f` with the call's span as the current one.
-    pub(crate) fn within_span<T>(&self, f: impl FnOnce() -> T) -> T {
-        let _current = self.span.context().map(|context| context.clone().attach());
+    /// Runs `f` with the call's span as the current one, whose trace is recorded as `sampled` says, if
+    /// it says so.
+    pub(crate) fn within_span<T>(&self, sampled: Option<bool>, f: impl FnOnce() -> T) -> T {
+        let _current = self.span.context_sampled(sampled).map(Context::attach);
         f()
     }
 

@@ -21,7 +21,7 @@ use mesh_core::filter::FilterAction;
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::TextMapPropagator,
-    trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer},
+    trace::{Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer},
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::{BaggagePropagator, TraceContextPropagator};
@@ -286,6 +286,21 @@ impl CallSpan {
     /// The context with this span, `None` when nothing is exported.
     pub fn context(&self) -> Option<&Context> {
         self.inner.as_ref().map(|call| &call.context)
+    }
+
+    /// The context with this span, in which others are recorded as `sampled` says and not as this one
+    /// is. Whether they then are is up to the sampler of [`Telemetry`], which goes by the trace.
+    pub(crate) fn context_sampled(&self, sampled: Option<bool>) -> Option<Context> {
+        let context = self.context()?;
+        let Some(sampled) = sampled else {
+            return Some(context.clone());
+        };
+        let held = context.span().span_context().clone();
+        let flags = held.trace_flags().with_sampled(sampled);
+        let (trace, span) = (held.trace_id(), held.span_id());
+        let state = held.trace_state().clone();
+        let asked = SpanContext::new(trace, span, flags, held.is_remote(), state);
+        Some(context.with_remote_span_context(asked))
     }
 
     /// Notes the cluster that the route chose.

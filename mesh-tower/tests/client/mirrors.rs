@@ -7,6 +7,10 @@ use std::sync::{
 
 use mesh_core::config::{Fraction, Mirror, MirrorTarget};
 use mesh_tower::{MIRRORS_IN_FLIGHT_MAX, telemetry::Telemetry};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{SpanData, SpanExporter},
+};
 
 use super::*;
 use crate::stub::Asked;
@@ -26,7 +30,7 @@ fn mirror(cluster: &str) -> Mirror {
         cluster: MirrorTarget::Cluster(cluster.into()),
         fraction: None,
         shadow_suffix: true,
-        is_traced: true,
+        trace_sampled: None,
     }
 }
 
@@ -211,17 +215,40 @@ async fn a_caller_that_goes_away_takes_an_unfinished_copy_along() {
         .await;
 }
 
+/// Counts what is exported.
+#[derive(Clone, Debug, Default)]
+struct Exported(Arc<Mutex<usize>>);
+
+impl SpanExporter for Exported {
+    fn export(&self, batch: Vec<SpanData>) -> impl Future<Output = OTelSdkResult> + Send {
+        *self.0.lock().unwrap() += batch.len();
+        std::future::ready(Ok(()))
+    }
+}
+
+/// Whether the call is recorded, what the mirror says of its copy, and whether that is recorded.
+const SAMPLED: [(bool, Option<bool>, bool); 6] = [
+    (true, None, true),
+    (true, Some(true), true),
+    (true, Some(false), false),
+    (false, None, false),
+    (false, Some(true), true),
+    (false, Some(false), false),
+];
+
 #[tokio::test(start_paused = true)]
-async fn a_copy_that_is_not_traced_tells_its_server_of_no_trace() {
-    for (is_traced, expected) in [(true, 2), (false, 1)] {
+async fn a_copy_is_recorded_as_its_policy_says_and_otherwise_as_its_call_is() {
+    for (recorded, trace_sampled, expected) in SAMPLED {
         let (mut config, reader) = HandMade::new();
         let stub = Stub::answering(|_| Answer::status(200));
         let log = stub.log();
-        let telemetry = Telemetry::builder().otlp_http("http://127.0.0.1:1");
-        let telemetry = telemetry.build().expect("telemetry");
-        let service = MeshService::with_telemetry("l", reader, stub, telemetry);
+        let spans = Exported::default();
+        let telemetry = Telemetry::builder().sampler_ratio(if recorded { 1.0 } else { 0.0 });
+        let telemetry = telemetry.exporter(spans.clone()).build();
+        let telemetry = telemetry.expect("telemetry");
+        let service = MeshService::with_telemetry("l", reader, stub, telemetry.clone());
         let mirrors = vec![Mirror {
-            is_traced,
+            trace_sampled,
             ..mirror("shadow")
         }];
         let tree = tree("l")
@@ -235,11 +262,21 @@ async fn a_copy_that_is_not_traced_tells_its_server_of_no_trace() {
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let headers = log.headers();
-        assert_eq!(headers.len(), 2);
-        let traced = headers
-            .iter()
-            .filter(|headers| headers.contains_key("traceparent"));
-        assert_eq!(traced.count(), expected, "{is_traced}");
+        let sent = log.headers();
+        let sent = sent.iter().map(|headers| {
+            let parent = headers["traceparent"].to_str().unwrap();
+            let (trace, flags) = (&parent[3..35], &parent[53..]);
+            (trace.to_owned(), flags == "01")
+        });
+        let sent: Vec<_> = sent.collect();
+        let case = format!("{recorded} {trace_sampled:?} {sent:?}");
+        assert_eq!(sent.len(), 2, "{case}");
+        assert_eq!(sent[0].0, sent[1].0, "one trace: {case}");
+        let is_recorded = sent.iter().filter(|(_, sampled)| *sampled).count();
+        let of_call = usize::from(recorded);
+        assert_eq!(is_recorded, of_call + usize::from(expected), "{case}");
+        // A call and a copy have a span each, and one for their attempt.
+        telemetry.flush().await;
+        assert_eq!(*spans.0.lock().unwrap(), 2 * is_recorded, "{case}");
     }
 }

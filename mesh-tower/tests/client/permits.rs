@@ -55,7 +55,7 @@ fn route(number: u64, forward: &mut mesh_core::config::Forward) {
             cluster: MirrorTarget::Cluster("b".into()),
             fraction: None,
             shadow_suffix: true,
-            is_traced: true,
+            trace_sampled: None,
         }];
     }
     if has(4) {

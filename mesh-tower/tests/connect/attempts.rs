@@ -280,7 +280,7 @@ async fn a_mirror_gets_the_body_as_it_is_sent() {
                     cluster: MirrorTarget::Cluster("shadow".into()),
                     fraction: None,
                     shadow_suffix: true,
-                    is_traced: true,
+                    trace_sampled: None,
                 }];
             },
         );
@@ -339,7 +339,7 @@ async fn both_directions_stream_through_a_retry_policy_a_hedge_and_a_mirror() {
             cluster: MirrorTarget::Cluster("shadow".into()),
             fraction: None,
             shadow_suffix: false,
-            is_traced: true,
+            trace_sampled: None,
         }];
     });
     let (feed, mut fed) = tokio::sync::mpsc::unbounded_channel::<Bytes>();

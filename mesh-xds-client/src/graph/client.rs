@@ -13,7 +13,7 @@ use mesh_core::{
     ClusterName, ConfigError, ListenerName, RouteConfigName,
     config::{
         ApiListener, Forward, HttpFilter, ListenerKind, Route, RouteAction, RouteConfig,
-        RouteMatch, RouteSource, VirtualHost,
+        RouteMatch, RouteSource, RouterOptions, VirtualHost,
     },
     route::virtual_host,
     snapshot::{ClusterHandle, ConfigTree, Snapshot, SnapshotWriter},
@@ -64,6 +64,7 @@ struct Settings {
     max_stream_duration: Option<Duration>,
     stream_idle_timeout: Option<Duration>,
     filters: Arc<[HttpFilter]>,
+    router: RouterOptions,
 }
 
 #[derive(Debug)]
@@ -290,6 +291,7 @@ impl Graph {
                 max_stream_duration: None,
                 stream_idle_timeout: None,
                 filters: Arc::default(),
+                router: RouterOptions::default(),
             };
             return Found::Routes(Arc::clone(routes), settings);
         }
@@ -304,6 +306,7 @@ impl Graph {
             max_stream_duration,
             stream_idle_timeout,
             filters,
+            router,
         }) = &listener.kind
         else {
             let what = "a server's, not a client's: it has no api_listener";
@@ -335,6 +338,7 @@ impl Graph {
                     max_stream_duration: *max_stream_duration,
                     stream_idle_timeout: *stream_idle_timeout,
                     filters: Arc::clone(filters),
+                    router: *router,
                 };
                 Found::Routes(routes, settings)
             }
@@ -396,6 +400,7 @@ impl Graph {
             max_stream_duration: plan.settings.max_stream_duration,
             stream_idle_timeout: plan.settings.stream_idle_timeout,
             filters: Arc::clone(&plan.settings.filters),
+            router: plan.settings.router,
             routes: Arc::clone(&plan.routes),
             clusters,
         };

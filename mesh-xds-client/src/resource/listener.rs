@@ -163,7 +163,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
         ]
     );
     http_limits::report(sink, &manager);
-    let filters = http_filter::decode(sink, Side::Client, &manager.http_filters);
+    let (filters, router) = http_filter::decode(sink, Side::Client, &manager.http_filters);
     let routes = decode_routes(sink, Side::Client, manager.route_specifier.as_ref());
     Some(ApiListener {
         routes: routes?,
@@ -174,6 +174,7 @@ fn decode_api(sink: &mut Sink, api: &Any) -> Option<ApiListener> {
             manager.stream_idle_timeout.as_ref(),
         ),
         filters: filters.into(),
+        router,
     })
 }
 
@@ -308,7 +309,7 @@ fn decode_chain(
             report_manager(sink, &manager);
             let limits = http_limits::decode(sink, &manager);
             let client_cert = client_cert::decode(sink, &manager);
-            let filters = http_filter::decode(sink, Side::Server, &manager.http_filters);
+            let (filters, _) = http_filter::decode(sink, Side::Server, &manager.http_filters);
             let routes = decode_routes(sink, Side::Server, manager.route_specifier.as_ref())?;
             Some((path_normalization?, limits?, client_cert?, filters, routes))
         })?;

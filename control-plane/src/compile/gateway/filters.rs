@@ -161,7 +161,7 @@ impl Context<'_> {
             cluster: MirrorTarget::Cluster(cluster.into()),
             fraction,
             shadow_suffix: true,
-            is_traced: true,
+            trace_sampled: None,
         }))
     }
 }

@@ -222,3 +222,22 @@ fn a_match_on_claims_of_a_token_is_refused_and_says_what_to_write() {
         );
     }
 }
+
+#[test]
+fn retries_in_remote_localities_leave_the_priorities_of_two_attempts() {
+    let retried = |retries: &str| {
+        let (routes, findings) = virtual_service(&format!(
+            "  - retries: {retries}\n    route: [{{destination: {{host: greeter}}}}]\n"
+        ));
+        assert!(findings.is_empty(), "{findings:?}");
+        let RouteAction::Forward(forward) = &routes[0].action else {
+            panic!("{routes:?}")
+        };
+        let extras = forward.retry.as_ref().unwrap().extras.clone();
+        extras.and_then(|extras| extras.previous_priorities.map(std::num::NonZeroU32::get))
+    };
+    let remote = "{attempts: 3, retryRemoteLocalities: true}";
+    assert_eq!(retried(remote), Some(2));
+    assert_eq!(retried("{attempts: 3, retryRemoteLocalities: false}"), None);
+    assert_eq!(retried("{attempts: 3}"), None);
+}

@@ -240,3 +240,82 @@ fn a_priority_that_connects_on_demand_is_used_while_idle_and_left_when_two_fail(
     // At once, not after a time: the next priority is idle, not absent.
     assert!(wanted() >= 3);
 }
+
+/// Picks for a retry after attempts on these endpoints, so many times.
+fn retried(
+    picker: &Picker,
+    endpoints: &[ClusterEndpoint],
+    tried: &[usize],
+    picks: usize,
+) -> Vec<usize> {
+    let addresses: Vec<_> = tried
+        .iter()
+        .map(|index| endpoints[*index].address)
+        .collect();
+    let tried = TriedPriorities::new(&addresses, std::num::NonZeroU32::MIN);
+    let mut rng = SplitMix64::new(1);
+    let mut counts = vec![0; endpoints.len()];
+    for _ in 0..picks {
+        let mut context = PickContext::<dyn Rng>::new(&mut rng, &[]);
+        let picked = picker.pick_untried(endpoints, &mut context, &tried);
+        let PickResult::Endpoint(index) = picked else {
+            panic!("{picked:?}")
+        };
+        counts[index] += 1;
+    }
+    counts
+}
+
+/// The example of Envoy's `PreviousPrioritiesConfig`: healths of 100, 50 and 50 percent.
+#[test]
+fn a_retry_shares_what_is_left_without_the_priorities_that_were_tried() {
+    let endpoints = ready(5);
+    for index in [2, 4] {
+        set(&endpoints[index], TransientFailure);
+    }
+    let picker = tiers(
+        &CommonLbConfig::default(),
+        Some(100),
+        &[1, 2, 2],
+        &endpoints,
+    );
+    picker.refresh(&endpoints, Instant::now());
+    assert_eq!(count(&picker, &endpoints, 100)[0], 100);
+    let second = retried(&picker, &endpoints, &[0], 1_000);
+    assert!(
+        second[1].abs_diff(500) < 60 && second[1] + second[3] == 1_000,
+        "{second:?}"
+    );
+    assert_eq!(retried(&picker, &endpoints, &[0, 3], 100)[1], 100);
+    // Nothing is left: from the beginning.
+    assert_eq!(retried(&picker, &endpoints, &[0, 3, 1], 100)[0], 100);
+}
+
+#[test]
+fn a_retry_without_shares_takes_the_next_priority_that_can_be_used() {
+    let endpoints = ready(4);
+    set(&endpoints[1], TransientFailure);
+    let picker = tiers(&CommonLbConfig::default(), None, &[1, 1, 2], &endpoints);
+    picker.refresh(&endpoints, Instant::now());
+    let second = retried(&picker, &endpoints, &[0], 100);
+    assert_eq!(second[2] + second[3], 100, "{second:?}");
+    assert_eq!(retried(&picker, &endpoints, &[0, 3], 100)[0], 100);
+}
+
+#[test]
+fn a_retry_has_a_priority_connected_that_nobody_wanted_before_and_waits_for_it() {
+    let endpoints = endpoints(&[Ready, Idle, Idle]);
+    let picker = tiers(&CommonLbConfig::default(), None, &[1, 1, 1], &endpoints);
+    let start = Instant::now();
+    picker.refresh(&endpoints, start);
+    assert!(!picker.connects(1), "not wanted yet");
+    let mut rng = SplitMix64::new(1);
+    let addresses = [endpoints[0].address];
+    let tried = TriedPriorities::new(&addresses, std::num::NonZeroU32::MIN);
+    let mut context = PickContext::<dyn Rng>::new(&mut rng, &addresses);
+    let picked = picker.pick_untried(&endpoints, &mut context, &tried);
+    assert_eq!(picked, PickResult::Queue);
+    picker.refresh(&endpoints, start);
+    assert!(picker.connects(1) && !picker.connects(2));
+    assert_eq!(count(&picker, &endpoints, 10)[0], 10, "first attempts stay");
+}

@@ -15,7 +15,7 @@ use mesh_core::{
         Abort, ApiListener, DescriptorEntry, DescriptorSource, Fault, FaultAbort, FilterConfig,
         FilterOverrides, Forward, Fraction, HttpFilter, Listener, ListenerKind, LocalRateLimit,
         PathMatcher, PathPattern, RateLimit, RateLimitDescriptor, Route, RouteAction, RouteConfig,
-        RouteMatch, RouteSource, TokenBucket, VirtualHost,
+        RouteMatch, RouteSource, RouterOptions, TokenBucket, VirtualHost,
     },
     filter::{FilterRequest, FilterStates, FilterTable, Run, Step},
     outcome::grpc_status_of,
@@ -33,6 +33,7 @@ fn emitted() -> Vec<ProtoFilter> {
         max_stream_duration: None,
         stream_idle_timeout: None,
         filters: [].into(),
+        router: RouterOptions::default(),
     };
     let listener = Listener {
         name: "l".into(),

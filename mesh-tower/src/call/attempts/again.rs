@@ -1,6 +1,6 @@
 //! What a call needs to send its request more than once.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Request, Response, uri::Scheme};
 use mesh_core::{
@@ -26,18 +26,22 @@ pub(in crate::call) struct Again {
 }
 
 impl Again {
-    /// Keeps the head of a request and makes its body one that can be sent again. Without a policy
-    /// nothing is tried again.
-    pub(in crate::call) fn keep(policy: Option<&RetryPolicy>, outgoing: &mut Outgoing<'_>) -> Self {
+    /// Keeps the head of a request and makes its body one that can be sent again, unless more than
+    /// `bytes_max` of it were sent. Without a policy nothing is tried again.
+    pub(in crate::call) fn keep(
+        policy: Option<&RetryPolicy>,
+        bytes_max: usize,
+        outgoing: &mut Outgoing<'_>,
+    ) -> Self {
         outgoing.make_absolute(Scheme::HTTP, || None);
         let mut policy = policy.cloned().unwrap_or_default();
-        if !may_retry(&policy, &outgoing.head().headers) {
+        if policy.retry_on.is_empty() || !may_retry(&policy, &outgoing.head().headers) {
             policy.num_retries = 0;
         }
         Self {
             policy,
             head: Head::of(outgoing.head()),
-            replay: outgoing.body_mut().share(),
+            replay: outgoing.body_mut().share(bytes_max),
         }
     }
 
@@ -60,8 +64,8 @@ impl Again {
     }
 
     /// What few policies ask for.
-    pub(super) fn extras(&self) -> Option<&RetryExtras> {
-        self.policy.extras.as_deref()
+    pub(super) fn extras(&self) -> Option<&Arc<RetryExtras>> {
+        self.policy.extras.as_ref()
     }
 
     /// Limit of each attempt without data in either direction.

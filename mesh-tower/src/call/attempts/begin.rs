@@ -47,8 +47,7 @@ impl<M: MakeEndpoint> Attempts<M> {
 
     fn begin(&mut self, request: Request<Body>, terms: Terms<M>) {
         let began = terms.began;
-        let policy = self.again.as_ref().and_then(|again| again.extras());
-        let lane = Lane::begin(&mut self.call, request, terms, &mut self.previous, policy);
+        let lane = Lane::begin(&mut self.call, request, terms, &mut self.previous);
         self.lanes.push(lane);
         if let Some(hedge) = &mut self.hedge {
             hedge.began(&self.call.state, began);

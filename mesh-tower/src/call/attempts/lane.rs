@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -10,17 +9,18 @@ use std::{
 };
 
 use http::Request;
-use mesh_core::config::RetryExtras;
 use tokio::time::Instant;
 
-use super::super::{AttemptResult, CONNECTING_WAIT_MAX};
+use super::{
+    super::{AttemptResult, CONNECTING_WAIT_MAX},
+    previous::Previous,
+};
 use crate::{
     Body,
-    cluster::{Affinity, ClusterState, EndpointService, Exchange as _, MakeEndpoint, pick_later},
+    cluster::{ClusterState, EndpointService, Exchange as _, MakeEndpoint, pick_later},
     error::Error,
     in_flight::{Attempt, InFlight, RetryPermit},
     outgoing::Outgoing,
-    rng,
 };
 
 type Exchange<M> = <<M as MakeEndpoint>::Endpoint as EndpointService>::Exchange;
@@ -68,32 +68,25 @@ pub(super) enum Stage<M: MakeEndpoint> {
 pub(super) type LaneResult<M> = Result<(Attempt<M>, AttemptResult<M>), Error>;
 
 impl<M: MakeEndpoint> Lane<M> {
-    /// Begins an attempt with `request` on the newest endpoints, if it can on none of `previous`, and on
-    /// none that a retry avoids by `policy`.
+    /// Begins an attempt with `request` on the newest endpoints, and what `previous` does not avoid.
     pub(super) fn begin(
         call: &mut InFlight<M>,
         request: Request<Body>,
         terms: Terms<M>,
         previous: &mut Previous,
-        policy: Option<&RetryExtras>,
     ) -> Self {
         let newest = call.state.newest();
         let state = newest.unwrap_or_else(|| Arc::clone(&call.state));
-        let policy = policy.filter(|_| !terms.is_first);
-        let picked = match policy.filter(|policy| policy.avoids_by_metadata()) {
-            None => state.pick(&mut rng::fork(), &previous.addresses, call.affinity()),
-            Some(policy) => pick_avoiding(&state, &previous.addresses, call.affinity(), policy),
-        };
-        let stage = match picked {
+        let is_retry = !terms.is_first;
+        let stage = match previous.pick(&state, call.affinity(), is_retry) {
             Some(Ok(endpoint)) => Stage::send(call, state, endpoint, request, previous),
             Some(Err(error)) => Stage::Failed(Some(error)),
             None => {
-                let (previous, affinity) = (previous.addresses.clone(), call.affinity().clone());
+                let (previous, affinity) = (previous.clone(), call.affinity().clone());
+                let pick = move |state: &ClusterState<M>| previous.pick(state, &affinity, is_retry);
                 Stage::Waiting {
                     request: Some(Box::new(request)),
-                    picked: Box::pin(async move {
-                        pick_later(state, &mut rng::fork(), &previous, &affinity).await
-                    }),
+                    picked: Box::pin(pick_later(state, pick)),
                     until: terms.began + CONNECTING_WAIT_MAX,
                 }
             }
@@ -144,30 +137,6 @@ impl<M: MakeEndpoint> Lane<M> {
     }
 }
 
-/// Picks an endpoint that `policy` does not avoid, as often as it says; then any.
-#[cold]
-fn pick_avoiding<M: MakeEndpoint>(
-    state: &ClusterState<M>,
-    previous: &[SocketAddr],
-    affinity: &Affinity,
-    policy: &RetryExtras,
-) -> Option<Result<u32, Error>> {
-    let rng = &mut rng::fork();
-    let mut avoided = previous.to_vec();
-    for _ in 0..policy.host_selection_attempts {
-        let picked = state.pick(rng, &avoided, affinity);
-        let Some(Ok(endpoint)) = picked else {
-            return picked;
-        };
-        let metadata = state.metadata(endpoint);
-        if !metadata.is_some_and(|metadata| policy.avoids(metadata)) {
-            return picked;
-        }
-        avoided.push(state.slot(endpoint).address());
-    }
-    state.pick(rng, &avoided, affinity)
-}
-
 impl<M: MakeEndpoint> Stage<M> {
     fn send(
         call: &mut InFlight<M>,
@@ -180,23 +149,5 @@ impl<M: MakeEndpoint> Stage<M> {
         let (attempt, exchange) = call.dispatch_beside(state, endpoint, &mut outgoing);
         previous.extend(attempt.address());
         Self::Sent { attempt, exchange }
-    }
-}
-
-/// Endpoints that were tried, the newest last.
-#[derive(Default)]
-pub(super) struct Previous {
-    addresses: Vec<SocketAddr>,
-}
-
-/// Endpoints that an attempt avoids at most.
-const PREVIOUS_MAX: usize = 8;
-
-impl Previous {
-    pub(super) fn extend(&mut self, address: Option<SocketAddr>) {
-        if self.addresses.len() == PREVIOUS_MAX {
-            self.addresses.remove(0);
-        }
-        self.addresses.extend(address);
     }
 }

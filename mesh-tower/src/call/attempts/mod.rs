@@ -9,6 +9,7 @@ mod again;
 mod begin;
 mod hedge;
 mod lane;
+mod previous;
 
 use std::{
     pin::Pin,
@@ -23,7 +24,8 @@ pub(super) use self::again::Again;
 use self::{
     again::attempted,
     hedge::Hedge,
-    lane::{Lane, LaneResult, Previous, Stage, Terms},
+    lane::{Lane, LaneResult, Stage, Terms},
+    previous::Previous,
 };
 use super::{AttemptResult, CallResult, earlier};
 use crate::{
@@ -98,6 +100,7 @@ impl<M: MakeEndpoint> Attempts<M> {
         until: Option<Instant>,
     ) -> Self {
         let hedge = call.extras.as_ref().and_then(|extras| extras.hedge);
+        let policy = again.as_ref().and_then(|again| again.extras().cloned());
         Self {
             call,
             again,
@@ -107,7 +110,7 @@ impl<M: MakeEndpoint> Attempts<M> {
             until,
             retries: 0,
             backoffs: 0,
-            previous: Previous::default(),
+            previous: Previous::new(policy),
             timer: None,
         }
     }

@@ -162,6 +162,7 @@ fn rds_listener(route: &str) -> Config {
             max_stream_duration: None,
             stream_idle_timeout: None,
             filters: [].into(),
+            router: RouterOptions::default(),
         }),
     }))
 }

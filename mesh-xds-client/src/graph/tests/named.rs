@@ -57,7 +57,7 @@ fn the_clusters_of_mirrors_are_part_of_the_snapshot() {
         cluster: MirrorTarget::Cluster("copy".into()),
         fraction: None,
         shadow_suffix: true,
-        is_traced: true,
+        trace_sampled: None,
     }];
     forward.extras = Some(Box::new(ForwardExtras {
         mirrors,

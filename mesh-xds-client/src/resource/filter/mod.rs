@@ -33,7 +33,7 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{FilterConfig, FilterOverride, FilterOverrides, HttpFilter};
+use mesh_core::config::{FilterConfig, FilterOverride, FilterOverrides, HttpFilter, RouterOptions};
 
 use super::{
     path::Sink,
@@ -74,8 +74,13 @@ const BOTH: &[Side] = &[Side::Client, Side::Server];
 const CLIENTS: &[Side] = &[Side::Client];
 const SERVERS: &[Side] = &[Side::Server];
 
-/// The filters of a listener, in order, without the router.
-pub(super) fn decode(sink: &mut Sink, side: Side, filters: &[FilterProto]) -> Vec<HttpFilter> {
+/// The filters of a listener, in order, without the router, and what that does with headers.
+pub(super) fn decode(
+    sink: &mut Sink,
+    side: Side,
+    filters: &[FilterProto],
+) -> (Vec<HttpFilter>, RouterOptions) {
+    let mut router = RouterOptions::default();
     let mut names = HashSet::new();
     let mut last_is_router = false;
     let decoded = sink.each("http_filters", filters, |sink, filter| {
@@ -95,7 +100,7 @@ pub(super) fn decode(sink: &mut Sink, side: Side, filters: &[FilterProto]) -> Ve
         };
         if is::<Router>(any) {
             last_is_router = true;
-            sink.field("typed_config", |sink| decode_router(sink, any));
+            router = sink.field("typed_config", |sink| decode_router(sink, any));
             return None;
         }
         let is_optional = filter.is_optional || filter.disabled;
@@ -110,13 +115,18 @@ pub(super) fn decode(sink: &mut Sink, side: Side, filters: &[FilterProto]) -> Ve
     if !last_is_router {
         sink.error_at::<()>("http_filters", "the router is missing; it must be last");
     }
-    decoded
+    (decoded, router)
 }
 
-fn decode_router(sink: &mut Sink, any: &Any) {
-    if let Some(router) = parse::<Router>(sink, any) {
-        report!(sink, router, [upstream_http_filters, upstream_log]);
-        report!(sink, router, [strict_check_headers]);
+fn decode_router(sink: &mut Sink, any: &Any) -> RouterOptions {
+    let Some(router) = parse::<Router>(sink, any) else {
+        return RouterOptions::default();
+    };
+    report!(sink, router, [upstream_http_filters, upstream_log]);
+    report!(sink, router, [strict_check_headers]);
+    RouterOptions {
+        suppress_envoy_headers: router.suppress_envoy_headers,
+        respect_expected_rq_timeout: router.respect_expected_rq_timeout,
     }
 }
 

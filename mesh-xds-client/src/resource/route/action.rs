@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use mesh_core::{
     config::{
-        ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror,
+        BodyBuffer, ClusterExtras, Forward, ForwardExtras, HedgePolicy, MaxStreamDuration, Mirror,
         MirrorTarget, PathMatcher, RetryPolicy, RouteAction, WeighBy, WeightedCluster,
     },
     route::Feature,
@@ -35,6 +35,7 @@ use crate::resource::{
 /// What routes take from their virtual host when they say nothing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inherited {
+    pub(super) body_buffer: Option<BodyBuffer>,
     pub(super) retry: Option<RetryPolicy>,
     pub(super) hedge: Option<HedgePolicy>,
     pub(super) mirrors: Vec<Mirror>,
@@ -131,7 +132,8 @@ fn forward(
         clusters: clusters?,
         timeout,
         max_stream_duration: stream_limits(sink, proto),
-        retry: retry.filter(|retry| !retry.retry_on.is_empty()),
+        retry,
+        body_buffer: None,
         extras: (extras != ForwardExtras::default()).then(|| Box::new(extras)),
     }))
 }
@@ -208,10 +210,6 @@ pub(super) fn mirrors(sink: &mut Sink, protos: &[RequestMirrorPolicy]) -> Vec<Mi
             proto,
             [request_headers_mutations, host_rewrite_literal]
         );
-        // A copy's span is recorded where the call's is.
-        let forced = proto.trace_sampled.as_ref();
-        let forced = forced.is_some_and(|sampled| sampled.value);
-        sink.ignore([("trace_sampled", forced)]);
         let cluster = match (proto.cluster.as_str(), proto.cluster_header.as_str()) {
             ("", "") => return sink.error_at("cluster", "is missing"),
             ("", header) => MirrorTarget::Header(header_name(sink, "cluster_header", header)?),
@@ -233,7 +231,7 @@ pub(super) fn mirrors(sink: &mut Sink, protos: &[RequestMirrorPolicy]) -> Vec<Mi
                 None => None,
             },
             shadow_suffix: !proto.disable_shadow_host_suffix_append,
-            is_traced: proto.trace_sampled.is_none_or(|sampled| sampled.value),
+            trace_sampled: proto.trace_sampled.as_ref().map(|sampled| sampled.value),
         })
     })
 }

@@ -17,7 +17,9 @@ use std::collections::HashSet;
 use envoy_types::pb::envoy::config::route::v3::{
     Route as RouteProto, RouteConfiguration, VirtualHost as VirtualHostProto, route::Action,
 };
-use mesh_core::config::{AttemptCounts, Mirror, Route, RouteConfig, VirtualHost};
+use mesh_core::config::{
+    AttemptCounts, BodyBuffer, Mirror, Route, RouteAction, RouteConfig, VirtualHost,
+};
 
 use self::action::Inherited;
 
@@ -34,6 +36,26 @@ macro_rules! mutations {
             &$proto.response_headers_to_remove,
         )
     };
+}
+
+/// How much of bodies a message has kept for other attempts.
+macro_rules! body_buffer {
+    ($sink:expr, $proto:expr) => {{
+        let (old, new) = (
+            &$proto.per_request_buffer_limit_bytes,
+            &$proto.request_body_buffer_limit,
+        );
+        $sink.refuse(
+            "per_request_buffer_limit_bytes",
+            old.is_some() && new.is_some(),
+            "and request_body_buffer_limit exclude each other",
+        );
+        match (old, new) {
+            (_, Some(limit)) => Some(BodyBuffer::Exactly(limit.value)),
+            (Some(limit), None) => Some(BodyBuffer::AtMost(limit.value)),
+            (None, None) => None,
+        }
+    }};
 }
 
 /// Which side the routes are for.
@@ -103,9 +125,7 @@ fn virtual_host(
         [
             cors,
             retry_policy_typed_config,
-            include_is_timeout_retry_header,
-            per_request_buffer_limit_bytes,
-            request_body_buffer_limit
+            include_is_timeout_retry_header
         ]
     );
     sink.refuse(
@@ -130,6 +150,7 @@ fn virtual_host(
     };
     let own = action::mirrors(sink, &proto.request_mirror_policies);
     let inherited = Inherited {
+        body_buffer: body_buffer!(sink, proto),
         retry,
         hedge,
         mirrors: if own.is_empty() {
@@ -172,15 +193,7 @@ fn check_domain(sink: &mut Sink, domain: &str) -> Option<()> {
 }
 
 fn route(sink: &mut Sink, side: Side, proto: &RouteProto, inherited: &Inherited) -> Option<Route> {
-    report!(
-        sink,
-        proto,
-        [
-            per_request_buffer_limit_bytes,
-            request_body_buffer_limit,
-            tracing
-        ]
-    );
+    report!(sink, proto, [tracing]);
     let (rate_limits, include_vh) = match &proto.action {
         Some(Action::Route(action)) => {
             let include = action.include_vh_rate_limits.as_ref();
@@ -201,6 +214,10 @@ fn route(sink: &mut Sink, side: Side, proto: &RouteProto, inherited: &Inherited)
     let mut action = action::decode(sink, side, path, proto.action.as_ref(), inherited);
     if let Some(action) = &mut action {
         hedge::from_metadata(sink, proto, action);
+    }
+    let body_buffer = body_buffer!(sink, proto).or(inherited.body_buffer);
+    if let Some(RouteAction::Forward(forward)) = &mut action {
+        forward.body_buffer = body_buffer;
     }
     let headers = mutations!(sink, proto);
     Some(Route {

@@ -2,7 +2,7 @@
 //!
 //! Stage 3.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -10,13 +10,16 @@ use envoy_types::pb::{
             RetryPolicy as RetryProto,
             retry_policy::{
                 RateLimitedRetryBackOff, ResetHeaderFormat, RetryBackOff, RetryHostPredicate,
-                retry_host_predicate,
+                RetryPriority, retry_host_predicate, retry_priority,
             },
         },
-        extensions::retry::host::{
-            omit_canary_hosts::v3::OmitCanaryHostsPredicate,
-            omit_host_metadata::v3::OmitHostMetadataConfig,
-            previous_hosts::v3::PreviousHostsPredicate,
+        extensions::retry::{
+            host::{
+                omit_canary_hosts::v3::OmitCanaryHostsPredicate,
+                omit_host_metadata::v3::OmitHostMetadataConfig,
+                previous_hosts::v3::PreviousHostsPredicate,
+            },
+            priority::previous_priorities::v3::PreviousPrioritiesConfig,
         },
     },
     google::protobuf::Any,
@@ -51,11 +54,7 @@ pub(super) fn retry_policy(sink: &mut Sink, proto: &RetryProto) -> Option<Option
     report!(
         sink,
         proto,
-        [
-            retry_priority,
-            refresh_cluster_on_retry,
-            retry_options_predicates
-        ]
+        [refresh_cluster_on_retry, retry_options_predicates]
     );
     let (mut retry_on, unknown) = RetryOn::parse(&proto.retry_on);
     // Istio writes codes into the list of conditions.
@@ -156,7 +155,12 @@ fn extras(sink: &mut Sink, proto: &RetryProto) -> Option<Option<Arc<RetryExtras>
         avoid_canary_hosts: false,
         avoid_metadata: Vec::new(),
         host_selection_attempts: u32::try_from(attempts).unwrap_or(0),
+        previous_priorities: None,
     };
+    if let Some(priority) = &proto.retry_priority {
+        extras.previous_priorities =
+            sink.field("retry_priority", |sink| previous_priorities(sink, priority));
+    }
     if let Some(backoff) = &proto.rate_limited_retry_back_off {
         extras.rate_limited = Some(sink.field("rate_limited_retry_back_off", |sink| {
             rate_limited(sink, backoff)
@@ -172,6 +176,35 @@ fn extras(sink: &mut Sink, proto: &RetryProto) -> Option<Option<Arc<RetryExtras>
     }
     extras.host_selection_attempts = extras.host_selection_attempts.max(1);
     Some(Some(Arc::new(extras)))
+}
+
+/// `None` is an error, or something that is not known.
+fn previous_priorities(sink: &mut Sink, proto: &RetryPriority) -> Option<NonZeroU32> {
+    match &proto.config_type {
+        Some(retry_priority::ConfigType::TypedConfig(any))
+            if is::<PreviousPrioritiesConfig>(any) =>
+        {
+            sink.field("typed_config", |sink| {
+                let proto: PreviousPrioritiesConfig = parse(sink, any)?;
+                let frequency = u32::try_from(proto.update_frequency).ok();
+                let frequency = frequency.and_then(NonZeroU32::new);
+                sink.refuse("update_frequency", frequency.is_none(), "must be above 0");
+                frequency
+            })
+        }
+        Some(retry_priority::ConfigType::TypedConfig(_)) => {
+            sink.ignore([("typed_config", true)]);
+            None
+        }
+        // It has no default.
+        None if proto.name.ends_with("previous_priorities") => {
+            sink.error_at("typed_config", "is missing, and with it update_frequency")
+        }
+        None => {
+            sink.ignore([("name", true)]);
+            None
+        }
+    }
 }
 
 fn host_predicate(

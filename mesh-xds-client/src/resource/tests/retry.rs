@@ -1,14 +1,19 @@
 //! Retry policies.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use envoy_types::pb::{
-    envoy::config::route::v3::{
-        RetryPolicy as RetryProto, retry_policy::RetryBackOff, route::Action,
+    envoy::{
+        config::route::v3::{
+            RetryPolicy as RetryProto, VirtualHost,
+            retry_policy::{RetryBackOff, RetryPriority, retry_priority},
+            route::Action,
+        },
+        extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
     },
-    google::protobuf::Duration as DurationProto,
+    google::protobuf::{Duration as DurationProto, UInt64Value},
 };
-use mesh_core::config::RetryOn;
+use mesh_core::config::{BodyBuffer, RetryOn};
 
 use super::{
     route::{config, forward, host, millis, route, seconds, with_action},
@@ -114,9 +119,63 @@ pub(super) fn the_hosts_retry_policy_is_replaced_not_merged() {
         unreachable!()
     };
     action.retry_policy = Some(RetryProto::default());
-    assert_eq!(
-        forward(config(vec![shared])).retry,
-        None,
-        "no condition means: never"
-    );
+    let own = forward(config(vec![shared])).retry.unwrap();
+    assert!(own.retry_on.is_empty() && !own.has_effect(), "never");
+}
+
+#[test]
+fn retries_leave_priorities_as_often_as_is_said() {
+    let with = |name: &str, config: Option<Any>| {
+        with_action(|action| {
+            action.retry_policy = Some(RetryProto {
+                retry_on: "5xx".into(),
+                retry_priority: Some(RetryPriority {
+                    name: name.into(),
+                    config_type: config.map(retry_priority::ConfigType::TypedConfig),
+                }),
+                ..RetryProto::default()
+            });
+        })
+    };
+    let every = |update_frequency| any(&PreviousPrioritiesConfig { update_frequency });
+    let name = "envoy.retry_priorities.previous_priorities";
+    let policy = forward(with(name, Some(every(2)))).retry.unwrap();
+    let extras = policy.extras.unwrap();
+    assert_eq!(extras.previous_priorities.map(NonZeroU32::get), Some(2));
+    let place = "virtual_hosts[0].routes[0].route.retry_policy.retry_priority.typed_config";
+    for (config, reason) in [
+        (
+            Some(every(0)),
+            format!("{place}.update_frequency: must be above 0"),
+        ),
+        (
+            Some(every(-1)),
+            format!("{place}.update_frequency: must be above 0"),
+        ),
+        (None, format!("{place}: is missing")),
+    ] {
+        refused(Kind::Route, with(name, config), &reason);
+    }
+}
+
+#[test]
+fn bodies_are_kept_as_routes_and_hosts_say() {
+    let kept = |change: fn(&mut VirtualHost)| {
+        let mut host = host(vec![route()]);
+        change(&mut host);
+        config(vec![host])
+    };
+    let of_host = kept(|host| host.per_request_buffer_limit_bytes = uint32(7));
+    assert_eq!(forward(of_host).body_buffer, Some(BodyBuffer::AtMost(7)));
+    let of_route = kept(|host| {
+        host.per_request_buffer_limit_bytes = uint32(7);
+        host.routes[0].request_body_buffer_limit = Some(UInt64Value { value: 9 });
+    });
+    assert_eq!(forward(of_route).body_buffer, Some(BodyBuffer::Exactly(9)));
+    let both = kept(|host| {
+        host.routes[0].per_request_buffer_limit_bytes = uint32(7);
+        host.routes[0].request_body_buffer_limit = Some(UInt64Value { value: 9 });
+    });
+    let path = "virtual_hosts[0].routes[0].per_request_buffer_limit_bytes: and";
+    refused(Kind::Route, both, path);
 }

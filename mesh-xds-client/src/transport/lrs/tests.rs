@@ -49,6 +49,7 @@ fn source() -> (Compiler, LoadSource) {
             max_stream_duration: None,
             stream_idle_timeout: None,
             filters: [].into(),
+            router: mesh_core::config::RouterOptions::default(),
             routes: Arc::new(routes),
             clusters: [("c".into(), tree(&[1, 2]))].into(),
         })

@@ -175,8 +175,6 @@ const NOTES: &[(&str, &[&str])] = &[
             "HttpProtocolOptions max_connection_duration_jitter",
             "HttpProtocolOptions max_response_headers_kb",
             "Router reject_connect_request_early_data",
-            "Router respect_expected_rq_timeout",
-            "Router suppress_envoy_headers",
             "DownstreamTlsContext disable_stateful_session_resumption",
             "RouteConfiguration max_direct_response_body_size_bytes",
             "RouteConfiguration validate_clusters",

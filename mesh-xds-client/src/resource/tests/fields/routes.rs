@@ -6,7 +6,9 @@ use envoy_types::pb::envoy::{
         route::v3::{
             DirectResponseAction, HedgePolicy, QueryParameterMatcher, RedirectAction, RetryPolicy,
             Route, RouteAction, RouteMatch,
-            retry_policy::{RateLimitedRetryBackOff, ResetHeader, RetryBackOff},
+            retry_policy::{
+                RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryPriority, retry_priority,
+            },
             route::Action,
             route_action::{
                 HashPolicy, MaxStreamDuration, RequestMirrorPolicy,
@@ -14,6 +16,7 @@ use envoy_types::pb::envoy::{
             },
         },
     },
+    extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
     r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher},
 };
 
@@ -145,6 +148,18 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
     add(t, "", k, &pause, |m| {
         with_retry(RetryPolicy {
             retry_back_off: Some(m),
+            ..RetryPolicy::default()
+        })
+    });
+    let leaving = PreviousPrioritiesConfig {
+        update_frequency: 2,
+    };
+    add(t, "", k, &leaving, |m| {
+        with_retry(RetryPolicy {
+            retry_priority: Some(RetryPriority {
+                name: "previous_priorities".into(),
+                config_type: Some(retry_priority::ConfigType::TypedConfig(any(&m))),
+            }),
             ..RetryPolicy::default()
         })
     });

@@ -7,6 +7,8 @@
 //!
 //! Degraded endpoints are priorities of their own, behind all others.
 
+mod tried;
+
 use std::{
     net::SocketAddr,
     ops::Range,
@@ -18,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::tried::TriedPriorities;
 use super::{
     ClusterEndpoint, LoadBalancer, PickContext, PickResult, Picker,
     sample::sample_rest,
@@ -120,6 +123,15 @@ impl TierTimer {
 #[derive(Debug, Default)]
 pub(crate) struct TierState {
     failover: Mutex<Failover>,
+    /// How many priorities retries wanted: these are connected, too.
+    wanted: AtomicUsize,
+}
+
+impl TierState {
+    /// How many priorities are connected.
+    fn activated(&self, failover: &Failover) -> usize {
+        failover.activated().max(self.wanted.load(Relaxed)).max(1)
+    }
 }
 
 /// What a tier is, but for its usable endpoints.
@@ -197,7 +209,7 @@ impl Tiers {
     ) -> Self {
         let mut loads = vec![0.0; tiers.len()];
         loads[0] = 1.0;
-        let activated = lock(&state.failover).activated().max(1);
+        let activated = state.activated(&lock(&state.failover));
         let this = Self {
             loads: Weights::new(loads, None),
             tiers: tiers.into(),
@@ -255,6 +267,39 @@ impl Tiers {
             }
         }
         health
+    }
+
+    /// Picks from a tier, and from any other one when all of its endpoints fail, which has not been
+    /// decided upon yet.
+    fn pick_from(
+        &self,
+        first: usize,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+    ) -> PickResult {
+        let chosen = &self.tiers[first];
+        let mut result = self.pick_in(chosen, endpoints, context);
+        let is_meant = self.spill_over.fails_on_panic && chosen.is_panicking.load(Relaxed);
+        if result != PickResult::Fail || is_meant {
+            return result;
+        }
+        for (index, tier) in self.tiers.iter().enumerate() {
+            if index == first {
+                continue;
+            }
+            match self.pick_in(tier, endpoints, context) {
+                PickResult::Fail => {}
+                PickResult::Queue => result = PickResult::Queue,
+                found @ PickResult::Endpoint(_) => return found,
+            }
+        }
+        result
+    }
+
+    /// Has a tier connected that no request wanted before, and all before it.
+    fn activate(&self, tier: usize) {
+        self.state.wanted.fetch_max(tier + 1, Relaxed);
+        self.activated.fetch_max(tier + 1, Relaxed);
     }
 
     fn pick_in(
@@ -321,24 +366,22 @@ impl LoadBalancer for Tiers {
         } else {
             self.chosen.load(Relaxed)
         };
-        let chosen = &self.tiers[first];
-        let mut result = self.pick_in(chosen, endpoints, context);
-        let is_meant = self.spill_over.fails_on_panic && chosen.is_panicking.load(Relaxed);
-        if result != PickResult::Fail || is_meant {
-            return result;
-        }
-        // All of its endpoints fail, which has not been decided upon yet.
-        for (index, tier) in self.tiers.iter().enumerate() {
-            if index == first {
-                continue;
+        self.pick_from(first, endpoints, context)
+    }
+
+    fn pick_untried(
+        &self,
+        endpoints: &[ClusterEndpoint],
+        context: &mut PickContext<'_, dyn Rng + '_>,
+        tried: &TriedPriorities<'_>,
+    ) -> PickResult {
+        match self.choose_untried(endpoints, &mut *context.rng, tried) {
+            Some(first) => {
+                self.activate(first);
+                self.pick_from(first, endpoints, context)
             }
-            match self.pick_in(tier, endpoints, context) {
-                PickResult::Fail => {}
-                PickResult::Queue => result = PickResult::Queue,
-                found @ PickResult::Endpoint(_) => return found,
-            }
+            None => self.pick(endpoints, context),
         }
-        result
     }
 
     fn observes(&self) -> bool {
@@ -366,7 +409,8 @@ impl LoadBalancer for Tiers {
         let mut failover = lock(&self.state.failover);
         let choice = failover.decide(&states, now);
         self.chosen.store(choice.tier, Relaxed);
-        self.activated.store(failover.activated(), Relaxed);
+        self.activated
+            .store(self.state.activated(&failover), Relaxed);
         drop(failover);
         self.share(endpoints);
         let children = self.tiers.iter();
