@@ -123,6 +123,15 @@ async fn scrape(world: &World) -> String {
     text
 }
 
+/// Path, headers, status, reason, and the class of the status.
+type Case<'c> = (
+    &'c str,
+    &'c [(&'static str, &'c str)],
+    u16,
+    &'c str,
+    &'c str,
+);
+
 #[tokio::test]
 async fn every_answer_in_place_of_the_applications_is_counted_with_its_reason() {
     let ca = Ca::new();
@@ -141,7 +150,7 @@ async fn every_answer_in_place_of_the_applications_is_counted_with_its_reason() 
     ];
     let mut http = Client::plain(world.addr, Alpn::Http1).await.expect("h1");
     let mut h2 = Client::plain(world.addr, Alpn::Http2).await.expect("h2");
-    let cases: [(&str, &[(&'static str, &str)], _, &str, &str); 8] = [
+    let cases: [Case<'_>; 8] = [
         ("/old", &[], 308, "redirect", "3xx"),
         ("/closed", &[], 410, "direct_response", "4xx"),
         ("/scarce", &[], 429, "rate_limited", "4xx"),
