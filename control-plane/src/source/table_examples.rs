@@ -253,7 +253,7 @@ pub(super) const BESIDE: [(&str, &str, &str); 22] = [
 ];
 
 /// What must stand beside a field of a security object.
-pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 30] = [
+pub(super) const BESIDE_SECURITY: [(&str, &str, &str, &str); 34] = [
     (
         "AuthorizationPolicy",
         "spec.action",

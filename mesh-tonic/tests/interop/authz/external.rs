@@ -51,7 +51,7 @@ metadata: {{name: decided}}
 spec:
   action: CUSTOM
   provider: {{name: p}}
-  rules: [{{to: [{{operation: {{notPaths: [/open]}}}}]}}]
+  rules: [{{to: [{{operation: {{notPaths: [/open, /envoy.service.auth.v3.Authorization/*]}}}}]}}]
 ---
 kind: AuthorizationPolicy
 metadata: {{name: closed}}
