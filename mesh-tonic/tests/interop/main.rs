@@ -5,6 +5,9 @@
 mod agent;
 mod authz;
 mod consul;
+#[allow(dead_code, reason = "shared with the target `routing`")]
+#[path = "../routing/echo.rs"]
+mod echo;
 mod endurance;
 mod filters;
 #[path = "../e2e/issuer.rs"]
@@ -13,7 +16,20 @@ mod issuer;
 mod load;
 mod orca;
 mod passthrough;
+#[allow(dead_code, reason = "shared with the target `acceptance`")]
+#[path = "../acceptance/plane.rs"]
+mod plane;
+#[allow(dead_code, reason = "shared with the target `acceptance`")]
+#[path = "../acceptance/resources.rs"]
+mod resources;
+mod retries;
 mod routes;
+#[allow(dead_code, reason = "shared with the target `routing`")]
+#[path = "../routing/scene.rs"]
+mod scene;
+#[allow(dead_code, reason = "shared with the target `routing`")]
+#[path = "../routing/unruly.rs"]
+mod unruly;
 mod validate;
 #[path = "../e2e/world.rs"]
 mod world;

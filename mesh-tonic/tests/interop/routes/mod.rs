@@ -28,8 +28,8 @@ use mesh_core::{
 use prost::Message as _;
 
 use generate::{CLUSTERS, Generator, ROUTE};
-pub(crate) use proxy::any;
 use proxy::values;
+pub(crate) use proxy::{any, listener, start};
 
 /// Requests of a run.
 const REQUESTS: usize = 5_000;

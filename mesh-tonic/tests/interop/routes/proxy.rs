@@ -12,8 +12,8 @@ use envoy_types::pb::{
                 cluster::{ClusterDiscoveryType, DiscoveryType},
             },
             core::v3::{
-                Address, Http2ProtocolOptions, SocketAddress, address::Address as AnyAddress,
-                socket_address::PortSpecifier,
+                Address, CidrRange, Http2ProtocolOptions, SocketAddress,
+                address::Address as AnyAddress, socket_address::PortSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -28,7 +28,8 @@ use envoy_types::pb::{
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter,
                     http_connection_manager::{
-                        CodecType, RouteSpecifier, ServerHeaderTransformation,
+                        CodecType, InternalAddressConfig, RouteSpecifier,
+                        ServerHeaderTransformation,
                     },
                     http_filter,
                 },
@@ -150,14 +151,18 @@ fn cluster(name: &str, server: SocketAddr) -> Cluster {
     }
 }
 
-fn listener(port: u16, routes: RouteConfiguration, mut filters: Vec<HttpFilter>) -> Listener {
-    let router = Router {
-        suppress_envoy_headers: true,
-        ..Router::default()
-    };
+/// A listener that routes, whose filters end with `router`. Of callers that are `internal` it takes
+/// headers that tell it what to do.
+pub(crate) fn listener(
+    port: u16,
+    routes: RouteConfiguration,
+    mut filters: Vec<HttpFilter>,
+    router: &Router,
+    internal: Option<CidrRange>,
+) -> Listener {
     filters.push(HttpFilter {
         name: "router".into(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(any(&router))),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(router))),
         ..HttpFilter::default()
     });
     let manager = HttpConnectionManager {
@@ -167,6 +172,13 @@ fn listener(port: u16, routes: RouteConfiguration, mut filters: Vec<HttpFilter>)
         route_specifier: Some(RouteSpecifier::RouteConfig(routes)),
         server_header_transformation: ServerHeaderTransformation::PassThrough as i32,
         generate_request_id: Some(BoolValue { value: false }),
+        use_remote_address: Some(BoolValue {
+            value: internal.is_some(),
+        }),
+        internal_address_config: internal.map(|range| InternalAddressConfig {
+            cidr_ranges: vec![range],
+            ..InternalAddressConfig::default()
+        }),
         ..HttpConnectionManager::default()
     };
     Listener {
@@ -194,9 +206,24 @@ pub(super) async fn envoy(
     for name in CLUSTERS {
         clusters.push(cluster(name, echo(name).await));
     }
+    let router = Router {
+        suppress_envoy_headers: true,
+        ..Router::default()
+    };
+    let listener = listener(port, routes, filters, &router, None);
+    start(folder, vec![listener], clusters, port).await
+}
+
+/// Starts Envoy with these, the last listener on `port`.
+pub(crate) async fn start(
+    folder: &Path,
+    listeners: Vec<Listener>,
+    clusters: Vec<Cluster>,
+    port: u16,
+) -> (Child, SocketAddr) {
     let bootstrap = Bootstrap {
         static_resources: Some(StaticResources {
-            listeners: vec![listener(port, routes, filters)],
+            listeners,
             clusters,
             ..StaticResources::default()
         }),
