@@ -46,7 +46,8 @@ pub enum LocalityBasis {
     HealthyHostsWeight,
 }
 
-/// [`CommonLbConfig::healthy_panic_threshold`] where zones need one and none is declared (Envoy).
+/// [`healthy_panic_threshold`](super::CommonLbConfig::healthy_panic_threshold) where zones need one and none
+/// is declared (Envoy).
 pub const HEALTHY_PANIC_THRESHOLD_DEFAULT: u32 = 50;
 
 /// Where a process is, and how many others of its own service there are in each zone (Envoy's local

@@ -159,7 +159,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         }
     }
 
-    /// There is a response: the call goes on until it is [read](ResponseBody::new).
+    /// There is a response: the call goes on until it is [read](crate::ResponseBody::new).
     #[inline]
     pub(crate) fn respond<B>(&mut self, response: &mut Response<B>, outcome: Outcome) {
         self.outcome = outcome;

@@ -2,7 +2,7 @@
 //!
 //! Fails closed: what would verify less than the configuration asks for refuses it. Understood is one
 //! rule for all paths that takes any of the providers or no token at all, with keys in the
-//! configuration or at an address ([`remote_jwks`](super::remote_jwks)); that is what
+//! configuration or at an address ([`remote_jwks`]); that is what
 //! RequestAuthentication needs.
 
 use std::time::Duration;
