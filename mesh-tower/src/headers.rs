@@ -11,14 +11,7 @@ const FEW: usize = 8;
 /// The first value of `name`.
 #[inline]
 pub(crate) fn find<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
-    match headers.len() {
-        0 => None,
-        1..=FEW => {
-            let mut headers = headers.iter();
-            headers.find_map(|(held, value)| (held == name).then_some(value))
-        }
-        _ => headers.get(name),
-    }
+    find_by(headers, name, |held| held == name)
 }
 
 /// The same for a name that is written out here and not one of HTTP's own, in lower case: it is
@@ -30,12 +23,21 @@ pub(crate) fn find_own<'h, const N: usize>(
     text: &[u8; N],
 ) -> Option<&'h HeaderValue> {
     debug_assert_eq!(name.as_str().as_bytes(), text);
+    find_by(headers, name, |held| held.as_str().as_bytes() == text)
+}
+
+/// The first value of `name`, which is what `is_name` holds for.
+#[inline]
+fn find_by<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+    is_name: impl Fn(&HeaderName) -> bool,
+) -> Option<&'h HeaderValue> {
     match headers.len() {
         0 => None,
         1..=FEW => {
             let mut headers = headers.iter();
-            let is_it = |held: &HeaderName| held.as_str().as_bytes() == text;
-            headers.find_map(|(held, value)| is_it(held).then_some(value))
+            headers.find_map(|(held, value)| is_name(held).then_some(value))
         }
         _ => headers.get(name),
     }

@@ -142,11 +142,12 @@ async fn gets(client: &mut Client, version: &str, share: usize) {
     timeout(MUST_HAPPEN, so).await.expect("its share");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn weights_follow_reports_out_of_band_on_the_connection_of_the_calls() {
+/// Two servers that say the opposite in their responses and out of band, under `policy`, and a client that
+/// has reached one.
+async fn called(policy: &str) -> (World, Mesh, [Reporter; 2], Client) {
     let world = World::start().await;
     world.write("security.yaml", SECURITY);
-    world.write("policy.yaml", POLICY);
+    world.write("policy.yaml", policy);
     let v1 = Reporter::start(&world, "v1", 0.2, 0.8).await;
     let v2 = Reporter::start(&world, "v2", 0.8, 0.2).await;
     let both = [("v1", v1.address), ("v2", v2.address)];
@@ -160,6 +161,12 @@ async fn weights_follow_reports_out_of_band_on_the_connection_of_the_calls() {
     })
     .await
     .expect("a first call");
+    (world, member, [v1, v2], client)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn weights_follow_reports_out_of_band_on_the_connection_of_the_calls() {
+    let (world, _member, [v1, v2], mut client) = called(POLICY).await;
     // By what comes with the responses it would be the other way round.
     gets(&mut client, "v1", 80).await;
     v1.metrics.set_application_utilization(0.9);
@@ -172,7 +179,7 @@ async fn weights_follow_reports_out_of_band_on_the_connection_of_the_calls() {
     }
 
     // An endpoint that leaves takes its stream with it.
-    world.write("endpoints.yaml", &endpoints(&both[..1]));
+    world.write("endpoints.yaml", &endpoints(&[("v1", v1.address)]));
     v2.has_open(0).await;
     v1.has_open(1).await;
     // A server that drains is not held up.
@@ -184,23 +191,8 @@ async fn weights_follow_reports_out_of_band_on_the_connection_of_the_calls() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reports_of_responses_count_where_none_are_asked_for_out_of_band() {
-    let world = World::start().await;
-    world.write("security.yaml", SECURITY);
     let policy = POLICY.replace("    oobReportingPeriod: 50ms\n", "");
-    world.write("policy.yaml", &policy);
-    let v1 = Reporter::start(&world, "v1", 0.2, 0.8).await;
-    let v2 = Reporter::start(&world, "v2", 0.8, 0.2).await;
-    let both = [("v1", v1.address), ("v2", v2.address)];
-    world.write("endpoints.yaml", &endpoints(&both));
-    let member = world.member("frontend").await;
-    let mut client = greeter_client(&member);
-    timeout(MUST_HAPPEN, async {
-        while client.say_hello(HelloRequest::default()).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("a first call");
+    let (_world, _member, [v1, v2], mut client) = called(&policy).await;
     gets(&mut client, "v2", 80).await;
     assert_eq!((*v1.open.borrow(), *v2.open.borrow()), (0, 0));
 }
