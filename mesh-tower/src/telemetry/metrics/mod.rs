@@ -4,36 +4,34 @@
 //! The series of a cluster and of its endpoints end with them, so that churn does not grow the
 //! registry. It keeps no history and pushes nothing: somebody scrapes [`Metrics::encode`].
 
+mod cluster;
+mod encode;
+mod listener;
+mod server;
+
 use std::{
-    collections::BTreeMap,
     fmt,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
 };
 
-use mesh_core::{filter::FilterAction, snapshot::ClusterSnapshot, stats::EndpointStats};
+use mesh_core::filter::FilterAction;
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
-    metrics::{MetricType, counter::Counter, family::Family},
-    registry::{Registry, Unit},
+    encoding::text,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
 };
 
 #[cfg(feature = "xds")]
 use super::control_plane::ControlPlaneSeries;
-use super::{
-    certificate::CertificateSeries,
-    code::{Code, Protocol},
-    counts::{Counts, Extra, Totals},
-    handshakes::HandshakeFailures,
-    local_reply::{LocalReplies, LocalReplyReason, LocalReplyTotals},
-};
+use super::{certificate::CertificateSeries, handshakes::HandshakeFailures};
+use cluster::{ClientSeries, Clusters};
+use listener::{ListenerSeries, Listeners};
+
+pub use cluster::CallMetrics;
+pub(crate) use listener::ListenerMetrics;
+pub use server::{NO_POLICY, ServerMetrics};
 
 type Labels<const N: usize> = [(&'static str, String); N];
-
-/// Label of refusals for want of a matching `ALLOW` policy.
-pub const NO_POLICY: &str = "(none allows)";
 
 /// The registry of this process. Clones share it.
 #[derive(Clone)]
@@ -53,11 +51,6 @@ struct Shared {
     filters: Family<Labels<3>, Counter>,
     keys: Family<Labels<2>, Counter>,
 }
-
-/// The clusters in use. One name may have several, in services that share nothing.
-type Clusters = Mutex<Vec<Weak<CallMetrics>>>;
-/// The listeners in use, of which the same is true.
-type Listeners = Mutex<Vec<Weak<ListenerMetrics>>>;
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -105,21 +98,14 @@ impl Metrics {
 
     /// Counters of one cluster. Its series end with the handle.
     pub fn cluster(&self, name: &str) -> Arc<CallMetrics> {
-        let metrics = Arc::new(CallMetrics {
-            cluster: name.to_owned(),
-            counts: Counts::default(),
-            endpoints: Mutex::default(),
-        });
+        let metrics = Arc::new(CallMetrics::new(name));
         keep(&self.shared.clusters, &metrics);
         metrics
     }
 
     /// Counters of what is dialled by one name. Its series end with the handle.
     pub(crate) fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
-        let metrics = Arc::new(ListenerMetrics {
-            listener: name.to_owned(),
-            replies: LocalReplies::default(),
-        });
+        let metrics = Arc::new(ListenerMetrics::new(name));
         keep(&self.shared.listeners, &metrics);
         metrics
     }
@@ -210,399 +196,14 @@ fn keep<T>(held: &Mutex<Vec<Weak<T>>>, one: &Arc<T>) {
     held.push(Arc::downgrade(one));
 }
 
-/// Counters of one cluster.
-pub struct CallMetrics {
-    cluster: String,
-    counts: Counts,
-    /// Whose counters are shown as this cluster's endpoints.
-    endpoints: Mutex<Option<Arc<ClusterSnapshot>>>,
-}
-
-impl CallMetrics {
-    /// Counts a call as in flight until [`finish`](Self::finish).
-    #[inline]
-    pub fn start(&self) {
-        self.counts.start();
-    }
-
-    /// Counts the end of a call that was started, with its latency.
-    #[inline]
-    pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
-        self.counts.finish(protocol, code, latency);
-    }
-
-    /// Counts what is sent beyond the first attempt of a call.
-    pub(crate) fn extra(&self, extra: Extra) {
-        self.counts.extra(extra);
-    }
-
-    /// Shows the counters of the endpoints in `snapshot` as this cluster's.
-    pub fn set_endpoints(&self, snapshot: &Arc<ClusterSnapshot>) {
-        let mut held = self
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *held = Some(Arc::clone(snapshot));
-    }
-}
-
-impl fmt::Debug for CallMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CallMetrics({})", self.cluster)
-    }
-}
-
-/// What is sent beyond the first attempts (A96 has the first three as `grpc.client.call.*`).
-const EXTRAS: [(&str, Extra, &str); 6] = [
-    (
-        "mesh_client_retries",
-        Extra::Retry,
-        "Attempts by the retry policy",
-    ),
-    (
-        "mesh_client_transparent_retries",
-        Extra::Transparent,
-        "Attempts of requests that never left",
-    ),
-    (
-        "mesh_client_hedges",
-        Extra::Hedge,
-        "Attempts beside others, by the hedge policy",
-    ),
-    (
-        "mesh_client_retries_over_budget",
-        Extra::OverBudget,
-        "Retries and hedges that the budget had no room for",
-    ),
-    (
-        "mesh_client_mirrors",
-        Extra::Mirror,
-        "Copies that were sent, by the cluster that gets them",
-    ),
-    (
-        "mesh_client_mirrors_dropped",
-        Extra::MirrorDropped,
-        "Copies that were not sent or given up, by the cluster that should get them",
-    ),
-];
-
-/// Everything about the calling side, gathered when it is asked for.
-#[derive(Debug)]
-struct ClientSeries(Arc<Clusters>);
-
-#[derive(Default)]
-struct ClientTotals {
-    calls: Totals,
-    endpoints: BTreeMap<SocketAddr, Outcomes>,
-}
-
-/// Attempts that ended well and badly.
-type Outcomes = [(&'static str, u64); 2];
-
-fn outcomes(stats: &EndpointStats) -> Outcomes {
-    [("success", stats.succeeded()), ("failure", stats.failed())]
-}
-
-impl ClientSeries {
-    fn totals(&self) -> BTreeMap<String, ClientTotals> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let clusters: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
-        drop(held);
-        let mut totals = BTreeMap::<_, ClientTotals>::new();
-        for cluster in clusters {
-            let of_name = totals.entry(cluster.cluster.clone()).or_default();
-            cluster.counts.add_to(&mut of_name.calls);
-            let endpoints = cluster
-                .endpoints
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            for endpoint in endpoints.iter().flat_map(|snapshot| &snapshot.endpoints) {
-                let held = of_name.endpoints.entry(endpoint.address);
-                let held = held.or_insert([("success", 0), ("failure", 0)]);
-                for (held, (_, more)) in held.iter_mut().zip(outcomes(&endpoint.stats)) {
-                    held.1 += more;
-                }
-            }
-        }
-        totals
-    }
-}
-
-impl Collector for ClientSeries {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let totals = self.totals();
-        let encoder = &mut encoder;
-        let help = "Calls by cluster and how they ended";
-        let mut metric = describe(encoder, "mesh_client_requests", help, MetricType::Counter)?;
-        for (cluster, totals) in &totals {
-            for (code, count) in totals.calls.ended() {
-                let labels = [("cluster", cluster.as_str()), ("code", code)];
-                counter(&mut metric, &labels, count)?;
-            }
-        }
-        let help = "Calls without an end yet";
-        let name = "mesh_client_requests_in_flight";
-        let mut metric = describe(encoder, name, help, MetricType::Gauge)?;
-        for (cluster, totals) in &totals {
-            let labels = [("cluster", cluster.as_str())];
-            gauge(metric.encode_family(&labels)?, totals.calls.in_flight())?;
-        }
-        for (name, extra, help) in EXTRAS {
-            let mut metric = describe(encoder, name, help, MetricType::Counter)?;
-            for (cluster, totals) in &totals {
-                let count = totals.calls.extra(extra);
-                counter(&mut metric, &[("cluster", cluster.as_str())], count)?;
-            }
-        }
-        let help = "Attempts by endpoint and outcome";
-        let name = "mesh_client_endpoint_requests";
-        let mut metric = describe(encoder, name, help, MetricType::Counter)?;
-        for (cluster, totals) in &totals {
-            for (endpoint, outcomes) in &totals.endpoints {
-                let endpoint = endpoint.to_string();
-                for (outcome, count) in outcomes {
-                    let labels = [
-                        ("cluster", cluster.as_str()),
-                        ("endpoint", endpoint.as_str()),
-                        ("outcome", outcome),
-                    ];
-                    counter(&mut metric, &labels, *count)?;
-                }
-            }
-        }
-        let help = "Duration of outbound gRPC calls";
-        let mut metric = describe(
-            encoder,
-            "rpc_client_call_duration",
-            help,
-            MetricType::Histogram,
-        )?;
-        for (cluster, totals) in totals.iter().filter(|(_, t)| !t.calls.grpc.is_empty()) {
-            let labels = [("cluster", cluster.as_str())];
-            totals.calls.grpc.encode(metric.encode_family(&labels)?)?;
-        }
-        let help = "Duration of outbound HTTP requests";
-        let name = "http_client_request_duration";
-        let mut metric = describe(encoder, name, help, MetricType::Histogram)?;
-        for (cluster, totals) in totals.iter().filter(|(_, t)| !t.calls.http.is_empty()) {
-            let labels = [("cluster", cluster.as_str())];
-            totals.calls.http.encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-}
-
-/// Calls by one dialled name that no cluster counts, as they were answered before one had them.
-#[derive(Debug)]
-pub(crate) struct ListenerMetrics {
-    listener: String,
-    replies: LocalReplies,
-}
-
-impl ListenerMetrics {
-    /// Counts an answer.
-    pub(crate) fn local_reply(&self, reason: LocalReplyReason, code: Code) {
-        self.replies.count(reason, code);
-    }
-}
-
-#[derive(Debug)]
-struct ListenerSeries(Arc<Listeners>);
-
-impl Collector for ListenerSeries {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let listeners: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
-        drop(held);
-        let mut totals = BTreeMap::<&str, Box<LocalReplyTotals>>::new();
-        for listener in &listeners {
-            let of_name = totals.entry(&listener.listener).or_default();
-            listener.replies.add_to(of_name);
-        }
-        let name = "mesh_client_local_replies";
-        let help = "Calls that were answered before a cluster had them, by why and how";
-        let mut metric = describe(&mut encoder, name, help, MetricType::Counter)?;
-        for (listener, totals) in &totals {
-            for (reason, code, count) in totals.counted() {
-                let labels = [("listener", *listener), ("reason", reason), ("code", code)];
-                counter(&mut metric, &labels, count)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Counters of the serving side.
-pub struct ServerMetrics {
-    counts: Arc<Counts>,
-    replies: Arc<LocalReplies>,
-    denied: Family<Labels<1>, Counter>,
-    shadow: Family<Labels<2>, Counter>,
-    refused_connections: Family<Labels<1>, Counter>,
-    connections: Family<Labels<1>, Counter>,
-}
-
-impl ServerMetrics {
-    fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            counts: Arc::default(),
-            replies: Arc::default(),
-            denied: Family::default(),
-            shadow: Family::default(),
-            refused_connections: Family::default(),
-            connections: Family::default(),
-        };
-        registry.register_collector(Box::new(ServerSeries {
-            counts: Arc::clone(&metrics.counts),
-            replies: Arc::clone(&metrics.replies),
-        }));
-        registry.register(
-            "mesh_server_denied",
-            "Requests refused by authorisation",
-            metrics.denied.clone(),
-        );
-        registry.register(
-            "mesh_server_shadow",
-            "What shadow rules of authorisation would have said",
-            metrics.shadow.clone(),
-        );
-        registry.register(
-            "mesh_server_refused_connections",
-            "Connections refused before any request",
-            metrics.refused_connections.clone(),
-        );
-        registry.register(
-            "mesh_server_connections",
-            "Connections accepted: mutual_tls, tls (without a certificate of the client), none",
-            metrics.connections.clone(),
-        );
-        metrics
-    }
-
-    /// Counts a request as in flight until [`finish`](Self::finish).
-    #[inline]
-    pub fn start(&self) {
-        self.counts.start();
-    }
-
-    /// Counts the end of a request that was started, with its latency.
-    #[inline]
-    pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
-        self.counts.finish(protocol, code, latency);
-    }
-
-    /// Counts a request that was answered in place of the application.
-    pub(crate) fn local_reply(&self, reason: LocalReplyReason, code: Code) {
-        self.replies.count(reason, code);
-    }
-
-    /// Counts a refusal by authorisation. `policy` is the one that matched, `None` when none did.
-    pub fn denied(&self, policy: Option<&str>) {
-        let labels = [("policy", policy.unwrap_or(NO_POLICY).to_owned())];
-        self.denied.get_or_create_owned(&labels).inc();
-    }
-
-    /// Counts what shadow rules would have said.
-    pub fn shadow(&self, allowed: bool, policy: Option<&str>) {
-        let decision = if allowed { "allowed" } else { "denied" };
-        let labels = [
-            ("decision", decision.to_owned()),
-            ("policy", policy.unwrap_or(NO_POLICY).to_owned()),
-        ];
-        self.shadow.get_or_create_owned(&labels).inc();
-    }
-
-    /// Counts a connection that was accepted, by how it is secured: `mutual_tls`, `tls` or `none`.
-    pub fn connection_accepted(&self, security: &str) {
-        self.connections
-            .get_or_create_owned(&[("connection_security_policy", security.to_owned())])
-            .inc();
-    }
-
-    /// Counts a connection that was refused before any request.
-    pub fn connection_refused(&self, reason: &str) {
-        self.refused_connections
-            .get_or_create_owned(&[("reason", reason.to_owned())])
-            .inc();
-    }
-}
-
-impl fmt::Debug for ServerMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ServerMetrics")
-    }
-}
-
-#[derive(Debug)]
-struct ServerSeries {
-    counts: Arc<Counts>,
-    replies: Arc<LocalReplies>,
-}
-
-impl Collector for ServerSeries {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut totals = Totals::default();
-        self.counts.add_to(&mut totals);
-        let encoder = &mut encoder;
-        let help = "Served requests by how they ended";
-        let mut metric = describe(encoder, "mesh_server_requests", help, MetricType::Counter)?;
-        for (code, count) in totals.ended() {
-            counter(&mut metric, &[("code", code)], count)?;
-        }
-        let mut replies = Box::<LocalReplyTotals>::default();
-        self.replies.add_to(&mut replies);
-        let name = "mesh_server_local_replies";
-        let help = "Requests that were answered in place of the application, by why and how";
-        let mut metric = describe(encoder, name, help, MetricType::Counter)?;
-        for (reason, code, count) in replies.counted() {
-            counter(&mut metric, &[("reason", reason), ("code", code)], count)?;
-        }
-        let help = "Served requests without an end yet";
-        let name = "mesh_server_requests_in_flight";
-        gauge(
-            describe(encoder, name, help, MetricType::Gauge)?,
-            totals.in_flight(),
-        )?;
-        let help = "Duration of served gRPC calls";
-        let name = "rpc_server_call_duration";
-        totals
-            .grpc
-            .encode(describe(encoder, name, help, MetricType::Histogram)?)?;
-        let help = "Duration of served HTTP requests";
-        let name = "http_server_request_duration";
-        totals
-            .http
-            .encode(describe(encoder, name, help, MetricType::Histogram)?)
-    }
-}
-
-/// Begins a metric. Histograms are of seconds.
-fn describe<'e>(
-    encoder: &'e mut DescriptorEncoder<'_>,
-    name: &'e str,
-    help: &str,
-    kind: MetricType,
-) -> Result<MetricEncoder<'e>, fmt::Error> {
-    let unit = matches!(kind, MetricType::Histogram).then_some(&Unit::Seconds);
-    encoder.encode_descriptor(name, help, unit, kind)
-}
-
-fn counter(
-    metric: &mut MetricEncoder<'_>,
-    labels: &impl EncodeLabelSet,
-    count: u64,
-) -> fmt::Result {
-    let mut encoder = metric.encode_family(labels)?;
-    encoder.encode_counter::<NoLabelSet, _, u64>(&count, None)
-}
-
-fn gauge(mut encoder: MetricEncoder<'_>, value: u64) -> fmt::Result {
-    encoder.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::{
+        super::{Code, Extra, Protocol},
+        *,
+    };
 
     #[test]
     fn calls_are_counted_and_shown() {
