@@ -18,6 +18,7 @@ mod hash;
 mod index;
 mod redirect;
 mod request;
+mod show;
 mod table;
 #[cfg(test)]
 mod tests;
