@@ -2,7 +2,7 @@
 //!
 //! Stage 3. Shared by the decoders of all types.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -101,28 +101,32 @@ pub(super) fn same_stream(sink: &mut Sink, name: &str, source: Option<&ConfigSou
     }
 }
 
-/// An IP address and port; `None` in the result's second half for a port of zero.
-pub(super) fn socket_address(
+/// An IP address and port.
+pub(super) fn socket_address(sink: &mut Sink, address: Option<&Address>) -> Option<(IpAddr, u16)> {
+    let socket = address.and_then(|address| match &address.address {
+        Some(address::Address::SocketAddress(socket)) => Some(socket),
+        _ => None,
+    });
+    let parts = socket.map(|socket| match socket.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => (&*socket.address, Some(port)),
+        _ => (&*socket.address, None),
+    });
+    ip_and_port(sink, parts)
+}
+
+/// The same of the address and the number of the port in a `socket_address`.
+pub(super) fn ip_and_port(
     sink: &mut Sink,
-    address: Option<&Address>,
-) -> Option<(std::net::IpAddr, u16)> {
-    let Some(address::Address::SocketAddress(address)) =
-        address.and_then(|address| address.address.as_ref())
-    else {
+    socket: Option<(&str, Option<u32>)>,
+) -> Option<(IpAddr, u16)> {
+    let Some((address, port)) = socket else {
         return sink.error("must be a socket_address");
     };
-    let Ok(ip) = address.address.parse() else {
-        let reason = format!(
-            "{:?} is not an IP address; names are not resolved",
-            address.address
-        );
+    let Ok(ip) = address.parse() else {
+        let reason = format!("{address:?} is not an IP address; names are not resolved");
         return sink.error_at("socket_address.address", reason);
     };
-    let port = match &address.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
-        _ => None,
-    };
-    match port {
+    match port.and_then(|port| u16::try_from(port).ok()) {
         Some(port) => Some((ip, port)),
         None => sink.error_at("socket_address.port_value", "must be 0 to 65535"),
     }
