@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use hashbrown::HashSet;
 use mesh_core::config::{
     ClusterEndpoints, DropOverload, Endpoint, EndpointDetails, LbMetadata, LocalityEndpoints,
     LocalityId,
@@ -27,7 +28,7 @@ use super::{
     canonical,
     path::Sink,
     report::report,
-    value::{fraction, health_status, ip_and_port},
+    value::{PORT, WrongAddress, fraction, health_status, ip_and_port},
 };
 
 pub(super) fn decode(
@@ -54,12 +55,17 @@ pub(super) fn decode(
 /// What earlier endpoints of the resource have.
 #[derive(Default)]
 struct Seen {
-    addresses: BTreeSet<SocketAddr>,
+    addresses: HashSet<SocketAddr>,
     /// Few differ, and all would hold their own.
     labels: BTreeSet<Arc<LbMetadata>>,
 }
 
 impl Seen {
+    /// Whether no endpoint has this address yet.
+    fn is_new(&mut self, address: SocketAddr) -> bool {
+        self.addresses.insert(address)
+    }
+
     fn labels(&mut self, labels: LbMetadata) -> Arc<LbMetadata> {
         if let Some(held) = self.labels.get(&labels) {
             return Arc::clone(held);
@@ -118,6 +124,7 @@ fn decode_locality(
             return sink.error_at("leds_cluster_locality_config", "LEDS is not supported");
         }
     };
+    seen.addresses.reserve(listed.len());
     let endpoints = sink.each("lb_endpoints", listed, |sink, endpoint| {
         decode_endpoint(sink, endpoint, seen)
     });
@@ -152,19 +159,14 @@ fn decode_endpoint(sink: &mut Sink, proto: LbEndpoint<'_>, seen: &mut Seen) -> O
     if weight == 0 {
         sink.error_at::<()>("load_balancing_weight", "must not be 0");
     }
-    let health = sink.field("health_status", |sink| {
-        health_status(sink, proto.health_status)
-    })?;
-    sink.field("endpoint", |sink| {
-        report!(sink, endpoint, [health_check_config]);
-    });
-    let address = sink.field("endpoint.address", |sink| {
-        decode_address(sink, endpoint.address, seen)
-    })?;
+    let health = health_status(proto.health_status)
+        .map_or_else(|reason| sink.error_at("health_status", reason), Some)?;
+    sink.ignore([("endpoint.health_check_config", endpoint.health_check_config)]);
+    let address = decode_address(sink, "endpoint.address", endpoint.address, seen)?;
     let additional_addresses = sink.each(
         "endpoint.additional_addresses",
         endpoint.additional_addresses,
-        |sink, additional| sink.field("address", |sink| decode_address(sink, additional, seen)),
+        |sink, additional| decode_address(sink, "address", additional, seen),
     );
     let details = EndpointDetails {
         hostname: endpoint.hostname.to_owned(),
@@ -182,21 +184,30 @@ fn decode_endpoint(sink: &mut Sink, proto: LbEndpoint<'_>, seen: &mut Seen) -> O
     Some(endpoint.with_details(details))
 }
 
+/// An address in field `name`.
 fn decode_address(
     sink: &mut Sink,
+    name: &str,
     proto: Option<SocketAddress<'_>>,
     seen: &mut Seen,
 ) -> Option<SocketAddr> {
-    let parts = proto.map(|socket| (socket.address, socket.port_value));
-    let (ip, port) = ip_and_port(sink, parts)?;
+    usable_address(proto, seen).map_or_else(|wrong| sink.field(name, |sink| wrong.tell(sink)), Some)
+}
+
+fn usable_address(
+    proto: Option<SocketAddress<'_>>,
+    seen: &mut Seen,
+) -> Result<SocketAddr, WrongAddress> {
+    let (ip, port) = ip_and_port(proto.map(|socket| (socket.address, socket.port_value)))?;
     let address = SocketAddr::new(ip, port);
     if port == 0 {
-        return sink.error_at("socket_address.port_value", "must not be 0");
+        return Err(WrongAddress::new(PORT, "must not be 0"));
     }
-    if !seen.addresses.insert(address) {
-        return sink.error(format!("{address} is listed twice"));
+    if !seen.is_new(address) {
+        let reason = format!("{address} is listed twice");
+        return Err(WrongAddress::new("", reason));
     }
-    Some(address)
+    Ok(address)
 }
 
 /// Priorities run from 0 without gaps, each with unique localities and a sum of weights in `u32`.
