@@ -180,14 +180,15 @@ impl Connection {
         let is_empty = buffer.as_ref().is_some_and(Bytes::is_empty);
         let sent = handle
             .send_request(Request::from_parts(head, ()), is_empty)
-            .and_then(|(response, mut stream)| match buffer {
+            .map(|(response, mut stream)| match buffer {
                 Some(buffer) => {
                     if !buffer.is_empty() {
-                        stream.send_data(buffer, true)?;
+                        // The server may have answered the head before: the response tells.
+                        _ = stream.send_data(buffer, true);
                     }
-                    Ok((response, None))
+                    (response, None)
                 }
-                None => Ok((response, Some(stream))),
+                None => (response, Some(stream)),
             });
         match sent {
             Ok((response, stream)) => Ok(Exchange {

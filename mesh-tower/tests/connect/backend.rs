@@ -1,6 +1,15 @@
 //! A server whose answers a test gives.
 
-use std::{convert::Infallible, future::Future, hash::Hasher, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::Future,
+    hash::Hasher,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -17,6 +26,8 @@ pub(crate) type Reply = Response<BoxBody<Bytes, Infallible>>;
 /// Serves until it is dropped.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
+    /// Connections that it took.
+    pub(crate) connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -30,11 +41,14 @@ impl Backend {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let answer = Arc::new(answer);
+        let taken = Arc::<AtomicUsize>::default();
+        let connections = Arc::clone(&taken);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                taken.fetch_add(1, Relaxed);
                 let answer = Arc::clone(&answer);
                 connections.spawn(async move {
                     let service = service_fn(move |request| {
@@ -50,6 +64,7 @@ impl Backend {
         });
         Self {
             address,
+            connections,
             _tasks: tasks,
         }
     }

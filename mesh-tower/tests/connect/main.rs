@@ -11,6 +11,7 @@ mod pool;
 #[path = "../../../examples/src/ports.rs"]
 mod ports;
 mod server;
+mod unread;
 
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
 
