@@ -9,7 +9,7 @@ pub(super) enum Value {
     Number(u64),
     Double(f64),
     Text(&'static str),
-    Message(&'static [(u32, Value)]),
+    Message(&'static [(u32, Self)]),
 }
 
 impl Value {
