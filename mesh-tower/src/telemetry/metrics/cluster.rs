@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{snapshot::ClusterSnapshot, stats::EndpointStats};
+use mesh_core::{health::Circuit, snapshot::ClusterSnapshot, stats::EndpointStats};
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType};
 
 use super::{
@@ -24,36 +24,33 @@ pub(super) type Clusters = Mutex<Vec<Weak<CallMetrics>>>;
 
 /// Counters of one cluster.
 pub struct CallMetrics {
-    cluster: String,
     counts: Counts,
+    /// Knows how many are in flight.
+    circuit: Arc<Circuit>,
+    cluster: String,
     /// Whose counters are shown as this cluster's endpoints.
     endpoints: Mutex<Option<Arc<ClusterSnapshot>>>,
 }
 
 impl CallMetrics {
-    pub(super) fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str, circuit: Arc<Circuit>) -> Self {
         Self {
-            cluster: name.to_owned(),
             counts: Counts::default(),
+            circuit,
+            cluster: name.to_owned(),
             endpoints: Mutex::default(),
         }
     }
 
-    /// Counts a call as in flight until [`finish`](Self::finish).
-    #[inline]
-    pub fn start(&self) {
-        self.counts.start();
+    /// Its counters, to be kept by those who count.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
-    /// Counts the end of a call that was started, with its latency.
+    /// Counts the end of a call, with its latency.
     #[inline]
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         self.counts.finish(protocol, code, latency);
-    }
-
-    /// Counts what is sent beyond the first attempt of a call.
-    pub(crate) fn extra(&self, extra: Extra) {
-        self.counts.extra(extra);
     }
 
     /// Shows the counters of the endpoints in `snapshot` as this cluster's.
@@ -113,6 +110,7 @@ pub(super) struct ClientSeries(pub(super) Arc<Clusters>);
 #[derive(Default)]
 struct ClientTotals {
     calls: Totals,
+    in_flight: u64,
     endpoints: BTreeMap<SocketAddr, Outcomes>,
 }
 
@@ -132,6 +130,7 @@ impl ClientSeries {
         for cluster in clusters {
             let of_name = totals.entry(cluster.cluster.clone()).or_default();
             cluster.counts.add_to(&mut of_name.calls);
+            of_name.in_flight += u64::from(cluster.circuit.requests());
             let endpoints = cluster
                 .endpoints
                 .lock()
@@ -165,7 +164,7 @@ impl Collector for ClientSeries {
         let mut metric = describe(encoder, name, help, MetricType::Gauge)?;
         for (cluster, totals) in &totals {
             let labels = [("cluster", cluster.as_str())];
-            gauge(metric.encode_family(&labels)?, totals.calls.in_flight())?;
+            gauge(metric.encode_family(&labels)?, totals.in_flight)?;
         }
         for (name, extra, help) in EXTRAS {
             let mut metric = describe(encoder, name, help, MetricType::Counter)?;

@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use mesh_core::filter::FilterAction;
+use mesh_core::{filter::FilterAction, health::Circuit};
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family},
@@ -96,9 +96,9 @@ impl Metrics {
         }
     }
 
-    /// Counters of one cluster. Its series end with the handle.
-    pub fn cluster(&self, name: &str) -> Arc<CallMetrics> {
-        let metrics = Arc::new(CallMetrics::new(name));
+    /// Counters of one cluster, whose calls have permits of `circuit`. Its series end with the handle.
+    pub fn cluster(&self, name: &str, circuit: Arc<Circuit>) -> Arc<CallMetrics> {
+        let metrics = Arc::new(CallMetrics::new(name, circuit));
         keep(&self.shared.clusters, &metrics);
         metrics
     }
@@ -208,15 +208,13 @@ mod tests {
     #[test]
     fn calls_are_counted_and_shown() {
         let metrics = Metrics::new();
-        let cluster = metrics.cluster("outbound|80||a");
-        let other = metrics.cluster("outbound|80||a");
-        for _ in 0..3 {
-            cluster.start();
-        }
-        cluster.extra(Extra::Retry);
+        let [circuit, others] = [(); 2].map(|()| Arc::new(Circuit::new(10)));
+        let cluster = metrics.cluster("outbound|80||a", Arc::clone(&circuit));
+        let other = metrics.cluster("outbound|80||a", others);
+        assert!(circuit.try_acquire());
+        cluster.counts().extra(Extra::Retry);
         cluster.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(7));
         cluster.finish(Protocol::Http, Code::Http(503), Duration::from_secs(60));
-        other.start();
         other.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(5));
         let server = metrics.server();
         server.start();
@@ -242,7 +240,7 @@ mod tests {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
         drop(other);
-        cluster.finish(Protocol::Grpc, Code::Reset, Duration::ZERO);
+        circuit.release();
         let line = "mesh_client_requests_in_flight{cluster=\"outbound|80||a\"} 0";
         assert!(metrics.encode().contains(line));
         drop(cluster);
