@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{peer, root};
+use super::{found, peer, root, until};
 use crate::world::{MUST_HAPPEN, SECURITY, World, endpoints};
 
 /// Life of a leaf.
@@ -122,17 +122,12 @@ impl Process {
 
     /// Waits until calls reach a version; none may fail on the way, if so asked.
     async fn reaches(&mut self, version: &str, may_fail: bool) {
-        let reached = async {
-            loop {
-                let seen = self.seen().await;
-                assert!(may_fail || seen["failed"] == json!([]), "{seen}");
-                if seen["seen"][version].as_u64() > Some(0) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(STARTS, reached).await.expect(version);
+        until(version, async || {
+            let seen = self.seen().await;
+            assert!(may_fail || seen["failed"] == json!([]), "{seen}");
+            seen["seen"][version].as_u64() > Some(0)
+        })
+        .await;
     }
 }
 
@@ -168,14 +163,14 @@ async fn grpc_c_core_calls_and_serves_over_three_rotations_of_an_agents_files() 
     let call = async |may_fail: bool| {
         let member = world.member("frontend").await;
         let mut client = GreeterClient::new(member.channel("xds:///python.default").unwrap());
-        let reply = loop {
-            match client.say_hello(hello()).await {
-                Ok(reply) => break reply.into_inner(),
-                Err(error) => assert!(may_fail, "{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
-        assert_eq!(reply.version, "python");
+        let reply = found("an answer", async || {
+            let answer = client.say_hello(hello()).await;
+            answer
+                .inspect_err(|error| assert!(may_fail, "{error}"))
+                .ok()
+        })
+        .await;
+        assert_eq!(reply.into_inner().version, "python");
     };
     timeout(MUST_HAPPEN, call(true)).await.expect("an answer");
     // It may be there before its configuration is.

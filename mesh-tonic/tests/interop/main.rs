@@ -31,6 +31,7 @@ mod scene;
 #[path = "../routing/unruly.rs"]
 mod unruly;
 mod validate;
+mod wait;
 #[path = "../e2e/world.rs"]
 mod world;
 
@@ -47,12 +48,12 @@ use mesh_examples::{
     ports::{free_address, free_port},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     sync::OnceCell,
     time::timeout,
 };
+use wait::{found, http, until};
 use world::{MUST_HAPPEN, SECURITY, World, endpoints, greeter_client, routes};
 
 fn root() -> PathBuf {
@@ -79,15 +80,6 @@ async fn peer(path: &str) -> PathBuf {
     let folder = std::env::var_os("MESH_PEERS_DIR")
         .map_or_else(|| root().join("target/peers"), PathBuf::from);
     folder.join(path)
-}
-
-/// A plain HTTP/1.1 exchange; the whole answer.
-async fn http(address: SocketAddr, request: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 async fn admin(port: u16, path: &str) -> String {
@@ -126,9 +118,25 @@ async fn start_envoy(
     .fold(template, |text, (mark, value)| text.replace(mark, value));
     let path = folder.join(format!("{node}.yaml"));
     fs::write(&path, config).unwrap();
-    let process = Command::new(peer("bin/envoy").await)
+    let mut process = envoy_process(&path).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], outbound));
+    wait::listens(&mut process, address).await;
+    until("Envoy is live", async || {
+        admin(admin_port, "/ready").await.contains("LIVE")
+    })
+    .await;
+    Envoy {
+        _process: process,
+        admin: admin_port,
+        outbound,
+    }
+}
+
+/// Starts Envoy with the configuration in a file; it ends when the child is dropped.
+async fn envoy_process(config: &Path) -> Child {
+    Command::new(peer("bin/envoy").await)
         .arg("-c")
-        .arg(&path)
+        .arg(config)
         .args([
             "--concurrency",
             "1",
@@ -139,27 +147,7 @@ async fn start_envoy(
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .unwrap();
-    let envoy = Envoy {
-        _process: process,
-        admin: admin_port,
-        outbound,
-    };
-    let ready = async {
-        loop {
-            let is_up = TcpStream::connect(("127.0.0.1", envoy.outbound))
-                .await
-                .is_ok();
-            if is_up && admin(envoy.admin, "/ready").await.contains("LIVE") {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), ready)
-        .await
-        .expect("Envoy is live");
-    envoy
+        .unwrap()
 }
 
 /// Calls the greeter through Envoy over HTTP/2, as a gRPC client without a mesh would.
@@ -194,14 +182,10 @@ async fn envoy_routes(api_type: &str) {
     let frontend = ("envoy", world.token("frontend"));
     let envoy = start_envoy(world.xds_addr(), frontend, folder.path(), api_type).await;
 
-    let first = async {
-        while call_through(&envoy, true).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    timeout(MUST_HAPPEN, first)
-        .await
-        .expect("a call through Envoy over mTLS");
+    until("a call through Envoy over mTLS", async || {
+        call_through(&envoy, true).await.is_ok()
+    })
+    .await;
     for _ in 0..20 {
         assert_eq!(
             call_through(&envoy, true).await.unwrap(),
@@ -369,20 +353,11 @@ async fn our_channel_calls_grpc_c_core_as_xds_server() {
     assert_eq!(line.unwrap().as_deref(), Some("serving"));
     let member = world.member("frontend").await;
     let mut client = greeter_client(&member);
-    let served = async {
-        loop {
-            match client
-                .say_hello(HelloRequest {
-                    name: "rust".into(),
-                })
-                .await
-            {
-                Ok(reply) => return reply.into_inner(),
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
+    let hello = || HelloRequest {
+        name: "rust".into(),
     };
-    let reply = timeout(MUST_HAPPEN, served).await.expect("an answer");
+    let reply = found("an answer", async || client.say_hello(hello()).await.ok()).await;
+    let reply = reply.into_inner();
     assert_eq!(
         (reply.version.as_str(), reply.message.as_str()),
         ("python", "hello rust")

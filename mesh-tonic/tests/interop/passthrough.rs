@@ -42,14 +42,10 @@ async fn envoy_sends_to_the_address_in_the_header_that_the_policy_names() {
     let folder = tempfile::tempdir().unwrap();
     let frontend = ("envoy", world.token("frontend"));
     let envoy = start_envoy(world.xds_addr(), frontend, folder.path(), "GRPC").await;
-    let first = async {
-        while call(&envoy, Some(v1.address)).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    timeout(MUST_HAPPEN, first)
-        .await
-        .expect("a call through Envoy over mTLS");
+    until("a call through Envoy over mTLS", async || {
+        call(&envoy, Some(v1.address)).await.is_ok()
+    })
+    .await;
     for _ in 0..3 {
         assert_eq!(call(&envoy, Some(v1.address)).await.unwrap(), "v1");
         assert_eq!(call(&envoy, Some(v2.address)).await.unwrap(), "v2");

@@ -7,7 +7,8 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
-                Cluster,
+                CircuitBreakers, Cluster,
+                circuit_breakers::Thresholds,
                 cluster::{ClusterDiscoveryType, DiscoveryType},
             },
             core::v3::CidrRange,
@@ -24,6 +25,7 @@ use envoy_types::pb::{
     },
     google::protobuf::{Duration as DurationProto, UInt32Value},
 };
+use futures_util::future::join_all;
 use mesh_examples::ports::free_port;
 use mesh_tower::ErrorKind;
 
@@ -68,7 +70,10 @@ impl Sides {
         });
         let ours = ours.await;
         ours.listen(&router);
-        ours.serve_priorities(&assignment, "c", |_| {});
+        let breakers = circuit_breakers();
+        ours.serve_priorities(&assignment, "c", |cluster| {
+            cluster.circuit_breakers = Some(breakers);
+        });
         let folder = tempfile::tempdir().unwrap();
         host.name = "envoy".into();
         let routes = RouteConfiguration {
@@ -99,18 +104,20 @@ impl Sides {
         let (mine, theirs) = (format!("mine {name}"), format!("theirs {name}"));
         let mut all = headers.to_vec();
         all.push((CASE, &mine));
-        let status = match self.ours.try_with(path, &all).await {
+        let mut request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{CASE}: {theirs}\r\n");
+        for (name, value) in headers {
+            _ = write!(request, "{name}: {value}\r\n");
+        }
+        request.push_str("connection: close\r\n\r\n");
+        let (reply, answer) =
+            tokio::join!(self.ours.try_with(path, &all), http(self.envoy, &request));
+        let status = match reply {
             Ok(reply) => reply.status.as_u16(),
             Err(error) => match error.kind() {
                 ErrorKind::DeadlineExceeded | ErrorKind::PerTryTimeout => 504,
                 _ => 503,
             },
         };
-        let mut request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{CASE}: {theirs}\r\n");
-        for (name, value) in headers {
-            _ = write!(request, "{name}: {value}\r\n");
-        }
-        let answer = http(self.envoy, &format!("{request}connection: close\r\n\r\n")).await;
         let of_envoy = answer.split(' ').nth(1).unwrap_or_default();
         [
             format!("{status}: {}", self.told(&mine)),
@@ -156,7 +163,19 @@ fn static_cluster(assignment: ClusterLoadAssignment) -> Cluster {
         name: assignment.cluster_name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
         load_assignment: Some(assignment),
+        circuit_breakers: Some(circuit_breakers()),
         ..Cluster::default()
+    }
+}
+
+/// Room for the retries of all cases that are asked at a time.
+fn circuit_breakers() -> CircuitBreakers {
+    CircuitBreakers {
+        thresholds: vec![Thresholds {
+            max_retries: Some(UInt32Value { value: 100 }),
+            ..Thresholds::default()
+        }],
+        ..CircuitBreakers::default()
     }
 }
 
@@ -169,7 +188,7 @@ fn millis(millis: i32) -> Option<DurationProto> {
 
 fn to(change: impl FnOnce(&mut RouteAction)) -> VirtualHost {
     let action = forward("c", |action| {
-        action.timeout = millis(20_000);
+        action.timeout = millis(8_000);
         change(action);
     });
     host(vec![prefix("/", action)])
@@ -234,7 +253,7 @@ const PLAIN: &[(&str, &str, Headers)] = &[
     (
         "timeout",
         "/good",
-        &[("x-envoy-upstream-rq-timeout-ms", "12345")],
+        &[("x-envoy-upstream-rq-timeout-ms", "5123")],
     ),
     (
         "no timeout",
@@ -249,7 +268,7 @@ const PLAIN: &[(&str, &str, Headers)] = &[
     (
         "plus",
         "/good",
-        &[("x-envoy-upstream-rq-timeout-ms", "+12345")],
+        &[("x-envoy-upstream-rq-timeout-ms", "+5123")],
     ),
     (
         "two timeouts",
@@ -262,7 +281,7 @@ const PLAIN: &[(&str, &str, Headers)] = &[
     (
         "per try",
         "/good",
-        &[("x-envoy-upstream-rq-per-try-timeout-ms", "12345")],
+        &[("x-envoy-upstream-rq-per-try-timeout-ms", "5123")],
     ),
     (
         "long per try",
@@ -273,15 +292,15 @@ const PLAIN: &[(&str, &str, Headers)] = &[
         "both",
         "/good",
         &[
-            ("x-envoy-upstream-rq-timeout-ms", "18000"),
-            ("x-envoy-upstream-rq-per-try-timeout-ms", "17000"),
+            ("x-envoy-upstream-rq-timeout-ms", "7200"),
+            ("x-envoy-upstream-rq-per-try-timeout-ms", "6800"),
         ],
     ),
     (
         "hedged",
         "/good",
         &[
-            ("x-envoy-upstream-rq-per-try-timeout-ms", "12345"),
+            ("x-envoy-upstream-rq-per-try-timeout-ms", "5123"),
             ("x-envoy-hedge-on-per-try-timeout", "true"),
         ],
     ),
@@ -289,21 +308,21 @@ const PLAIN: &[(&str, &str, Headers)] = &[
         "not hedged",
         "/good",
         &[
-            ("x-envoy-upstream-rq-per-try-timeout-ms", "12345"),
+            ("x-envoy-upstream-rq-per-try-timeout-ms", "5123"),
             ("x-envoy-hedge-on-per-try-timeout", "yes"),
         ],
     ),
     (
         "promised",
         "/good",
-        &[("x-envoy-expected-rq-timeout-ms", "7000")],
+        &[("x-envoy-expected-rq-timeout-ms", "2800")],
     ),
     (
         "promised and asked",
         "/good",
         &[
-            ("x-envoy-expected-rq-timeout-ms", "7000"),
-            ("x-envoy-upstream-rq-timeout-ms", "6000"),
+            ("x-envoy-expected-rq-timeout-ms", "2800"),
+            ("x-envoy-upstream-rq-timeout-ms", "2400"),
         ],
     ),
     (
@@ -316,13 +335,13 @@ const PLAIN: &[(&str, &str, Headers)] = &[
         "/good",
         &[
             ("x-envoy-expected-rq-timeout-ms", "0"),
-            ("x-envoy-upstream-rq-timeout-ms", "6000"),
+            ("x-envoy-upstream-rq-timeout-ms", "2400"),
         ],
     ),
     (
         "stream",
         "/good",
-        &[("x-envoy-upstream-stream-duration-ms", "15000")],
+        &[("x-envoy-upstream-stream-duration-ms", "6000")],
     ),
     (
         "late",
@@ -379,25 +398,32 @@ const PLAIN: &[(&str, &str, Headers)] = &[
 ];
 
 async fn compare(sides: &Sides, cases: &[(&str, &str, Headers)]) {
-    let mut differences = Vec::new();
-    for (name, path, headers) in cases {
+    let difference = async |(name, path, headers): &(&str, &str, Headers)| {
         let [ours, theirs] = sides.ask(name, path, headers).await;
-        if ours != theirs {
-            differences.push(format!("{name}\n  ours    {ours}\n  Envoy's {theirs}"));
+        (ours != theirs).then(|| format!("{name}\n  ours    {ours}\n  Envoy's {theirs}"))
+    };
+    // Those that wait for their timeouts wait side by side.
+    let (late, quick): (Vec<_>, Vec<_>) = cases.iter().partition(|(_, path, _)| *path == "/hangs");
+    let quick = async {
+        let mut differences = Vec::new();
+        for case in quick {
+            differences.extend(difference(case).await);
         }
-    }
+        differences
+    };
+    let late = join_all(late.into_iter().map(difference));
+    let (mut differences, late) = tokio::join!(quick, late);
+    differences.extend(late.into_iter().flatten());
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_headers_do_what_envoy_does() {
-    let plain = Sides::start(&[1], Router::default(), to(|_| {})).await;
-    compare(&plain, PLAIN).await;
     // A policy that says how often, for callers who say when.
     let often = to(|action| {
         action.retry_policy = Some(RetryPolicy {
             num_retries: Some(UInt32Value { value: 3 }),
-            per_try_timeout: millis(15_000),
+            per_try_timeout: millis(6_000),
             ..RetryPolicy::default()
         });
         action.hedge_policy = Some(HedgePolicy {
@@ -405,8 +431,12 @@ async fn callers_headers_do_what_envoy_does() {
             ..HedgePolicy::default()
         });
     });
-    let often = Sides::start(&[1], Router::default(), often).await;
-    compare(&often, PLAIN).await;
+    let starts = tokio::join!(
+        Sides::start(&[1], Router::default(), to(|_| {})),
+        Sides::start(&[1], Router::default(), often),
+    );
+    let (plain, often) = starts;
+    tokio::join!(compare(&plain, PLAIN), compare(&often, PLAIN));
     let unhedged: Headers = &[("x-envoy-hedge-on-per-try-timeout", "false")];
     compare(&often, &[("unhedged", "/good", unhedged)]).await;
 }
@@ -421,12 +451,15 @@ async fn routers_say_and_believe_how_long_is_waited_as_envoys_do() {
         include_request_attempt_count: true,
         ..to(|_| {})
     };
-    compare(&Sides::start(&[1], quiet, counting).await, PLAIN).await;
     let believing = Router {
         respect_expected_rq_timeout: true,
         ..Router::default()
     };
-    compare(&Sides::start(&[1], believing, to(|_| {})).await, PLAIN).await;
+    let (quiet, believing) = tokio::join!(
+        Sides::start(&[1], quiet, counting),
+        Sides::start(&[1], believing, to(|_| {})),
+    );
+    tokio::join!(compare(&quiet, PLAIN), compare(&believing, PLAIN));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,12 +1,10 @@
 //! The decision table: objects, requests, and whether each may pass.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use futures_util::{StreamExt as _, stream};
-use mesh_examples::ports::free_address;
-use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, listener, proxy, serve, signer::Signer};
+use super::{ask, beside_envoy, proxy, signer::Signer};
 
 /// Requests at a time.
 const IN_FLIGHT: usize = 32;
@@ -344,16 +342,13 @@ async fn envoy_and_our_server_come_to_the_verdicts_of_the_table() {
         .collect();
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
     for case in &cases {
-        let envoy = free_address().unwrap();
         let objects = |address: SocketAddr| {
             let objects = case.objects.replace("PORT", &address.port().to_string());
             objects.replace("KEYS", &signer.keys())
         };
-        let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let our_address = ours.local_addr().unwrap();
-        serve(&listener(&objects(our_address), our_address), ours).await;
-        listeners.push(for_envoy(&listener(&objects(envoy), envoy)));
-        served.push((our_address, envoy));
+        let (ours, envoy, for_envoy) = beside_envoy(objects, None).await;
+        listeners.push(for_envoy);
+        served.push((ours, envoy));
     }
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].1;

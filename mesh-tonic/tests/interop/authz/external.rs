@@ -21,14 +21,13 @@ use envoy_types::pb::{
     google::{protobuf::BoolValue, rpc},
 };
 use mesh_core::{config::ExtAuthz, filter};
-use mesh_examples::ports::free_address;
 use mesh_tower::server::{AuthorizationService, AuthorizationServices, CheckError, CheckFuture};
 use mesh_xds_client::check;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tonic::{Response, Status, transport::Channel};
 
-use super::{for_envoy, listener, proxy, serve_with};
+use super::{beside_envoy, proxy};
 
 const AUTHZ: &str = "outbound|9000||authz.default.svc.cluster.local";
 
@@ -284,13 +283,10 @@ async fn envoy_and_our_server_do_what_a_service_says_and_tell_it_the_same() {
     let providers = ["failOpen: false, statusOnError: '503'", "failOpen: true"];
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
     for provider in providers {
-        let envoy = free_address().unwrap();
-        let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let our_address = ours.local_addr().unwrap();
-        let compiled = listener(&objects(provider), our_address);
-        serve_with(&compiled, ours, Some(direct.clone())).await;
-        listeners.push(for_envoy(&listener(&objects(provider), envoy)));
-        served.push((provider, our_address, envoy));
+        let (ours, envoy, for_envoy) =
+            beside_envoy(|_| objects(provider), Some(direct.clone())).await;
+        listeners.push(for_envoy);
+        served.push((provider, ours, envoy));
     }
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].2;

@@ -10,10 +10,10 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use mesh_examples::ports::free_address;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::net::TcpListener;
 
-use super::{echo, external, for_envoy, listener, proxy};
-use crate::world::{MUST_HAPPEN, World};
+use super::{external, for_envoy, listener, proxy, serve_as_member};
+use crate::{wait::until, world::World};
 
 const AUTHZ: &str = "outbound|9000||authz.default.svc.cluster.local";
 /// Requests in flight: Envoy takes a second to close after a refusal.
@@ -160,24 +160,7 @@ async fn decider(told: Told) -> SocketAddr {
 /// Our server, which asks through its mesh.
 async fn our_server(objects: &str) -> (World, SocketAddr) {
     let world = World::start().await;
-    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let mesh = world.member("api").await;
-    tokio::spawn(async move { mesh.serve(socket, echo()).await });
-    let service = format!(
-        "---
-kind: ServiceEntry
-metadata: {{name: api}}
-spec:
-  hosts: [api.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
-  endpoints: [{{address: 127.0.0.1, ports: {{http: {}}}}}]
-",
-        address.port()
-    );
-    world.write("api.yaml", &format!("{objects}{service}"));
+    let address = serve_as_member(&world, objects).await;
     (world, address)
 }
 
@@ -233,12 +216,10 @@ async fn envoy_and_our_server_do_what_a_service_answers_and_tell_it_the_same() {
             "nobody",
             0,
         );
-        let ready = async {
-            while external::ask(*ours, &refused).await.0 != 401 {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-            }
-        };
-        timeout(MUST_HAPPEN, ready).await.expect("it is ready");
+        until("it is ready", async || {
+            external::ask(*ours, &refused).await.0 == 401
+        })
+        .await;
     }
 
     let all = served.iter().flat_map(|(provider, _, ours, envoy)| {

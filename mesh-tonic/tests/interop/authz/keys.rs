@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use envoy_types::pb::envoy::{
@@ -22,13 +21,14 @@ use envoy_types::pb::envoy::{
     },
 };
 use mesh_examples::ports::free_address;
-use tokio::{net::TcpListener, sync::RwLock, task::JoinSet, time::timeout};
+use tokio::{sync::RwLock, task::JoinSet};
 
-use super::{ask, echo, for_envoy, listener, proxy, signer::Signer};
+use super::{ask, for_envoy, listener, proxy, serve_as_member, signer::Signer};
 use crate::{
     issuer::{self, Issuer},
     routes::any,
-    world::{MUST_HAPPEN, World},
+    wait::until,
+    world::World,
 };
 
 const ISSUER: &str = "https://issuer.example";
@@ -81,25 +81,8 @@ async fn our_server(issuer: &Issuer) -> (World, SocketAddr) {
     let world = World::start().await;
     let roots = world.data_dir().join("issuer.pem");
     fs::write(&roots, &issuer.root_pem).unwrap();
-    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let mesh = world.member("api").await;
-    tokio::spawn(async move { mesh.serve(socket, echo()).await });
-    let service = format!(
-        "---
-kind: ServiceEntry
-metadata: {{name: api}}
-spec:
-  hosts: [api.default.svc.cluster.local]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP}}]
-  endpoints: [{{address: 127.0.0.1, ports: {{http: {}}}}}]
-",
-        address.port()
-    );
     let objects = issuer::objects(issuer.address, &roots, "1s");
-    world.write("api.yaml", &format!("{objects}{service}{}", tokens(OURS)));
+    let address = serve_as_member(&world, &format!("{objects}{}", tokens(OURS))).await;
     (world, address)
 }
 
@@ -116,14 +99,12 @@ async fn status(address: SocketAddr, token: &str) -> u16 {
 /// Waits until both have used the keys that are published now.
 async fn seen_by_both(issuer: &Issuer) {
     let before = [OURS, ENVOYS].map(|target| (target, issuer.fetches(target)));
-    let fetched = async {
-        for (target, before) in before {
-            while issuer.fetches(target) < before + FETCHES {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    };
-    timeout(MUST_HAPPEN * 2, fetched).await.expect("fetches");
+    for (target, before) in before {
+        until("fetches", async || {
+            issuer.fetches(target) >= before + FETCHES
+        })
+        .await;
+    }
 }
 
 /// What is signed now: a token to believe, and tokens not to believe.
@@ -156,14 +137,11 @@ async fn envoy_and_our_server_believe_the_same_while_fetched_keys_change_under_l
         proxy::envoy_with(folder.path(), vec![config], envoy, vec![cluster(&issuer)]).await;
 
     let first = token(&signers[0]);
-    let ready = async {
-        while (status(ours, &first).await, status(envoy, &first).await) != (200, 200)
-            || status(ours, &forged("k0")).await != 401
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(MUST_HAPPEN * 2, ready).await.expect("both serve");
+    until("both serve", async || {
+        (status(ours, &first).await, status(envoy, &first).await) == (200, 200)
+            && status(ours, &forged("k0")).await == 401
+    })
+    .await;
 
     let phase = Arc::new(RwLock::new(Phase {
         good: first,
@@ -200,10 +178,8 @@ async fn envoy_and_our_server_believe_the_same_while_fetched_keys_change_under_l
         issuer.publish(Some(new.keys()));
         seen_by_both(&issuer).await;
         phase.write().await.bad.push(token(old));
-        let until = asked.load(Relaxed) + 20;
-        while asked.load(Relaxed) < until {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let enough = asked.load(Relaxed) + 20;
+        until("requests", async || asked.load(Relaxed) >= enough).await;
     }
     // Nobody is left to ask for.
     phase.write().await.bad.clear();

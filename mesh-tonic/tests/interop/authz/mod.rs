@@ -22,9 +22,13 @@ use control_plane::{
     encode::{self, ClientClass},
     source::load_text,
 };
+use envoy_types::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use mesh_core::config::{InboundListener, Listener, ListenerKind};
+use mesh_examples::ports::free_address;
 use mesh_tower::server::{AuthorizationServices, InboundState, Server};
 use tokio::{net::TcpListener, sync::watch};
+
+use crate::world::World;
 
 /// The server's listener that objects compile to, at an address.
 fn listener(objects: &str, address: SocketAddr) -> Listener {
@@ -99,6 +103,42 @@ async fn serve_with(
     });
 }
 
+/// Our server as a member of the mesh of `world`, whose objects are these; it reaches others through it.
+async fn serve_as_member(world: &World, objects: &str) -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let mesh = world.member("api").await;
+    tokio::spawn(async move { mesh.serve(socket, echo()).await });
+    let service = format!(
+        "---
+kind: ServiceEntry
+metadata: {{name: api}}
+spec:
+  hosts: [api.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints: [{{address: 127.0.0.1, ports: {{http: {}}}}}]
+",
+        address.port()
+    );
+    world.write("api.yaml", &format!("{objects}{service}"));
+    address
+}
+
+/// An address of Envoy's and one of our server, which serves what `objects` compile to, and Envoy's
+/// listener for the same.
+async fn beside_envoy(
+    objects: impl Fn(SocketAddr) -> String,
+    services: Option<Arc<dyn AuthorizationServices>>,
+) -> (SocketAddr, SocketAddr, ProtoListener) {
+    let envoy = free_address().unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = socket.local_addr().unwrap();
+    serve_with(&listener(&objects(ours), ours), socket, services).await;
+    (ours, envoy, for_envoy(&listener(&objects(envoy), envoy)))
+}
+
 /// What a server says to a raw request: its status, and its body or where it sends the caller.
 async fn ask(address: SocketAddr, request: &str) -> (u16, String) {
     let answer = super::http(address, request).await;
@@ -132,6 +172,6 @@ fn unchunked(head: &str, body: &str) -> String {
 }
 
 /// The same as Envoy gets it.
-fn for_envoy(listener: &Listener) -> envoy_types::pb::envoy::config::listener::v3::Listener {
+fn for_envoy(listener: &Listener) -> ProtoListener {
     encode::listener(listener, ClientClass::Envoy)
 }

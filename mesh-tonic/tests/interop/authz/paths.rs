@@ -1,12 +1,8 @@
 //! Generated paths: what the application sees behind our server and behind Envoy.
 
-use std::net::Ipv4Addr;
-
 use mesh_core::rng::{Rng as _, SplitMix64};
-use mesh_examples::ports::free_address;
-use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, listener, proxy, serve};
+use super::{ask, beside_envoy, proxy};
 
 /// Paths of a run for each option.
 const PATHS: usize = 400;
@@ -31,15 +27,12 @@ async fn applications_see_the_same_path_behind_envoy_and_behind_our_server() {
     let mut pairs = Vec::new();
     let mut listeners = Vec::new();
     for option in options {
-        let envoy = free_address().unwrap();
         let policy = format!(
             "kind: MeshPolicy\nmetadata: {{name: a}}\nspec: {{pathNormalization: {option}}}\n"
         );
-        let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let our_address = ours.local_addr().unwrap();
-        serve(&listener(&policy, our_address), ours).await;
-        listeners.push(for_envoy(&listener(&policy, envoy)));
-        pairs.push((option, our_address, envoy));
+        let (ours, envoy, for_envoy) = beside_envoy(|_| policy.clone(), None).await;
+        listeners.push(for_envoy);
+        pairs.push((option, ours, envoy));
     }
     let folder = tempfile::tempdir().unwrap();
     let last = pairs[pairs.len() - 1].2;

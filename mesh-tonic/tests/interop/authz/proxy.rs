@@ -1,6 +1,6 @@
 //! An Envoy that serves the listeners of cases in front of a server that tells what it got.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path};
 
 use envoy_types::pb::envoy::{
     config::{
@@ -33,12 +33,9 @@ use envoy_types::pb::envoy::{
     },
 };
 use prost::Message as _;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    process::{Child, Command},
-};
+use tokio::{net::TcpListener, process::Child};
 
-use super::super::{peer, routes::any};
+use super::super::{envoy_process, routes::any, wait::listens};
 
 const CLUSTER: &str = "application";
 
@@ -161,31 +158,8 @@ pub(super) async fn envoy_with(
     };
     let file = folder.join("envoy.pb");
     std::fs::write(&file, bootstrap.encode_to_vec()).unwrap();
-    let arguments = [
-        "--concurrency",
-        "1",
-        "--disable-hot-restart",
-        "--log-level",
-        "error",
-    ];
-    let mut child = Command::new(peer("bin/envoy").await)
-        .arg("-c")
-        .arg(&file)
-        .args(arguments)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let ready = async {
-        while TcpStream::connect(last).await.is_err() {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("Envoy ended: {status}; its log says why");
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), ready)
-        .await
-        .expect("Envoy listens");
+    let mut child = envoy_process(&file).await;
+    listens(&mut child, last).await;
     child
 }
 

@@ -1,16 +1,11 @@
 //! Where tokens stand, what of them applications see, and for whom and when they are good: Envoy and our
 //! server do the same, over real sockets.
 
-use std::{
-    net::Ipv4Addr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::{StreamExt as _, stream};
-use mesh_examples::ports::free_address;
-use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, listener, proxy, serve, signer::Signer};
+use super::{ask, beside_envoy, proxy, signer::Signer};
 
 /// Requests in flight: Envoy takes a second to close after a refusal.
 const IN_FLIGHT: usize = 16;
@@ -171,7 +166,6 @@ async fn envoy_and_our_server_look_for_tokens_in_the_same_places_and_tell_applic
     let signers = [Signer::new(), Signer::new()];
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
     for (rules, requests) in CASES {
-        let envoy = free_address().unwrap();
         let rules = rules.replace("RULE-A", A).replace("RULE-B", B);
         let rules = rules
             .replace("KEYS-A", &signers[0].keys())
@@ -179,11 +173,9 @@ async fn envoy_and_our_server_look_for_tokens_in_the_same_places_and_tell_applic
         let objects = format!(
             "---\nkind: RequestAuthentication\nmetadata: {{name: tokens}}\nspec: {{jwtRules: [{rules}]}}\n"
         );
-        let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let our_address = ours.local_addr().unwrap();
-        serve(&listener(&objects, our_address), ours).await;
-        listeners.push(for_envoy(&listener(&objects, envoy)));
-        served.push((requests, our_address, envoy));
+        let (ours, envoy, for_envoy) = beside_envoy(|_| objects.clone(), None).await;
+        listeners.push(for_envoy);
+        served.push((requests, ours, envoy));
     }
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].2;

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::super::{World, http};
+use super::super::{World, http, wait::until};
 
 /// The command line of the process that [`control_plane_process`] becomes.
 const ARGUMENTS: &str = "MESH_TEST_CONTROL_PLANE";
@@ -80,16 +80,11 @@ impl Plane {
             .spawn()
             .unwrap();
         self.process = Some(process);
-        let ready = async {
-            loop {
-                let is_up = TcpStream::connect(self.http).await.is_ok();
-                if is_up && self.get("/readyz").await.contains("200 OK") {
-                    return;
-                }
-                sleep(PAUSE).await;
-            }
-        };
-        timeout(SETTLES, ready).await.expect("it listens");
+        until("it is ready", async || {
+            let is_up = TcpStream::connect(self.http).await.is_ok();
+            is_up && self.get("/readyz").await.contains("200 OK")
+        })
+        .await;
     }
 
     /// `kill -9`.

@@ -1,6 +1,6 @@
 //! An Envoy with one route configuration, and servers behind it that tell what they got.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path};
 
 use bytes::Bytes;
 use envoy_types::pb::{
@@ -50,11 +50,11 @@ use mesh_examples::ports::free_port;
 use prost::{Message, Name};
 use tokio::{
     net::{TcpListener, TcpStream},
-    process::{Child, Command},
+    process::Child,
 };
 
 use super::{
-    super::peer,
+    super::{envoy_process, wait::listens},
     generate::{CLUSTERS, NAMES},
 };
 
@@ -232,31 +232,9 @@ pub(crate) async fn start(
     };
     let file = folder.join("envoy.pb");
     std::fs::write(&file, bootstrap.encode_to_vec()).unwrap();
-    let mut child = Command::new(peer("bin/envoy").await)
-        .arg("-c")
-        .arg(&file)
-        .args([
-            "--concurrency",
-            "1",
-            "--disable-hot-restart",
-            "--log-level",
-            "error",
-        ])
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let mut child = envoy_process(&file).await;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let ready = async {
-        while TcpStream::connect(address).await.is_err() {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("Envoy ended: {status}; its log says why");
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), ready)
-        .await
-        .expect("Envoy listens");
+    listens(&mut child, address).await;
     (child, address)
 }
 
