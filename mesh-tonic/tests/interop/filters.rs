@@ -70,7 +70,7 @@ impl Client {
     /// Asks until an endpoint answers, as the policy says.
     async fn first(&self) -> String {
         found("an endpoint", async || {
-            let (_, headers) = self.ask(0, None).await?;
+            let (_, headers) = self.ask(1, None).await?;
             let session = headers.get("x-session")?;
             assert_eq!(headers["x-policy"], "held");
             Some(session.clone())
@@ -105,7 +105,7 @@ async fn envoy_and_the_library_do_what_a_filter_policy_says_of_a_host() {
         // Whoever made it: a session is what both understand.
         for (_, session) in &sessions {
             for _ in 0..10 {
-                let (_, headers) = client.ask(0, Some(session)).await.expect("answered");
+                let (_, headers) = client.ask(1, Some(session)).await.expect("answered");
                 assert_eq!(headers.get("x-session"), None, "it is where it was");
                 assert_eq!(headers["x-policy"], "held");
             }
