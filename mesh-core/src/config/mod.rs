@@ -34,6 +34,7 @@ mod security;
 mod subset;
 mod upstream_tls;
 mod value_template;
+mod words;
 mod zone;
 
 pub use balance::{

@@ -18,6 +18,7 @@ mod hash;
 mod index;
 mod redirect;
 mod request;
+mod show;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -30,5 +31,5 @@ pub use explain::{Explanation, HostTried, Mismatch, RouteTried, explain};
 pub use feature::{Feature, Features};
 pub(crate) use format::apply_changes;
 pub(crate) use hash::find_cookie;
-pub use request::{RequestView, matches};
+pub use request::RequestView;
 pub use table::{CompiledAction, CompiledRoute, ForwardAction, RouteTable, StreamLimits};

@@ -24,10 +24,11 @@ use envoy_types::pb::{
     },
     google::protobuf::{Duration as DurationProto, UInt32Value},
 };
+use mesh_examples::ports::free_port;
 use mesh_tower::ErrorKind;
 
 use super::{
-    free_port, http,
+    http,
     resources::{any, endpoint},
     routes,
     scene::{Scene, Wire, add_header, forward, host, prefix, priorities},
@@ -75,7 +76,7 @@ impl Sides {
             virtual_hosts: vec![host],
             ..RouteConfiguration::default()
         };
-        let port = free_port();
+        let port = free_port().unwrap();
         let internal = CidrRange {
             address_prefix: "127.0.0.0".into(),
             prefix_len: Some(UInt32Value { value: 8 }),

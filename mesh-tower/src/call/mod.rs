@@ -125,13 +125,14 @@ pub(crate) fn start<M: MakeEndpoint, S: ShowError>(
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let started = Instant::now();
-    let live = listener.load();
-    let Some(live) = live.ready() else {
-        let listener = Arc::clone(listener);
-        let request = outgoing.take_absolute();
-        return ResponseFuture::later(start_when_ready(listener, request, started, options));
-    };
-    start_at(listener, live, outgoing, Beginning::at(started), options)
+    listener.read(|live| {
+        let Some(live) = live.ready() else {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            return ResponseFuture::later(start_when_ready(listener, request, started, options));
+        };
+        start_at(listener, live, outgoing, Beginning::at(started), options)
+    })
 }
 
 /// What is known of a call when it is decided.
@@ -163,7 +164,7 @@ async fn start_when_ready<M: MakeEndpoint>(
 ) -> CallResult<M> {
     let (protocol, timeout) = read::<AsError>(request.headers());
     let asked = asked_deadline(timeout, started);
-    let mut outgoing = Outgoing::new(request, None);
+    let mut outgoing = Outgoing::new(request);
     let failed = match within(asked, listener.ready()).await {
         Some(Ok(live)) => {
             let Some(live) = live.ready() else {
@@ -221,7 +222,7 @@ async fn start_when_named<M: MakeEndpoint>(
         unreachable!("ready() returns only usable ones")
     };
     beginning.now = Instant::now();
-    let mut outgoing = Outgoing::new(request, None);
+    let mut outgoing = Outgoing::new(request);
     start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options).await
 }
 
@@ -296,7 +297,7 @@ fn proceed<M: MakeEndpoint, S>(
     let sending = Sending {
         route,
         forward,
-        policy: forward.retry.as_ref(),
+        policy: forward.retry.as_deref(),
         options,
         now,
     };
@@ -438,7 +439,7 @@ fn permit<'l, M: MakeEndpoint, S: ShowError>(
         listener.telemetry().start_call_span(|| {
             let name = listener.name();
             let mut head = CallHead::of(name, outgoing.head(), protocol);
-            head.authority = outgoing.authority().unwrap_or(name);
+            head.authority = outgoing.authority_or(name);
             head
         })
     };
@@ -471,17 +472,12 @@ fn deadline(
     timeout: Option<&HeaderValue>,
     [started, now]: [Instant; 2],
 ) -> Option<Instant> {
-    let limit = earlier(forward.timeout, stream_limit(forward, protocol));
+    let limit = match protocol {
+        Protocol::Grpc => forward.grpc_limit,
+        Protocol::Http => forward.http_limit,
+    };
     let of_route = limit.and_then(|limit| now.checked_add(limit));
     earlier(asked_deadline(timeout, started), of_route)
-}
-
-#[inline]
-fn stream_limit(forward: &ForwardAction, protocol: Protocol) -> Option<Duration> {
-    match protocol {
-        Protocol::Grpc => forward.stream_limit,
-        Protocol::Http => forward.http_stream_limit,
-    }
 }
 
 fn choose<'l, M: MakeEndpoint>(
@@ -494,7 +490,7 @@ fn choose<'l, M: MakeEndpoint>(
     let routes = &live.snapshot.routes;
     let head = outgoing.head();
     let name = listener.name();
-    let authority = outgoing.authority().unwrap_or(name);
+    let authority = outgoing.authority_or(name);
     let view = RequestView::new(&head.method, &head.uri, authority, &head.headers);
     let Some((number, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();
