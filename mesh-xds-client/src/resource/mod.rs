@@ -464,7 +464,7 @@ fn decode_as<'a, P: 'a>(
     let Some(name) = wanted_as(&name) else {
         return Body::Skipped;
     };
-    let mut sink = Sink::new(format!("{} {name}", kind.noun()));
+    let mut sink = Sink::new([kind.noun(), " ", &name].concat());
     let value = decode(&mut sink, proto);
     match sink.finish(value) {
         Ok((config, ignored)) => Body::Accepted(name, config, ignored),

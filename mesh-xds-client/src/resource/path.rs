@@ -6,6 +6,9 @@
 
 use mesh_core::{ConfigError, route::Feature};
 
+/// Of most paths: one that grows piece by piece costs more.
+const PATH_LENGTH: usize = 64;
+
 /// Collects what decode has to say about one resource.
 #[derive(Debug)]
 pub(crate) struct Sink {
@@ -20,7 +23,7 @@ impl Sink {
     pub(crate) fn new(resource: impl Into<String>) -> Self {
         Self {
             resource: resource.into(),
-            path: String::new(),
+            path: String::with_capacity(PATH_LENGTH),
             errors: Vec::new(),
             ignored: Vec::new(),
         }

@@ -78,6 +78,11 @@ impl<'a, 'l> Reader<'a, 'l> {
         }
     }
 
+    /// Bytes that have not been read.
+    pub(super) fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
     /// `uint32`: of a larger number the lower half.
     pub(super) fn uint32(&mut self, key: Key) -> Result<u32, Malformed> {
         key.expect(Wire::Varint)?;

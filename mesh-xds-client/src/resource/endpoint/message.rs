@@ -20,6 +20,9 @@ use super::super::{
     wire::{Malformed, Reader},
 };
 
+/// Of a message without fields: its key and its length.
+const EMPTY_LENGTH: usize = 2;
+
 type Read<T = ()> = Result<T, Malformed>;
 
 #[derive(Debug, Default, PartialEq)]
@@ -195,8 +198,8 @@ impl<'a> LocalityLbEndpoints<'a> {
             match key.number {
                 1 => place.locality.merge(reader.message(key)?)?,
                 2 => {
-                    let endpoint = LbEndpoint::read(reader.message(key)?)?;
-                    place.lb_endpoints.push(endpoint);
+                    let message = reader.message(key)?;
+                    push(&mut place.lb_endpoints, message, reader.remaining())?;
                 }
                 3 => reader.uint32_value(key, &mut place.load_balancing_weight)?,
                 5 => place.priority = reader.uint32(key)?,
@@ -223,10 +226,24 @@ impl<'a> LocalityLbEndpoints<'a> {
     }
 }
 
+/// Adds an endpoint. The first one makes room for as many of its length as `remaining` bytes may hold,
+/// which is never more than for as many empty ones.
+fn push<'a>(list: &mut Vec<LbEndpoint<'a>>, message: Reader<'a, '_>, remaining: usize) -> Read {
+    if list.capacity() == 0 {
+        let length = EMPTY_LENGTH + message.remaining();
+        list.reserve_exact(1 + remaining / length);
+    }
+    list.push(LbEndpoint::read(message)?);
+    Ok(())
+}
+
 fn merge_list<'a>(list: &mut Vec<LbEndpoint<'a>>, mut reader: Reader<'a, '_>) -> Read {
     while let Some(key) = reader.next()? {
         match key.number {
-            1 => list.push(LbEndpoint::read(reader.message(key)?)?),
+            1 => {
+                let message = reader.message(key)?;
+                push(list, message, reader.remaining())?;
+            }
             _ => reader.skip(key)?,
         }
     }

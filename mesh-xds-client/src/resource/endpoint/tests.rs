@@ -425,3 +425,23 @@ fn messages_in_pieces_are_put_together_and_of_alternatives_the_last_one_stays() 
         Some(HostIdentifier::Endpoint(expected))
     );
 }
+
+#[test]
+fn room_is_made_for_no_more_endpoints_than_the_bytes_can_hold() {
+    let tiny = wrapped(2, b"");
+    let padding = wrapped(30, &[0; 1000]);
+    for endpoints in [
+        [tiny.clone(), padding.clone()].concat(),
+        wrapped(7, &[wrapped(1, b""), padding].concat()),
+        tiny.repeat(500),
+    ] {
+        let bytes = wrapped(2, &endpoints);
+        let read = ClusterLoadAssignment::read(&bytes).unwrap();
+        let place = &read.endpoints[0];
+        let room = match &place.lb_config {
+            Some(LbConfig::LoadBalancerEndpoints(list)) => list.capacity(),
+            _ => place.lb_endpoints.capacity(),
+        };
+        assert!(room <= bytes.len() / tiny.len(), "{room}");
+    }
+}
