@@ -17,6 +17,7 @@ mod hash_policy;
 mod headers;
 mod health_check;
 mod http_limits;
+mod internal_redirect;
 mod ip_range;
 mod jwt;
 mod listener;
@@ -74,6 +75,7 @@ pub use health_check::{
     HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
 };
 pub use http_limits::{HttpLimits, Underscores};
+pub use internal_redirect::{InternalRedirectPolicy, REDIRECT_CODES, RedirectPredicate};
 pub use ip_range::IpRange;
 pub use jwt::{
     ClaimToHeader, HeaderLocation, JWKS_CACHE_DURATION_DEFAULT, JWKS_CACHE_DURATION_MIN,

@@ -4,6 +4,7 @@
 
 mod agent;
 mod authz;
+mod beside;
 mod consul;
 #[allow(dead_code, reason = "shared with the target `routing`")]
 #[path = "../routing/echo.rs"]
@@ -19,6 +20,10 @@ mod passthrough;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
 mod plane;
+#[allow(dead_code, reason = "shared with the target `routing`")]
+#[path = "../routing/redirecting.rs"]
+mod redirecting;
+mod redirects;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/resources.rs"]
 mod resources;

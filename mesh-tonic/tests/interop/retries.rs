@@ -1,19 +1,14 @@
 //! Retries and what callers ask for in headers, beside Envoy: the same routes and servers, the same
 //! requests, and the same attempts with the same headers.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::fmt::Write as _;
 
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::{
-                Cluster,
-                cluster::{ClusterDiscoveryType, DiscoveryType},
-            },
             core::v3::CidrRange,
-            endpoint::v3::ClusterLoadAssignment,
             route::v3::{
-                HedgePolicy, RetryPolicy, RouteAction, RouteConfiguration, VirtualHost,
+                HedgePolicy, RetryPolicy, RouteAction, VirtualHost,
                 retry_policy::{RetryPriority, retry_priority},
             },
         },
@@ -27,9 +22,9 @@ use envoy_types::pb::{
 use mesh_tower::ErrorKind;
 
 use super::{
-    free_port, http,
+    beside::{Beside, Options},
+    http,
     resources::{any, endpoint},
-    routes,
     scene::{Scene, Wire, add_header, forward, host, prefix, priorities},
     unruly::{CASE, Unruly},
 };
@@ -40,10 +35,8 @@ type Headers = &'static [(&'static str, &'static str)];
 /// Both sides with the same routes, servers and router.
 struct Sides {
     ours: Scene,
-    envoy: SocketAddr,
+    envoy: Beside,
     servers: Vec<Unruly>,
-    _process: tokio::process::Child,
-    _folder: tempfile::TempDir,
 }
 
 impl Sides {
@@ -68,28 +61,20 @@ impl Sides {
         let ours = ours.await;
         ours.listen(&router);
         ours.serve_priorities(&assignment, "c", |_| {});
-        let folder = tempfile::tempdir().unwrap();
         host.name = "envoy".into();
-        let routes = RouteConfiguration {
-            name: "r".into(),
-            virtual_hosts: vec![host],
-            ..RouteConfiguration::default()
+        let options = Options {
+            router,
+            internal: Some(CidrRange {
+                address_prefix: "127.0.0.0".into(),
+                prefix_len: Some(UInt32Value { value: 8 }),
+            }),
+            ..Options::default()
         };
-        let port = free_port();
-        let internal = CidrRange {
-            address_prefix: "127.0.0.0".into(),
-            prefix_len: Some(UInt32Value { value: 8 }),
-        };
-        let listener = routes::listener(port, routes, Vec::new(), &router, Some(internal));
-        let cluster = static_cluster(assignment);
-        let started = routes::start(folder.path(), vec![listener], vec![cluster], port);
-        let (process, envoy) = started.await;
+        let envoy = Beside::start(host, assignment, options).await;
         Self {
             ours,
             envoy,
             servers,
-            _process: process,
-            _folder: folder,
         }
     }
 
@@ -109,7 +94,11 @@ impl Sides {
         for (name, value) in headers {
             _ = write!(request, "{name}: {value}\r\n");
         }
-        let answer = http(self.envoy, &format!("{request}connection: close\r\n\r\n")).await;
+        let answer = http(
+            self.envoy.address,
+            &format!("{request}connection: close\r\n\r\n"),
+        )
+        .await;
         let of_envoy = answer.split(' ').nth(1).unwrap_or_default();
         [
             format!("{status}: {}", self.told(&mine)),
@@ -148,15 +137,6 @@ fn without_number(told: &str) -> String {
     words
         .map(word)
         .fold(first, |all, word| format!("{all} {word}"))
-}
-
-fn static_cluster(assignment: ClusterLoadAssignment) -> Cluster {
-    Cluster {
-        name: assignment.cluster_name.clone(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
-        load_assignment: Some(assignment),
-        ..Cluster::default()
-    }
 }
 
 fn millis(millis: i32) -> Option<DurationProto> {

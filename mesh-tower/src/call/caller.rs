@@ -3,7 +3,7 @@
 //! Stages 9 to 11, in the place of what every other client does there. Times are read before the
 //! route changes the request's headers, conditions of retries after that, and all of them are removed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -31,7 +31,7 @@ use crate::{
 /// Sends a request that has its permit, at `now`, as its headers say.
 #[cold]
 pub(super) fn proceed<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     now: Instant,

@@ -21,7 +21,7 @@ use mesh_core::{
     },
 };
 
-use super::{Chosen, Stop};
+use super::{Chosen, Stop, redirects::Redirects};
 use crate::{
     cluster::{Affinity, MakeEndpoint},
     error::{Error, ErrorKind},
@@ -158,6 +158,8 @@ pub(super) fn prepare<M: MakeEndpoint>(
         changes,
         snapshot: live.snapshot.clone(),
     });
+    let redirects = decision.internal_redirect();
+    let redirects = redirects.map(|policy| Redirects::new(policy, decision.route, head));
     let cookie = forwarding.cookie;
     Ok(Box::new(CallExtras {
         route: None,
@@ -178,6 +180,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
         expected: None,
+        redirects,
     }))
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn send<M: MakeEndpoint>(
 }
 
 struct Filtered<'l, M: MakeEndpoint> {
-    listener: &'l ListenerRuntime<M>,
+    listener: &'l Arc<ListenerRuntime<M>>,
     protocol: Protocol,
     deadline: Option<Instant>,
     span: CallSpan,

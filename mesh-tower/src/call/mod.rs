@@ -21,6 +21,7 @@ mod decided;
 mod filtered;
 mod future;
 mod mirror;
+mod redirects;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,6 +36,7 @@ use mesh_core::{
 use tokio::time::Instant;
 
 use self::attempts::{Again, Attempts, Next};
+pub(crate) use self::redirects::Redirects;
 pub use self::{
     attempts::TRANSPARENT_RETRIES_MAX,
     future::ResponseFuture,
@@ -233,7 +235,19 @@ fn start_at<M: MakeEndpoint, S: ShowError>(
     beginning: Beginning,
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
-    let mut rng = rng::fork();
+    start_drawn(listener, live, outgoing, beginning, options, rng::fork())
+}
+
+/// [`start_at`] with these draws.
+#[inline]
+fn start_drawn<M: MakeEndpoint, S: ShowError>(
+    listener: &Arc<ListenerRuntime<M>>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    beginning: Beginning,
+    options: CallOptions,
+    mut rng: SplitMix64,
+) -> ResponseFuture<M, S> {
     let (started, now) = (beginning.started, beginning.now);
     let drawn = rng.clone();
     let permitted = permit::<M, S>(listener, live, outgoing, beginning, &mut rng);
@@ -274,7 +288,7 @@ fn start_at<M: MakeEndpoint, S: ShowError>(
 /// Stages 11 and 12: sends a request that has its permit, at `now`.
 #[inline]
 fn proceed<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     now: Instant,
@@ -318,7 +332,7 @@ impl Sending<'_> {
     #[inline(always)]
     fn send<M: MakeEndpoint, S>(
         self,
-        listener: &ListenerRuntime<M>,
+        listener: &Arc<ListenerRuntime<M>>,
         live: &LiveSnapshot<M>,
         outgoing: &mut Outgoing<'_>,
         mut in_flight: InFlight<M>,
@@ -351,16 +365,26 @@ impl Sending<'_> {
         if let Some(extras) = &in_flight.extras
             && extras.is_watched()
         {
-            if extras.hedge.is_some() && again.is_none() {
+            if extras.repeats() && again.is_none() {
                 again = Some(Box::new(Again::keep(
                     None,
                     self.replay_bytes_max(),
                     outgoing,
                 )));
             }
+            let redirects = in_flight
+                .extras
+                .as_mut()
+                .and_then(|extras| extras.redirects.take());
             let request = outgoing.take_absolute();
             let attempts = Attempts::new(in_flight, again, until);
-            return ResponseFuture::later(attempts.run(Next::Send(request)));
+            return match redirects {
+                None => ResponseFuture::later(attempts.run(Next::Send(request))),
+                Some(redirects) => {
+                    let listener = Arc::clone(listener);
+                    ResponseFuture::later(redirects.follow(listener, attempts, request, options))
+                }
+            };
         }
         match in_flight.state.pick(rng, &[], in_flight.affinity()) {
             Some(Ok(endpoint)) => {
