@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::{
     config::{
         cluster::v3::{
             Cluster,
-            cluster::{ClusterDiscoveryType, DiscoveryType},
+            cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType},
         },
         core::v3::CidrRange,
         endpoint::v3::ClusterLoadAssignment,
@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) router: Router,
     /// Whose headers are believed.
     pub(crate) internal: Option<CidrRange>,
+    /// Of the cluster.
+    pub(crate) balancing: Option<CommonLbConfig>,
 }
 
 impl Beside {
@@ -53,12 +55,14 @@ impl Beside {
             filters,
             router,
             internal,
+            balancing,
         } = options;
         let listener = routes::listener(port, routes, filters, &router, internal);
         let cluster = Cluster {
             name: assignment.cluster_name.clone(),
             cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
             load_assignment: Some(assignment),
+            common_lb_config: balancing,
             ..Cluster::default()
         };
         let started = routes::start(folder.path(), vec![listener], vec![cluster], port);

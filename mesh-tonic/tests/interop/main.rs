@@ -16,6 +16,7 @@ mod issuer;
 #[path = "../e2e/load.rs"]
 mod load;
 mod orca;
+mod panics;
 mod passthrough;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
