@@ -33,6 +33,10 @@ mod routes;
 #[allow(dead_code, reason = "shared with the target `routing`")]
 #[path = "../routing/scene.rs"]
 mod scene;
+mod sessions;
+
+#[path = "../routing/stateful.rs"]
+mod stateful;
 #[allow(dead_code, reason = "shared with the target `routing`")]
 #[path = "../routing/unruly.rs"]
 mod unruly;

@@ -25,6 +25,7 @@ mod retries;
 mod scene;
 mod secrets;
 mod sessions;
+mod stateful;
 mod timeouts;
 mod unruly;
 #[path = "../e2e/world.rs"]

@@ -136,6 +136,14 @@ pub(super) fn prepare<M: MakeEndpoint>(
     let DecisionAction::Forward(forwarding) = action else {
         unreachable!("only what is forwarded is prepared")
     };
+    if session.as_ref().is_some_and(|session| session.is_lost()) {
+        let (listener, route) = (listener.name(), &decision.route.name);
+        let reason = format!(
+            "listener {listener}: route {route}: what the session names is no endpoint, and no \
+             other will do (strict)"
+        );
+        return Err(Error::new(ErrorKind::NoEndpoint, reason));
+    }
     outgoing.make_absolute(Scheme::HTTP, || listener.name().parse().ok());
     let head = outgoing.head_mut();
     let original = head.uri.authority().cloned();
