@@ -84,7 +84,7 @@ pub use jwt::{
 };
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, RouterOptions,
-    TransportMatch,
+    StrictHeaders, TransportMatch,
 };
 pub use matcher::{
     Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher,

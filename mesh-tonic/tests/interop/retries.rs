@@ -19,6 +19,7 @@ use envoy_types::pb::{
     },
     google::protobuf::{Duration as DurationProto, UInt32Value},
 };
+use mesh_core::config::StrictHeaders;
 use mesh_tower::ErrorKind;
 
 use super::{
@@ -406,6 +407,71 @@ async fn routers_say_and_believe_how_long_is_waited_as_envoys_do() {
         ..Router::default()
     };
     compare(&Sides::start(&[1], believing, to(|_| {})).await, PLAIN).await;
+}
+
+/// Words and numbers at the edges of what can be read.
+const EDGES: &[(&str, &str, Headers)] = &[
+    ("empty on", "/good", &[("x-envoy-retry-on", "")]),
+    (
+        "commas on",
+        "/good",
+        &[("x-envoy-retry-on", "5xx,, reset ,")],
+    ),
+    (
+        "http3 on",
+        "/good",
+        &[("x-envoy-retry-on", "http3-post-connect-failure")],
+    ),
+    (
+        "early on",
+        "/good",
+        &[("x-envoy-retry-on", "reset-before-request")],
+    ),
+    (
+        "unknown on",
+        "/good",
+        &[("x-envoy-retry-on", "5xx,sometimes")],
+    ),
+    ("code on", "/good", &[("x-envoy-retry-on", "503")]),
+    (
+        "grpc on",
+        "/good",
+        &[("x-envoy-retry-grpc-on", "cancelled, unavailable")],
+    ),
+    (
+        "unknown grpc",
+        "/good",
+        &[("x-envoy-retry-grpc-on", "aborted")],
+    ),
+    (
+        "many",
+        "/good",
+        &[("x-envoy-max-retries", "18446744073709551616")],
+    ),
+    ("no number", "/good", &[("x-envoy-max-retries", "")]),
+    (
+        "fraction",
+        "/good",
+        &[("x-envoy-upstream-rq-per-try-timeout-ms", "1.5")],
+    ),
+    (
+        "other header",
+        "/good",
+        &[("x-envoy-hedge-on-per-try-timeout", "?")],
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_cannot_be_read_are_answered_where_envoy_does() {
+    for names in [&StrictHeaders::NAMES[..], &StrictHeaders::NAMES[2..4]] {
+        let strict = Router {
+            strict_check_headers: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Router::default()
+        };
+        let sides = Sides::start(&[1], strict, to(|_| {})).await;
+        compare(&sides, EDGES).await;
+        compare(&sides, PLAIN).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use mesh_core::{
     config::{RetryPolicy, RouterOptions},
-    retry::{CallerTimes, take_retry_policy},
+    retry::{CallerTimes, take_retry_policy, unreadable},
     rng::SplitMix64,
 };
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
+    telemetry::LocalReplyReason as Reason,
 };
 
 /// Sends a request that has its permit, at `now`, as its headers say.
@@ -41,6 +42,15 @@ pub(super) fn proceed<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let router = live.snapshot.router;
     let (route, forward) = (chosen.route, chosen.forward);
+    if let Some((name, value)) = unreadable(&outgoing.head().headers, router.strict_headers) {
+        let body = format!("invalid header '{name}' with value '{value}'");
+        let reply = LocalReply::new(Reason::BadHeader, StatusCode::BAD_REQUEST, body.into());
+        let is_head = outgoing.head().method == Method::HEAD;
+        let reply = reply.spoken(in_flight.protocol, is_head);
+        let code = reply.code(in_flight.protocol);
+        in_flight.answer(code);
+        return ResponseFuture::answered(reply.into_response());
+    }
     let times = CallerTimes::take(&mut outgoing.head_mut().headers, &router);
     let timeout = times.timeout.map_or(forward.timeout, limit);
     let of_stream = stream_limit(forward, in_flight.protocol);
