@@ -22,6 +22,7 @@ mod filtered;
 mod future;
 mod mirror;
 mod redirects;
+mod unclaimed;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,12 +36,15 @@ use mesh_core::{
 };
 use tokio::time::Instant;
 
-use self::attempts::{Again, Attempts, Next};
 pub(crate) use self::redirects::Redirects;
 pub use self::{
     attempts::TRANSPARENT_RETRIES_MAX,
     future::ResponseFuture,
     mirror::{MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX},
+};
+use self::{
+    attempts::{Again, Attempts, Next},
+    unclaimed::Unclaimed,
 };
 use crate::{
     Body, REPLAY_BYTES_MAX, ResponseBody,
@@ -157,23 +161,37 @@ impl Beginning {
 }
 
 /// [`start`] once there is a configuration.
-async fn start_when_ready<M: MakeEndpoint>(
+fn start_when_ready<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: Request<Body>,
     started: Instant,
     options: CallOptions,
-) -> CallResult<M> {
+) -> impl Future<Output = CallResult<M>> + Send {
     let (protocol, timeout) = read::<AsError>(request.headers());
     let asked = asked_deadline(timeout, started);
-    let mut outgoing = Outgoing::new(request, None);
+    let outgoing = Outgoing::new(request, None);
+    let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
+    let span = listener.telemetry().start_call_span(head);
+    let waiting = Unclaimed::new(&listener, span);
+    wait_until_ready(listener, outgoing, waiting, (started, asked), options)
+}
+
+async fn wait_until_ready<M: MakeEndpoint>(
+    listener: Arc<ListenerRuntime<M>>,
+    mut outgoing: Outgoing<'_>,
+    mut waiting: Unclaimed<M>,
+    (started, asked): (Instant, Option<Instant>),
+    options: CallOptions,
+) -> CallResult<M> {
     let failed = match within(asked, listener.ready()).await {
         Some(Ok(live)) => {
             let Some(live) = live.ready() else {
                 unreachable!("ready() returns only usable ones")
             };
             let beginning = Beginning {
+                started,
                 now: Instant::now(),
-                ..Beginning::at(started)
+                span: Some(waiting.claim()),
             };
             return start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options)
                 .await;
@@ -184,9 +202,7 @@ async fn start_when_ready<M: MakeEndpoint>(
             "the deadline passed before there was a configuration",
         ),
     };
-    let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
-    let mut span = listener.telemetry().start_call_span(head);
-    listener.fail(&mut span, &failed);
+    waiting.fail(&failed);
     Err(failed)
 }
 
@@ -195,7 +211,7 @@ async fn start_when_named<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: Request<Body>,
     cluster: Box<str>,
-    mut beginning: Beginning,
+    (mut beginning, mut waiting): (Beginning, Unclaimed<M>),
     options: CallOptions,
 ) -> CallResult<M> {
     let (_, timeout) = read::<AsError>(request.headers());
@@ -215,7 +231,7 @@ async fn start_when_named<M: MakeEndpoint>(
     let live = match live {
         Ok(live) => live,
         Err(error) => {
-            listener.fail(&mut beginning.span.unwrap_or_default(), &error);
+            waiting.fail(&error);
             return Err(error);
         }
     };
@@ -223,6 +239,7 @@ async fn start_when_named<M: MakeEndpoint>(
         unreachable!("ready() returns only usable ones")
     };
     beginning.now = Instant::now();
+    beginning.span = Some(waiting.claim());
     let mut outgoing = Outgoing::new(request, None);
     start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options).await
 }
@@ -254,11 +271,11 @@ fn start_drawn<M: MakeEndpoint, S: ShowError>(
     let (in_flight, chosen) = match permitted {
         Ok(permitted) => permitted,
         Err((Stop::Filtered, span)) => {
+            let waiting = Unclaimed::new(listener, span);
             let listener = Arc::clone(listener);
             let request = outgoing.take_absolute();
-            let span = Some(span);
-            let beginning = Beginning { started, now, span };
-            let filtered = filtered::send(listener, request, beginning, options, drawn);
+            let times = [started, now];
+            let filtered = filtered::send(listener, request, (times, waiting), options, drawn);
             return ResponseFuture::later(filtered);
         }
         Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
@@ -273,10 +290,11 @@ fn start_drawn<M: MakeEndpoint, S: ShowError>(
             return ResponseFuture::failed(error);
         }
         Err((Stop::Unknown(cluster), span)) => {
+            let waiting = Unclaimed::new(listener, span);
             let listener = Arc::clone(listener);
             let request = outgoing.take_absolute();
-            let span = Some(span);
-            let beginning = Beginning { started, now, span };
+            let span = None;
+            let beginning = (Beginning { started, now, span }, waiting);
             let named = start_when_named(listener, request, cluster, beginning, options);
             return ResponseFuture::later(named);
         }
