@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Modules import only downward in this order:
-//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, shard, load, sync, secrets} → config → name`.
+//! `snapshot → {route, balance, health, retry, authz} → {stats, observed, outcome, rng, rcu, shard, load, sync, secrets} → config → name`.
 
 pub mod authz;
 pub mod balance;
@@ -22,6 +22,7 @@ pub mod load;
 pub mod name;
 pub mod observed;
 pub mod outcome;
+pub mod rcu;
 pub mod retry;
 pub mod rng;
 pub mod route;

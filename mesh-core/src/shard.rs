@@ -11,7 +11,7 @@ use std::{
     marker::PhantomData,
     ops::Deref,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{
             AtomicU32, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
@@ -143,9 +143,17 @@ impl Adder {
     }
 }
 
-/// A value for each shard.
+/// A value for each shard. Clones share the values.
 pub struct Sharded<T> {
-    shards: Box<[T]>,
+    shards: Arc<[T]>,
+}
+
+impl<T> Clone for Sharded<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shards: Arc::clone(&self.shards),
+        }
+    }
 }
 
 impl<T> Sharded<T> {
@@ -192,7 +200,7 @@ impl<T: Default> Default for Sharded<T> {
 
 impl<T: fmt::Debug> fmt::Debug for Sharded<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.shards).finish()
+        f.debug_list().entries(&*self.shards).finish()
     }
 }
 

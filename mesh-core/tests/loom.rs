@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use loom::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
+        },
     },
     thread,
 };
@@ -18,6 +21,7 @@ use mesh_core::{
     config::{CircuitBreakers, RetryBudget},
     health::Circuit,
     outcome::Verdict,
+    rcu::Domain,
     stats::{Connectivity, EndpointStats},
 };
 
@@ -133,19 +137,12 @@ fn a_peak_is_never_lost() {
 #[test]
 fn a_limit_of_one_is_held_by_one_and_the_permit_comes_back() {
     loom::model(|| {
-        let limits = CircuitBreakers {
-            max_requests: 1,
-            ..CircuitBreakers::default()
-        };
-        let circuit = Arc::new(Circuit::default());
-        // The first request makes the permits.
-        assert!(circuit.try_acquire(&limits));
-        circuit.release();
+        let circuit = Arc::new(Circuit::new(1));
         let held = Arc::new(AtomicU32::new(0));
         let hold = |held: &Arc<AtomicU32>| {
             let held = Arc::clone(held);
             move |circuit: &Circuit| {
-                if circuit.try_acquire(&limits) {
+                if circuit.try_acquire() {
                     assert_eq!(held.fetch_add(1, SeqCst), 0, "one at a time");
                     held.fetch_sub(1, SeqCst);
                     circuit.release();
@@ -154,7 +151,7 @@ fn a_limit_of_one_is_held_by_one_and_the_permit_comes_back() {
         };
         both(&circuit, hold(&held), hold(&held));
         assert_eq!(circuit.requests(), 0);
-        assert!(circuit.try_acquire(&limits), "no permit is lost");
+        assert!(circuit.try_acquire(), "no permit is lost");
     });
 }
 
@@ -166,12 +163,11 @@ fn what_was_earned_is_spent_once() {
             min_retry_concurrency: 0,
         };
         let limits = CircuitBreakers {
-            max_requests: 10,
             retry_budget: budget,
             ..CircuitBreakers::default()
         };
-        let circuit = Arc::new(Circuit::default());
-        assert!(circuit.try_acquire(&limits), "earns one");
+        let circuit = Arc::new(Circuit::new(10));
+        assert!(circuit.try_acquire(), "earns one");
         let taken = Arc::new(AtomicU32::new(0));
         let take = |taken: &Arc<AtomicU32>| {
             let taken = Arc::clone(taken);
@@ -184,5 +180,48 @@ fn what_was_earned_is_spent_once() {
         both(&circuit, take(&taken), take(&taken));
         assert_eq!(taken.load(SeqCst), 1);
         assert_eq!(circuit.retries(), 1);
+    });
+}
+
+/// Two values of which the second replaces the first, as in `Rcu`, and whether each is gone.
+struct Cell {
+    current: AtomicUsize,
+    gone: [AtomicBool; 2],
+}
+
+/// Says that a value is gone when it is let go.
+struct Value(Arc<Cell>, usize);
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        self.0.gone[self.1].store(true, Relaxed);
+    }
+}
+
+#[test]
+fn what_a_reading_looks_at_is_not_let_go_and_what_nobody_looks_at_is() {
+    loom::model(|| {
+        let domain: &'static Domain = Box::leak(Box::new(Domain::new()));
+        let cell = Arc::new(Cell {
+            current: AtomicUsize::new(0),
+            gone: [AtomicBool::new(false), AtomicBool::new(false)],
+        });
+        let reader = domain.claim();
+        let replaced = Arc::clone(&cell);
+        both(
+            &cell,
+            move |cell| {
+                assert!(reader.enter());
+                let seen = cell.current.load(Acquire);
+                assert!(!cell.gone[seen].load(Relaxed), "{seen} is gone");
+                reader.leave(domain);
+            },
+            move |cell| {
+                let before = cell.current.swap(1, AcqRel);
+                domain.retire(Value(replaced, before));
+            },
+        );
+        assert!(cell.gone[0].load(Relaxed), "nobody looks at it any more");
+        assert!(!cell.gone[1].load(Relaxed));
     });
 }

@@ -2,12 +2,10 @@
 
 use std::{
     fmt,
-    sync::Arc,
     task::{Context, Poll},
 };
 
 use http::{Request, Response, uri};
-use mesh_core::shard::Sharded;
 #[cfg(feature = "xds")]
 use mesh_tower::Mesh;
 use mesh_tower::{MakeEndpoint, MeshService, connect::HyperConnector};
@@ -24,9 +22,6 @@ use crate::{Target, TargetError};
 /// the call instead. Errors are [`tonic::Status`] whose source is a [`mesh_tower::Error`].
 pub struct Channel<M: MakeEndpoint = HyperConnector> {
     service: MeshService<M>,
-    /// What calls carry as their authority: a copy for each shard, because a clone of one counts
-    /// its references where all threads do.
-    authority: Arc<Sharded<uri::Authority>>,
 }
 
 impl<M: MakeEndpoint> Channel<M> {
@@ -35,13 +30,8 @@ impl<M: MakeEndpoint> Channel<M> {
     /// # Errors
     /// When the service's name is not usable as an authority.
     pub fn new(service: MeshService<M>) -> Result<Self, uri::InvalidUri> {
-        let name = service.name();
-        let checked: uri::Authority = name.parse()?;
-        let authority = Sharded::new(|| name.parse().unwrap_or_else(|_| checked.clone()));
-        Ok(Self {
-            service,
-            authority: Arc::new(authority),
-        })
+        service.name().parse::<uri::Authority>()?;
+        Ok(Self { service })
     }
 
     /// Whether responses carry a [`SelectedEndpoint`](mesh_tower::SelectedEndpoint) in their
@@ -74,7 +64,6 @@ impl<M: MakeEndpoint> Clone for Channel<M> {
     fn clone(&self) -> Self {
         Self {
             service: self.service.clone(),
-            authority: Arc::clone(&self.authority),
         }
     }
 }
@@ -82,7 +71,7 @@ impl<M: MakeEndpoint> Clone for Channel<M> {
 impl<M: MakeEndpoint> fmt::Debug for Channel<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
-            .field("authority", self.authority.local())
+            .field("authority", &self.service.name())
             .finish()
     }
 }
@@ -97,7 +86,7 @@ impl<M: MakeEndpoint> Service<Request<tonic::body::Body>> for Channel<M> {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> ResponseFuture<M> {
-        self.service.send_to(self.authority.local(), request)
+        self.service.send_dialled(request)
     }
 }
 

@@ -9,6 +9,8 @@ use http::{
     uri::{self, Authority, PathAndQuery, Scheme, Uri},
 };
 
+use mesh_core::shard::Sharded;
+
 use crate::{Body, headers::find};
 
 /// A request for an endpoint, with the authority that it goes to when its URI names none.
@@ -18,24 +20,34 @@ pub struct Outgoing<'a> {
     /// be made somewhere else and moved here.
     head: Option<Parts>,
     body: Body,
-    authority: Option<&'a Authority>,
+    /// What was dialled, for a URI that names none; a copy for each shard, because a clone of one
+    /// counts its references where all threads do.
+    dialled: Option<&'a Sharded<Authority>>,
 }
 
 impl<'a> Outgoing<'a> {
-    /// `request`, to `authority` if its URI names none.
+    /// `request`, whose URI or `host` header names its authority.
     #[inline]
-    pub fn new(request: Request<Body>, authority: Option<&'a Authority>) -> Self {
+    pub fn new(request: Request<Body>) -> Self {
         let (head, body) = request.into_parts();
-        Self::from_parts(head, body, authority)
+        Self::from_parts(head, body, None)
     }
 
     #[inline]
-    pub(crate) fn from_parts(head: Parts, body: Body, authority: Option<&'a Authority>) -> Self {
+    pub(crate) fn from_parts(
+        head: Parts,
+        body: Body,
+        dialled: Option<&'a Sharded<Authority>>,
+    ) -> Self {
         Self {
             head: Some(head),
             body,
-            authority,
+            dialled,
         }
+    }
+
+    fn dialled(&self) -> Option<&'a Authority> {
+        self.dialled.map(Sharded::local)
     }
 
     /// The head.
@@ -69,9 +81,19 @@ impl<'a> Outgoing<'a> {
     /// The authority: that of the URI, the one that was dialled, or that of the `host` header.
     pub fn authority(&self) -> Option<&str> {
         let head = self.head();
-        match head.uri.authority().or(self.authority) {
+        match head.uri.authority().or_else(|| self.dialled()) {
             Some(authority) => Some(authority.as_str()),
             None => find(&head.headers, &header::HOST)?.to_str().ok(),
+        }
+    }
+
+    /// The same for somebody who knows the name that was dialled.
+    #[inline]
+    pub(crate) fn authority_or<'n>(&'n self, name: &'n str) -> &'n str {
+        match (self.head().uri.authority(), self.dialled) {
+            (Some(authority), _) => authority.as_str(),
+            (None, Some(_)) => name,
+            (None, None) => self.authority().unwrap_or(name),
         }
     }
 
@@ -106,7 +128,7 @@ impl<'a> Outgoing<'a> {
         scheme: Scheme,
         other: impl FnOnce() -> Option<Authority>,
     ) {
-        let dialled = self.authority;
+        let dialled = self.dialled();
         let head = self.head_mut();
         if head.uri.authority().is_some() && head.uri.scheme() == Some(&scheme) {
             return;
@@ -146,7 +168,7 @@ impl<'a> Outgoing<'a> {
 
     /// Puts the path alone into the URI and the authority into `host`, as HTTP/1.1 wants them.
     pub(crate) fn make_origin(&mut self) {
-        let dialled = self.authority;
+        let dialled = self.dialled();
         let head = self.head_mut();
         let held = std::mem::take(&mut head.uri).into_parts();
         if let Some(authority) = held.authority.as_ref().or(dialled)

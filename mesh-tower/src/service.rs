@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, uri::Authority};
+use http::{Request, Response};
 use mesh_core::snapshot::SnapshotReader;
 use tower::Service;
 
@@ -95,10 +95,11 @@ impl<M: MakeEndpoint> MeshService<M> {
     /// What a cluster's calls hold at the moment, those of other services of the same
     /// [`Mesh`](crate::Mesh) included; `None` when no route of this service names the cluster.
     pub fn in_flight(&self, cluster: &str) -> Option<ClusterInFlight> {
-        let live = self.listener.load();
-        let live = live.ready()?;
-        let state = live.clusters.get(live.find(cluster)?).load();
-        Some(state.in_flight())
+        self.listener.read(|live| {
+            let live = live.ready()?;
+            let state = live.clusters.get(live.find(cluster)?).load();
+            Some(state.in_flight())
+        })
     }
 
     /// Waits for the first configuration.
@@ -123,29 +124,29 @@ impl<M: MakeEndpoint> MeshService<M> {
         *copy.method_mut() = request.method().clone();
         *copy.uri_mut() = request.uri().clone();
         *copy.headers_mut() = request.headers().clone();
-        let outgoing = Outgoing::new(copy.map(|()| Body::empty()), None);
-        let authority = outgoing.authority().unwrap_or(self.listener.name());
+        let outgoing = Outgoing::new(copy.map(|()| Body::empty()));
+        let authority = outgoing.authority_or(self.listener.name());
         Ok(explain(&self.listener, live, outgoing.head(), authority))
     }
 
     /// Sends a request, without the `&mut` that [`Service::call`] takes.
     #[inline]
     pub fn send(&self, request: Request<Body>) -> ResponseFuture<M> {
-        let mut outgoing = Outgoing::new(request, None);
+        let mut outgoing = Outgoing::new(request);
         start(&self.listener, &mut outgoing, self.options)
     }
 
-    /// Sends a request to `authority`, unless its URI names another one. Its body is one that can be
-    /// moved, see [`Body::eager`]; its errors are shown as `S` says.
+    /// Sends a request to the name that was dialled, unless its URI names another authority. Its body is
+    /// one that can be moved, see [`Body::eager`]; its errors are shown as `S` says.
     #[inline]
-    pub fn send_to<B, S>(&self, authority: &Authority, request: Request<B>) -> ResponseFuture<M, S>
+    pub fn send_dialled<B, S>(&self, request: Request<B>) -> ResponseFuture<M, S>
     where
         S: ShowError,
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         let (head, body) = request.into_parts();
-        let mut outgoing = Outgoing::from_parts(head, Body::eager(body), Some(authority));
+        let mut outgoing = Outgoing::from_parts(head, Body::eager(body), self.listener.authority());
         start(&self.listener, &mut outgoing, self.options)
     }
 }

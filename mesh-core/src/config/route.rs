@@ -171,8 +171,9 @@ impl Route {
     }
 }
 
-/// When a [`Route`] applies.
+/// When a [`Route`] applies. The path, which every look-up reads, comes first.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct RouteMatch {
     /// Predicate over the path.
     pub path: PathMatcher,
@@ -185,6 +186,17 @@ pub struct RouteMatch {
 }
 
 impl RouteMatch {
+    /// Whether it asks for more than a path.
+    pub fn has_conditions(&self) -> bool {
+        let Self {
+            path: _,
+            headers,
+            query_parameters,
+            fraction,
+        } = self;
+        !(headers.is_empty() && query_parameters.is_empty() && fraction.is_none())
+    }
+
     /// Every request whose path matches.
     pub fn path(path: PathMatcher) -> Self {
         Self {

@@ -143,6 +143,11 @@ impl FilterTable {
         }
     }
 
+    /// Whether no route has filters, or sessions that stick.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty() && self.sessions.is_empty()
+    }
+
     /// The filters of a route, by its number; `None` without any.
     #[inline]
     pub fn route(&self, number: u32) -> Option<&RouteFilters> {

@@ -9,6 +9,6 @@ mod connections;
 mod outlier;
 
 pub use check::{CheckOutcome, CheckedEndpoint};
-pub use circuit::{Circuit, RETRIES_EARNED_MAX};
+pub use circuit::{Circuit, Permits, RETRIES_EARNED_MAX};
 pub use connections::ConnectionCircuit;
 pub use outlier::{OutlierDetector, is_suspicious};

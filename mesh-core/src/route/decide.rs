@@ -308,7 +308,7 @@ impl<'t> Decision<'t> {
             timeout: forward.timeout,
             stream_limit: forward.stream_limit,
             idle_timeout: None,
-            retry: forward.retry.as_ref(),
+            retry: forward.retry.as_deref(),
             hedge: None,
         };
         let Some(extras) = self.route.extras.as_deref() else {

@@ -32,5 +32,5 @@ pub use feature::{Feature, Features};
 pub(crate) use format::apply_changes;
 pub(crate) use hash::find_cookie;
 pub use internal_redirect::{FollowedRedirects, ORIGINAL_URL};
-pub use request::{RequestView, matches};
+pub use request::RequestView;
 pub use table::{CompiledAction, CompiledRoute, ForwardAction, RouteTable, StreamLimits};

@@ -68,13 +68,16 @@ impl<'r> RequestView<'r> {
     }
 }
 
-/// Whether all parts of `matcher` match. A share of the traffic is drawn last.
-pub fn matches(matcher: &RouteMatch, request: &RequestView<'_>, rng: &mut impl Rng) -> bool {
-    matcher.path.is_match(request.path)
-        && matcher
-            .headers
-            .iter()
-            .all(|header| header.is_match(request.header(&header.name).as_deref()))
+/// Whether all parts of `matcher` match besides its path. A share of the traffic is drawn last.
+pub(super) fn conditions_hold(
+    matcher: &RouteMatch,
+    request: &RequestView<'_>,
+    rng: &mut impl Rng,
+) -> bool {
+    matcher
+        .headers
+        .iter()
+        .all(|header| header.is_match(request.header(&header.name).as_deref()))
         && matcher
             .query_parameters
             .iter()

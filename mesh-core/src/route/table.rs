@@ -8,7 +8,7 @@ use super::{
     extras::{HeaderLevels, RouteExtras},
     feature::{Feature, Features},
     index::RouteIndex,
-    request::{RequestView, matches},
+    request::{RequestView, conditions_hold},
     virtual_host,
 };
 use crate::{
@@ -23,29 +23,33 @@ use crate::{
 
 /// Routes of one virtual host, ready for lookup.
 #[derive(Debug)]
+#[repr(C)]
 pub struct RouteTable {
-    virtual_host: Arc<str>,
     routes: Box<[CompiledRoute]>,
-    index: Option<RouteIndex>,
+    index: Option<Box<RouteIndex>>,
+    virtual_host: Arc<str>,
     /// Changes of headers for all routes.
     pub(super) headers: Option<Box<HeaderLevels>>,
     /// The virtual hosts without their routes, where a redirect may lead to one of them.
     pub(super) hosts: Option<Box<RouteConfig>>,
 }
 
-/// A route, ready for lookup.
+/// A route, ready for lookup. What each request reads is in the first two cache lines.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct CompiledRoute {
-    /// For people, spans and metrics.
-    pub name: Arc<str>,
+    /// Whether it is forwarded and that is all.
+    is_plain: bool,
+    /// Whether its matcher asks for more than a path.
+    has_conditions: bool,
     /// What happens.
     pub action: CompiledAction,
     pub(super) matcher: RouteMatch,
     /// What [`RouteTable::decide`](super::RouteTable::decide) does beyond choosing a cluster; most
     /// routes have none.
     pub(super) extras: Option<Box<RouteExtras>>,
-    /// Whether headers change for all routes of the table.
-    changes_headers: bool,
+    /// For people, spans and metrics.
+    pub name: Arc<str>,
 }
 
 impl CompiledRoute {
@@ -57,14 +61,18 @@ impl CompiledRoute {
         }
     }
 
+    #[inline]
+    fn is_match(&self, request: &RequestView<'_>, rng: &mut impl Rng) -> bool {
+        self.matcher.path.is_match(request.path)
+            && (!self.has_conditions || conditions_hold(&self.matcher, request, rng))
+    }
+
     /// Where and how to forward, when that is all there is to decide. Whatever else a route asks
     /// for, [`RouteTable::decide_route`] says.
     #[inline]
     pub fn plain(&self) -> Option<&ForwardAction> {
         match &self.action {
-            CompiledAction::Forward(forward) if self.extras.is_none() && !self.changes_headers => {
-                Some(forward)
-            }
+            CompiledAction::Forward(forward) if self.is_plain => Some(forward),
             _ => None,
         }
     }
@@ -87,7 +95,16 @@ pub enum CompiledAction {
 
 /// Where and how to forward.
 #[derive(Debug)]
+#[repr(C)]
 pub struct ForwardAction {
+    /// The index of the cluster, where there is no choice.
+    only: Option<u32>,
+    /// When to try again.
+    pub retry: Option<Box<RetryPolicy>>,
+    /// The lesser of `timeout` and `stream_limit`.
+    pub grpc_limit: Option<Duration>,
+    /// The lesser of `timeout` and `http_stream_limit`.
+    pub http_limit: Option<Duration>,
     /// Running sum of the weights, and the cluster's index in the snapshot.
     clusters: Box<[(u32, u32)]>,
     /// Limit over all attempts; `None` for no limit.
@@ -96,8 +113,6 @@ pub struct ForwardAction {
     pub stream_limit: Option<Duration>,
     /// The same for what is not gRPC, to which the maximum of gRPC's header says nothing.
     pub http_stream_limit: Option<Duration>,
-    /// When to try again.
-    pub retry: Option<RetryPolicy>,
     /// A policy that does nothing by itself, as it names no condition.
     idle_retry: Option<Box<RetryPolicy>>,
     body_buffer: Option<BodyBuffer>,
@@ -106,15 +121,15 @@ pub struct ForwardAction {
 impl ForwardAction {
     /// Draws a cluster by weight; the index points into the snapshot's clusters.
     pub fn cluster(&self, rng: &mut impl Rng) -> u32 {
-        match *self.clusters {
-            [(_, only)] => only,
-            _ => self.clusters[self.place(rng.below(self.total()))].1,
+        match self.only {
+            Some(only) => only,
+            None => self.clusters[self.place(rng.below(self.total()))].1,
         }
     }
 
     /// The retry policy as it was declared, also if it does nothing by itself.
     pub fn declared_retry(&self) -> Option<&RetryPolicy> {
-        self.retry.as_ref().or(self.idle_retry.as_deref())
+        self.retry.as_deref().or(self.idle_retry.as_deref())
     }
 
     /// Bytes of a streaming body that are kept for other attempts, where the process' limit is `own`.
@@ -232,18 +247,21 @@ impl RouteTable {
             } else {
                 route.name.as_str().into()
             };
+            let extras = RouteExtras::of(route, limits);
+            let changes_headers = headers.as_ref().is_some_and(|levels| !levels.is_empty());
             routes.push(CompiledRoute {
+                is_plain: extras.is_none() && !changes_headers,
+                has_conditions: route.matcher.has_conditions(),
                 name,
                 action,
                 matcher: route.matcher.clone(),
-                extras: RouteExtras::of(route, limits),
-                changes_headers: headers.as_ref().is_some_and(|levels| !levels.is_empty()),
+                extras,
             });
         }
         Ok(Self {
             virtual_host: host.name.as_str().into(),
-            index: RouteIndex::new(routes.iter().map(|route| &route.matcher.path)),
             hosts: follows_redirects(host).then(|| Box::new(without_routes(config))),
+            index: RouteIndex::new(routes.iter().map(|route| &route.matcher.path)).map(Box::new),
             routes: routes.into(),
             headers,
         })
@@ -264,7 +282,7 @@ impl RouteTable {
         };
         candidates.find_map(|number| {
             let route = &self.routes[number as usize];
-            matches(&route.matcher, request, rng).then_some((number, route))
+            route.is_match(request, rng).then_some((number, route))
         })
     }
 
@@ -275,7 +293,7 @@ impl RouteTable {
         rng: &mut impl Rng,
     ) -> Option<(u32, &CompiledRoute)> {
         let mut routes = (0..).zip(&self.routes);
-        routes.find(|(_, route)| matches(&route.matcher, request, rng))
+        routes.find(|(_, route)| route.is_match(request, rng))
     }
 
     /// How much work the look-up of a path is: lists that are asked for, and routes in them.
@@ -420,15 +438,26 @@ fn compile_forward(
     let stream_limit = own.grpc_timeout_header_max.or(declared);
     let is_limit = |limit: &Duration| !limit.is_zero();
     let retry = forward.retry.clone();
-    let (retry, idle_retry) = match retry {
-        Some(policy) if !policy.has_effect() => (None, Some(Box::new(policy))),
+    let (retry, idle_retry) = match retry.map(Box::new) {
+        Some(policy) if !policy.has_effect() => (None, Some(policy)),
         retry => (retry, None),
     };
+    let timeout = forward.timeout.filter(is_limit);
+    let stream_limit = stream_limit.filter(is_limit);
+    let http_stream_limit = declared.filter(is_limit);
+    let least = |limit: Option<Duration>| timeout.into_iter().chain(limit).min();
+    let only = match *clusters {
+        [(_, only)] => Some(only),
+        _ => None,
+    };
     Ok(ForwardAction {
+        only,
         clusters: clusters.into(),
-        timeout: forward.timeout.filter(|timeout| !timeout.is_zero()),
-        stream_limit: stream_limit.filter(is_limit),
-        http_stream_limit: declared.filter(is_limit),
+        grpc_limit: least(stream_limit),
+        http_limit: least(http_stream_limit),
+        timeout,
+        stream_limit,
+        http_stream_limit,
         retry,
         idle_retry,
         body_buffer: forward.body_buffer,

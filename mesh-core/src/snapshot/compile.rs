@@ -342,7 +342,9 @@ impl Kept {
             true => Picker::Other(Box::new(Provided)),
             false => picker,
         };
+        let is_watched = |config: &Arc<config::Cluster>| config.outlier_detection.is_some();
         ClusterSnapshot {
+            is_watched: config.as_ref().is_ok_and(is_watched),
             name: name.clone(),
             generation: source.generation,
             config,

@@ -23,6 +23,11 @@ impl Drops {
         }
     }
 
+    /// Whether nothing is refused.
+    pub fn is_empty(&self) -> bool {
+        self.categories.is_empty()
+    }
+
     /// The name of the category in which a request is refused; `None`: it goes on.
     pub fn draw<R: Rng + ?Sized>(&self, rng: &mut R) -> Option<&str> {
         let mut categories = self.categories.iter();

@@ -78,9 +78,16 @@ pub struct ClusterHandle {
     pub load: Arc<ClusterLoad>,
 }
 
-/// The compiled configuration of one cluster.
+/// The compiled configuration of one cluster. What each request reads comes first.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct ClusterSnapshot {
+    /// Endpoints in use, in a stable order.
+    pub endpoints: Box<[ClusterEndpoint]>,
+    /// Chooses among `endpoints`.
+    pub picker: Picker,
+    /// Whether outlier detection looks at how attempts end.
+    is_watched: bool,
     /// The cluster.
     pub name: ClusterName,
     /// Grows by one with each cluster snapshot of the process.
@@ -89,8 +96,6 @@ pub struct ClusterSnapshot {
     pub config: Result<Arc<config::Cluster>, ConfigError>,
     /// Why there are no endpoints, when that is known.
     pub resolution_note: Option<ConfigError>,
-    /// Endpoints in use, in a stable order.
-    pub endpoints: Box<[ClusterEndpoint]>,
     /// Names of those that have one, by index: apart, because picks read the endpoints.
     hostnames: HashMap<usize, Arc<str>>,
     /// Further addresses of those that have some, likewise.
@@ -99,8 +104,6 @@ pub struct ClusterSnapshot {
     socket_labels: HashMap<usize, Arc<config::LbMetadata>>,
     /// Metadata of those that have some, by index.
     metadata: HashMap<usize, Arc<config::LbMetadata>>,
-    /// Chooses among `endpoints`.
-    pub picker: Picker,
     /// Requests to refuse.
     pub drops: Drops,
     /// Made for the first session that sticks to an endpoint.
@@ -221,12 +224,12 @@ impl ClusterSnapshot {
         if let Some(observation) = observation {
             self.picker.observe(&self.endpoints, endpoint, observation);
         }
-        let Ok(config) = &self.config else {
-            return false;
-        };
-        match &config.outlier_detection {
-            Some(config) => fell_ill || is_suspicious(config, stats),
-            None => fell_ill,
-        }
+        fell_ill || self.is_watched && self.is_suspicious(stats)
+    }
+
+    fn is_suspicious(&self, stats: &EndpointStats) -> bool {
+        let outliers = self.config.as_ref().ok();
+        let outliers = outliers.and_then(|config| config.outlier_detection.as_ref());
+        outliers.is_some_and(|outliers| is_suspicious(outliers, stats))
     }
 }

@@ -14,10 +14,7 @@ use mesh_core::{
 };
 use tokio::time::Instant;
 
-use super::{
-    CallOptions, Chosen, ResponseFuture, Sending, asked_deadline, decided, earlier, read,
-    stream_limit,
-};
+use super::{CallOptions, Chosen, ResponseFuture, Sending, asked_deadline, decided, earlier, read};
 use crate::{
     cluster::MakeEndpoint,
     error::{AsError, ErrorKind},
@@ -26,7 +23,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::LocalReplyReason as Reason,
+    telemetry::{LocalReplyReason as Reason, Protocol},
 };
 
 /// Sends a request that has its permit, at `now`, as its headers say.
@@ -53,7 +50,10 @@ pub(super) fn proceed<M: MakeEndpoint, S>(
     }
     let times = CallerTimes::take(&mut outgoing.head_mut().headers, &router);
     let timeout = times.timeout.map_or(forward.timeout, limit);
-    let of_stream = stream_limit(forward, in_flight.protocol);
+    let of_stream = match in_flight.protocol {
+        Protocol::Grpc => forward.stream_limit,
+        Protocol::Http => forward.http_stream_limit,
+    };
     let of_stream = times.stream_duration.map_or(of_stream, limit);
     let of_route = earlier(timeout, of_stream).and_then(|limit| now.checked_add(limit));
     let (_, grpc_timeout) = read::<AsError>(&outgoing.head().headers);

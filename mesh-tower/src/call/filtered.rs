@@ -37,10 +37,10 @@ pub(super) async fn send<M: MakeEndpoint>(
     options: CallOptions,
     mut drawn: SplitMix64,
 ) -> CallResult<M> {
-    let mut outgoing = Outgoing::new(request, None);
+    let mut outgoing = Outgoing::new(request);
     let (protocol, timeout) = read::<AsError>(&outgoing.head().headers);
     let timeout = timeout.cloned();
-    let live = listener.load_full();
+    let live = listener.load();
     let mut call = Filtered {
         listener: &listener,
         protocol,
@@ -88,7 +88,7 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
         loop {
             let step = {
                 let name = self.listener.name();
-                let authority = outgoing.authority().unwrap_or(name);
+                let authority = outgoing.authority_or(name);
                 let head = outgoing.head();
                 let request = FilterRequest {
                     view: RequestView::new(&head.method, &head.uri, authority, &head.headers),

@@ -131,13 +131,14 @@ pub(crate) fn start<M: MakeEndpoint, S: ShowError>(
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
     let started = Instant::now();
-    let live = listener.load();
-    let Some(live) = live.ready() else {
-        let listener = Arc::clone(listener);
-        let request = outgoing.take_absolute();
-        return ResponseFuture::later(start_when_ready(listener, request, started, options));
-    };
-    start_at(listener, live, outgoing, Beginning::at(started), options)
+    listener.read(|live| {
+        let Some(live) = live.ready() else {
+            let listener = Arc::clone(listener);
+            let request = outgoing.take_absolute();
+            return ResponseFuture::later(start_when_ready(listener, request, started, options));
+        };
+        start_at(listener, live, outgoing, Beginning::at(started), options)
+    })
 }
 
 /// What is known of a call when it is decided.
@@ -169,7 +170,7 @@ fn start_when_ready<M: MakeEndpoint>(
 ) -> impl Future<Output = CallResult<M>> + Send {
     let (protocol, timeout) = read::<AsError>(request.headers());
     let asked = asked_deadline(timeout, started);
-    let outgoing = Outgoing::new(request, None);
+    let outgoing = Outgoing::new(request);
     let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
     let span = listener.telemetry().start_call_span(head);
     let waiting = Unclaimed::new(&listener, span);
@@ -240,7 +241,7 @@ async fn start_when_named<M: MakeEndpoint>(
     };
     beginning.now = Instant::now();
     beginning.span = Some(waiting.claim());
-    let mut outgoing = Outgoing::new(request, None);
+    let mut outgoing = Outgoing::new(request);
     start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options).await
 }
 
@@ -328,7 +329,7 @@ fn proceed<M: MakeEndpoint, S>(
     let sending = Sending {
         route,
         forward,
-        policy: forward.retry.as_ref(),
+        policy: forward.retry.as_deref(),
         options,
         now,
     };
@@ -480,7 +481,7 @@ fn permit<'l, M: MakeEndpoint, S: ShowError>(
         listener.telemetry().start_call_span(|| {
             let name = listener.name();
             let mut head = CallHead::of(name, outgoing.head(), protocol);
-            head.authority = outgoing.authority().unwrap_or(name);
+            head.authority = outgoing.authority_or(name);
             head
         })
     };
@@ -513,17 +514,12 @@ fn deadline(
     timeout: Option<&HeaderValue>,
     [started, now]: [Instant; 2],
 ) -> Option<Instant> {
-    let limit = earlier(forward.timeout, stream_limit(forward, protocol));
+    let limit = match protocol {
+        Protocol::Grpc => forward.grpc_limit,
+        Protocol::Http => forward.http_limit,
+    };
     let of_route = limit.and_then(|limit| now.checked_add(limit));
     earlier(asked_deadline(timeout, started), of_route)
-}
-
-#[inline]
-fn stream_limit(forward: &ForwardAction, protocol: Protocol) -> Option<Duration> {
-    match protocol {
-        Protocol::Grpc => forward.stream_limit,
-        Protocol::Http => forward.http_stream_limit,
-    }
 }
 
 fn choose<'l, M: MakeEndpoint>(
@@ -536,7 +532,7 @@ fn choose<'l, M: MakeEndpoint>(
     let routes = &live.snapshot.routes;
     let head = outgoing.head();
     let name = listener.name();
-    let authority = outgoing.authority().unwrap_or(name);
+    let authority = outgoing.authority_or(name);
     let view = RequestView::new(&head.method, &head.uri, authority, &head.headers);
     let Some((number, route)) = routes.lookup(&view, rng) else {
         let host = routes.virtual_host();

@@ -57,12 +57,12 @@ impl Redirects {
         options: CallOptions,
     ) -> CallResult<M> {
         let finished = attempts.finish(Next::Send(request)).await;
-        let live = listener.load_full();
-        let Some(live) = live.ready() else {
+        let live = listener.load();
+        let Some(ready) = live.ready() else {
             return finished.end();
         };
         let drawn = rng::fork();
-        let Some(request) = self.redirected(&finished, live, drawn.clone()) else {
+        let Some(request) = self.redirected(&finished, ready, drawn.clone()) else {
             return finished.end();
         };
         let context = RequestContext {
@@ -70,13 +70,19 @@ impl Redirects {
             ..RequestContext::current().unwrap_or_default()
         };
         finished.end_with_head();
-        let started = Beginning::at(Instant::now());
-        let mut outgoing = Outgoing::new(request, None);
-        RequestContext::scope(context, async {
-            let outgoing = &mut outgoing;
-            start_drawn::<M, AsError>(&listener, live, outgoing, started, options, drawn).await
-        })
-        .await
+        let next = async move {
+            let Some(ready) = live.ready() else {
+                unreachable!("it was ready")
+            };
+            let beginning = Beginning::at(Instant::now());
+            let outgoing = &mut Outgoing::new(request);
+            let sent =
+                start_drawn::<M, AsError>(&listener, ready, outgoing, beginning, options, drawn);
+            // The call does not keep what it was decided by.
+            drop(live);
+            sent.await
+        };
+        RequestContext::scope(context, next).await
     }
 
     /// The request that the answer redirects to; `None` when the caller gets the answer.

@@ -263,7 +263,7 @@ impl<M: MakeEndpoint> Checker<M> {
             }
         };
         let service = service.get_or_insert_with(|| Own(self.connection(version)));
-        let mut exchange = service.0.dispatch(&mut Outgoing::new(request, None));
+        let mut exchange = service.0.dispatch(&mut Outgoing::new(request));
         let response = std::future::poll_fn(|cx| exchange.poll_response(cx)).await;
         let response = response.map_err(|error| error.to_string())?;
         match &config.kind {

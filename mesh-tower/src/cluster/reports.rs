@@ -197,10 +197,7 @@ impl<M: MakeEndpoint> Reporter<M> {
     /// `None` while there is no connection for it.
     fn open(&self, asked: Asked<M>) -> Option<OpenStream> {
         let request = request(&self.slot, &asked)?;
-        let attached = self
-            .slot
-            .service
-            .attach(&mut Outgoing::new(request, None))?;
+        let attached = self.slot.service.attach(&mut Outgoing::new(request))?;
         let state = Arc::<StreamState>::default();
         let reader = Reader {
             slot: Arc::clone(&self.slot),

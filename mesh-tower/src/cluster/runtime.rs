@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use mesh_core::{
     health::Circuit,
     load::{ClusterLoad, DropSource},
+    rcu::Rcu,
     rng::Rng,
     shard::Sharded,
     snapshot::{ClusterHandle, ClusterSnapshot, LazySnapshot, Maintainer},
@@ -33,7 +33,7 @@ pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     totals: Arc<ClusterTotals>,
     make: Arc<M>,
     /// The same for all, but a call's reference count is its thread's own.
-    state: Sharded<ArcSwap<ClusterState<M>>>,
+    state: Sharded<Rcu<ClusterState<M>>>,
     pub(super) signals: Arc<Signals>,
     checks: HealthChecks,
     reports: LoadReports<M>,
@@ -53,26 +53,21 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let signals = Arc::new(Signals::new(metrics.handshakes().clone()));
         set_limits(&signals, &snapshot);
         let services = bind(&snapshot, &[], &*make, &signals);
-        let calls = metrics.cluster(handle.name.as_str());
+        let circuit = Arc::new(Circuit::new(max_requests(&snapshot).unwrap_or_default()));
+        let calls = metrics.cluster(handle.name.as_str(), Arc::clone(&circuit));
         calls.set_endpoints(&snapshot);
         let totals = Arc::new(ClusterTotals {
             name: handle.name.clone(),
-            circuit: Circuit::default(),
+            circuit,
             calls,
             mirrors: AtomicU32::new(0),
             latencies: OnceLock::new(),
         });
         let runtime = Arc::new_cyclic(|runtime| {
-            let state = || {
-                ArcSwap::from_pointee(ClusterState {
-                    snapshot: Arc::clone(&snapshot),
-                    services: Arc::clone(&services),
-                    totals: Arc::clone(&totals),
-                    load: Arc::clone(&handle.load),
-                    signals: Arc::clone(&signals),
-                    runtime: Weak::clone(runtime),
-                })
-            };
+            let load = &handle.load;
+            let state =
+                || ClusterState::new(&snapshot, &services, &totals, load, &signals, runtime);
+            let state = || Rcu::new(Arc::new(state()));
             Self {
                 state: Sharded::new(state),
                 totals: Arc::clone(&totals),
@@ -142,25 +137,22 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
     }
 
     /// The newest endpoints and policy.
+    #[inline]
     pub(crate) fn load(&self) -> Arc<ClusterState<M>> {
-        self.state.local().load_full()
+        self.state.local().load()
     }
 
     fn update(self: &Arc<Self>, snapshot: &Arc<ClusterSnapshot>) {
         let held = Arc::clone(&self.load().services);
         set_limits(&self.signals, snapshot);
+        if let Some(limit) = max_requests(snapshot) {
+            self.totals.circuit.set_max_requests(limit);
+        }
         let services = bind(snapshot, &held, &*self.make, &self.signals);
         let load = Arc::clone(&self.load.lock().unwrap_or_else(PoisonError::into_inner));
-        for shard in self.state.iter() {
-            shard.store(Arc::new(ClusterState {
-                snapshot: Arc::clone(snapshot),
-                services: Arc::clone(&services),
-                totals: Arc::clone(&self.totals),
-                load: Arc::clone(&load),
-                signals: Arc::clone(&self.signals),
-                runtime: Arc::downgrade(self),
-            }));
-        }
+        let (totals, signals, runtime) = (&self.totals, &self.signals, &Arc::downgrade(self));
+        let state = || ClusterState::new(snapshot, &services, totals, &load, signals, runtime);
+        Rcu::replace_all(self.state.iter().map(|shard| (shard, Arc::new(state()))));
         self.totals.calls.set_endpoints(snapshot);
         self.checks.follow(snapshot, &self.make, &self.signals);
         self.reports.keep(&services);
@@ -234,6 +226,12 @@ fn set_limits(signals: &Signals, snapshot: &ClusterSnapshot) {
         let is_on_demand = config.lb_policy.connects_on_demand();
         signals.is_on_demand.store(is_on_demand, Relaxed);
     }
+}
+
+/// `None` when the cluster cannot be used.
+fn max_requests(snapshot: &ClusterSnapshot) -> Option<u32> {
+    let config = snapshot.config.as_ref().ok()?;
+    Some(config.circuit_breakers.max_requests)
 }
 
 async fn sleep_until(due: Option<Instant>) {

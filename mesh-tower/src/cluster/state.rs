@@ -15,7 +15,7 @@ use mesh_core::{
     ClusterName,
     balance::{PickContext, PickResult, TriedPriorities},
     config::{CircuitBreakers, LbMetadata},
-    health::Circuit,
+    health::{Circuit, Permits},
     load::{BackendMetrics, ClusterLoad, DropSource},
     observed::{LoadReport, Observation},
     outcome::Verdict,
@@ -35,7 +35,7 @@ use super::{
 use crate::{
     ClusterInFlight,
     error::{Error, ErrorKind},
-    telemetry::metrics::CallMetrics,
+    telemetry::{Counts, metrics::CallMetrics},
 };
 
 /// What a call has in common with others that should go to the same endpoint.
@@ -61,7 +61,7 @@ impl Affinity {
 /// What the calls of a cluster count together.
 pub(crate) struct ClusterTotals {
     pub(super) name: ClusterName,
-    pub(super) circuit: Circuit,
+    pub(super) circuit: Arc<Circuit>,
     pub(super) calls: Arc<CallMetrics>,
     /// Copies that the cluster gets at the moment.
     pub(super) mirrors: AtomicU32,
@@ -75,26 +75,56 @@ impl DropSource for ClusterTotals {
     }
 }
 
-/// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps.
-#[repr(align(64))]
+/// A cluster snapshot with the services of its endpoints, index by index: all that a call keeps. What
+/// each call reads is in the first cache line.
+#[repr(C, align(64))]
 pub(crate) struct ClusterState<M: MakeEndpoint> {
     pub(super) snapshot: Arc<ClusterSnapshot>,
     pub(super) services: Services<M>,
-    pub(super) totals: Arc<ClusterTotals>,
-    pub(super) load: Arc<ClusterLoad>,
+    permits: Permits,
+    calls: Counts,
+    /// Whether it cannot be used, or refuses some requests.
+    is_restricted: bool,
+    /// Whether the policy wants to know how long attempts take.
+    observes: bool,
+    totals: Arc<ClusterTotals>,
+    load: Arc<ClusterLoad>,
     pub(super) signals: Arc<Signals>,
     /// Where newer states are.
-    pub(super) runtime: Weak<ClusterRuntime<M>>,
+    runtime: Weak<ClusterRuntime<M>>,
 }
 
 impl<M: MakeEndpoint> ClusterState<M> {
+    pub(super) fn new(
+        snapshot: &Arc<ClusterSnapshot>,
+        services: &Services<M>,
+        totals: &Arc<ClusterTotals>,
+        load: &Arc<ClusterLoad>,
+        signals: &Arc<Signals>,
+        runtime: &Weak<ClusterRuntime<M>>,
+    ) -> Self {
+        Self {
+            permits: totals.circuit.permits().clone(),
+            calls: totals.calls.counts().clone(),
+            is_restricted: snapshot.config.is_err() || !snapshot.drops.is_empty(),
+            observes: snapshot.picker.observes(),
+            snapshot: Arc::clone(snapshot),
+            services: Arc::clone(services),
+            totals: Arc::clone(totals),
+            load: Arc::clone(load),
+            signals: Arc::clone(signals),
+            runtime: Weak::clone(runtime),
+        }
+    }
+
     pub(crate) fn name(&self) -> &ClusterName {
         &self.totals.name
     }
 
     /// Counters of the calls to this cluster.
-    pub(crate) fn calls(&self) -> &CallMetrics {
-        &self.totals.calls
+    #[inline]
+    pub(crate) fn calls(&self) -> &Counts {
+        &self.calls
     }
 
     /// What the calls hold.
@@ -157,14 +187,21 @@ impl<M: MakeEndpoint> ClusterState<M> {
     #[inline]
     pub(crate) fn acquire(&self, rng: &mut impl Rng) -> Result<(), Error> {
         // Before the circuit: what is dropped takes no permit (gRFC A27).
+        if self.is_restricted {
+            self.admit(rng)?;
+        }
+        if self.permits.try_take() || self.totals.circuit.try_acquire() {
+            Ok(())
+        } else {
+            Err(self.circuit_open())
+        }
+    }
+
+    fn admit(&self, rng: &mut impl Rng) -> Result<(), Error> {
         if let Some(category) = self.snapshot.drops.draw(rng) {
             return Err(self.dropped(category));
         }
-        match self.limits() {
-            Ok(limits) if self.totals.circuit.try_acquire(limits) => Ok(()),
-            Ok(limits) => Err(self.circuit_open(limits)),
-            Err(error) => Err(error),
-        }
+        self.limits().map(|_| ())
     }
 
     #[cold]
@@ -180,13 +217,13 @@ impl<M: MakeEndpoint> ClusterState<M> {
     }
 
     #[cold]
-    fn circuit_open(&self, limits: &CircuitBreakers) -> Error {
+    fn circuit_open(&self) -> Error {
         Error::new(
             ErrorKind::CircuitOpen,
             format!(
                 "cluster {}: {} requests are in flight, as many as circuit_breakers allows",
                 self.name(),
-                limits.max_requests
+                self.totals.circuit.max_requests()
             ),
         )
     }
@@ -203,7 +240,9 @@ impl<M: MakeEndpoint> ClusterState<M> {
 
     /// Gives back the permit of [`acquire`](Self::acquire).
     pub(crate) fn release(&self) {
-        self.totals.circuit.release();
+        if !self.permits.put() {
+            self.totals.circuit.gather();
+        }
     }
 
     /// Takes a permit for one retry; `false` when the budget is used up. Give it back with
@@ -280,7 +319,7 @@ impl<M: MakeEndpoint> ClusterState<M> {
 
     /// Whether the policy wants to know how long attempts take.
     pub(crate) fn observes(&self) -> bool {
-        self.snapshot.picker.observes()
+        self.observes
     }
 
     /// Whether somebody wants to know what a backend says of its load.

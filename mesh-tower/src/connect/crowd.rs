@@ -217,7 +217,7 @@ pub(super) async fn send_when_there_is_room(
         }
     };
     drop((waiting, permit));
-    let mut outgoing = Outgoing::new(request, None);
+    let mut outgoing = Outgoing::new(request);
     let mut exchange = shared.begin_at(place, &mut outgoing);
     std::future::poll_fn(|cx| {
         use crate::cluster::Exchange as _;

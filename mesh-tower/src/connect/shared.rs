@@ -290,7 +290,7 @@ impl Shared {
         } else if let Err(error) = self.connect_on_demand().await {
             return Err(unreachable(error, request));
         }
-        let mut outgoing = Outgoing::new(request, None);
+        let mut outgoing = Outgoing::new(request);
         match self.begin_http2(&mut outgoing) {
             Some(mut exchange) => std::future::poll_fn(|cx| exchange.poll_response(cx)).await,
             None => {
@@ -355,7 +355,7 @@ impl Shared {
             Err(error) => return Err(error),
         };
         connection.begin();
-        let mut outgoing = Outgoing::new(request, None);
+        let mut outgoing = Outgoing::new(request);
         outgoing.make_origin();
         let mut request = outgoing.take();
         *request.version_mut() = Version::HTTP_11;

@@ -79,8 +79,9 @@ impl<M: MakeEndpoint> InFlight<M> {
         protocol: Protocol,
         span: CallSpan,
     ) -> Self {
-        span.set_cluster(state.name().as_str());
-        state.calls().start();
+        if span.is_some() {
+            span.set_cluster(state.name().as_str());
+        }
         Self {
             state,
             started,
@@ -118,10 +119,12 @@ impl<M: MakeEndpoint> InFlight<M> {
         }
         let slot = self.state.slot(endpoint);
         slot.begin();
-        let name = self.state.name().as_str();
-        let headers = &mut outgoing.head_mut().headers;
-        self.span
-            .start_attempt(self.attempts, name, slot.address(), headers);
+        if self.span.is_some() {
+            let name = self.state.name().as_str();
+            let headers = &mut outgoing.head_mut().headers;
+            self.span
+                .start_attempt(self.attempts, name, slot.address(), headers);
+        }
         slot.service()
     }
 
@@ -313,7 +316,8 @@ impl<M: MakeEndpoint> InFlight<M> {
 
     /// The response was read to its end, with these trailers.
     pub(crate) fn complete(&mut self, trailers: Option<&HeaderMap>) {
-        if let Some(status) = trailers.and_then(grpc_status) {
+        let status = trailers.and_then(grpc_status);
+        if let Some(status) = status {
             self.outcome = Outcome::Grpc(status);
         }
         let code = self.outcome.into();
@@ -326,7 +330,9 @@ impl<M: MakeEndpoint> InFlight<M> {
         }
         self.ended = Some(code);
         self.judge_attempt(self.outcome);
+        // Most say nothing but the status.
         if let Some(trailers) = trailers
+            && trailers.len() > usize::from(status.is_some())
             && self.state.wants_report()
         {
             let report = load_report(trailers);

@@ -10,11 +10,13 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, Guard};
+use http::uri::Authority;
 use mesh_core::{
     ConfigError,
     filter::{Filters, RouteSessions},
+    rcu::{self, Rcu},
     rng::Rng,
+    shard::Sharded,
     snapshot::{ListenerState, Snapshot, SnapshotReader},
 };
 use tokio::sync::watch;
@@ -32,14 +34,17 @@ use crate::{
 /// gives a resource 15 s to exist; the rest is for the closure of references.
 pub const FIRST_CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// A listener in use.
+/// A listener in use. What each call reads is in the first cache line.
+#[repr(C, align(64))]
 pub(crate) struct ListenerRuntime<M: MakeEndpoint> {
-    name: Arc<str>,
+    live: Rcu<Live<M>>,
     telemetry: Telemetry,
+    /// The name, where it can be one.
+    authority: Option<Sharded<Authority>>,
+    name: Arc<str>,
     metrics: Arc<ListenerMetrics>,
     /// What hashes of the channel are made from (gRFC A42 `io.grpc.channel_id`).
     channel: u64,
-    live: ArcSwap<Live<M>>,
     named: NamedClusters,
     /// Dropped with the runtime, which ends the follower.
     changed: watch::Sender<()>,
@@ -56,6 +61,8 @@ pub(crate) enum Live<M: MakeEndpoint> {
 pub(crate) struct LiveSnapshot<M: MakeEndpoint> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) clusters: BoundClusters<M>,
+    /// Whether a route has filters, or sessions that stick: most have none, and need not be asked.
+    has_filters: bool,
 }
 
 /// How long a request waits for a cluster that it names itself and that no route names, unless its
@@ -86,6 +93,7 @@ impl<M: MakeEndpoint> Live<M> {
             ListenerState::Failed(error) => Self::Failed(error),
             ListenerState::Ready(snapshot) => Self::Ready(LiveSnapshot {
                 clusters: clusters.bind(&snapshot),
+                has_filters: !snapshot.filters.is_empty(),
                 snapshot,
             }),
         }
@@ -96,13 +104,15 @@ impl<M: MakeEndpoint> LiveSnapshot<M> {
     /// How sessions of a route, by its number, stick to endpoints.
     #[inline]
     pub(crate) fn sessions(&self, route: u32) -> Option<&RouteSessions> {
-        self.snapshot.filters.sessions(route)
+        let filters = self.has_filters.then_some(&self.snapshot.filters)?;
+        filters.sessions(route)
     }
 
     /// What a request meets on this route to this cluster; both by their numbers in the snapshot.
     #[inline]
     pub(crate) fn filters(&self, route: u32, cluster: u32) -> Option<&Filters> {
-        self.snapshot.filters.route(route)?.of(Some(cluster))
+        let filters = self.has_filters.then_some(&self.snapshot.filters)?;
+        filters.route(route)?.of(Some(cluster))
     }
 }
 
@@ -120,10 +130,11 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         let runtime = Arc::new(Self {
             named,
             name: name.into(),
+            authority: authority(name),
             metrics: telemetry.metrics().listener(name),
             telemetry,
             channel: rng::fork().next_u64(),
-            live: ArcSwap::from_pointee(live),
+            live: Rcu::new(Arc::new(live)),
             changed,
         });
         tokio::spawn(follow(Arc::downgrade(&runtime), reader, clusters));
@@ -133,6 +144,12 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
     /// The dialled name.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// The dialled name, where it can be an authority.
+    #[inline]
+    pub(crate) fn authority(&self) -> Option<&Sharded<Authority>> {
+        self.authority.as_ref()
     }
 
     /// A number of its own, the same as long as it lives.
@@ -158,7 +175,7 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
             .map_err(|why| unknown(why.to_owned()))?;
         let known = async {
             loop {
-                let live = self.live.load_full();
+                let live = self.live.load();
                 if live
                     .ready()
                     .is_some_and(|live| live.find(cluster).is_some())
@@ -192,14 +209,15 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         self.end_locally(span, kind.into(), kind.into());
     }
 
-    /// What is live now. Held for a moment: a call keeps nothing of it.
-    pub(crate) fn load(&self) -> Guard<Arc<Live<M>>> {
-        self.live.load()
+    /// Looks at what is live now. A call keeps nothing of it.
+    #[inline]
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&Live<M>) -> R) -> R {
+        rcu::read(|reading| look(self.live.get(reading)))
     }
 
-    /// The same, to be kept for a while.
-    pub(crate) fn load_full(&self) -> Arc<Live<M>> {
-        self.live.load_full()
+    /// What is live now, to be kept for a while.
+    pub(crate) fn load(&self) -> Arc<Live<M>> {
+        self.live.load()
     }
 
     /// What is live; waits for the first configuration.
@@ -210,7 +228,7 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
         let mut changed = self.changed.subscribe();
         let first = async {
             loop {
-                let live = self.live.load_full();
+                let live = self.live.load();
                 match &*live {
                     Live::Ready(_) => return Ok(live),
                     Live::Failed(error) => return Err(no_config(&self.name, error)),
@@ -232,6 +250,14 @@ impl<M: MakeEndpoint> ListenerRuntime<M> {
                 ))
             })
     }
+}
+
+fn authority(name: &str) -> Option<Sharded<Authority>> {
+    let checked: Authority = name.parse().ok()?;
+    // Each from the text: clones would count their references together.
+    Some(Sharded::new(|| {
+        name.parse().unwrap_or_else(|_| checked.clone())
+    }))
 }
 
 fn no_config(name: &str, error: &ConfigError) -> Error {
@@ -257,7 +283,7 @@ async fn follow<M: MakeEndpoint>(
             return;
         };
         let live = Arc::new(live);
-        let before = runtime.live.swap(Arc::clone(&live));
+        let before = runtime.live.replace(Arc::clone(&live));
         if let (Some(live), Some(before)) = (live.ready(), before.ready()) {
             live.clusters.take_over(&before.clusters);
         }

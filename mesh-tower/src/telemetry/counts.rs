@@ -6,10 +6,7 @@
 
 use std::{
     fmt,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -22,6 +19,8 @@ use super::code::{CODES, Code, Protocol};
 const BOUNDS_MS: [u64; 14] = [
     5, 10, 25, 50, 75, 100, 250, 500, 750, 1_000, 2_500, 5_000, 7_500, 10_000,
 ];
+/// The first of them.
+const SOON: Duration = Duration::from_millis(BOUNDS_MS[0]);
 /// One for each bound and one for what is above all of them.
 const BUCKETS: usize = BOUNDS_MS.len() + 1;
 
@@ -59,27 +58,33 @@ impl Extra {
 }
 
 /// Calls to one cluster, or requests to this server.
-#[derive(Default)]
-pub(super) struct Counts {
-    /// Made by the first one: most clusters of a large mesh are never called.
-    shards: OnceLock<Sharded<Padded<Shard>>>,
+/// Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Counts {
+    shards: Sharded<Padded<Shard>>,
 }
 
-/// In this order a gRPC call that ends well and soon writes to two cache lines: the first, and that
-/// of how it ended.
+/// What ends well and soon, as nearly all do, writes to the first cache line alone.
 #[derive(Default)]
 #[repr(C)]
 struct Shard {
     started: AtomicU64,
+    good_grpc: GoodShard,
+    good_http: GoodShard,
     grpc: DurationShard,
-    ended: [AtomicU64; CODES],
     http: DurationShard,
+    ended: [AtomicU64; CODES],
     extra: [AtomicU64; EXTRAS],
 }
 
-/// The sum beside the bucket of short calls.
+/// Calls that ended well (`OK` or 2xx), in the first bucket.
 #[derive(Default)]
-#[repr(C)]
+struct GoodShard {
+    count: AtomicU64,
+    nanos: AtomicU64,
+}
+
+#[derive(Default)]
 struct DurationShard {
     nanos: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
@@ -88,7 +93,7 @@ struct DurationShard {
 impl Counts {
     #[inline]
     fn local(&self) -> (&Shard, Adder) {
-        let (shard, adder) = self.shards.get_or_init(Sharded::default).counters();
+        let (shard, adder) = self.shards.counters();
         (shard, adder)
     }
 
@@ -98,29 +103,29 @@ impl Counts {
         adder.add(&shard.started, 1);
     }
 
-    pub(super) fn extra(&self, extra: Extra) {
+    pub(crate) fn extra(&self, extra: Extra) {
         let (shard, adder) = self.local();
         adder.add(&shard.extra[extra as usize], 1);
     }
 
     #[inline]
-    pub(super) fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
+    pub(crate) fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         let (shard, adder) = self.local();
-        adder.add(&shard.ended[code.index()], 1);
-        let durations = match protocol {
-            Protocol::Grpc => &shard.grpc,
-            Protocol::Http => &shard.http,
+        let good = match (protocol, code) {
+            (Protocol::Grpc, Code::Grpc(0)) => &shard.good_grpc,
+            (Protocol::Http, Code::Http(200..=299)) => &shard.good_http,
+            _ => return shard.finish(adder, protocol, code, latency),
         };
-        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        let is_above = |bound: &u64| nanos > bound * 1_000_000;
-        let bucket = BOUNDS_MS.iter().take_while(|bound| is_above(bound)).count();
-        adder.add(&durations.buckets[bucket], 1);
-        adder.add(&durations.nanos, nanos);
+        if latency > SOON {
+            return shard.finish(adder, protocol, code, latency);
+        }
+        adder.add(&good.count, 1);
+        adder.add(&good.nanos, u64::from(latency.subsec_nanos()));
     }
 
     /// Adds what was counted so far to `totals`.
     pub(super) fn add_to(&self, totals: &mut Totals) {
-        for shard in self.shards.get().iter().flat_map(|shards| shards.iter()) {
+        for shard in self.shards.iter() {
             totals.started += shard.started.load(Relaxed);
             for (total, extra) in totals.extra.iter_mut().zip(&shard.extra) {
                 *total += extra.load(Relaxed);
@@ -130,7 +135,24 @@ impl Counts {
             }
             totals.grpc.add(&shard.grpc);
             totals.http.add(&shard.http);
+            totals.add_good(Protocol::Grpc, Code::Grpc(0), &shard.good_grpc);
+            totals.add_good(Protocol::Http, Code::Http(200), &shard.good_http);
         }
+    }
+}
+
+impl Shard {
+    fn finish(&self, adder: Adder, protocol: Protocol, code: Code, latency: Duration) {
+        adder.add(&self.ended[code.index()], 1);
+        let durations = match protocol {
+            Protocol::Grpc => &self.grpc,
+            Protocol::Http => &self.http,
+        };
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        let is_above = |bound: &u64| nanos > bound * 1_000_000;
+        let bucket = BOUNDS_MS.iter().take_while(|bound| is_above(bound)).count();
+        adder.add(&durations.buckets[bucket], 1);
+        adder.add(&durations.nanos, nanos);
     }
 }
 
@@ -151,6 +173,17 @@ pub(super) struct Totals {
 }
 
 impl Totals {
+    fn add_good(&mut self, protocol: Protocol, code: Code, good: &GoodShard) {
+        let count = good.count.load(Relaxed);
+        self.ended[code.index()] += count;
+        let durations = match protocol {
+            Protocol::Grpc => &mut self.grpc,
+            Protocol::Http => &mut self.http,
+        };
+        durations.buckets[0] += count;
+        durations.nanos = durations.nanos.wrapping_add(good.nanos.load(Relaxed));
+    }
+
     pub(super) fn extra(&self, extra: Extra) -> u64 {
         self.extra[extra as usize]
     }

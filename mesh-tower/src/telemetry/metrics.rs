@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_core::{filter::FilterAction, snapshot::ClusterSnapshot, stats::EndpointStats};
+use mesh_core::{
+    filter::FilterAction, health::Circuit, snapshot::ClusterSnapshot, stats::EndpointStats,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text},
@@ -103,11 +105,12 @@ impl Metrics {
         }
     }
 
-    /// Counters of one cluster. Its series end with the handle.
-    pub fn cluster(&self, name: &str) -> Arc<CallMetrics> {
+    /// Counters of one cluster, whose calls have permits of `circuit`. Its series end with the handle.
+    pub fn cluster(&self, name: &str, circuit: Arc<Circuit>) -> Arc<CallMetrics> {
         let metrics = Arc::new(CallMetrics {
-            cluster: name.to_owned(),
             counts: Counts::default(),
+            circuit,
+            cluster: name.to_owned(),
             endpoints: Mutex::default(),
         });
         keep(&self.shared.clusters, &metrics);
@@ -212,28 +215,24 @@ fn keep<T>(held: &Mutex<Vec<Weak<T>>>, one: &Arc<T>) {
 
 /// Counters of one cluster.
 pub struct CallMetrics {
-    cluster: String,
     counts: Counts,
+    /// Knows how many are in flight.
+    circuit: Arc<Circuit>,
+    cluster: String,
     /// Whose counters are shown as this cluster's endpoints.
     endpoints: Mutex<Option<Arc<ClusterSnapshot>>>,
 }
 
 impl CallMetrics {
-    /// Counts a call as in flight until [`finish`](Self::finish).
-    #[inline]
-    pub fn start(&self) {
-        self.counts.start();
+    /// Its counters, to be kept by those who count.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
-    /// Counts the end of a call that was started, with its latency.
+    /// Counts the end of a call, with its latency.
     #[inline]
     pub fn finish(&self, protocol: Protocol, code: Code, latency: Duration) {
         self.counts.finish(protocol, code, latency);
-    }
-
-    /// Counts what is sent beyond the first attempt of a call.
-    pub(crate) fn extra(&self, extra: Extra) {
-        self.counts.extra(extra);
     }
 
     /// Shows the counters of the endpoints in `snapshot` as this cluster's.
@@ -293,6 +292,7 @@ struct ClientSeries(Arc<Clusters>);
 #[derive(Default)]
 struct ClientTotals {
     calls: Totals,
+    in_flight: u64,
     endpoints: BTreeMap<SocketAddr, Outcomes>,
 }
 
@@ -312,6 +312,7 @@ impl ClientSeries {
         for cluster in clusters {
             let of_name = totals.entry(cluster.cluster.clone()).or_default();
             cluster.counts.add_to(&mut of_name.calls);
+            of_name.in_flight += u64::from(cluster.circuit.requests());
             let endpoints = cluster
                 .endpoints
                 .lock()
@@ -345,7 +346,7 @@ impl Collector for ClientSeries {
         let mut metric = describe(encoder, name, help, MetricType::Gauge)?;
         for (cluster, totals) in &totals {
             let labels = [("cluster", cluster.as_str())];
-            gauge(metric.encode_family(&labels)?, totals.calls.in_flight())?;
+            gauge(metric.encode_family(&labels)?, totals.in_flight)?;
         }
         for (name, extra, help) in EXTRAS {
             let mut metric = describe(encoder, name, help, MetricType::Counter)?;
@@ -607,15 +608,13 @@ mod tests {
     #[test]
     fn calls_are_counted_and_shown() {
         let metrics = Metrics::new();
-        let cluster = metrics.cluster("outbound|80||a");
-        let other = metrics.cluster("outbound|80||a");
-        for _ in 0..3 {
-            cluster.start();
-        }
-        cluster.extra(Extra::Retry);
+        let [circuit, others] = [(); 2].map(|()| Arc::new(Circuit::new(10)));
+        let cluster = metrics.cluster("outbound|80||a", Arc::clone(&circuit));
+        let other = metrics.cluster("outbound|80||a", others);
+        assert!(circuit.try_acquire());
+        cluster.counts().extra(Extra::Retry);
         cluster.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(7));
         cluster.finish(Protocol::Http, Code::Http(503), Duration::from_secs(60));
-        other.start();
         other.finish(Protocol::Grpc, Code::Grpc(0), Duration::from_millis(5));
         let server = metrics.server();
         server.start();
@@ -641,7 +640,7 @@ mod tests {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
         drop(other);
-        cluster.finish(Protocol::Grpc, Code::Reset, Duration::ZERO);
+        circuit.release();
         let line = "mesh_client_requests_in_flight{cluster=\"outbound|80||a\"} 0";
         assert!(metrics.encode().contains(line));
         drop(cluster);

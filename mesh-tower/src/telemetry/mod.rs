@@ -26,7 +26,7 @@ pub(crate) use code::grpc_status;
 pub use code::{Code, Protocol};
 #[cfg(feature = "xds")]
 pub(crate) use control_plane::{ControlPlaneRows, Labels};
-pub(crate) use counts::Extra;
+pub(crate) use counts::{Counts, Extra};
 pub use export::{TelemetryBuilder, TelemetryError};
 pub(crate) use handshakes::HandshakeFailures;
 pub(crate) use local_reply::LocalReplyReason;

@@ -303,8 +303,13 @@ impl CallSpan {
         Some(context.with_remote_span_context(asked))
     }
 
-    /// Notes the cluster that the route chose.
+    /// Whether there is a span: what is noted in it need not be gathered otherwise.
     #[inline]
+    pub(crate) fn is_some(&self) -> bool {
+        self.inner.is_some()
+    }
+
+    /// Notes the cluster that the route chose.
     pub fn set_cluster(&self, cluster: &str) {
         if let Some(call) = &self.inner
             && call.described.is_some()

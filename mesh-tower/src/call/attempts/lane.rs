@@ -145,7 +145,7 @@ impl<M: MakeEndpoint> Stage<M> {
         request: Request<Body>,
         previous: &mut Previous,
     ) -> Self {
-        let mut outgoing = Outgoing::new(request, None);
+        let mut outgoing = Outgoing::new(request);
         let (attempt, exchange) = call.dispatch_beside(state, endpoint, &mut outgoing);
         previous.extend(attempt.address());
         Self::Sent { attempt, exchange }
