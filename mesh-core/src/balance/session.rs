@@ -78,7 +78,7 @@ impl SessionCookie {
             _ => 0,
         };
         !value.is_empty()
-            && value.len() % 4 == 0
+            && value.len().is_multiple_of(4)
             && digits.bytes().all(|byte| digit(byte).is_some())
             && last.is_some_and(|last| last & spare == 0)
     }
