@@ -12,7 +12,7 @@ mod traffic;
 use std::{
     fs,
     io::IsTerminal,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
+use mesh_examples::ports::free_port;
 use tokio::net::TcpStream;
 
 use children::Children;
@@ -93,7 +94,11 @@ async fn show(once: bool) -> anyhow::Result<bool> {
 }
 
 async fn start(folder: &Path) -> anyhow::Result<Quickstart> {
-    let [xds, http, v1_a, v1_b, v2, frontend] = free_ports()?;
+    let mut ports = [0; 6];
+    for port in &mut ports {
+        *port = free_port()?;
+    }
+    let [xds, http, v1_a, v1_b, v2, frontend] = ports;
     let config = folder.join("config");
     fs::create_dir_all(&config)?;
     let ports = [
@@ -141,22 +146,6 @@ async fn listening(port: u16) {
     while TcpStream::connect(address).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// Ports that were free a moment ago.
-fn free_ports() -> anyhow::Result<[u16; 6]> {
-    let mut held = Vec::new();
-    for _ in 0..6 {
-        held.push(TcpListener::bind(SocketAddr::from((
-            Ipv4Addr::LOCALHOST,
-            0,
-        )))?);
-    }
-    let ports: Vec<_> = held
-        .iter()
-        .map(|l| Ok(l.local_addr()?.port()))
-        .collect::<std::io::Result<_>>()?;
-    ports.try_into().map_err(|_| anyhow::anyhow!("six ports"))
 }
 
 async fn run_live(mesh: &mut Quickstart) -> anyhow::Result<bool> {

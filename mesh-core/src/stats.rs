@@ -5,6 +5,7 @@
 //! made when it is first written ([`Observed`]).
 
 use std::{
+    fmt,
     sync::{OnceLock, atomic::Ordering::Relaxed},
     time::Instant,
 };
@@ -27,6 +28,17 @@ pub enum Connectivity {
     Ready = 2,
     /// The last attempt to connect failed; the next waits for its backoff.
     TransientFailure = 3,
+}
+
+impl fmt::Display for Connectivity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Idle => "idle",
+            Self::Connecting => "connecting",
+            Self::Ready => "ready",
+            Self::TransientFailure => "transient failure",
+        })
+    }
 }
 
 /// What active health checks say of an endpoint.

@@ -201,7 +201,7 @@ impl Drop for Value {
 #[test]
 fn what_a_reading_looks_at_is_not_let_go_and_what_nobody_looks_at_is() {
     loom::model(|| {
-        let domain: &'static Domain = Box::leak(Box::new(Domain::new()));
+        let domain: &'static Domain = Box::leak(Box::new(Domain::default()));
         let cell = Arc::new(Cell {
             current: AtomicUsize::new(0),
             gone: [AtomicBool::new(false), AtomicBool::new(false)],

@@ -30,6 +30,7 @@ use crate::{
         child::{self, Process},
         cpu,
         load::{Call, Measured, fixed_rate},
+        ports::free_port,
         take_turns,
     },
     library::runtime,
@@ -243,7 +244,7 @@ async fn envoy(
     length: Duration,
 ) -> anyhow::Result<Turn> {
     let mut control = control.lock().await;
-    let (admin, outbound) = (child::free_port()?, child::free_port()?);
+    let (admin, outbound) = (free_port()?, free_port()?);
     let folder = tempfile::tempdir()?;
     let template = fs::read_to_string(crate::harness::root().join("interop/envoy.yaml"))?;
     let marks = [

@@ -148,13 +148,3 @@ pub fn peer(path: &str) -> anyhow::Result<PathBuf> {
     }
     Ok(path)
 }
-
-/// A port of this machine that nobody listens on.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port())
-}

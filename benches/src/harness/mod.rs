@@ -5,6 +5,8 @@
 pub mod child;
 pub mod cpu;
 pub mod load;
+#[path = "../../../examples/src/ports.rs"]
+pub mod ports;
 
 use std::{
     collections::BTreeMap,

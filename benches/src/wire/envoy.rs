@@ -6,7 +6,10 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::child::{self, Process};
+use crate::harness::{
+    child::{self, Process},
+    ports::free_address,
+};
 
 /// Two running Envoys.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub(super) struct Sidecars {
 impl Sidecars {
     pub(super) async fn start(servers: &[SocketAddr]) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let (one_hop, two_hops, inbound) = (local()?, local()?, local()?);
+        let (one_hop, two_hops, inbound) = (free_address()?, free_address()?, free_address()?);
         let far = start(
             &dir,
             "far",
@@ -52,10 +55,6 @@ impl Sidecars {
             _dir: dir,
         })
     }
-}
-
-fn local() -> anyhow::Result<SocketAddr> {
-    Ok(SocketAddr::from(([127, 0, 0, 1], child::free_port()?)))
 }
 
 async fn start(

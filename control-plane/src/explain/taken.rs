@@ -3,8 +3,7 @@
 use mesh_core::{
     config::{
         Cluster, DirectResponse, FilterOverrides, Forward, Fraction, HeaderMutations, HedgePolicy,
-        HttpFilter, Mirror, PathRewrite, Redirect, RedirectPath, Route, RouteAction, StringPattern,
-        UpstreamTls,
+        HttpFilter, Mirror, Redirect, Route, RouteAction, StringPattern, UpstreamTls,
     },
     filter::{Level, describe, header_changes},
 };
@@ -193,20 +192,16 @@ impl Taken {
             return;
         };
         if let Some(rewrite) = &extras.path_rewrite {
-            let text = match rewrite {
-                PathRewrite::Prefix(prefix) => format!("what matched becomes {prefix}"),
-                other => format!("{other:?}"),
-            };
-            self.changed("path", text);
+            self.changed("path", rewrite.to_string());
         }
         if let Some(rewrite) = &extras.host_rewrite {
-            self.changed("authority", format!("{rewrite:?}"));
+            self.changed("authority", rewrite.to_string());
         }
         if let Some(limit) = extras.idle_timeout {
             self.changed("idle timeout", format!("{limit:?}"));
         }
         for policy in &extras.hash_policy {
-            self.changed("hash", format!("{policy:?}"));
+            self.changed("hash", policy.to_string());
         }
         if let Some(hedge) = &extras.hedge {
             self.changed("hedging", hedged(hedge));
@@ -220,11 +215,7 @@ impl Taken {
 fn redirected(redirect: &Redirect) -> String {
     let part =
         |what: &str, value: &Option<String>| value.as_ref().map(|value| format!("{what} {value}"));
-    let path = redirect.path.as_ref().map(|path| match path {
-        RedirectPath::Full(path) => format!("path {path}"),
-        RedirectPath::Prefix(prefix) => format!("{prefix} for what matched of the path"),
-        RedirectPath::Regex(rewrite) => format!("path by {rewrite:?}"),
-    });
+    let path = redirect.path.as_ref().map(ToString::to_string);
     let port = redirect.port.map(|port| format!("port {port}"));
     let parts = [
         part("scheme", &redirect.scheme),
@@ -248,14 +239,14 @@ fn copied(mirror: &Mirror) -> String {
         .is_none_or(|share| share.per_million() == 1_000_000);
     let percent = |share: Fraction| f64::from(share.per_million()) / 10_000.0;
     match mirror.fraction {
-        Some(share) if !all => format!("{} % to {:?}", percent(share), mirror.cluster),
-        _ => format!("to {:?}", mirror.cluster),
+        Some(share) if !all => format!("{} % to {}", percent(share), mirror.cluster),
+        _ => format!("to {}", mirror.cluster),
     }
 }
 
 fn hedged(hedge: &HedgePolicy) -> String {
     let when = match &hedge.delay {
-        Some(delay) => format!("after {delay:?}"),
+        Some(delay) => format!("after {delay}"),
         None => "after the timeout of an attempt".to_owned(),
     };
     format!(
@@ -268,12 +259,15 @@ fn hedged(hedge: &HedgePolicy) -> String {
 fn policies(cluster: &Cluster) -> Vec<(String, String)> {
     let tls = match &cluster.tls {
         Some(tls) if tls.roots.is_of_mesh() => format!("mTLS, to one of {}", names(tls).join(", ")),
-        Some(tls) => format!("TLS to {:?}, by {:?}", names(tls), tls.roots),
+        Some(tls) => match &names(tls)[..] {
+            [] => format!("TLS, by {}", tls.roots),
+            names => format!("TLS to one of {}, by {}", names.join(", "), tls.roots),
+        },
         None if cluster.has_tls() => "mTLS where endpoints take it, plaintext else".to_owned(),
         None => "none: plaintext".to_owned(),
     };
     let mut policies = vec![
-        ("balancing".to_owned(), format!("{:?}", cluster.lb_policy)),
+        ("balancing".to_owned(), cluster.lb_policy.to_string()),
         ("TLS".to_owned(), tls),
         (
             "connect timeout".to_owned(),
@@ -293,7 +287,7 @@ fn policies(cluster: &Cluster) -> Vec<(String, String)> {
         ),
     ));
     if let Some(outliers) = &cluster.outlier_detection {
-        policies.push(("outlier detection".to_owned(), format!("{outliers:?}")));
+        policies.push(("outlier detection".to_owned(), outliers.to_string()));
     }
     policies
 }
@@ -304,7 +298,7 @@ fn names(tls: &UpstreamTls) -> Vec<String> {
     let listed = listed.map(|name| match &name.matcher.pattern {
         StringPattern::Exact(text) => text.clone(),
         StringPattern::Prefix(text) => format!("{text}*"),
-        other => format!("{other:?}"),
+        _ => name.matcher.to_string(),
     });
     let sent = tls.sni.clone().filter(|_| tls.auto_sni_san_validation);
     sent.map_or_else(|| listed.collect(), |name| vec![name])

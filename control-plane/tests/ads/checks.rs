@@ -15,6 +15,7 @@ use tonic_health::ServingStatus;
 
 use crate::{
     kit::{HOUR, MUST_HAPPEN, World},
+    ports::free_address,
     registry::{json, put},
 };
 
@@ -49,8 +50,9 @@ async fn until(world: &World, status: &str, output: &str) {
 #[tokio::test]
 async fn a_tcp_check_connects() {
     let world = World::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let address = free_address().unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let port = address.port();
     register(&world, port, &format!(r#""TCP": "127.0.0.1:{port}""#)).await;
     until(&world, "passing", "Success").await;
     drop(listener);

@@ -5,6 +5,9 @@ mod broken;
 mod checks;
 mod depth;
 mod kit;
+#[allow(unreachable_pub, reason = "public where the examples share it")]
+#[path = "../../../examples/src/ports.rs"]
+mod ports;
 mod registry;
 
 use std::time::Duration;

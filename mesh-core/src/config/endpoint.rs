@@ -105,6 +105,22 @@ static NO_DETAILS: EndpointDetails = EndpointDetails {
     socket_labels: None,
 };
 
+impl EndpointDetails {
+    /// Whether there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            hostname,
+            additional_addresses,
+            metadata,
+            socket_labels,
+        } = self;
+        hostname.is_empty()
+            && additional_addresses.is_empty()
+            && metadata.is_empty()
+            && socket_labels.is_none()
+    }
+}
+
 impl Endpoint {
     /// An endpoint of weight 1 whose health is not known.
     pub fn new(address: SocketAddr) -> Self {
@@ -119,7 +135,7 @@ impl Endpoint {
     /// The same with these details.
     #[must_use]
     pub fn with_details(mut self, details: EndpointDetails) -> Self {
-        self.details = (details != NO_DETAILS).then(|| Box::new(details));
+        self.details = (!details.is_empty()).then(|| Box::new(details));
         self
     }
 

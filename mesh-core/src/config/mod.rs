@@ -35,6 +35,7 @@ mod security;
 mod subset;
 mod upstream_tls;
 mod value_template;
+mod words;
 mod zone;
 
 pub use balance::{

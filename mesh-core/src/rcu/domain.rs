@@ -86,26 +86,28 @@ impl std::fmt::Debug for Retired {
     }
 }
 
+/// One without readers.
+#[cfg(mesh_loom)]
+impl Default for Domain {
+    fn default() -> Self {
+        let (all, free) = (Vec::new(), Vec::new());
+        Self {
+            readers: Mutex::new(Readers { all, free }),
+            retired: Mutex::new(Vec::new()),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+}
+
 impl Domain {
     /// One without readers.
     #[cfg(not(mesh_loom))]
-    pub const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             readers: Mutex::new(Readers {
                 all: Vec::new(),
                 free: Vec::new(),
             }),
-            retired: Mutex::new(Vec::new()),
-            waiting: AtomicUsize::new(0),
-        }
-    }
-
-    /// One without readers.
-    #[cfg(mesh_loom)]
-    pub fn new() -> Self {
-        let (all, free) = (Vec::new(), Vec::new());
-        Self {
-            readers: Mutex::new(Readers { all, free }),
             retired: Mutex::new(Vec::new()),
             waiting: AtomicUsize::new(0),
         }

@@ -55,7 +55,7 @@ pub enum Mismatch {
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(pattern) => write!(f, "the path is not {pattern}"),
+            Self::Path(pattern) => write!(f, "the path does not match: {pattern}"),
             Self::Header(name, wanted, Some(value)) => {
                 write!(f, "header {name} is {value:?}, wanted is {wanted}")
             }
@@ -63,7 +63,10 @@ impl fmt::Display for Mismatch {
                 write!(f, "header {name} is missing, wanted is {wanted}")
             }
             Self::QueryParameter(name, wanted) => {
-                write!(f, "query parameter {name} does not match {wanted}")
+                write!(
+                    f,
+                    "query parameter {name} does not match, wanted is {wanted}"
+                )
             }
         }
     }
@@ -106,26 +109,18 @@ pub fn explain(config: &RouteConfig, authority: &str, request: &RequestView<'_>)
 
 fn mismatch(matcher: &RouteMatch, request: &RequestView<'_>) -> Option<Mismatch> {
     if !matcher.path.is_match(request.path) {
-        let case = match matcher.path.case_sensitive {
-            true => "",
-            false => " (in any case)",
-        };
-        return Some(Mismatch::Path(format!("{:?}{case}", matcher.path.pattern)));
+        return Some(Mismatch::Path(matcher.path.to_string()));
     }
     for header in &matcher.headers {
         let value = request.header(&header.name);
         if !header.is_match(value.as_deref()) {
-            let not = if header.invert { "not " } else { "" };
-            let wanted = format!("{not}{:?}", header.predicate);
             let value = value.map(Into::into);
+            let wanted = header.to_string();
             return Some(Mismatch::Header(header.name.clone(), wanted, value));
         }
     }
     let mut parameters = matcher.query_parameters.iter();
     let parameter = parameters.find(|parameter| !parameter.is_match(request.query()))?;
-    let wanted = match &parameter.value {
-        Some(value) => format!("{value:?}"),
-        None => format!("present: {}", parameter.present),
-    };
-    Some(Mismatch::QueryParameter(parameter.name.clone(), wanted))
+    let (name, wanted) = (parameter.name.clone(), parameter.to_string());
+    Some(Mismatch::QueryParameter(name, wanted))
 }

@@ -19,6 +19,7 @@ mod index;
 mod internal_redirect;
 mod redirect;
 mod request;
+mod show;
 mod table;
 #[cfg(test)]
 mod tests;

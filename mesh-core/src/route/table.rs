@@ -2,7 +2,7 @@
 //!
 //! Stage 6 builds it, stage 8 reads it. A lookup does not allocate.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     extras::{HeaderLevels, RouteExtras},
@@ -106,7 +106,7 @@ pub struct ForwardAction {
     /// The lesser of `timeout` and `http_stream_limit`.
     pub http_limit: Option<Duration>,
     /// Running sum of the weights, and the cluster's index in the snapshot.
-    clusters: Box<[(u32, u32)]>,
+    pub(super) clusters: Box<[(u32, u32)]>,
     /// Limit over all attempts; `None` for no limit.
     pub timeout: Option<Duration>,
     /// Limit of the stream's life; `None` for no limit (gRFC A31).
@@ -344,45 +344,6 @@ fn without_routes(config: &RouteConfig) -> RouteConfig {
     RouteConfig {
         ignore_port: config.ignore_port,
         ..RouteConfig::new(config.name.clone(), hosts.collect())
-    }
-}
-
-impl fmt::Display for RouteTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "virtual host {}", self.virtual_host)?;
-        for route in &self.routes {
-            let RouteMatch {
-                path,
-                headers,
-                query_parameters,
-                fraction,
-            } = &route.matcher;
-            let case = if path.case_sensitive {
-                ""
-            } else {
-                " (any case)"
-            };
-            write!(f, "  {}: {:?}{case}", route.name, path.pattern)?;
-            for header in headers {
-                let not = if header.invert { "!" } else { "" };
-                let missing = match header.treat_missing_as_empty {
-                    true => " (or empty)",
-                    false => "",
-                };
-                write!(f, " {}={not}{:?}{missing}", header.name, header.predicate)?;
-            }
-            for parameter in query_parameters {
-                write!(f, " {parameter:?}")?;
-            }
-            if let Some(fraction) = fraction {
-                write!(f, " {} of a million", fraction.per_million())?;
-            }
-            match &route.action {
-                CompiledAction::Forward(forward) => writeln!(f, " -> {:?}", forward.clusters)?,
-                other => writeln!(f, " -> {other:?}")?,
-            }
-        }
-        Ok(())
     }
 }
 

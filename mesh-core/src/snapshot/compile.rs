@@ -4,10 +4,11 @@
 //! listeners. Synchronous; called by the driver alone.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, OnceLock},
 };
 
+use hashbrown::HashMap;
 use tokio::sync::watch;
 
 use super::{

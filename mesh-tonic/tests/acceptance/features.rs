@@ -55,8 +55,9 @@ use envoy_types::pb::{
 };
 use futures_util::StreamExt as _;
 use mesh_core::config::ClientPosition;
-use mesh_examples::greeter::{
-    HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer,
+use mesh_examples::{
+    greeter::{HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer},
+    ports::free_address,
 };
 use mesh_tonic::MeshExt as _;
 use mesh_tower::{Mesh, telemetry::Telemetry};
@@ -308,9 +309,7 @@ async fn slow_start() -> String {
 
 async fn several_addresses() -> String {
     let live = Backend::start("v1").await;
-    let gone = Backend::start("gone").await;
-    let refuses = gone.address;
-    drop(gone);
+    let refuses = free_address().unwrap();
     // Its one place is taken.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();

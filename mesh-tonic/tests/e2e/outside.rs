@@ -8,8 +8,8 @@ use std::{
 };
 
 use http::StatusCode;
+use mesh_examples::ports::free_port;
 use mesh_tower::{Body, HttpClient};
-
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UdpSocket},
@@ -190,7 +190,7 @@ async fn a_host_is_looked_up_followed_and_spoken_to_with_tls_that_proves_its_nam
     let issuer = rcgen::CertifiedIssuer::self_signed(root, key).unwrap();
     let mut servers = JoinSet::new();
     let names = ["api.example"];
-    let port = https(&issuer, (FIRST, 0), &names, &mut servers).await;
+    let port = https(&issuer, (FIRST, free_port().unwrap()), &names, &mut servers).await;
     https(&issuer, (SECOND, port), &names, &mut servers).await;
 
     let world = World::start().await;

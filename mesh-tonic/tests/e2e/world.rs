@@ -15,10 +15,13 @@ use std::{
 };
 
 use control_plane::{ControlPlane, Running};
-use mesh_examples::greeter::{
-    HelloReply, HelloRequest,
-    greeter_client::GreeterClient,
-    greeter_server::{Greeter, GreeterServer},
+use mesh_examples::{
+    greeter::{
+        HelloReply, HelloRequest,
+        greeter_client::GreeterClient,
+        greeter_server::{Greeter, GreeterServer},
+    },
+    ports::free_address,
 };
 use mesh_tonic::{Channel, MeshExt};
 use mesh_tower::{Mesh, MeshBuilder, Registration, identity::PeerIdentity, telemetry::Telemetry};
@@ -63,8 +66,9 @@ impl World {
     /// A control plane that finds `config` when it starts.
     pub(crate) async fn start_with(config: &str, cert_ttl: Duration) -> Self {
         let dir = directories(config);
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let running = launch(dir.path(), any, cert_ttl).await;
+        // It may come back where it was.
+        let own = free_address().unwrap();
+        let running = launch(dir.path(), own, cert_ttl).await;
         let xds = running.xds_addr();
         Self {
             dir,
@@ -174,8 +178,8 @@ impl World {
 
     /// A greeter of the given version on a port of its own.
     pub(crate) async fn greeter(&self, version: &'static str) -> Server {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        self.greeter_at(any, version, Telemetry::disabled()).await
+        let own = free_address().unwrap();
+        self.greeter_at(own, version, Telemetry::disabled()).await
     }
 
     pub(crate) async fn greeter_at(

@@ -6,7 +6,10 @@
 use std::{fs, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use control_plane::agent::{Agent, AgentOptions, Progress};
-use mesh_examples::greeter::{HelloRequest, greeter_client::GreeterClient};
+use mesh_examples::{
+    greeter::{HelloRequest, greeter_client::GreeterClient},
+    ports::free_address,
+};
 use mesh_tonic::MeshExt as _;
 use serde_json::{Value, json};
 use tokio::{
@@ -16,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{free_port, peer, root};
+use super::{peer, root};
 use crate::world::{MUST_HAPPEN, SECURITY, World, endpoints};
 
 /// Life of a leaf.
@@ -147,7 +150,7 @@ async fn grpc_c_core_calls_and_serves_over_three_rotations_of_an_agents_files() 
     // Those that are left stay up, so that no call under way is lost to anything but certificates.
     let mut servers = vec![world.greeter("v0").await];
     world.write("endpoints.yaml", &endpoints(&[("v0", servers[0].address)]));
-    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let address = free_address().unwrap();
     world.write("python.yaml", &served_by_grpc(address));
 
     let folder = tempfile::tempdir().unwrap();

@@ -17,7 +17,9 @@ use envoy_types::pb::envoy::{
     },
 };
 
-use super::{free_port, routes};
+use mesh_examples::ports::free_port;
+
+use super::routes;
 
 /// An Envoy of its own, gone when this is.
 pub(crate) struct Beside {
@@ -50,7 +52,7 @@ impl Beside {
             virtual_hosts: vec![host],
             ..RouteConfiguration::default()
         };
-        let port = free_port();
+        let port = free_port().unwrap();
         let Options {
             filters,
             router,

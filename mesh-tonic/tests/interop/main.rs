@@ -52,7 +52,10 @@ use std::{
     time::Duration,
 };
 
-use mesh_examples::greeter::HelloRequest;
+use mesh_examples::{
+    greeter::HelloRequest,
+    ports::{free_address, free_port},
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
@@ -88,14 +91,6 @@ async fn peer(path: &str) -> PathBuf {
     folder.join(path)
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 /// A plain HTTP/1.1 exchange; the whole answer.
 async fn http(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -126,7 +121,7 @@ async fn start_envoy(
     folder: &Path,
     api_type: &str,
 ) -> Envoy {
-    let (admin_port, outbound) = (free_port(), free_port());
+    let (admin_port, outbound) = (free_port().unwrap(), free_port().unwrap());
     let template = fs::read_to_string(root().join("interop/envoy.yaml")).unwrap();
     let config = [
         ("@NODE@", node.to_owned()),
@@ -368,7 +363,7 @@ async fn grpc_c_core_calls_our_server_through_xds() {
 async fn our_channel_calls_grpc_c_core_as_xds_server() {
     let world = World::start().await;
     world.write("security.yaml", PLAINTEXT);
-    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let address = free_address().unwrap();
     world.write("endpoints.yaml", &endpoints(&[("v1", address)]));
     let mut server = python(&world, "grpc_server.py")
         .await

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::{
     },
     extensions::load_balancing_policies::pick_first::v3::PickFirst,
 };
+use mesh_examples::ports::free_address;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{
@@ -21,12 +22,6 @@ use super::{
     scene::{Scene, Wire, forward, host, prefix},
     stateful,
 };
-
-/// An address where nobody listens.
-async fn refuses() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
-}
 
 /// An address that does not answer, as long as this lives: its one place is taken.
 struct Hangs {
@@ -94,7 +89,7 @@ async fn with_every_policy_an_endpoint_is_reached_by_the_address_that_answers() 
     for (index, policy) in policies.enumerate() {
         let wire = Wire::ALL[index % 3];
         let (one, hangs) = (Echo::start("one").await, Hangs::start().await);
-        let addresses = [hangs.address, refuses().await, one.address];
+        let addresses = [hangs.address, free_address().unwrap(), one.address];
         let scene = scene(wire).await;
         scene.serve_endpoints("c", vec![at(&addresses)], |cluster| match policy {
             Some(policy) => cluster.lb_policy = policy as i32,
@@ -142,7 +137,10 @@ async fn a_session_may_name_any_address_of_its_endpoint() {
         let scene = scene(wire).await;
         let filter = stateful::filter(&stateful::session("", false));
         scene.plane.set([listener_with(vec![filter])]);
-        let endpoints = vec![at(&[refuses().await, one.address]), at(&[two.address])];
+        let endpoints = vec![
+            at(&[free_address().unwrap(), one.address]),
+            at(&[two.address]),
+        ];
         scene.serve_endpoints("c", endpoints, |_| {});
         let cookie = STANDARD.encode(format!("{};c", one.address));
         let cookie = format!("stay={cookie}");

@@ -87,7 +87,6 @@ async fn calls_whose_callers_go_away_before_a_cluster_has_them_are_counted() {
                     seconds: 3_600,
                     nanos: 0,
                 })),
-                ..FaultDelay::default()
             }),
             ..HttpFault::default()
         };

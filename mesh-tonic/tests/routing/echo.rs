@@ -14,6 +14,7 @@ use axum::body::{Body, Bytes};
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use mesh_examples::ports::free_address;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
@@ -71,8 +72,9 @@ impl Running {
 
 impl Echo {
     pub(crate) async fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        // It comes back there.
+        let address = free_address().unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let fail_next = Arc::<AtomicUsize>::default();
         let served = Arc::<AtomicUsize>::default();
         let router = router(name, &fail_next, &served);

@@ -83,24 +83,26 @@ async fn an_explanation_names_every_step_to_the_endpoints() {
     for line in [
         "GET greeter/a/x",
         "> virtual host all: domain *",
-        "  - route from /closed: the path is not Prefix(\"/closed\")",
+        "  - route from /closed: the path does not match: prefix /closed",
         "  > route from /a: matches",
         "retried 1 times on 5xx",
         "path becomes /b/x",
         "authority becomes inner",
         "header x-by: mesh",
         "header x-user is removed",
-        "to cluster c (100.0 %), RoundRobin",
+        "to cluster c (100.0 %), round robin",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
     let endpoint = format!(
-        "  {} usable (Unknown, Ready), weight 1, 0 in flight",
+        "  {} usable (unknown, ready), weight 1, 0 in flight",
         echo.address
     );
     assert!(text.contains(&endpoint), "{text}");
     let hash = |text: &str| {
-        let line = text.lines().find(|line| line.starts_with("hash of Header"));
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("hash of header x-user"));
         line.unwrap_or_else(|| panic!("{text}")).to_owned()
     };
     let other = explained(&scene, "/a/x", "2").await.to_string();
@@ -109,6 +111,18 @@ async fn an_explanation_names_every_step_to_the_endpoints() {
     let json = serde_json::to_value(explained(&scene, "/old", "1").await).unwrap();
     assert_eq!(json["action"]["redirect"]["location"], "http://new/old");
     assert_eq!(json["routes"][1]["is_taken"], true);
+    let mismatch = &json["routes"][0]["mismatch"];
+    assert_eq!(mismatch, "the path does not match: prefix /closed");
+    let json = serde_json::to_value(explained(&scene, "/a/x", "1").await).unwrap();
+    let forward = &json["action"]["forward"];
+    assert_eq!(forward["hash"]["policies"][0], "header x-user");
+    let cluster = &forward["clusters"][0];
+    assert_eq!(cluster["lb_policy"], "round robin");
+    let endpoint = &cluster["endpoints"][0];
+    assert_eq!(
+        (&endpoint["health"], &endpoint["connectivity"]),
+        (&"unknown".into(), &"ready".into())
+    );
     let nowhere = explained(&scene, "/nowhere", "1").await;
     assert!(nowhere.action.is_none() && nowhere.routes.len() == 3);
     assert_eq!(echo.served.load(std::sync::atomic::Ordering::SeqCst), 1);

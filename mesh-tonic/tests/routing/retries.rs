@@ -27,6 +27,7 @@ use envoy_types::pb::{
     },
     google::protobuf::{Duration as DurationProto, Struct, UInt32Value, Value, value::Kind},
 };
+use mesh_examples::ports::free_address;
 use mesh_tower::Error;
 
 use super::{
@@ -166,9 +167,7 @@ async fn a_stream_that_its_server_refused_is_sent_again_without_any_policy() {
 async fn an_endpoint_that_cannot_be_reached_costs_no_call() {
     for wire in Wire::ALL {
         let server = Unruly::start().await;
-        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let nobody = gone.local_addr().unwrap();
-        drop(gone);
+        let nobody = free_address().unwrap();
         let plain = host(vec![prefix("/", forward("c", |_| {}))]);
         let scene = Scene::start(wire, plain).await;
         scene.serve_at("c", &[nobody, server.address]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, request::Parts};
 use mesh_core::{
-    config::{HashPolicy, RetryPolicy, RouteAction},
+    config::{RetryPolicy, RouteAction},
     filter::{Level, describe},
     rng::SplitMix64,
     route::{
@@ -284,15 +284,13 @@ fn forward(
         hash: hash(snapshot, &forwarding, number),
         headers_set: set(view.headers, &headers),
         headers_removed: removed(view.headers, &headers),
-        mirrors: mirrors
-            .map(|mirror| format!("{:?}", mirror.cluster))
-            .collect(),
+        mirrors: mirrors.map(|mirror| mirror.cluster.to_string()).collect(),
         filters: filters(snapshot, number),
         hedge: forwarding.hedge.map(|hedge| {
             let delay = hedge.delay.as_ref();
             let when = delay.map_or_else(
                 || "the timeout of an attempt".to_owned(),
-                |delay| format!("{delay:?}"),
+                ToString::to_string,
             );
             format!("after {when}, at most {} at a time", hedge.attempts_max)
         }),
@@ -385,8 +383,8 @@ fn cluster(handle: &ClusterHandle, weight: u32) -> ExplainedCluster {
             address: endpoint.address.to_string(),
             locality: place.into_iter().cloned().collect::<Vec<_>>().join("/"),
             weight: endpoint.weight,
-            health: format!("{:?}", endpoint.health),
-            connectivity: format!("{:?}", stats.connectivity()),
+            health: endpoint.health.to_string(),
+            connectivity: stats.connectivity().to_string(),
             is_ejected: stats.is_ejected(),
             is_usable: stats.availability() == Connectivity::Ready,
             in_flight: stats.in_flight(),
@@ -396,7 +394,7 @@ fn cluster(handle: &ClusterHandle, weight: u32) -> ExplainedCluster {
         name: handle.name.to_string(),
         weight,
         error: error.map(ToString::to_string),
-        lb_policy: config.map_or_else(|_| String::new(), |c| format!("{:?}", c.lb_policy)),
+        lb_policy: config.map_or_else(|_| String::new(), |c| c.lb_policy.to_string()),
         endpoints: endpoints.collect(),
     }
 }
@@ -412,12 +410,8 @@ fn retry(policy: &RetryPolicy) -> ExplainedRetry {
 fn hash(snapshot: &Snapshot, forwarding: &Forwarding<'_>, number: usize) -> Option<ExplainedHash> {
     let host = mesh_core::route::virtual_host(&snapshot.config, &snapshot.authority)?;
     let policies = host.routes.get(number)?.hash_policy();
-    let shown = |policy: &HashPolicy| {
-        let terminal = if policy.terminal { " (terminal)" } else { "" };
-        format!("{:?}{terminal}", policy.source)
-    };
     (!policies.is_empty()).then(|| ExplainedHash {
-        policies: policies.iter().map(shown).collect(),
+        policies: policies.iter().map(ToString::to_string).collect(),
         value: forwarding.hash,
         sets_cookie: forwarding.cookie.is_some(),
     })

@@ -7,6 +7,9 @@ mod demand;
 mod destinations;
 mod outside;
 mod pool;
+#[allow(unreachable_pub, reason = "public where the examples share it")]
+#[path = "../../../examples/src/ports.rs"]
+mod ports;
 mod server;
 
 use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};

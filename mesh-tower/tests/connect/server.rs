@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use crate::ports::free_address;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, header};
@@ -103,13 +104,13 @@ impl Gate {
 
 impl TestServer {
     pub(crate) async fn start() -> Self {
-        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
+        Self::start_at(free_address().unwrap()).await
     }
 
     pub(crate) async fn start_with(set: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::default();
         set(&mut settings);
-        Self::start_as(SocketAddr::from(([127, 0, 0, 1], 0)), settings).await
+        Self::start_as(free_address().unwrap(), settings).await
     }
 
     pub(crate) async fn start_at(address: SocketAddr) -> Self {

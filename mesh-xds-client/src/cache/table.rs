@@ -3,12 +3,9 @@
 //! Stage 4. Asks for names and gives them up on the wire, and counts entries as their state changes, so
 //! that a look at the counts costs nothing.
 
-use std::{
-    borrow::Borrow,
-    collections::{BTreeMap, HashMap},
-    hash::Hash,
-    sync::Arc,
-};
+use std::{borrow::Borrow, collections::BTreeMap, hash::Hash, sync::Arc};
+
+use hashbrown::HashMap;
 
 use super::{
     Change, Failure, Good, Known, Resolved,

@@ -4,12 +4,9 @@
 //! stays so: when it moves to endpoints that are not there yet, the old ones serve meanwhile. The same
 //! holds for secrets that its TLS names: until each has a value or an error, the old policy goes on.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use hashbrown::HashMap;
 use mesh_core::{
     ClusterName, ConfigError, EndpointsName, SecretName, config::ClusterEndpoints,
     snapshot::ClusterTree,

@@ -557,7 +557,9 @@ fn decode_common(
             common.override_host_status = sink.each(
                 "override_host_status.statuses",
                 &set.statuses,
-                |sink, status| health_status(sink, *status),
+                |sink, status| {
+                    health_status(*status).map_or_else(|reason| sink.error(reason), Some)
+                },
             );
         }
     });

@@ -20,9 +20,11 @@ use mesh_core::config::{LbMetadata, MetadataValue, SubsetFallback, SubsetSelecto
 
 use super::{path::Sink, report::report};
 
-const NAMESPACE: &str = "envoy.lb";
+/// Of what subsets are made by.
+pub(super) const NAMESPACE: &str = "envoy.lb";
 
-const SOCKET_NAMESPACE: &str = "envoy.transport_socket_match";
+/// Of what a [`SocketMatch`](mesh_core::config::SocketMatch) asks for.
+pub(super) const SOCKET_NAMESPACE: &str = "envoy.transport_socket_match";
 
 /// Deepest nesting of a value.
 const DEPTH_MAX: usize = 16;
@@ -30,12 +32,6 @@ const DEPTH_MAX: usize = 16;
 pub(super) fn of_lb(metadata: Option<&Metadata>) -> LbMetadata {
     let found = metadata.and_then(|metadata| metadata.filter_metadata.get(NAMESPACE));
     found.map(of_struct).unwrap_or_default()
-}
-
-/// What [`SocketMatch`](mesh_core::config::SocketMatch) asks for; `None` without any.
-pub(super) fn of_socket(metadata: Option<&Metadata>) -> Option<LbMetadata> {
-    let found = metadata.and_then(|metadata| metadata.filter_metadata.get(SOCKET_NAMESPACE));
-    found.map(of_struct).filter(|labels| !labels.is_empty())
 }
 
 pub(super) fn of_struct(value: &Struct) -> LbMetadata {

@@ -33,6 +33,7 @@ mod security;
 #[cfg(test)]
 mod tests;
 mod value;
+mod wire;
 mod zone_aware;
 
 use std::{
@@ -46,9 +47,8 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::{
     config::{
-        cluster::v3::Cluster as ClusterProto,
-        endpoint::v3::ClusterLoadAssignment as EndpointsProto,
-        listener::v3::Listener as ListenerProto, route::v3::RouteConfiguration as RouteProto,
+        cluster::v3::Cluster as ClusterProto, listener::v3::Listener as ListenerProto,
+        route::v3::RouteConfiguration as RouteProto,
     },
     extensions::transport_sockets::tls::v3::Secret as SecretProto,
 };
@@ -384,15 +384,17 @@ fn decode_body(
             wrapper,
             bytes,
             wanted_as,
-            |proto: &ClusterProto| &proto.name,
-            |sink, proto| cluster::decode(sink, context, proto).map(|c| Config::Cluster(c.into())),
+            parse::<ClusterProto>,
+            |proto| &proto.name,
+            |sink, proto| cluster::decode(sink, context, &proto).map(|c| Config::Cluster(c.into())),
         ),
         Kind::Endpoints => decode_as(
             kind,
             wrapper,
             bytes,
             wanted_as,
-            |proto: &EndpointsProto| &proto.cluster_name,
+            endpoint::ClusterLoadAssignment::read,
+            |proto| proto.cluster_name,
             |sink, proto| endpoint::decode(sink, proto).map(|c| Config::Endpoints(c.into())),
         ),
         Kind::Listener => decode_as(
@@ -400,9 +402,10 @@ fn decode_body(
             wrapper,
             bytes,
             wanted_as,
-            |proto: &ListenerProto| &proto.name,
+            parse::<ListenerProto>,
+            |proto| &proto.name,
             |sink, proto| {
-                listener::decode(sink, context, proto).map(|c| Config::Listener(c.into()))
+                listener::decode(sink, context, &proto).map(|c| Config::Listener(c.into()))
             },
         ),
         Kind::Route => decode_as(
@@ -410,9 +413,10 @@ fn decode_body(
             wrapper,
             bytes,
             wanted_as,
-            |proto: &RouteProto| &proto.name,
+            parse::<RouteProto>,
+            |proto| &proto.name,
             |sink, proto| {
-                route::decode(sink, route::Side::Client, proto).map(|c| Config::Route(c.into()))
+                route::decode(sink, route::Side::Client, &proto).map(|c| Config::Route(c.into()))
             },
         ),
         Kind::Secret => decode_as(
@@ -420,28 +424,35 @@ fn decode_body(
             wrapper,
             bytes,
             wanted_as,
-            |proto: &SecretProto| &proto.name,
-            |sink, proto| security::secret::decode(sink, proto).map(|c| Config::Secret(c.into())),
+            parse::<SecretProto>,
+            |proto| &proto.name,
+            |sink, proto| security::secret::decode(sink, &proto).map(|c| Config::Secret(c.into())),
         ),
     }
 }
 
-fn decode_as<P: Message + Default>(
+/// Reads a generated message; the error is prost's.
+fn parse<P: Message + Default>(bytes: &[u8]) -> Result<P, String> {
+    P::decode(bytes).map_err(|error| error.to_string())
+}
+
+fn decode_as<'a, P: 'a>(
     kind: Kind,
     wrapper: Option<String>,
-    bytes: &[u8],
+    bytes: &'a [u8],
     wanted_as: impl Fn(&str) -> Option<String>,
-    name_of: impl Fn(&P) -> &String,
-    decode: impl FnOnce(&mut Sink, &P) -> Option<Config>,
+    parse: impl FnOnce(&'a [u8]) -> Result<P, String>,
+    name_of: impl Fn(&P) -> &str,
+    decode: impl FnOnce(&mut Sink, P) -> Option<Config>,
 ) -> Body {
-    let proto = match P::decode(bytes) {
+    let proto = match parse(bytes) {
         Ok(proto) => proto,
         Err(e) => {
             let error = unnamed(kind, format!("cannot be parsed: {e}"));
             return Body::Rejected(wrapper, vec![error]);
         }
     };
-    let name = canonical(name_of(&proto).clone());
+    let name = canonical(name_of(&proto).to_owned());
     if name.is_empty() {
         return Body::Rejected(wrapper, vec![unnamed(kind, "has no name")]);
     }
@@ -454,7 +465,7 @@ fn decode_as<P: Message + Default>(
         return Body::Skipped;
     };
     let mut sink = Sink::new(format!("{} {name}", kind.noun()));
-    let value = decode(&mut sink, &proto);
+    let value = decode(&mut sink, proto);
     match sink.finish(value) {
         Ok((config, ignored)) => Body::Accepted(name, config, ignored),
         Err(errors) => Body::Rejected(Some(name), errors),

@@ -2,7 +2,7 @@
 //!
 //! Stage 3. Shared by the decoders of all types.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -41,16 +41,16 @@ pub(super) fn duration(
     }
 }
 
-/// A declared health.
-pub(super) fn health_status(sink: &mut Sink, value: i32) -> Option<HealthStatus> {
-    Some(match HealthProto::try_from(value) {
+/// A declared health, or why it is none.
+pub(super) fn health_status(value: i32) -> Result<HealthStatus, String> {
+    Ok(match HealthProto::try_from(value) {
         Ok(HealthProto::Unknown) => HealthStatus::Unknown,
         Ok(HealthProto::Healthy) => HealthStatus::Healthy,
         Ok(HealthProto::Unhealthy) => HealthStatus::Unhealthy,
         Ok(HealthProto::Draining) => HealthStatus::Draining,
         Ok(HealthProto::Timeout) => HealthStatus::Timeout,
         Ok(HealthProto::Degraded) => HealthStatus::Degraded,
-        Err(_) => return sink.error(format!("{value} is not a known health status")),
+        Err(_) => return Err(format!("{value} is not a known health status")),
     })
 }
 
@@ -101,29 +101,59 @@ pub(super) fn same_stream(sink: &mut Sink, name: &str, source: Option<&ConfigSou
     }
 }
 
-/// An IP address and port; `None` in the result's second half for a port of zero.
-pub(super) fn socket_address(
-    sink: &mut Sink,
-    address: Option<&Address>,
-) -> Option<(std::net::IpAddr, u16)> {
-    let Some(address::Address::SocketAddress(address)) =
-        address.and_then(|address| address.address.as_ref())
-    else {
-        return sink.error("must be a socket_address");
-    };
-    let Ok(ip) = address.address.parse() else {
-        let reason = format!(
-            "{:?} is not an IP address; names are not resolved",
-            address.address
-        );
-        return sink.error_at("socket_address.address", reason);
-    };
-    let port = match &address.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok(),
+/// Of an address, the number of its port.
+pub(super) const PORT: &str = "socket_address.port_value";
+
+/// An IP address and port.
+pub(super) fn socket_address(sink: &mut Sink, address: Option<&Address>) -> Option<(IpAddr, u16)> {
+    let socket = address.and_then(|address| match &address.address {
+        Some(address::Address::SocketAddress(socket)) => Some(socket),
         _ => None,
+    });
+    let parts = socket.map(|socket| match socket.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => (&*socket.address, Some(port)),
+        _ => (&*socket.address, None),
+    });
+    ip_and_port(parts).map_or_else(|wrong| wrong.tell(sink), Some)
+}
+
+/// What is wrong with an address.
+#[derive(Debug)]
+pub(super) struct WrongAddress {
+    /// The field of it; empty for all of it.
+    pub(super) place: &'static str,
+    pub(super) reason: String,
+}
+
+impl WrongAddress {
+    pub(super) fn new(place: &'static str, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self { place, reason }
+    }
+
+    /// Records it where `sink` is; returns `None` for use as a decode result.
+    pub(super) fn tell<T>(self, sink: &mut Sink) -> Option<T> {
+        match self.place {
+            "" => sink.error(self.reason),
+            place => sink.error_at(place, self.reason),
+        }
+    }
+}
+
+/// The same of the address and the number of the port in a `socket_address`. Needs no sink while all is
+/// well.
+pub(super) fn ip_and_port(
+    socket: Option<(&str, Option<u32>)>,
+) -> Result<(IpAddr, u16), WrongAddress> {
+    let Some((address, port)) = socket else {
+        return Err(WrongAddress::new("", "must be a socket_address"));
     };
-    match port {
-        Some(port) => Some((ip, port)),
-        None => sink.error_at("socket_address.port_value", "must be 0 to 65535"),
+    let Ok(ip) = address.parse() else {
+        let reason = format!("{address:?} is not an IP address; names are not resolved");
+        return Err(WrongAddress::new("socket_address.address", reason));
+    };
+    match port.and_then(|port| u16::try_from(port).ok()) {
+        Some(port) => Ok((ip, port)),
+        None => Err(WrongAddress::new(PORT, "must be 0 to 65535")),
     }
 }

@@ -5,6 +5,9 @@ mod dns;
 mod keep;
 mod load;
 mod metrics;
+#[allow(unreachable_pub, reason = "public where the examples share it")]
+#[path = "../../../examples/src/ports.rs"]
+mod ports;
 mod secure;
 mod server;
 mod status;

@@ -54,7 +54,7 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{translate::Translator, within};
+use crate::{ports::free_address, translate::Translator, within};
 
 pub(crate) const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
@@ -129,7 +129,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::start_at("127.0.0.1:0".parse().expect("an address")).await
+        Self::start_at(free_address().expect("a port")).await
     }
 
     pub(crate) async fn start_at(address: SocketAddr) -> Self {
@@ -138,7 +138,7 @@ impl Server {
 
     /// One that does not know the incremental variant.
     pub(crate) async fn start_sotw_only() -> Self {
-        Self::start_as("127.0.0.1:0".parse().expect("an address"), true).await
+        Self::start_as(free_address().expect("a port"), true).await
     }
 
     async fn start_as(address: SocketAddr, is_sotw_only: bool) -> Self {

@@ -3,9 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use futures_util::{StreamExt as _, stream};
+use mesh_examples::ports::free_address;
 use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, held_addresses, listener, proxy, serve, signer::Signer};
+use super::{ask, for_envoy, listener, proxy, serve, signer::Signer};
 
 /// Requests at a time.
 const IN_FLIGHT: usize = 32;
@@ -336,16 +337,14 @@ impl Signer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_and_our_server_come_to_the_verdicts_of_the_table() {
-    let _ports = super::PORTS.lock().await;
     let signer = Signer::new();
     let cases: Vec<Case> = [whole(), operations(), sources(), conditions(), tokens()]
         .into_iter()
         .flatten()
         .collect();
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
-    let held = held_addresses(cases.len());
-    for (case, envoy) in cases.iter().zip(&held) {
-        let envoy = envoy.local_addr().unwrap();
+    for case in &cases {
+        let envoy = free_address().unwrap();
         let objects = |address: SocketAddr| {
             let objects = case.objects.replace("PORT", &address.port().to_string());
             objects.replace("KEYS", &signer.keys())
@@ -356,7 +355,6 @@ async fn envoy_and_our_server_come_to_the_verdicts_of_the_table() {
         listeners.push(for_envoy(&listener(&objects(envoy), envoy)));
         served.push((our_address, envoy));
     }
-    drop(held);
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].1;
     let _envoy = proxy::envoy(folder.path(), listeners, last).await;

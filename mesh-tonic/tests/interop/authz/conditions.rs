@@ -24,11 +24,12 @@ use envoy_types::pb::{
     },
 };
 use mesh_core::config::{FilterConfig, HttpFilter, Listener, ListenerKind};
+use mesh_examples::ports::free_address;
 use mesh_xds_client::decode_rbac_filter;
 use prost::Message as _;
 use tokio::net::TcpListener;
 
-use super::{super::routes::any, ask, for_envoy, held_addresses, listener, proxy, serve};
+use super::{super::routes::any, ask, for_envoy, listener, proxy, serve};
 
 fn expr(kind: ExprKind) -> Expr {
     Expr {
@@ -236,12 +237,10 @@ fn theirs(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conditions_hold_for_the_same_requests_at_envoy_and_at_our_server() {
-    let _ports = super::PORTS.lock().await;
     let conditions = conditions();
-    let held = held_addresses(conditions.len());
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
-    for (index, (condition, envoy)) in conditions.iter().zip(&held).enumerate() {
-        let envoy = envoy.local_addr().unwrap();
+    for (index, condition) in conditions.iter().enumerate() {
+        let envoy = free_address().unwrap();
         let action = match index % 2 {
             0 => Action::Allow,
             _ => Action::Deny,
@@ -253,7 +252,6 @@ async fn conditions_hold_for_the_same_requests_at_envoy_and_at_our_server() {
         listeners.push(theirs(&listener("# nothing", envoy), &filter));
         served.push((condition, our_address, envoy));
     }
-    drop(held);
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].2;
     let _envoy = proxy::envoy(folder.path(), listeners, last).await;

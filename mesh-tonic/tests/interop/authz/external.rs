@@ -21,13 +21,14 @@ use envoy_types::pb::{
     google::{protobuf::BoolValue, rpc},
 };
 use mesh_core::{config::ExtAuthz, filter};
+use mesh_examples::ports::free_address;
 use mesh_tower::server::{AuthorizationService, AuthorizationServices, CheckError, CheckFuture};
 use mesh_xds_client::check;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tonic::{Response, Status, transport::Channel};
 
-use super::{for_envoy, held_addresses, listener, proxy, serve_with};
+use super::{for_envoy, listener, proxy, serve_with};
 
 const AUTHZ: &str = "outbound|9000||authz.default.svc.cluster.local";
 
@@ -272,7 +273,6 @@ pub(super) async fn ask(address: SocketAddr, request: &str) -> (u16, Vec<String>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_and_our_server_do_what_a_service_says_and_tell_it_the_same() {
-    let _ports = super::PORTS.lock().await;
     let decider = Decider::default();
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let service = socket.local_addr().unwrap();
@@ -283,9 +283,8 @@ async fn envoy_and_our_server_do_what_a_service_says_and_tell_it_the_same() {
 
     let providers = ["failOpen: false, statusOnError: '503'", "failOpen: true"];
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
-    let held = held_addresses(providers.len());
-    for (provider, envoy) in providers.into_iter().zip(&held) {
-        let envoy = envoy.local_addr().unwrap();
+    for provider in providers {
+        let envoy = free_address().unwrap();
         let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let our_address = ours.local_addr().unwrap();
         let compiled = listener(&objects(provider), our_address);
@@ -293,7 +292,6 @@ async fn envoy_and_our_server_do_what_a_service_says_and_tell_it_the_same() {
         listeners.push(for_envoy(&listener(&objects(provider), envoy)));
         served.push((provider, our_address, envoy));
     }
-    drop(held);
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].2;
     let clusters = vec![proxy::cluster(AUTHZ, service, true)];

@@ -9,9 +9,10 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use mesh_examples::ports::free_address;
 use tokio::{net::TcpListener, time::timeout};
 
-use super::{echo, external, for_envoy, held_addresses, listener, proxy};
+use super::{echo, external, for_envoy, listener, proxy};
 use crate::world::{MUST_HAPPEN, World};
 
 const AUTHZ: &str = "outbound|9000||authz.default.svc.cluster.local";
@@ -211,19 +212,16 @@ fn asked(request: &str, who: &str, number: usize) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_and_our_server_do_what_a_service_answers_and_tell_it_the_same() {
-    let _ports = super::PORTS.lock().await;
     let told = Told::default();
     let decider = decider(Arc::clone(&told)).await;
-    let held = held_addresses(PROVIDERS.len());
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
-    for (provider, envoy) in PROVIDERS.into_iter().zip(&held) {
-        let envoy = envoy.local_addr().unwrap();
+    for provider in PROVIDERS {
+        let envoy = free_address().unwrap();
         let objects = objects(provider, decider);
         let (world, ours) = our_server(&objects).await;
         listeners.push(for_envoy(&listener(&objects, envoy)));
         served.push((provider, world, ours, envoy));
     }
-    drop(held);
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].3;
     let clusters = vec![proxy::cluster(AUTHZ, decider, false)];

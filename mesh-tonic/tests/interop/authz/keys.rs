@@ -21,9 +21,10 @@ use envoy_types::pb::envoy::{
         common_tls_context::ValidationContextType,
     },
 };
+use mesh_examples::ports::free_address;
 use tokio::{net::TcpListener, sync::RwLock, task::JoinSet, time::timeout};
 
-use super::{ask, echo, for_envoy, held_addresses, listener, proxy, signer::Signer};
+use super::{ask, echo, for_envoy, listener, proxy, signer::Signer};
 use crate::{
     issuer::{self, Issuer},
     routes::any,
@@ -142,18 +143,15 @@ fn forged(id: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_and_our_server_believe_the_same_while_fetched_keys_change_under_load() {
-    let _ports = super::PORTS.lock().await;
     let signers: Vec<_> = (0..=CHANGES)
         .map(|n| Signer::named(&format!("k{n}")))
         .collect();
     let issuer = Issuer::start(Some(signers[0].keys())).await;
     let (_world, ours) = our_server(&issuer).await;
     let folder = tempfile::tempdir().unwrap();
-    let held = held_addresses(1);
-    let envoy = held[0].local_addr().unwrap();
+    let envoy = free_address().unwrap();
     let objects = issuer::objects(issuer.address, &folder.path().join("unused.pem"), "1s");
     let config = for_envoy(&listener(&format!("{objects}{}", tokens(ENVOYS)), envoy));
-    drop(held);
     let _envoy =
         proxy::envoy_with(folder.path(), vec![config], envoy, vec![cluster(&issuer)]).await;
 

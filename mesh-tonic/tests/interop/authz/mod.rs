@@ -44,15 +44,6 @@ fn listener(objects: &str, address: SocketAddr) -> Listener {
     compiled.inbound_listener("inbound", address, "default", &Default::default())
 }
 
-/// One test at a time: between the end of a held socket and Envoy its port is anybody's.
-static PORTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-/// Sockets that hold free addresses until Envoy takes them.
-fn held_addresses(count: usize) -> Vec<std::net::TcpListener> {
-    let held = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    held.collect()
-}
-
 fn inbound(listener: &Listener) -> &InboundListener {
     match &listener.kind {
         ListenerKind::Inbound(inbound) => inbound,

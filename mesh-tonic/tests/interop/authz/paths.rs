@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 
 use mesh_core::rng::{Rng as _, SplitMix64};
+use mesh_examples::ports::free_address;
 use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, held_addresses, listener, proxy, serve};
+use super::{ask, for_envoy, listener, proxy, serve};
 
 /// Paths of a run for each option.
 const PATHS: usize = 400;
@@ -26,13 +27,11 @@ fn generated(rng: &mut SplitMix64) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn applications_see_the_same_path_behind_envoy_and_behind_our_server() {
-    let _ports = super::PORTS.lock().await;
     let options = ["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"];
     let mut pairs = Vec::new();
     let mut listeners = Vec::new();
-    let held = held_addresses(options.len());
-    for (option, envoy) in options.into_iter().zip(&held) {
-        let envoy = envoy.local_addr().unwrap();
+    for option in options {
+        let envoy = free_address().unwrap();
         let policy = format!(
             "kind: MeshPolicy\nmetadata: {{name: a}}\nspec: {{pathNormalization: {option}}}\n"
         );
@@ -42,7 +41,6 @@ async fn applications_see_the_same_path_behind_envoy_and_behind_our_server() {
         listeners.push(for_envoy(&listener(&policy, envoy)));
         pairs.push((option, our_address, envoy));
     }
-    drop(held);
     let folder = tempfile::tempdir().unwrap();
     let last = pairs[pairs.len() - 1].2;
     let _envoy = proxy::envoy(folder.path(), listeners, last).await;

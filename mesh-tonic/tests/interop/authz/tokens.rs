@@ -7,9 +7,10 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
+use mesh_examples::ports::free_address;
 use tokio::net::TcpListener;
 
-use super::{ask, for_envoy, held_addresses, listener, proxy, serve, signer::Signer};
+use super::{ask, for_envoy, listener, proxy, serve, signer::Signer};
 
 /// Requests in flight: Envoy takes a second to close after a refusal.
 const IN_FLIGHT: usize = 16;
@@ -167,12 +168,10 @@ fn request(asked: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_and_our_server_look_for_tokens_in_the_same_places_and_tell_applications_the_same() {
-    let _ports = super::PORTS.lock().await;
     let signers = [Signer::new(), Signer::new()];
-    let held = held_addresses(CASES.len());
     let (mut served, mut listeners) = (Vec::new(), Vec::new());
-    for ((rules, requests), envoy) in CASES.iter().zip(&held) {
-        let envoy = envoy.local_addr().unwrap();
+    for (rules, requests) in CASES {
+        let envoy = free_address().unwrap();
         let rules = rules.replace("RULE-A", A).replace("RULE-B", B);
         let rules = rules
             .replace("KEYS-A", &signers[0].keys())
@@ -186,7 +185,6 @@ async fn envoy_and_our_server_look_for_tokens_in_the_same_places_and_tell_applic
         listeners.push(for_envoy(&listener(&objects, envoy)));
         served.push((requests, our_address, envoy));
     }
-    drop(held);
     let folder = tempfile::tempdir().unwrap();
     let last = served[served.len() - 1].2;
     let _envoy = proxy::envoy(folder.path(), listeners, last).await;

@@ -4,6 +4,7 @@ use std::{env, io::Read as _, net::SocketAddr, process::Stdio, time::Duration};
 
 use clap::Parser as _;
 use control_plane::{cache::input_version, cli::Cli, source::load_folder};
+use mesh_examples::ports::free_address;
 use serde_json::Value;
 use tokio::{
     net::TcpStream,
@@ -11,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::super::{World, free_port, http};
+use super::super::{World, http};
 
 /// The command line of the process that [`control_plane_process`] becomes.
 const ARGUMENTS: &str = "MESH_TEST_CONTROL_PLANE";
@@ -45,12 +46,11 @@ pub(super) struct Plane {
 impl Plane {
     /// A control plane at a free port, which does not run yet.
     pub(super) fn new() -> Self {
-        let free = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         Self {
             arguments: String::new(),
             process: None,
-            xds: free(),
-            http: free(),
+            xds: free_address().unwrap(),
+            http: free_address().unwrap(),
         }
     }
 

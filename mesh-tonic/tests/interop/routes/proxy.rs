@@ -46,6 +46,7 @@ use envoy_types::pb::{
     google::protobuf::{Any, BoolValue},
 };
 use http::{Request, Response};
+use mesh_examples::ports::free_port;
 use prost::{Message, Name};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -53,7 +54,7 @@ use tokio::{
 };
 
 use super::{
-    super::{free_port, peer},
+    super::peer,
     generate::{CLUSTERS, NAMES},
 };
 
@@ -201,7 +202,7 @@ pub(super) async fn envoy(
     routes: RouteConfiguration,
     filters: Vec<HttpFilter>,
 ) -> (Child, SocketAddr) {
-    let port = free_port();
+    let port = free_port().unwrap();
     let mut clusters = Vec::new();
     for name in CLUSTERS {
         clusters.push(cluster(name, echo(name).await));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::*;
+use super::{ports::free_address, *};
 use crate::certificate::keep::Keep;
 
 fn keep(folder: &tempfile::TempDir) -> Keep {
@@ -137,10 +137,7 @@ fn damaged_content_under_a_right_checksum_never_panics() {
 #[tokio::test]
 async fn a_stored_certificate_serves_until_the_signer_answers_and_is_replaced_then() {
     let folder = tempfile::tempdir().unwrap();
-    // A port that is free again.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let address = free_address().unwrap();
     let mut config = CertificateConfig::new(ServerUri::parse(&address.to_string()).unwrap());
     config.backoff_base = Duration::from_millis(5);
     config.backoff_cap = Duration::from_millis(20);

@@ -4,6 +4,9 @@
 mod files;
 mod keep;
 mod life;
+#[allow(unreachable_pub, reason = "public where the examples share it")]
+#[path = "../../../../examples/src/ports.rs"]
+mod ports;
 #[cfg(unix)]
 mod workload;
 

@@ -28,6 +28,7 @@ use envoy_types::pb::{
         Address, AggregatedConfigSource, ConfigSource, SocketAddress, address,
         config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
     },
+    envoy::config::endpoint::v3::ClusterLoadAssignment as EndpointsProto,
     envoy::service::discovery::v3::Resource,
     google::protobuf::{Any, UInt32Value},
 };

@@ -145,11 +145,10 @@ async fn serves(authority: &Authority, row: &Row, address: Address) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_server_envoy_and_grpc_come_to_the_verdicts_of_the_table() {
-    let _ports = super::PORTS.lock().await;
     let (authority, signer) = (Authority::new(), Signer::new());
     let rows: Vec<Row> = operators::rows().into_iter().chain(rows::rows()).collect();
-    let servers = Servers::hold(rows.len()).await;
-    let text = objects(&rows, &servers.addresses(), &signer);
+    let servers = Servers::new(rows.len());
+    let text = objects(&rows, servers.addresses(), &signer);
     let compiled = check_findings(&rows, &text);
     let running = servers.start(&rows, &text, &compiled, &authority).await;
     let table = rows.iter().zip(&running.addresses);

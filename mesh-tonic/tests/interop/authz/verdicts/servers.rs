@@ -1,11 +1,6 @@
 //! The three servers of each row.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
-    process::Stdio,
-};
+use std::{fs, net::SocketAddr, path::Path, process::Stdio};
 
 use control_plane::compile::Compiled;
 use envoy_types::pb::envoy::{
@@ -18,6 +13,7 @@ use envoy_types::pb::envoy::{
         common_tls_context::ValidationContextType,
     },
 };
+use mesh_examples::ports::free_address;
 use mesh_tower::server::{InboundState, Server};
 use prost::Message as _;
 use tempfile::TempDir;
@@ -60,20 +56,11 @@ impl Kind {
             Self::Grpc => "gRPC",
         }
     }
-
-    /// An address of its own for each, so that nobody else takes the ports that are held for it.
-    fn ip(self) -> IpAddr {
-        IpAddr::V4(match self {
-            Self::Ours => Ipv4Addr::LOCALHOST,
-            Self::Envoy => Ipv4Addr::new(127, 0, 0, 77),
-            Self::Grpc => Ipv4Addr::new(127, 0, 0, 78),
-        })
-    }
 }
 
-/// Sockets for all rows, one for each kind.
+/// Servers for all rows, one of each kind, that do not run yet.
 pub(super) struct Servers {
-    held: Vec<Vec<TcpListener>>,
+    addresses: Vec<Vec<Address>>,
 }
 
 /// The servers; they end when this is dropped.
@@ -87,24 +74,15 @@ pub(super) struct Running {
 }
 
 impl Servers {
-    pub(super) async fn hold(rows: usize) -> Self {
-        let mut held = Vec::new();
-        for _ in 0..rows {
-            let mut row = Vec::new();
-            for kind in Kind::ALL {
-                row.push(TcpListener::bind((kind.ip(), 0)).await.unwrap());
-            }
-            held.push(row);
+    pub(super) fn new(rows: usize) -> Self {
+        let row = |_| Kind::ALL.iter().map(|_| free_address().unwrap()).collect();
+        Self {
+            addresses: (0..rows).map(row).collect(),
         }
-        Self { held }
     }
 
-    pub(super) fn addresses(&self) -> Vec<Vec<Address>> {
-        let row = |row: &Vec<TcpListener>| {
-            let addresses = row.iter().map(|socket| socket.local_addr().unwrap());
-            addresses.collect()
-        };
-        self.held.iter().map(row).collect()
+    pub(super) fn addresses(&self) -> &[Vec<Address>] {
+        &self.addresses
     }
 
     pub(super) async fn start(
@@ -114,7 +92,7 @@ impl Servers {
         compiled: &Compiled,
         authority: &Authority,
     ) -> Running {
-        let addresses = self.addresses();
+        let addresses = self.addresses;
         let folder = tempfile::tempdir().unwrap();
         let pair = authority.issue(SERVER);
         for (file, text) in [
@@ -130,11 +108,13 @@ impl Servers {
         };
         let mut for_envoys = Vec::new();
         let mut for_grpc = [Vec::new(), Vec::new()];
-        for (row, sockets) in rows.iter().zip(self.held) {
-            for (kind, socket) in Kind::ALL.into_iter().zip(sockets) {
-                let address = socket.local_addr().unwrap();
+        for (row, addresses) in rows.iter().zip(&addresses) {
+            for (kind, &address) in Kind::ALL.into_iter().zip(addresses) {
                 match kind {
-                    Kind::Ours => serve(&listener(address), row, socket, authority),
+                    Kind::Ours => {
+                        let socket = TcpListener::bind(address).await.unwrap();
+                        serve(&listener(address), row, socket, authority);
+                    }
                     Kind::Envoy => {
                         let listener = for_envoy(&listener(address));
                         for_envoys.push(with_files(listener, row, folder.path()));

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::{
             load_balancing_policy::Policy as LbPolicy,
         },
         core::v3::{
-            HttpProtocolOptions as CommonOptions, TransportSocket, TypedExtensionConfig,
+            HttpProtocolOptions as CommonOptions, Locality, TransportSocket, TypedExtensionConfig,
             transport_socket,
         },
         endpoint::v3::{
@@ -629,9 +629,23 @@ fn locality(endpoint: LbEndpoint) -> LocalityLbEndpoints {
 }
 
 fn assignment(locality: LocalityLbEndpoints) -> EndpointsProto {
+    // Priority 0 has another one.
+    let other = LocalityLbEndpoints {
+        locality: Some(Locality {
+            zone: "other".into(),
+            ..Locality::default()
+        }),
+        ..self::locality(LbEndpoint {
+            host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+                address: address("10.0.0.2", 80),
+                ..Endpoint::default()
+            })),
+            ..LbEndpoint::default()
+        })
+    };
     EndpointsProto {
         cluster_name: "e".into(),
-        endpoints: vec![locality],
+        endpoints: vec![locality, other],
         ..EndpointsProto::default()
     }
 }

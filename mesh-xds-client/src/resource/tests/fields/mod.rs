@@ -8,6 +8,7 @@ mod probe;
 mod routes;
 mod tls;
 mod tokens;
+mod values;
 
 use std::fmt::Write as _;
 
@@ -22,6 +23,7 @@ const NOTES: &[(&str, &[&str])] = &[
             "Listener default_filter_chain",
             "Listener (server) default_filter_chain",
             "FilterChain filter_chain_match",
+            "FilterChain transport_socket",
             "HttpConnectionManager (client) common_http_protocol_options",
             "HttpConnectionManager (server) common_http_protocol_options",
             "HttpConnectionManager (server) path_with_escaped_slashes_action",
@@ -43,6 +45,7 @@ const NOTES: &[(&str, &[&str])] = &[
             "WeightedCluster clusters",
             "Cluster circuit_breakers",
             "RouteAction max_internal_redirects",
+            "Cluster transport_socket",
             "RouteAction metadata_match",
             "WeightedCluster.ClusterWeight metadata_match",
             "Cluster common_http_protocol_options",
@@ -253,7 +256,7 @@ The fate of every field of every message that is read, as the decoders have it. 
 * **reported**: the resource is taken, the field has no effect, and that is said: in the log, in the
   counters and in the list of ignored fields that CSDS and `XdsClient::dump` show.
 * **refused**: the resource is refused (NACK) with the field's path when the field is set to something
-  that cannot be honoured.
+  that cannot be honoured. Of any field, what is no value of its kind is refused.
 * **no effect**: nothing that calls could notice depends on it here.
 
 Policies that are in no extension of xDS come in `load_balancing_policy` as an `xds.type.v3.TypedStruct`

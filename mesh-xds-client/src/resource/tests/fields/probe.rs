@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use super::super::*;
+use super::{super::*, values::values};
 
 /// What decode makes of a field that is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,13 +78,35 @@ pub(super) fn probe<M: Message + Default + Debug + PartialEq>(
             let Some((name, variant)) = name_of::<M>(&empty, &field) else {
                 continue;
             };
-            let mut bytes = base.encode_to_vec();
-            bytes.extend(&field);
-            let fate = match M::decode(&*bytes) {
-                Ok(changed) if changed != *base => judge(kind, &original, place(changed)),
-                // It is in the base already.
-                _ => Fate::Honoured,
+            let fate_of = |field: &[u8]| {
+                let mut bytes = base.encode_to_vec();
+                bytes.extend(field);
+                match M::decode(&*bytes) {
+                    Ok(changed) if changed != *base => judge(kind, &original, place(changed)),
+                    // It is in the base already.
+                    _ => Fate::Honoured,
+                }
             };
+            let mut fate = fate_of(&field);
+            if fate == Fate::Refused {
+                let full = variant.as_ref().map(|variant| format!("{name}.{variant}"));
+                let real = values(&name).chain(full.iter().flat_map(|full| values(full)));
+                let real = real.map(|value| {
+                    let mut field = Vec::new();
+                    value.encode(number, &mut field);
+                    fate_of(&field)
+                });
+                let mut real = real.filter(|fate| *fate != Fate::Refused);
+                let is_in_base =
+                    || is_the_same(&blocks(&format!("{base:#?}")), &empty, &name, &variant);
+                fate = match real.next() {
+                    Some(fate) => fate,
+                    None if is_in_base() => {
+                        fate_without(base, number, |m| judge(kind, &original, place(m)))
+                    }
+                    None => fate,
+                };
+            }
             found.entry(name).or_default().push((variant, fate));
             break;
         }
@@ -121,6 +143,36 @@ fn name_of<M: Message + Default + Debug>(
     let mut changed = set.iter().filter(|(name, block)| empty[*name] != **block);
     let (name, block) = changed.next()?;
     Some((name.clone(), variant(block)))
+}
+
+/// Whether the base sets this field, to the same of several variants.
+fn is_the_same(
+    base: &BTreeMap<String, String>,
+    empty: &BTreeMap<String, String>,
+    name: &str,
+    variant_of_probe: &Option<String>,
+) -> bool {
+    base[name] != empty[name] && variant(&base[name]) == *variant_of_probe
+}
+
+/// What the base says with a field that is taken: something depends on it, when it does not do without.
+fn fate_without<M: Message + Default>(base: &M, number: u32, judge: impl Fn(M) -> Fate) -> Fate {
+    let bytes = base.encode_to_vec();
+    let mut rest = &bytes[..];
+    let mut kept = Vec::new();
+    while !rest.is_empty() {
+        let whole = rest;
+        let (tag, wire) = prost::encoding::decode_key(&mut rest).expect("its own encoding");
+        let context = prost::encoding::DecodeContext::default();
+        prost::encoding::skip_field(wire, tag, &mut rest, context).expect("its own encoding");
+        if tag != number {
+            kept.extend(&whole[..whole.len() - rest.len()]);
+        }
+    }
+    match judge(M::decode(&*kept).expect("fields of its own")) {
+        Fate::Refused => Fate::Honoured,
+        fate => fate,
+    }
 }
 
 fn judge(kind: Kind, original: &Decoded, changed: Any) -> Fate {
