@@ -16,7 +16,7 @@ use mesh_core::{
 };
 use tokio::time::Instant;
 
-use crate::{body::Activity, cluster::Affinity, head::Head, outgoing::Outgoing};
+use crate::{body::Activity, call::Redirects, cluster::Affinity, head::Head, outgoing::Outgoing};
 
 /// Tells which attempt this is, counted from 1 (Envoy).
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -48,6 +48,8 @@ pub(crate) struct CallExtras {
     pub(crate) cookie: Option<HeaderValue>,
     /// What servers are told of how long they are waited for.
     pub(crate) expected: Option<ExpectedTimeout>,
+    /// Redirects that are followed.
+    pub(crate) redirects: Option<Box<Redirects>>,
 }
 
 /// How long an attempt is waited for, as its server is told (`x-envoy-expected-rq-timeout-ms`).
@@ -115,7 +117,12 @@ pub(crate) struct ResponseRules {
 impl CallExtras {
     /// Whether the call's attempts run where they can be side by side and timers are looked at.
     pub(crate) fn is_watched(&self) -> bool {
-        self.hedge.is_some() || self.idle.is_some()
+        self.hedge.is_some() || self.idle.is_some() || self.redirects.is_some()
+    }
+
+    /// Whether the request may be sent again without a retry policy.
+    pub(crate) fn repeats(&self) -> bool {
+        self.hedge.is_some() || self.redirects.is_some()
     }
 
     /// Makes the changes that each attempt gets. The same request may come again.

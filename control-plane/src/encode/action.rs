@@ -19,7 +19,8 @@ use mesh_core::config::{
 };
 
 use super::{
-    ClientClass, any, duration, headers, hedge, retry, route::runtime_fraction, subset, uint32,
+    ClientClass, any, duration, headers, hedge, internal_redirect, retry, route::runtime_fraction,
+    subset, uint32,
 };
 
 /// Encodes a forwarding action.
@@ -81,6 +82,10 @@ pub(super) fn forward(config: &Forward, class: ClientClass) -> ProtoRouteAction 
         request_mirror_policies: extras.mirrors.iter().map(mirror).collect(),
         hedge_policy: extras.hedge.as_ref().map(hedge::policy),
         metadata_match: subset::metadata(&extras.metadata_match, None),
+        internal_redirect_policy: extras
+            .internal_redirect
+            .as_deref()
+            .map(internal_redirect::policy),
         ..ProtoRouteAction::default()
     }
 }

@@ -16,6 +16,7 @@ mod headers;
 mod health_check;
 mod hedge;
 mod http_limits;
+mod internal_redirect;
 mod jwt;
 mod listener;
 mod matcher;

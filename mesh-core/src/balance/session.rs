@@ -66,6 +66,23 @@ impl SessionCookie {
         }
     }
 
+    /// Whether a value is base64 of anything, as Envoy reads it: whole words, and no bits over.
+    pub(crate) fn says_something(value: &str) -> bool {
+        let value = value.trim_matches('"');
+        let digits = value.strip_suffix('=').unwrap_or(value);
+        let digits = digits.strip_suffix('=').unwrap_or(digits);
+        let last = digits.bytes().last().and_then(digit);
+        let spare = match digits.len() % 4 {
+            2 => 15,
+            3 => 3,
+            _ => 0,
+        };
+        !value.is_empty()
+            && value.len().is_multiple_of(4)
+            && digits.bytes().all(|byte| digit(byte).is_some())
+            && last.is_some_and(|last| last & spare == 0)
+    }
+
     /// The value to set.
     pub fn format(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
@@ -98,6 +115,11 @@ fn encode_base64(bytes: &[u8]) -> String {
     text
 }
 
+/// The six bits of a letter.
+fn digit(letter: u8) -> Option<usize> {
+    ALPHABET.iter().position(|held| *held == letter)
+}
+
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_end_matches('=');
     let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
@@ -107,7 +129,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
             // As in URLs.
             b'-' => 62,
             b'_' => 63,
-            _ => ALPHABET.iter().position(|letter| *letter == digit)?,
+            letter => self::digit(letter)?,
         };
         word = word << 6 | digit as u32;
         bits += 6;

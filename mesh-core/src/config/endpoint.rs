@@ -16,7 +16,9 @@ pub struct ClusterEndpoints {
     pub drop_overloads: Vec<DropOverload>,
     /// Percentage by which the load that a priority can take exceeds its share of usable endpoints
     /// (Envoy); with it priorities share the load by health. Default none: a priority is used as long
-    /// as one of its endpoints can be (gRFC A56).
+    /// as one of its endpoints can be (gRFC A56), unless
+    /// [`fail_traffic_on_panic`](super::ZoneAware::fail_traffic_on_panic) asks for Envoy's panic, and so
+    /// for [`OVERPROVISIONING_FACTOR_DEFAULT`].
     pub overprovisioning_factor: Option<u32>,
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::{
-    FilterOverrides, Fraction, HashPolicy, HeaderMutations, HostRewrite, LbMetadata, PathRewrite,
-    RetryPolicy,
+    FilterOverrides, Fraction, HashPolicy, HeaderMutations, HostRewrite, InternalRedirectPolicy,
+    LbMetadata, PathRewrite, RetryPolicy,
 };
 use crate::name::ClusterName;
 
@@ -85,6 +85,8 @@ pub struct ForwardExtras {
     /// The metadata that endpoints must have (`RouteAction.metadata_match`), where the cluster has
     /// [`Subsets`](super::Subsets).
     pub metadata_match: LbMetadata,
+    /// Redirects of servers that are followed for the caller; `None` hands them on.
+    pub internal_redirect: Option<Box<InternalRedirectPolicy>>,
 }
 
 /// What decides among weighted clusters (`WeightedCluster.random_value_specifier`).

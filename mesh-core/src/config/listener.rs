@@ -51,6 +51,37 @@ pub struct RouterOptions {
     /// Whether what another hop promised in `x-envoy-expected-rq-timeout-ms` is the timeout
     /// (`respect_expected_rq_timeout`).
     pub respect_expected_rq_timeout: bool,
+    /// Headers of callers that are answered with 400 when they cannot be read.
+    pub strict_headers: StrictHeaders,
+}
+
+/// A set of callers' headers (`Router.strict_check_headers`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StrictHeaders(u8);
+
+impl StrictHeaders {
+    /// Those that can be in a set.
+    pub const NAMES: [&str; 5] = [
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-envoy-upstream-rq-per-try-timeout-ms",
+        "x-envoy-max-retries",
+        "x-envoy-retry-on",
+        "x-envoy-retry-grpc-on",
+    ];
+
+    /// Adds a header; false for one that cannot be in a set.
+    #[must_use]
+    pub fn insert(&mut self, name: &str) -> bool {
+        let place = Self::NAMES.iter().position(|known| *known == name);
+        self.0 |= place.map_or(0, |place| 1 << place);
+        place.is_some()
+    }
+
+    /// The headers of the set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let names = Self::NAMES.into_iter().enumerate();
+        names.filter_map(move |(place, name)| (self.0 & 1 << place != 0).then_some(name))
+    }
 }
 
 /// Where a listener's routes come from.

@@ -17,6 +17,7 @@ mod hash_policy;
 mod headers;
 mod health_check;
 mod http_limits;
+mod internal_redirect;
 mod ip_range;
 mod jwt;
 mod listener;
@@ -75,6 +76,7 @@ pub use health_check::{
     HealthCheck, HealthCheckKind, HttpHealthCheck, NO_TRAFFIC_INTERVAL_DEFAULT,
 };
 pub use http_limits::{HttpLimits, Underscores};
+pub use internal_redirect::{InternalRedirectPolicy, REDIRECT_CODES, RedirectPredicate};
 pub use ip_range::IpRange;
 pub use jwt::{
     ClaimToHeader, HeaderLocation, JWKS_CACHE_DURATION_DEFAULT, JWKS_CACHE_DURATION_MIN,
@@ -83,7 +85,7 @@ pub use jwt::{
 };
 pub use listener::{
     ApiListener, FilterChain, InboundListener, Listener, ListenerKind, RouteSource, RouterOptions,
-    TransportMatch,
+    StrictHeaders, TransportMatch,
 };
 pub use matcher::{
     Fraction, HeaderMatcher, HeaderPredicate, PathMatcher, PathPattern, QueryMatcher,

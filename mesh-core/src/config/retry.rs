@@ -135,6 +135,13 @@ impl Default for Backoff {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct RetryOn(u32);
 
+/// The words of a list that are not empty.
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+}
+
 impl RetryOn {
     /// Any 5xx, and no response at all.
     pub const SERVER_ERROR: Self = Self(1);
@@ -197,11 +204,7 @@ impl RetryOn {
     pub fn parse(list: &str) -> (Self, Vec<String>) {
         let mut set = Self::default();
         let mut unknown = Vec::new();
-        for token in list
-            .split(',')
-            .map(str::trim)
-            .filter(|token| !token.is_empty())
-        {
+        for token in words(list) {
             match Self::TOKENS
                 .iter()
                 .find(|(name, _)| name.eq_ignore_ascii_case(token))
@@ -229,6 +232,16 @@ impl RetryOn {
     /// Reads `x-envoy-retry-grpc-on` likewise: the conditions of gRPC statuses alone.
     pub fn of_grpc(list: &str) -> Self {
         Self::exactly(list, |bit| Self::GRPC.contains(bit))
+    }
+
+    /// Whether every word of `x-envoy-retry-on` is one that it can have.
+    pub fn are_of_http(list: &str) -> bool {
+        words(list).all(|word| Self::of_http(word) != Self::default())
+    }
+
+    /// The same of `x-envoy-retry-grpc-on`.
+    pub fn are_of_grpc(list: &str) -> bool {
+        words(list).all(|word| Self::of_grpc(word) != Self::default())
     }
 
     fn exactly(list: &str, is_meant: impl Fn(Self) -> bool) -> Self {

@@ -15,7 +15,8 @@ pub struct ZoneAware {
     /// With fewer usable endpoints zones say nothing. Default 6.
     pub min_cluster_size: u64,
     /// Whether requests fail, instead of going to any endpoint, when most endpoints are unusable, or most
-    /// callers are. Default `false`.
+    /// callers are. Priorities then share the load by health, as Envoy has it: requests to another
+    /// priority that does not panic are served. Default `false`.
     pub fail_traffic_on_panic: bool,
     /// All requests stay in the own zone as long as it has so many usable endpoints, whatever it can
     /// take. Default none: no more than it can take.

@@ -18,29 +18,38 @@ use crate::{
 pub struct Session {
     config: Arc<StatefulSession>,
     found: Option<SessionCookie>,
+    /// What the request brought names something that is no endpoint.
+    is_strange: bool,
 }
 
 impl Session {
     /// `None` for a request outside of the cookie's path. What cannot be understood is none.
     pub fn of(config: &Arc<StatefulSession>, request: &RequestView<'_>) -> Option<Self> {
-        let found = match &config.state {
-            SessionState::Cookie(cookie) if !holds_for(&cookie.path, request.path) => return None,
-            SessionState::Cookie(cookie) => {
-                let value = find_cookie(request, &cookie.name);
-                value.and_then(|value| SessionCookie::parse(&value).ok())
+        let cookie;
+        let (value, parse): (_, fn(&str) -> _) = match &config.state {
+            SessionState::Cookie(state) if !holds_for(&state.path, request.path) => return None,
+            SessionState::Cookie(state) => {
+                cookie = find_cookie(request, &state.name);
+                (cookie.as_deref(), SessionCookie::parse)
             }
             SessionState::Header(name) => {
-                let value = request
-                    .headers
-                    .get(name)
-                    .and_then(|value| value.to_str().ok());
-                value.and_then(|value| SessionCookie::parse_address(value).ok())
+                let value = request.headers.get(name);
+                let value = value.and_then(|value| value.to_str().ok());
+                (value, SessionCookie::parse_address)
             }
         };
+        let found = value.and_then(|value| parse(value).ok());
         Some(Self {
             config: Arc::clone(config),
+            is_strange: found.is_none() && value.is_some_and(SessionCookie::says_something),
             found,
         })
+    }
+
+    /// Whether the request names an endpoint that there cannot be, and no other will do: it fails, as in
+    /// Envoy. What is no base64 names none.
+    pub fn is_lost(&self) -> bool {
+        self.is_strange && self.config.strict
     }
 
     /// The endpoint of earlier requests.
@@ -203,6 +212,26 @@ mod tests {
         for wrong in ["!", "", &cookie] {
             let session = session(by_header(), "/", Some(("x-session", wrong))).unwrap();
             assert_eq!(session.endpoint(), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_strict_session_is_lost_when_it_names_what_is_no_endpoint() {
+        // Base64 of "nowhere" and of an address without a port.
+        let strange = ["bm93aGVyZQ==", "MTAuMC4wLjE="];
+        // Nothing, no base64, no whole base64, bits that say nothing.
+        let nothing = ["", "!", "bm93aGVyZQ", "bm93aGVyZR=="];
+        for strict in [false, true] {
+            for (values, is_strange) in [(strange.as_slice(), true), (&nothing, false)] {
+                for value in values {
+                    let mut found = session(by_header(), "/", Some(("x-session", value))).unwrap();
+                    found.config = Arc::new(StatefulSession {
+                        state: by_header(),
+                        strict,
+                    });
+                    assert_eq!(found.is_lost(), strict && is_strange, "{value:?}");
+                }
+            }
         }
     }
 }

@@ -12,7 +12,8 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName};
 
 use crate::config::{
-    HeaderMatcher, HeaderPredicate, RETRIES_MAX, RetryOn, RetryPolicy, RouterOptions, joined,
+    HeaderMatcher, HeaderPredicate, RETRIES_MAX, RetryOn, RetryPolicy, RouterOptions,
+    StrictHeaders, joined,
 };
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
@@ -64,6 +65,20 @@ impl CallerTimes {
             answers_no_content: take(headers, ALT_RESPONSE).is_some(),
         }
     }
+}
+
+/// The first of the `strict` headers that is there and cannot be read, with its value (Envoy
+/// `Router.strict_check_headers`).
+pub fn unreadable(headers: &HeaderMap, strict: StrictHeaders) -> Option<(&'static str, String)> {
+    strict.names().find_map(|name| {
+        let value = joined(headers, name)?;
+        let is_readable = match name {
+            "x-envoy-retry-on" => RetryOn::are_of_http(&value),
+            "x-envoy-retry-grpc-on" => RetryOn::are_of_grpc(&value),
+            _ => number(&value).is_some(),
+        };
+        (!is_readable).then(|| (name, value.into_owned()))
+    })
 }
 
 /// The retry policy of a request: the `declared` one of its route with what its headers, of which it is

@@ -10,7 +10,7 @@ mod pause;
 mod policy;
 
 pub use backoff::backoff;
-pub use caller::{CallerTimes, EXPECTED_TIMEOUT, take_retry_policy};
+pub use caller::{CallerTimes, EXPECTED_TIMEOUT, take_retry_policy, unreadable};
 pub use latency::{LATENCY_SAMPLES_MIN, Latencies};
 pub use pause::{Pause, pause};
 pub use policy::{Attempted, is_retriable, may_retry};

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     config::{
-        ClusterExtras, HeaderChanges, HeaderMutations, HedgePolicy, HostRewrite, LbMetadata,
-        Mirror, RetryPolicy, WeighBy,
+        ClusterExtras, HeaderChanges, HeaderMutations, HedgePolicy, HostRewrite,
+        InternalRedirectPolicy, LbMetadata, Mirror, RetryPolicy, WeighBy,
     },
     rng::Rng,
 };
@@ -281,6 +281,12 @@ impl<'t> Decision<'t> {
     pub fn metadata_match(&self) -> Option<&Arc<LbMetadata>> {
         let extras = self.route.extras.as_deref()?;
         extras.metadata.get(self.place.unwrap_or(0))?.as_ref()
+    }
+
+    /// The redirects that are followed for the caller.
+    pub fn internal_redirect(&self) -> Option<&InternalRedirectPolicy> {
+        let extras = self.route.extras.as_deref()?;
+        extras.forward.internal_redirect.as_deref()
     }
 
     fn forward(

@@ -30,6 +30,8 @@ pub struct RouteTable {
     virtual_host: Arc<str>,
     /// Changes of headers for all routes.
     pub(super) headers: Option<Box<HeaderLevels>>,
+    /// The virtual hosts without their routes, where a redirect may lead to one of them.
+    pub(super) hosts: Option<Box<RouteConfig>>,
 }
 
 /// A route, ready for lookup. What each request reads is in the first two cache lines.
@@ -258,6 +260,7 @@ impl RouteTable {
         }
         Ok(Self {
             virtual_host: host.name.as_str().into(),
+            hosts: follows_redirects(host).then(|| Box::new(without_routes(config))),
             index: RouteIndex::new(routes.iter().map(|route| &route.matcher.path)).map(Box::new),
             routes: routes.into(),
             headers,
@@ -321,6 +324,26 @@ impl RouteTable {
     /// The routes in order.
     pub fn routes(&self) -> &[CompiledRoute] {
         &self.routes
+    }
+}
+
+fn follows_redirects(host: &VirtualHost) -> bool {
+    host.routes.iter().any(|route| match &route.action {
+        RouteAction::Forward(Forward {
+            extras: Some(extras),
+            ..
+        }) => extras.internal_redirect.is_some(),
+        _ => false,
+    })
+}
+
+/// What says which virtual host an authority belongs to.
+fn without_routes(config: &RouteConfig) -> RouteConfig {
+    let hosts = config.virtual_hosts.iter();
+    let hosts = hosts.map(|host| VirtualHost::new(&*host.name, &host.domains, Vec::new()));
+    RouteConfig {
+        ignore_port: config.ignore_port,
+        ..RouteConfig::new(config.name.clone(), hosts.collect())
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     balance::{LbPolicyFactories, LbPolicyFactory, Parts, Picker, Provided, TierState},
     config::{
         self, ClientPosition, ClusterEndpoints, CommonLbConfig, Discovery, HttpFilter, LbPolicy,
-        LocalZones, RouteConfig, RouterOptions,
+        LocalZones, OVERPROVISIONING_FACTOR_DEFAULT, RouteConfig, RouterOptions,
     },
     filter::{FilterStates, FilterTable},
     load::ClusterLoad,
@@ -296,7 +296,11 @@ impl Kept {
             Ok(assignment) => {
                 arranged = arrange(assignment, common, self.seed, self.client, &mut self.stats);
                 drops = Drops::new(&assignment.drop_overloads);
-                overprovisioning_factor = assignment.overprovisioning_factor;
+                // Whose requests fail in a panic, has the panic that Envoy has.
+                let implied = common
+                    .fails_on_panic()
+                    .then_some(OVERPROVISIONING_FACTOR_DEFAULT);
+                overprovisioning_factor = assignment.overprovisioning_factor.or(implied);
                 if arranged.endpoints.is_empty() && !is_provided {
                     resolution_note = Some(ConfigError::new(
                         format!("endpoints {}", assignment.name),

@@ -4,6 +4,7 @@
 
 mod agent;
 mod authz;
+mod beside;
 mod consul;
 #[allow(dead_code, reason = "shared with the target `routing`")]
 #[path = "../routing/echo.rs"]
@@ -15,10 +16,15 @@ mod issuer;
 #[path = "../e2e/load.rs"]
 mod load;
 mod orca;
+mod panics;
 mod passthrough;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
 mod plane;
+#[allow(dead_code, reason = "shared with the target `routing`")]
+#[path = "../routing/redirecting.rs"]
+mod redirecting;
+mod redirects;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/resources.rs"]
 mod resources;
@@ -27,6 +33,10 @@ mod routes;
 #[allow(dead_code, reason = "shared with the target `routing`")]
 #[path = "../routing/scene.rs"]
 mod scene;
+mod sessions;
+
+#[path = "../routing/stateful.rs"]
+mod stateful;
 #[allow(dead_code, reason = "shared with the target `routing`")]
 #[path = "../routing/unruly.rs"]
 mod unruly;

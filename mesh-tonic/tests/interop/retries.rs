@@ -1,20 +1,15 @@
 //! Retries and what callers ask for in headers, beside Envoy: the same routes and servers, the same
 //! requests, and the same attempts with the same headers.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::fmt::Write as _;
 
 use envoy_types::pb::{
     envoy::{
         config::{
-            cluster::v3::{
-                CircuitBreakers, Cluster,
-                circuit_breakers::Thresholds,
-                cluster::{ClusterDiscoveryType, DiscoveryType},
-            },
+            cluster::v3::{CircuitBreakers, circuit_breakers::Thresholds},
             core::v3::CidrRange,
-            endpoint::v3::ClusterLoadAssignment,
             route::v3::{
-                HedgePolicy, RetryPolicy, RouteAction, RouteConfiguration, VirtualHost,
+                HedgePolicy, RetryPolicy, RouteAction, VirtualHost,
                 retry_policy::{RetryPriority, retry_priority},
             },
         },
@@ -26,13 +21,13 @@ use envoy_types::pb::{
     google::protobuf::{Duration as DurationProto, UInt32Value},
 };
 use futures_util::future::join_all;
-use mesh_examples::ports::free_port;
+use mesh_core::config::StrictHeaders;
 use mesh_tower::ErrorKind;
 
 use super::{
+    beside::{Beside, Options},
     http,
     resources::{any, endpoint},
-    routes,
     scene::{Scene, Wire, add_header, forward, host, prefix, priorities},
     unruly::{CASE, Unruly},
 };
@@ -43,10 +38,8 @@ type Headers = &'static [(&'static str, &'static str)];
 /// Both sides with the same routes, servers and router.
 struct Sides {
     ours: Scene,
-    envoy: SocketAddr,
+    envoy: Beside,
     servers: Vec<Unruly>,
-    _process: tokio::process::Child,
-    _folder: tempfile::TempDir,
 }
 
 impl Sides {
@@ -74,28 +67,21 @@ impl Sides {
         ours.serve_priorities(&assignment, "c", |cluster| {
             cluster.circuit_breakers = Some(breakers);
         });
-        let folder = tempfile::tempdir().unwrap();
         host.name = "envoy".into();
-        let routes = RouteConfiguration {
-            name: "r".into(),
-            virtual_hosts: vec![host],
-            ..RouteConfiguration::default()
+        let options = Options {
+            router,
+            internal: Some(CidrRange {
+                address_prefix: "127.0.0.0".into(),
+                prefix_len: Some(UInt32Value { value: 8 }),
+            }),
+            breakers: Some(circuit_breakers()),
+            ..Options::default()
         };
-        let port = free_port().unwrap();
-        let internal = CidrRange {
-            address_prefix: "127.0.0.0".into(),
-            prefix_len: Some(UInt32Value { value: 8 }),
-        };
-        let listener = routes::listener(port, routes, Vec::new(), &router, Some(internal));
-        let cluster = static_cluster(assignment);
-        let started = routes::start(folder.path(), vec![listener], vec![cluster], port);
-        let (process, envoy) = started.await;
+        let envoy = Beside::start(host, assignment, options).await;
         Self {
             ours,
             envoy,
             servers,
-            _process: process,
-            _folder: folder,
         }
     }
 
@@ -109,8 +95,10 @@ impl Sides {
             _ = write!(request, "{name}: {value}\r\n");
         }
         request.push_str("connection: close\r\n\r\n");
-        let (reply, answer) =
-            tokio::join!(self.ours.try_with(path, &all), http(self.envoy, &request));
+        let (reply, answer) = tokio::join!(
+            self.ours.try_with(path, &all),
+            http(self.envoy.address, &request)
+        );
         let status = match reply {
             Ok(reply) => reply.status.as_u16(),
             Err(error) => match error.kind() {
@@ -156,16 +144,6 @@ fn without_number(told: &str) -> String {
     words
         .map(word)
         .fold(first, |all, word| format!("{all} {word}"))
-}
-
-fn static_cluster(assignment: ClusterLoadAssignment) -> Cluster {
-    Cluster {
-        name: assignment.cluster_name.clone(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
-        load_assignment: Some(assignment),
-        circuit_breakers: Some(circuit_breakers()),
-        ..Cluster::default()
-    }
 }
 
 /// Room for the retries of all cases that are asked at a time.
@@ -460,6 +438,71 @@ async fn routers_say_and_believe_how_long_is_waited_as_envoys_do() {
         Sides::start(&[1], believing, to(|_| {})),
     );
     tokio::join!(compare(&quiet, PLAIN), compare(&believing, PLAIN));
+}
+
+/// Words and numbers at the edges of what can be read.
+const EDGES: &[(&str, &str, Headers)] = &[
+    ("empty on", "/good", &[("x-envoy-retry-on", "")]),
+    (
+        "commas on",
+        "/good",
+        &[("x-envoy-retry-on", "5xx,, reset ,")],
+    ),
+    (
+        "http3 on",
+        "/good",
+        &[("x-envoy-retry-on", "http3-post-connect-failure")],
+    ),
+    (
+        "early on",
+        "/good",
+        &[("x-envoy-retry-on", "reset-before-request")],
+    ),
+    (
+        "unknown on",
+        "/good",
+        &[("x-envoy-retry-on", "5xx,sometimes")],
+    ),
+    ("code on", "/good", &[("x-envoy-retry-on", "503")]),
+    (
+        "grpc on",
+        "/good",
+        &[("x-envoy-retry-grpc-on", "cancelled, unavailable")],
+    ),
+    (
+        "unknown grpc",
+        "/good",
+        &[("x-envoy-retry-grpc-on", "aborted")],
+    ),
+    (
+        "many",
+        "/good",
+        &[("x-envoy-max-retries", "18446744073709551616")],
+    ),
+    ("no number", "/good", &[("x-envoy-max-retries", "")]),
+    (
+        "fraction",
+        "/good",
+        &[("x-envoy-upstream-rq-per-try-timeout-ms", "1.5")],
+    ),
+    (
+        "other header",
+        "/good",
+        &[("x-envoy-hedge-on-per-try-timeout", "?")],
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_cannot_be_read_are_answered_where_envoy_does() {
+    for names in [&StrictHeaders::NAMES[..], &StrictHeaders::NAMES[2..4]] {
+        let strict = Router {
+            strict_check_headers: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Router::default()
+        };
+        let sides = Sides::start(&[1], strict, to(|_| {})).await;
+        compare(&sides, EDGES).await;
+        compare(&sides, PLAIN).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

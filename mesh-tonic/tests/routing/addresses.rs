@@ -20,7 +20,7 @@ use super::{
     echo::Echo,
     resources::{any, endpoint, listener_with},
     scene::{Scene, Wire, forward, host, prefix},
-    sessions,
+    stateful,
 };
 
 /// An address that does not answer, as long as this lives: its one place is taken.
@@ -135,7 +135,7 @@ async fn a_session_may_name_any_address_of_its_endpoint() {
     for wire in Wire::ALL {
         let (one, two) = (Echo::start("one").await, Echo::start("two").await);
         let scene = scene(wire).await;
-        let filter = sessions::filter(&sessions::session("", false));
+        let filter = stateful::filter(&stateful::session("", false));
         scene.plane.set([listener_with(vec![filter])]);
         let endpoints = vec![
             at(&[free_address().unwrap(), one.address]),

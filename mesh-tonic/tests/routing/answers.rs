@@ -8,18 +8,24 @@ use envoy_types::pb::{
                 DirectResponseAction, NonForwardingAction, RedirectAction,
                 redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier},
                 route::Action,
+                route_action::ClusterSpecifier,
             },
         },
-        extensions::filters::http::{
-            fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
-            local_ratelimit::v3::LocalRateLimit,
+        extensions::filters::{
+            common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier},
+            http::{
+                fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType},
+                local_ratelimit::v3::LocalRateLimit,
+            },
         },
         r#type::v3::{FractionalPercent, TokenBucket},
     },
     google::protobuf::Duration as DurationProto,
 };
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use mesh_tower::{ErrorKind, Origin};
+use tower::ServiceExt as _;
 
 use super::{
     echo::Echo,
@@ -53,6 +59,65 @@ async fn a_redirect_is_answered_here() {
             Wire::Grpc => assert_eq!((reply.status, reply.grpc()), (StatusCode::OK, Some("2"))),
             _ => assert_eq!(reply.status, StatusCode::PERMANENT_REDIRECT),
         }
+    }
+}
+
+/// A call that is dropped as soon as it waits.
+async fn give_up(scene: &Scene, path: &str, headers: &[(&str, &str)]) {
+    let mut request = scene.wire.request(path);
+    for (name, value) in headers {
+        let name = http::HeaderName::try_from(*name).unwrap();
+        request.headers_mut().append(name, value.parse().unwrap());
+    }
+    let service = scene.service().await;
+    let call = service.oneshot(request).now_or_never();
+    assert!(call.is_none(), "it waits");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_whose_callers_go_away_before_a_cluster_has_them_are_counted() {
+    for wire in Wire::ALL {
+        let delay = HttpFault {
+            delay: Some(FaultDelay {
+                percentage: Some(FractionalPercent {
+                    numerator: 100,
+                    ..FractionalPercent::default()
+                }),
+                fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(DurationProto {
+                    seconds: 3_600,
+                    nanos: 0,
+                })),
+            }),
+            ..HttpFault::default()
+        };
+        let to_c = || forward("c", |_| {});
+        let named = forward("c", |action| {
+            action.cluster_specifier = Some(ClusterSpecifier::ClusterHeader("x-to".into()));
+        });
+        let routes = vec![
+            saying(prefix("/delayed", to_c()), "fault", &delay),
+            prefix("/named", named),
+            prefix("/known", to_c()),
+        ];
+        let server = Echo::start("server").await;
+        let scene = Scene::start(wire, host(routes)).await;
+        scene
+            .plane
+            .set([listener_with(vec![filter("fault", &HttpFault::default())])]);
+        // There is no configuration before there is the cluster.
+        give_up(&scene, "/known", &[]).await;
+        scene.serve("c", &[&server]);
+        scene.get("/known").await;
+        give_up(&scene, "/delayed", &[]).await;
+        give_up(&scene, "/named", &[("x-to", "unknown")]).await;
+        let scraped = scene.metrics().await;
+        let line = format!(
+            "mesh_client_local_replies_total{{listener=\"{TARGET}\",reason=\"cancelled\",\
+             code=\"cancelled\"}} 3\n"
+        );
+        assert!(scraped.contains(&line), "{line} is missing in\n{scraped}");
+        let rows = scraped.matches("mesh_client_local_replies_total{").count();
+        assert_eq!(rows, 1, "{scraped}");
     }
 }
 

@@ -15,6 +15,8 @@ mod intent;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/plane.rs"]
 mod plane;
+mod redirecting;
+mod redirects;
 mod replays;
 #[allow(dead_code, reason = "shared with the target `acceptance`")]
 #[path = "../acceptance/resources.rs"]
@@ -23,6 +25,7 @@ mod retries;
 mod scene;
 mod secrets;
 mod sessions;
+mod stateful;
 mod timeouts;
 mod unruly;
 #[path = "../e2e/world.rs"]

@@ -4,24 +4,15 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::cluster::CommonLbConfig,
-            core::v3::{HealthStatus, HealthStatusSet, TypedExtensionConfig},
+            core::v3::{HealthStatus, HealthStatusSet},
             route::v3::{
                 RouteAction, RouteConfiguration, WeightedCluster, route::Action,
                 route_action::ClusterSpecifier, weighted_cluster::ClusterWeight,
             },
         },
-        extensions::{
-            filters::{
-                http::stateful_session::v3::{
-                    StatefulSession, StatefulSessionPerRoute, stateful_session_per_route::Override,
-                },
-                network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
-            },
-            http::stateful_session::{
-                cookie::v3::CookieBasedSessionState, header::v3::HeaderBasedSessionState,
-            },
+        extensions::filters::http::stateful_session::v3::{
+            StatefulSession, StatefulSessionPerRoute, stateful_session_per_route::Override,
         },
-        r#type::http::v3::Cookie,
     },
     google::protobuf::UInt32Value,
 };
@@ -31,49 +22,8 @@ use super::{
     echo::Echo,
     resources::{any, listener_with},
     scene::{Reply, Scene, Wire, forward, host, prefix},
+    stateful::{NAME, by_header, filter, session},
 };
-
-const NAME: &str = "session";
-
-pub(crate) fn session(path: &str, strict: bool) -> StatefulSession {
-    let state = CookieBasedSessionState {
-        cookie: Some(Cookie {
-            name: "stay".into(),
-            path: path.into(),
-            ..Cookie::default()
-        }),
-    };
-    StatefulSession {
-        session_state: Some(TypedExtensionConfig {
-            name: "cookie".into(),
-            typed_config: Some(any(&state)),
-        }),
-        strict,
-        ..StatefulSession::default()
-    }
-}
-
-fn by_header(strict: bool) -> StatefulSession {
-    let state = HeaderBasedSessionState {
-        name: "x-stay".into(),
-    };
-    StatefulSession {
-        session_state: Some(TypedExtensionConfig {
-            name: "header".into(),
-            typed_config: Some(any(&state)),
-        }),
-        strict,
-        ..StatefulSession::default()
-    }
-}
-
-pub(crate) fn filter(session: &StatefulSession) -> HttpFilter {
-    HttpFilter {
-        name: NAME.into(),
-        config_type: Some(ConfigType::TypedConfig(any(session))),
-        ..HttpFilter::default()
-    }
-}
 
 /// What the caller sends back.
 #[track_caller]

@@ -84,6 +84,17 @@ impl Replay {
         })
     }
 
+    /// Whether all of the body was sent and kept.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Self::Free(_) => true,
+            Self::Recorded(recording) => {
+                let held = lock(recording);
+                !held.is_overflowed && (held.is_ended || held.source.is_end_stream())
+            }
+        }
+    }
+
     /// Whether another attempt would have its body.
     pub(crate) fn can_repeat(&self) -> bool {
         match self {

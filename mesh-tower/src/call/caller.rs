@@ -3,13 +3,13 @@
 //! Stages 9 to 11, in the place of what every other client does there. Times are read before the
 //! route changes the request's headers, conditions of retries after that, and all of them are removed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use mesh_core::{
     config::{RetryPolicy, RouterOptions},
-    retry::{CallerTimes, take_retry_policy},
+    retry::{CallerTimes, take_retry_policy, unreadable},
     rng::SplitMix64,
 };
 use tokio::time::Instant;
@@ -23,13 +23,13 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::Protocol,
+    telemetry::{LocalReplyReason as Reason, Protocol},
 };
 
 /// Sends a request that has its permit, at `now`, as its headers say.
 #[cold]
 pub(super) fn proceed<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     now: Instant,
@@ -39,6 +39,15 @@ pub(super) fn proceed<M: MakeEndpoint, S>(
 ) -> ResponseFuture<M, S> {
     let router = live.snapshot.router;
     let (route, forward) = (chosen.route, chosen.forward);
+    if let Some((name, value)) = unreadable(&outgoing.head().headers, router.strict_headers) {
+        let body = format!("invalid header '{name}' with value '{value}'");
+        let reply = LocalReply::new(Reason::BadHeader, StatusCode::BAD_REQUEST, body.into());
+        let is_head = outgoing.head().method == Method::HEAD;
+        let reply = reply.spoken(in_flight.protocol, is_head);
+        let code = reply.code(in_flight.protocol);
+        in_flight.answer(code);
+        return ResponseFuture::answered(reply.into_response());
+    }
     let times = CallerTimes::take(&mut outgoing.head_mut().headers, &router);
     let timeout = times.timeout.map_or(forward.timeout, limit);
     let of_stream = match in_flight.protocol {

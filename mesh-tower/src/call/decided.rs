@@ -21,7 +21,7 @@ use mesh_core::{
     },
 };
 
-use super::{Chosen, Stop};
+use super::{Chosen, Stop, redirects::Redirects};
 use crate::{
     cluster::{Affinity, MakeEndpoint},
     error::{Error, ErrorKind},
@@ -136,6 +136,14 @@ pub(super) fn prepare<M: MakeEndpoint>(
     let DecisionAction::Forward(forwarding) = action else {
         unreachable!("only what is forwarded is prepared")
     };
+    if session.as_ref().is_some_and(|session| session.is_lost()) {
+        let (listener, route) = (listener.name(), &decision.route.name);
+        let reason = format!(
+            "listener {listener}: route {route}: what the session names is no endpoint, and no \
+             other will do (strict)"
+        );
+        return Err(Error::new(ErrorKind::NoEndpoint, reason));
+    }
     outgoing.make_absolute(Scheme::HTTP, || listener.name().parse().ok());
     let head = outgoing.head_mut();
     let original = head.uri.authority().cloned();
@@ -158,6 +166,8 @@ pub(super) fn prepare<M: MakeEndpoint>(
         changes,
         snapshot: live.snapshot.clone(),
     });
+    let redirects = decision.internal_redirect();
+    let redirects = redirects.map(|policy| Redirects::new(policy, decision.route, head));
     let cookie = forwarding.cookie;
     Ok(Box::new(CallExtras {
         route: None,
@@ -178,6 +188,7 @@ pub(super) fn prepare<M: MakeEndpoint>(
         permits: Vec::new(),
         cookie: cookie.and_then(|cookie| cookie.header.try_into().ok()),
         expected: None,
+        redirects,
     }))
 }
 

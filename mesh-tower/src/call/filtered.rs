@@ -15,7 +15,7 @@ use mesh_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Beginning, CallOptions, CallResult, Chosen, Stop, choose, deadline, proceed, read};
+use super::{CallOptions, CallResult, Chosen, Stop, Unclaimed, choose, deadline, proceed, read};
 use crate::{
     Body,
     body::HoldBackError,
@@ -25,7 +25,7 @@ use crate::{
     listener::{ListenerRuntime, LiveSnapshot},
     local_reply::LocalReply,
     outgoing::Outgoing,
-    telemetry::{CallHead, CallSpan, LocalReplyReason, Protocol},
+    telemetry::{LocalReplyReason, Protocol},
     within::within,
 };
 
@@ -33,27 +33,19 @@ use crate::{
 pub(super) async fn send<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: Request<Body>,
-    beginning: Beginning,
+    ([started, now], waiting): ([Instant; 2], Unclaimed<M>),
     options: CallOptions,
     mut drawn: SplitMix64,
 ) -> CallResult<M> {
     let mut outgoing = Outgoing::new(request);
     let (protocol, timeout) = read::<AsError>(&outgoing.head().headers);
     let timeout = timeout.cloned();
-    let Beginning { started, now, span } = beginning;
-    let span = match span {
-        Some(span) => span,
-        None => {
-            let telemetry = listener.telemetry();
-            telemetry.start_call_span(|| CallHead::of(listener.name(), outgoing.head(), protocol))
-        }
-    };
     let live = listener.load();
     let mut call = Filtered {
         listener: &listener,
         protocol,
         deadline: None,
-        span,
+        waiting,
     };
     let name = listener.name();
     let Some(live) = live.ready() else {
@@ -75,10 +67,10 @@ pub(super) async fn send<M: MakeEndpoint>(
 }
 
 struct Filtered<'l, M: MakeEndpoint> {
-    listener: &'l ListenerRuntime<M>,
+    listener: &'l Arc<ListenerRuntime<M>>,
     protocol: Protocol,
     deadline: Option<Instant>,
-    span: CallSpan,
+    waiting: Unclaimed<M>,
 }
 
 impl<M: MakeEndpoint> Filtered<'_, M> {
@@ -161,8 +153,9 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
             listener,
             protocol,
             deadline,
-            span,
+            waiting,
         } = self;
+        let span = waiting.claim();
         let in_flight = InFlight::begin(state, started, deadline, protocol, span);
         let now = Instant::now();
         let permitted = (in_flight, chosen);
@@ -184,11 +177,13 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
     fn count_one(&self, filter: &str, action: FilterAction) {
         let metrics = self.listener.telemetry().metrics();
         metrics.filtered("client", filter, action);
-        self.span.filtered(filter, action);
+        if let Some(span) = self.waiting.span() {
+            span.filtered(filter, action);
+        }
     }
 
     fn fail(&mut self, error: Error) -> CallResult<M> {
-        self.listener.fail(&mut self.span, &error);
+        self.waiting.fail(&error);
         Err(error)
     }
 
@@ -214,8 +209,7 @@ impl<M: MakeEndpoint> Filtered<'_, M> {
 
     fn reply(&mut self, reply: LocalReply) -> CallResult<M> {
         let code = reply.code(self.protocol);
-        self.listener
-            .end_locally(&mut self.span, reply.reason, code);
+        self.waiting.end(reply.reason, code);
         Ok(reply.into_response())
     }
 }

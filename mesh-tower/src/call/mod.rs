@@ -21,6 +21,8 @@ mod decided;
 mod filtered;
 mod future;
 mod mirror;
+mod redirects;
+mod unclaimed;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,11 +36,15 @@ use mesh_core::{
 };
 use tokio::time::Instant;
 
-use self::attempts::{Again, Attempts, Next};
+pub(crate) use self::redirects::Redirects;
 pub use self::{
     attempts::TRANSPARENT_RETRIES_MAX,
     future::ResponseFuture,
     mirror::{MIRROR_RESPONSE_BYTES_MAX, MIRROR_TIMEOUT, MIRRORS_IN_FLIGHT_MAX},
+};
+use self::{
+    attempts::{Again, Attempts, Next},
+    unclaimed::Unclaimed,
 };
 use crate::{
     Body, REPLAY_BYTES_MAX, ResponseBody,
@@ -156,23 +162,37 @@ impl Beginning {
 }
 
 /// [`start`] once there is a configuration.
-async fn start_when_ready<M: MakeEndpoint>(
+fn start_when_ready<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: Request<Body>,
     started: Instant,
     options: CallOptions,
-) -> CallResult<M> {
+) -> impl Future<Output = CallResult<M>> + Send {
     let (protocol, timeout) = read::<AsError>(request.headers());
     let asked = asked_deadline(timeout, started);
-    let mut outgoing = Outgoing::new(request);
+    let outgoing = Outgoing::new(request);
+    let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
+    let span = listener.telemetry().start_call_span(head);
+    let waiting = Unclaimed::new(&listener, span);
+    wait_until_ready(listener, outgoing, waiting, (started, asked), options)
+}
+
+async fn wait_until_ready<M: MakeEndpoint>(
+    listener: Arc<ListenerRuntime<M>>,
+    mut outgoing: Outgoing<'_>,
+    mut waiting: Unclaimed<M>,
+    (started, asked): (Instant, Option<Instant>),
+    options: CallOptions,
+) -> CallResult<M> {
     let failed = match within(asked, listener.ready()).await {
         Some(Ok(live)) => {
             let Some(live) = live.ready() else {
                 unreachable!("ready() returns only usable ones")
             };
             let beginning = Beginning {
+                started,
                 now: Instant::now(),
-                ..Beginning::at(started)
+                span: Some(waiting.claim()),
             };
             return start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options)
                 .await;
@@ -183,9 +203,7 @@ async fn start_when_ready<M: MakeEndpoint>(
             "the deadline passed before there was a configuration",
         ),
     };
-    let head = || CallHead::of(listener.name(), outgoing.head(), protocol);
-    let mut span = listener.telemetry().start_call_span(head);
-    listener.fail(&mut span, &failed);
+    waiting.fail(&failed);
     Err(failed)
 }
 
@@ -194,7 +212,7 @@ async fn start_when_named<M: MakeEndpoint>(
     listener: Arc<ListenerRuntime<M>>,
     request: Request<Body>,
     cluster: Box<str>,
-    mut beginning: Beginning,
+    (mut beginning, mut waiting): (Beginning, Unclaimed<M>),
     options: CallOptions,
 ) -> CallResult<M> {
     let (_, timeout) = read::<AsError>(request.headers());
@@ -214,7 +232,7 @@ async fn start_when_named<M: MakeEndpoint>(
     let live = match live {
         Ok(live) => live,
         Err(error) => {
-            listener.fail(&mut beginning.span.unwrap_or_default(), &error);
+            waiting.fail(&error);
             return Err(error);
         }
     };
@@ -222,6 +240,7 @@ async fn start_when_named<M: MakeEndpoint>(
         unreachable!("ready() returns only usable ones")
     };
     beginning.now = Instant::now();
+    beginning.span = Some(waiting.claim());
     let mut outgoing = Outgoing::new(request);
     start_at::<M, AsError>(&listener, live, &mut outgoing, beginning, options).await
 }
@@ -234,18 +253,30 @@ fn start_at<M: MakeEndpoint, S: ShowError>(
     beginning: Beginning,
     options: CallOptions,
 ) -> ResponseFuture<M, S> {
-    let mut rng = rng::fork();
+    start_drawn(listener, live, outgoing, beginning, options, rng::fork())
+}
+
+/// [`start_at`] with these draws.
+#[inline]
+fn start_drawn<M: MakeEndpoint, S: ShowError>(
+    listener: &Arc<ListenerRuntime<M>>,
+    live: &LiveSnapshot<M>,
+    outgoing: &mut Outgoing<'_>,
+    beginning: Beginning,
+    options: CallOptions,
+    mut rng: SplitMix64,
+) -> ResponseFuture<M, S> {
     let (started, now) = (beginning.started, beginning.now);
     let drawn = rng.clone();
     let permitted = permit::<M, S>(listener, live, outgoing, beginning, &mut rng);
     let (in_flight, chosen) = match permitted {
         Ok(permitted) => permitted,
         Err((Stop::Filtered, span)) => {
+            let waiting = Unclaimed::new(listener, span);
             let listener = Arc::clone(listener);
             let request = outgoing.take_absolute();
-            let span = Some(span);
-            let beginning = Beginning { started, now, span };
-            let filtered = filtered::send(listener, request, beginning, options, drawn);
+            let times = [started, now];
+            let filtered = filtered::send(listener, request, (times, waiting), options, drawn);
             return ResponseFuture::later(filtered);
         }
         Err((Stop::Failed(error), _)) => return ResponseFuture::failed(error),
@@ -260,10 +291,11 @@ fn start_at<M: MakeEndpoint, S: ShowError>(
             return ResponseFuture::failed(error);
         }
         Err((Stop::Unknown(cluster), span)) => {
+            let waiting = Unclaimed::new(listener, span);
             let listener = Arc::clone(listener);
             let request = outgoing.take_absolute();
-            let span = Some(span);
-            let beginning = Beginning { started, now, span };
+            let span = None;
+            let beginning = (Beginning { started, now, span }, waiting);
             let named = start_when_named(listener, request, cluster, beginning, options);
             return ResponseFuture::later(named);
         }
@@ -275,7 +307,7 @@ fn start_at<M: MakeEndpoint, S: ShowError>(
 /// Stages 11 and 12: sends a request that has its permit, at `now`.
 #[inline]
 fn proceed<M: MakeEndpoint, S>(
-    listener: &ListenerRuntime<M>,
+    listener: &Arc<ListenerRuntime<M>>,
     live: &LiveSnapshot<M>,
     outgoing: &mut Outgoing<'_>,
     now: Instant,
@@ -319,7 +351,7 @@ impl Sending<'_> {
     #[inline(always)]
     fn send<M: MakeEndpoint, S>(
         self,
-        listener: &ListenerRuntime<M>,
+        listener: &Arc<ListenerRuntime<M>>,
         live: &LiveSnapshot<M>,
         outgoing: &mut Outgoing<'_>,
         mut in_flight: InFlight<M>,
@@ -352,16 +384,26 @@ impl Sending<'_> {
         if let Some(extras) = &in_flight.extras
             && extras.is_watched()
         {
-            if extras.hedge.is_some() && again.is_none() {
+            if extras.repeats() && again.is_none() {
                 again = Some(Box::new(Again::keep(
                     None,
                     self.replay_bytes_max(),
                     outgoing,
                 )));
             }
+            let redirects = in_flight
+                .extras
+                .as_mut()
+                .and_then(|extras| extras.redirects.take());
             let request = outgoing.take_absolute();
             let attempts = Attempts::new(in_flight, again, until);
-            return ResponseFuture::later(attempts.run(Next::Send(request)));
+            return match redirects {
+                None => ResponseFuture::later(attempts.run(Next::Send(request))),
+                Some(redirects) => {
+                    let listener = Arc::clone(listener);
+                    ResponseFuture::later(redirects.follow(listener, attempts, request, options))
+                }
+            };
         }
         match in_flight.state.pick(rng, &[], in_flight.affinity()) {
             Some(Ok(endpoint)) => {

@@ -309,6 +309,11 @@ impl<M: MakeEndpoint> InFlight<M> {
         error.with_attempt(self.attempts, self.endpoint())
     }
 
+    /// The call ends with an answer of this process.
+    pub(crate) fn answer(mut self, code: Code) {
+        self.ended = Some(code);
+    }
+
     /// The response was read to its end, with these trailers.
     pub(crate) fn complete(&mut self, trailers: Option<&HeaderMap>) {
         let status = trailers.and_then(grpc_status);

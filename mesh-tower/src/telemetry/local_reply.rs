@@ -53,6 +53,8 @@ pub(crate) enum LocalReplyReason {
     NotServing,
     /// The application failed.
     ApplicationFailed,
+    /// Its caller went away first: nobody was answered.
+    Cancelled,
 }
 
 impl From<FilterAction> for LocalReplyReason {
@@ -68,7 +70,7 @@ impl From<ErrorKind> for LocalReplyReason {
 }
 
 impl LocalReplyReason {
-    const OWN: [Self; 13] = [
+    const OWN: [Self; 14] = [
         Self::Redirect,
         Self::DirectResponse,
         Self::Unauthenticated,
@@ -82,6 +84,7 @@ impl LocalReplyReason {
         Self::RequestTimeout,
         Self::NotServing,
         Self::ApplicationFailed,
+        Self::Cancelled,
     ];
     const COUNT: usize = Self::OWN.len() + FilterAction::ALL.len() + ErrorKind::ALL.len();
 
@@ -116,6 +119,7 @@ impl LocalReplyReason {
             Self::RequestTimeout => "request_timeout",
             Self::NotServing => "not_serving",
             Self::ApplicationFailed => "application_failed",
+            Self::Cancelled => "cancelled",
         }
     }
 }

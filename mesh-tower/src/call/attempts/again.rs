@@ -74,11 +74,19 @@ impl Again {
     }
 
     /// The body of another attempt; those under way go on `beside` it or end.
-    pub(super) fn body(&self, beside: bool) -> Option<Body> {
+    pub(in crate::call) fn body(&self, beside: bool) -> Option<Body> {
         match beside {
             true => self.replay.attempt_beside(),
             false => self.replay.attempt(),
         }
+    }
+
+    /// The request again as it was kept, without its body; `None` when that was not sent to its end
+    /// and kept.
+    pub(in crate::call) fn whole_request(&self) -> Option<Request<Body>> {
+        self.replay
+            .is_whole()
+            .then(|| self.head.request(Body::empty()))
     }
 
     /// The request again.

@@ -84,6 +84,31 @@ enum Ended<M: MakeEndpoint> {
     Failed(Error),
 }
 
+/// A call whose attempts have come to something.
+pub(super) struct Finished<M: MakeEndpoint> {
+    pub(super) call: InFlight<M>,
+    pub(super) again: Option<Box<Again>>,
+    pub(super) result: Result<(AttemptResult<M>, Outcome), Error>,
+}
+
+impl<M: MakeEndpoint> Finished<M> {
+    /// The call ends with it.
+    pub(super) fn end(self) -> CallResult<M> {
+        match self.result {
+            Ok((result, outcome)) => result.end(self.call, outcome),
+            Err(error) => Err(self.call.fail(error)),
+        }
+    }
+
+    /// The call ends with the head of its response, which somebody else goes on with.
+    pub(super) fn end_with_head(mut self) {
+        if let Ok((AttemptResult::Response(mut response), outcome)) = self.result {
+            self.call.respond(&mut response, outcome);
+            self.call.complete(None);
+        }
+    }
+}
+
 /// What time brings.
 #[derive(Clone, Copy)]
 enum Due {
@@ -116,7 +141,12 @@ impl<M: MakeEndpoint> Attempts<M> {
     }
 
     /// Goes on until there is a response or nothing is left to try.
-    pub(super) async fn run(mut self, next: Next<M>) -> CallResult<M> {
+    pub(super) async fn run(self, next: Next<M>) -> CallResult<M> {
+        self.finish(next).await.end()
+    }
+
+    /// The same, before the call ends with it.
+    pub(super) async fn finish(mut self, next: Next<M>) -> Finished<M> {
         let ended = match next {
             Next::Send(request) => match self.call.name_destination(&request) {
                 Ok(()) => {
@@ -137,19 +167,27 @@ impl<M: MakeEndpoint> Attempts<M> {
             None => std::future::poll_fn(|cx| self.poll(cx)).await,
         };
         let Self {
-            mut call, lanes, ..
+            mut call,
+            again,
+            lanes,
+            ..
         } = self;
         // Resets their streams, and gives their permits back.
         drop(lanes);
-        match ended {
+        let result = match ended {
             Ended::Attempt(attempt, permit, result, outcome) => {
                 call.adopt(attempt);
                 if let Some(permit) = permit {
                     call.keep(permit);
                 }
-                result.end(call, outcome)
+                Ok((result, outcome))
             }
-            Ended::Failed(error) => Err(call.fail(error)),
+            Ended::Failed(error) => Err(error),
+        };
+        Finished {
+            call,
+            again,
+            result,
         }
     }
 

@@ -33,7 +33,9 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use mesh_core::config::{FilterConfig, FilterOverride, FilterOverrides, HttpFilter, RouterOptions};
+use mesh_core::config::{
+    FilterConfig, FilterOverride, FilterOverrides, HttpFilter, RouterOptions, StrictHeaders,
+};
 
 use super::{
     path::Sink,
@@ -123,10 +125,24 @@ fn decode_router(sink: &mut Sink, any: &Any) -> RouterOptions {
         return RouterOptions::default();
     };
     report!(sink, router, [upstream_http_filters, upstream_log]);
-    report!(sink, router, [strict_check_headers]);
+    let mut strict_headers = StrictHeaders::default();
+    sink.each(
+        "strict_check_headers",
+        &router.strict_check_headers,
+        |sink, name| {
+            if !strict_headers.insert(name) {
+                let known = StrictHeaders::NAMES.join(", ");
+                return sink.error(format!(
+                    "{name:?} cannot be checked; those that can: {known}"
+                ));
+            }
+            Some(())
+        },
+    );
     RouterOptions {
         suppress_envoy_headers: router.suppress_envoy_headers,
         respect_expected_rq_timeout: router.respect_expected_rq_timeout,
+        strict_headers,
     }
 }
 

@@ -21,7 +21,7 @@ use mesh_core::{
 use super::{
     Side, hash,
     headers::{self, header_name},
-    hedge,
+    hedge, internal_redirect,
     retry::retry_policy,
     rewrite,
 };
@@ -80,10 +80,6 @@ fn forward(
     sink.ignore([
         ("cors", proto.cors.is_some()),
         (
-            "internal_redirect_policy",
-            proto.internal_redirect_policy.is_some(),
-        ),
-        (
             "retry_policy_typed_config",
             proto.retry_policy_typed_config.is_some(),
         ),
@@ -96,9 +92,7 @@ fn forward(
             early_data_policy,
             flush_timeout,
             grpc_timeout_offset,
-            internal_redirect_action,
             max_grpc_timeout,
-            max_internal_redirects,
             upgrade_configs,
         ]
     );
@@ -198,6 +192,7 @@ fn extras(
         },
         hedge,
         metadata_match: lb_metadata::of_lb(proto.metadata_match.as_ref()),
+        internal_redirect: internal_redirect::policy(sink, proto),
     })
 }
 

@@ -8,6 +8,7 @@ mod action;
 mod hash;
 pub(super) mod headers;
 mod hedge;
+mod internal_redirect;
 pub(crate) mod matcher;
 mod retry;
 mod rewrite;

@@ -4,8 +4,8 @@ use envoy_types::pb::envoy::{
     config::{
         core::v3::{HeaderValue, HeaderValueOption},
         route::v3::{
-            DirectResponseAction, HedgePolicy, QueryParameterMatcher, RedirectAction, RetryPolicy,
-            Route, RouteAction, RouteMatch,
+            DirectResponseAction, HedgePolicy, InternalRedirectPolicy, QueryParameterMatcher,
+            RedirectAction, RetryPolicy, Route, RouteAction, RouteMatch,
             retry_policy::{
                 RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryPriority, retry_priority,
             },
@@ -97,6 +97,9 @@ pub(super) fn add_all(t: &mut Vec<(String, BTreeMap<String, Fate>)>) {
     });
     add(t, "", k, &HedgePolicy::default(), |m| {
         with_route(|action| action.hedge_policy = Some(m))
+    });
+    add(t, "", k, &InternalRedirectPolicy::default(), |m| {
+        with_route(|action| action.internal_redirect_policy = Some(m))
     });
     add(t, "", k, &MaxStreamDuration::default(), |m| {
         with_route(|action| action.max_stream_duration = Some(m))
