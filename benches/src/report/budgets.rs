@@ -148,6 +148,16 @@ fn wire(measured: &Measured<'_>) -> Vec<Line> {
             " µs",
             ours.zip(bare).map(|(ours, bare)| ours - bare),
         ));
+        let bare = difference(
+            "tonic Channels over rustls, ten in turn",
+            "tonic Channels, ten in turn",
+        );
+        lines.push(at_most(
+            &format!("the same, less what bare rustls adds on ten connections, {case}"),
+            0.0,
+            " µs",
+            ours.zip(bare).map(|(ours, bare)| ours - bare),
+        ));
         for version in ["HTTP/1.1", "HTTP/2"] {
             let table = format!("{version} 64 B, closed loop");
             let of = |name| measured.figure(&table, case, name, client);

@@ -84,6 +84,34 @@ impl<C: EchoChannel> Call for Unary<C> {
     }
 }
 
+/// Several ways to call, one after the other.
+#[derive(Debug)]
+pub struct InTurn<C> {
+    calls: Vec<C>,
+    at: usize,
+}
+
+impl<C: Call> InTurn<C> {
+    /// Begins with the second.
+    pub fn new(calls: Vec<C>) -> Self {
+        Self { calls, at: 0 }
+    }
+}
+
+impl<C: Call> Call for InTurn<C> {
+    fn fork(&self, caller: usize) -> Self {
+        Self {
+            calls: self.calls.iter().map(|call| call.fork(caller)).collect(),
+            at: caller,
+        }
+    }
+
+    async fn call(&mut self) -> anyhow::Result<()> {
+        self.at = (self.at + 1) % self.calls.len();
+        self.calls[self.at].call().await
+    }
+}
+
 /// A message there and back on a stream that stays open.
 #[derive(Debug)]
 pub struct PingPong<C> {

@@ -38,7 +38,7 @@ use crate::{
     },
     library::runtime,
 };
-use calls::{EchoChannel, Http, PingPong, Unary};
+use calls::{EchoChannel, Http, InTurn, PingPong, Unary};
 use envoy::Sidecars;
 use world::World;
 
@@ -173,7 +173,7 @@ impl Stage {
         results: &mut Results,
     ) -> anyhow::Result<Vec<Entrant>> {
         let server = self.server.pid();
-        let entrant = |name, call, proxies| Entrant {
+        let entrant = |name, call: Box<dyn Loaded>, proxies| Entrant {
             name,
             call,
             server,
@@ -203,6 +203,24 @@ impl Stage {
                 proxies: vec![],
             },
         ];
+        if let Kind::Unary(bytes @ 64) = kind {
+            // What ten connections cost without a library, plaintext and secure.
+            let plain = self.plain.grpc.iter().map(|address| bare(*address));
+            let secure = self.plain.grpc.iter();
+            let secure = secure.map(|_| tls::channel(self.plain.tls, &self.plain.client));
+            let in_turn = |channels: anyhow::Result<Vec<_>>| {
+                let calls = channels?.into_iter();
+                let calls = calls.map(|channel| Unary::new(channel, bytes)).collect();
+                anyhow::Ok(Box::new(InTurn::new(calls)))
+            };
+            let (plain, secure) = (in_turn(plain.collect())?, in_turn(secure.collect())?);
+            entrants.push(entrant("tonic Channels, ten in turn", plain, vec![]));
+            entrants.push(entrant(
+                "tonic Channels over rustls, ten in turn",
+                secure,
+                vec![],
+            ));
+        }
         #[cfg(feature = "peers")]
         match tonic_xds_peer::channel(&self.world) {
             Ok(channel) => {

@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     Body, REPLAY_BYTES_MAX, ResponseBody,
-    cluster::{ClusterRuntime, EndpointService, MakeEndpoint},
+    cluster::{BoundCluster, EndpointService, MakeEndpoint},
     context::{self, GRPC_TIMEOUT},
     error::{AsError, DispatchError, Error, ErrorKind, ShowError},
     headers::find_own,
@@ -431,7 +431,7 @@ impl Sending<'_> {
 struct Chosen<'l, M: MakeEndpoint> {
     route: &'l CompiledRoute,
     forward: &'l ForwardAction,
-    cluster: &'l Arc<ClusterRuntime<M>>,
+    cluster: &'l BoundCluster<M>,
     /// Made where the route asks for more.
     decision: Option<Box<Decision<'l>>>,
     session: Option<Box<Session>>,

@@ -18,6 +18,6 @@ pub(crate) use endpoint::Signals;
 pub use endpoint::{
     Attached, BoxExchange, EndpointContext, EndpointService, Exchange, IsCurrent, MakeEndpoint,
 };
-pub(crate) use registry::{BoundClusters, ClusterRegistry};
+pub(crate) use registry::{BoundCluster, BoundClusters, ClusterRegistry};
 pub(crate) use runtime::ClusterRuntime;
 pub(crate) use state::{Affinity, ClusterState, pick_later};

@@ -12,7 +12,7 @@ use mesh_core::{
     snapshot::{ClusterHandle, Snapshot},
 };
 
-use super::{ClusterRuntime, MakeEndpoint};
+use super::{ClusterRuntime, ClusterState, MakeEndpoint, runtime::States};
 use crate::telemetry::Metrics;
 
 /// Clusters in use.
@@ -39,7 +39,7 @@ impl<M: MakeEndpoint> ClusterRegistry<M> {
             match held {
                 Some(runtime) => {
                     runtime.follow(handle);
-                    OnceLock::from(runtime)
+                    OnceLock::from(BoundCluster::new(runtime))
                 }
                 None => OnceLock::new(),
             }
@@ -72,10 +72,31 @@ impl<M: MakeEndpoint> ClusterRegistry<M> {
     }
 }
 
+/// A cluster of a snapshot, in use.
+pub(crate) struct BoundCluster<M: MakeEndpoint> {
+    states: States<M>,
+    runtime: Arc<ClusterRuntime<M>>,
+}
+
+impl<M: MakeEndpoint> BoundCluster<M> {
+    fn new(runtime: Arc<ClusterRuntime<M>>) -> Self {
+        Self {
+            states: runtime.states().clone(),
+            runtime,
+        }
+    }
+
+    /// The newest endpoints and policy.
+    #[inline]
+    pub(crate) fn load(&self) -> Arc<ClusterState<M>> {
+        self.states.local().load()
+    }
+}
+
 /// The runtimes of a snapshot's clusters, index by index. One is made by the first request to its
 /// cluster: most clusters of a large mesh are never called by a process, and cost it nothing here.
 pub(crate) struct BoundClusters<M: MakeEndpoint> {
-    bound: Box<[OnceLock<Arc<ClusterRuntime<M>>>]>,
+    bound: Box<[OnceLock<BoundCluster<M>>]>,
     snapshot: Arc<Snapshot>,
     registry: Arc<ClusterRegistry<M>>,
 }
@@ -85,23 +106,24 @@ impl<M: MakeEndpoint> BoundClusters<M> {
     /// without it their connections would end with that snapshot.
     pub(crate) fn take_over(&self, before: &Self) {
         let made = before.bound.iter().zip(&before.snapshot.clusters);
-        for (runtime, handle) in made {
+        for (bound, handle) in made {
             let clusters = &self.snapshot.clusters;
             let place = || clusters.binary_search_by(|held| held.name.cmp(&handle.name));
-            if let Some(runtime) = runtime.get()
+            if let Some(BoundCluster { runtime, .. }) = bound.get()
                 && let Ok(index) = place()
-                && self.bound[index].set(Arc::clone(runtime)).is_ok()
+                && let bound = BoundCluster::new(Arc::clone(runtime))
+                && self.bound[index].set(bound).is_ok()
             {
                 runtime.follow(&clusters[index]);
             }
         }
     }
 
-    /// The runtime of a cluster, by its index in the snapshot. Must be called inside a tokio runtime.
+    /// A cluster, by its index in the snapshot. Must be called inside a tokio runtime.
     #[inline]
-    pub(crate) fn get(&self, index: u32) -> &Arc<ClusterRuntime<M>> {
+    pub(crate) fn get(&self, index: u32) -> &BoundCluster<M> {
         let index = index as usize;
-        let make = || self.registry.get_or_make(&self.snapshot.clusters[index]);
-        self.bound[index].get_or_init(make)
+        let runtime = || self.registry.get_or_make(&self.snapshot.clusters[index]);
+        self.bound[index].get_or_init(|| BoundCluster::new(runtime()))
     }
 }

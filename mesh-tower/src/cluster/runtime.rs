@@ -28,12 +28,15 @@ use super::{
 };
 use crate::{rng, telemetry::Metrics};
 
+/// The newest state of a cluster: the same for all, but a call's reference count is its thread's own.
+/// Clones follow it, too.
+pub(super) type States<M> = Sharded<Rcu<ClusterState<M>>>;
+
 /// One cluster of the process.
 pub(crate) struct ClusterRuntime<M: MakeEndpoint> {
     totals: Arc<ClusterTotals>,
     make: Arc<M>,
-    /// The same for all, but a call's reference count is its thread's own.
-    state: Sharded<Rcu<ClusterState<M>>>,
+    states: States<M>,
     pub(super) signals: Arc<Signals>,
     checks: HealthChecks,
     reports: LoadReports<M>,
@@ -69,7 +72,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
                 || ClusterState::new(&snapshot, &services, &totals, load, &signals, runtime);
             let state = || Rcu::new(Arc::new(state()));
             Self {
-                state: Sharded::new(state),
+                states: Sharded::new(state),
                 totals: Arc::clone(&totals),
                 make,
                 signals: Arc::clone(&signals),
@@ -136,10 +139,14 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         next.into_iter().chain(reports).chain(swept).min()
     }
 
+    /// Where the newest endpoints and policy are.
+    pub(super) fn states(&self) -> &States<M> {
+        &self.states
+    }
+
     /// The newest endpoints and policy.
-    #[inline]
     pub(crate) fn load(&self) -> Arc<ClusterState<M>> {
-        self.state.local().load()
+        self.states.local().load()
     }
 
     fn update(self: &Arc<Self>, snapshot: &Arc<ClusterSnapshot>) {
@@ -152,7 +159,7 @@ impl<M: MakeEndpoint> ClusterRuntime<M> {
         let load = Arc::clone(&self.load.lock().unwrap_or_else(PoisonError::into_inner));
         let (totals, signals, runtime) = (&self.totals, &self.signals, &Arc::downgrade(self));
         let state = || ClusterState::new(snapshot, &services, totals, &load, signals, runtime);
-        Rcu::replace_all(self.state.iter().map(|shard| (shard, Arc::new(state()))));
+        Rcu::replace_all(self.states.iter().map(|shard| (shard, Arc::new(state()))));
         self.totals.calls.set_endpoints(snapshot);
         self.checks.follow(snapshot, &self.make, &self.signals);
         self.reports.keep(&services);

@@ -29,11 +29,6 @@ impl<M: MakeEndpoint> EndpointSlot<M> {
     pub(crate) fn service(&self) -> &M::Endpoint {
         &self.service
     }
-
-    /// A request begins.
-    pub(crate) fn begin(&self) {
-        self.stats.begin();
-    }
 }
 
 pub(super) fn by_address<M: MakeEndpoint>(

@@ -327,6 +327,13 @@ impl<M: MakeEndpoint> ClusterState<M> {
         self.observes() || self.load.wants_metrics()
     }
 
+    /// An attempt begins on an endpoint, by its index.
+    #[inline]
+    pub(crate) fn begin_attempt(&self, endpoint: u32) {
+        // Not those of the slot, which are the same: the pick has just read these.
+        self.snapshot.endpoints[endpoint as usize].stats.begin();
+    }
+
     /// An attempt has ended, after `latency` where that is [wanted](Self::observes), with a `report`
     /// of its backend where that [is](Self::wants_report).
     pub(crate) fn end_attempt(

@@ -75,7 +75,7 @@ impl<M: MakeEndpoint> InFlight<M> {
         self.attempts += 1;
         let observes = state.observes();
         let slot = state.slot(endpoint);
-        slot.begin();
+        state.begin_attempt(endpoint);
         let (name, headers) = (state.name().as_str(), &mut outgoing.head_mut().headers);
         let span = self
             .span

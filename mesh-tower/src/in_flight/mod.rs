@@ -118,7 +118,7 @@ impl<M: MakeEndpoint> InFlight<M> {
             self.clock = Some(Box::new(Clock::Began(Instant::now())));
         }
         let slot = self.state.slot(endpoint);
-        slot.begin();
+        self.state.begin_attempt(endpoint);
         if self.span.is_some() {
             let name = self.state.name().as_str();
             let headers = &mut outgoing.head_mut().headers;
