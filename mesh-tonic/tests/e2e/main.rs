@@ -48,6 +48,7 @@ async fn split_world() -> (World, [Server; 3]) {
     ];
     world.write("endpoints.yaml", &all_endpoints(&servers));
     world.write("routes.yaml", &routes(90, 10));
+    world.is_read().await;
     (world, servers)
 }
 
@@ -213,6 +214,7 @@ async fn certificates_of_twenty_seconds_rotate_three_times_under_load_without_a_
     world.write("security.yaml", SECURITY);
     let server = world.greeter("v1").await;
     world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    world.is_read().await;
     let frontend = world.member("frontend").await;
     let load = Load::start(&greeter_client(&frontend), 2);
     load.next(50).await;
@@ -305,6 +307,7 @@ async fn a_process_that_starts_without_the_control_plane_routes_by_its_state_fil
     let mut world = World::start().await;
     let server = world.greeter("v1").await;
     world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    world.is_read().await;
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let first = world.member_builder("frontend").state_file(&state);
@@ -368,6 +371,7 @@ async fn processes_that_start_without_the_control_plane_call_over_mutual_tls() {
     let greeter = member("greeter", &world).await;
     let server = world.greeter_of(greeter, "v1").await;
     world.write("endpoints.yaml", &endpoints(&[("v1", server.address)]));
+    world.is_read().await;
     let frontend = member("frontend", &world).await;
     assert_eq!(answered(&frontend).await.peer, frontend_id);
 

@@ -94,6 +94,7 @@ async fn members_with_files_of_an_agent_serve_and_call_and_take_each_rotation() 
     let greeter = member(&world, "greeter", files(&theirs)).await;
     let served = world.greeter_of(greeter, "v1").await;
     world.write("endpoints.yaml", &endpoints(&[("v1", served.address)]));
+    world.is_read().await;
     let frontend = member(&world, "frontend", files(&ours)).await;
     let reply = greeter_client(&frontend).say_hello(hello()).await.unwrap();
     assert_eq!(reply.into_inner().peer, FRONTEND);
@@ -221,6 +222,7 @@ async fn members_with_the_workload_api_serve_and_call_also_a_federated_trust_dom
     let greeter = member(&world, "greeter", workload_api(&at("greeter"), greeter)).await;
     let served = world.greeter_of(greeter.clone(), "v1").await;
     world.write("endpoints.yaml", &endpoints(&[("v1", served.address)]));
+    world.is_read().await;
     let frontend_api = workload_api(&at("frontend"), frontend);
     let peer = async |member: &Mesh| {
         let reply = greeter_client(member).say_hello(hello()).await;
@@ -351,6 +353,7 @@ async fn a_leaf_that_was_just_issued_is_valid_to_clocks_five_minutes_off_in_eith
     keeper.renew().await.unwrap();
     let served = world.greeter("v1").await;
     world.write("endpoints.yaml", &endpoints(&[("v1", served.address)]));
+    world.is_read().await;
     let frontend = world.member("frontend").await;
     greeter_client(&frontend).say_hello(hello()).await.unwrap();
 

@@ -109,6 +109,7 @@ async fn a_request_with_a_retry_is_one_trace_with_the_right_parents() {
     let second = world.greeter_at(any, "v1", greeter_telemetry.clone()).await;
     let v1 = [("v1", greeter.address), ("v1", second.address)];
     world.write("endpoints.yaml", &endpoints(&v1));
+    world.is_read().await;
 
     let frontend_telemetry = telemetry("frontend");
     let frontend = world

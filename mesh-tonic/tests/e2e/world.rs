@@ -14,7 +14,9 @@ use std::{
     time::Duration,
 };
 
-use control_plane::{ControlPlane, Running};
+use control_plane::{
+    ControlPlane, Running, cache::input_version, server::Progress, source::load_folder,
+};
 use mesh_examples::{
     greeter::{
         HelloReply, HelloRequest,
@@ -106,6 +108,16 @@ impl World {
         let temporary = self.dir.path().join(name);
         fs::write(&temporary, text).unwrap();
         fs::rename(temporary, path).unwrap();
+    }
+
+    /// Waits until clients have what was written: who asks for it before the control plane has read it
+    /// is told that there is no such thing.
+    pub(crate) async fn is_read(&self) {
+        let control_plane = self.control_plane.as_ref().unwrap();
+        let written = load_folder(&self.config_dir()).unwrap();
+        let version = input_version(&written.objects);
+        let waited = control_plane.wait(Some(version), MUST_HAPPEN).await;
+        assert_ne!(waited.progress, Progress::Unknown, "{waited:?}");
     }
 
     /// A member of the mesh that is `account` in the namespace `default`.
