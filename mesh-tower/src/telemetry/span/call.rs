@@ -59,7 +59,7 @@ impl CallSpan {
     }
 
     /// The context with this span, in which others are recorded as `sampled` says and not as this one
-    /// is. Whether they then are is up to the sampler of [`Telemetry`], which goes by the trace.
+    /// is. Whether they then are is up to the sampler of [`Telemetry`](crate::telemetry::Telemetry), which goes by the trace.
     pub(crate) fn context_sampled(&self, sampled: Option<bool>) -> Option<Context> {
         let context = self.context()?;
         let Some(sampled) = sampled else {
